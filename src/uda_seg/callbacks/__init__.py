@@ -1,0 +1,1 @@
+"""What happens around the step: the teacher's average, checkpoints, panels, progress."""

@@ -1,0 +1,1 @@
+"""One paper, one file: each reads top to bottom beside its paper."""

@@ -1,0 +1,1 @@
+"""Networks: tensors in, tensors out. Nothing here knows Lightning, Hydra or a training method."""

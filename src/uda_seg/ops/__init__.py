@@ -1,0 +1,1 @@
+"""Pure functions on tensors: the vocabulary the papers are written in."""
