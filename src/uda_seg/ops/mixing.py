@@ -1,0 +1,73 @@
+"""Class mixing: half of the source's classes pasted over the target.
+
+ClassMix, Olsson et al. 2021; across domains: DACS, Tranheden et al. 2021.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+LABEL_VALUES = 256  # a label is uint8: a table with 256 columns has an entry for every value it can take
+
+
+def draw_classes(
+    label: Tensor,
+    num_classes: int,
+    per: Literal["image", "batch"] = "image",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw which classes of each source image are pasted: half of those present, rounded up.
+
+    Args:
+        label: uint8 [B, H, W], source train ids.
+        num_classes: labels at or above it (255 = ignore) are no class.
+        per: "image" draws from the classes of that very image, as DACS describes. "batch" is the quirk of the
+            released code of DAFormer and its heirs: every image draws from the labels of the whole batch, and
+            the ignore label counts as one, so that an image may give fewer than half of its own classes.
+        generator: of the label's device; None = that device's default generator.
+
+    Returns:
+        bool [B, 256], true where pixels of that label value are pasted.
+    """
+    batch = label.shape[0]
+    present = torch.zeros(batch, LABEL_VALUES, dtype=torch.bool, device=label.device)
+    present.scatter_(1, label.flatten(1).long(), True)
+    if per == "batch":
+        present = present.any(0, keepdim=True).expand(batch, -1)
+    else:
+        present[:, num_classes:] = False
+    half = (present.sum(1, keepdim=True) + 1) // 2
+    scores = torch.rand(present.shape, generator=generator, device=label.device)
+    # Absent labels score below every draw, so the first ranks are a uniform permutation of the present ones.
+    rank = scores.masked_fill(~present, -1.0).argsort(1, descending=True).argsort(1)
+    return rank < half
+
+
+def class_mask(label: Tensor, keep: Tensor) -> Tensor:
+    """Look every pixel's label up in the drawn table.
+
+    Args:
+        label: uint8 [B, H, W].
+        keep: bool [B, 256] of `draw_classes`.
+
+    Returns:
+        bool [B, 1, H, W], true where the source pixel goes on top.
+    """
+    return keep.gather(1, label.flatten(1).long()).view_as(label).unsqueeze(1)
+
+
+def class_mix(source: Tensor, target: Tensor, keep: Tensor) -> Tensor:
+    """Paste the kept source pixels over the target (ClassMix, Olsson et al. 2021, eq. 1).
+
+    Args:
+        source: [B, C, H, W], image, label, one-hot, weight or depth.
+        target: [B, C, H, W], same dtype.
+        keep: bool [B, 1, H, W], true where the source pixel goes on top.
+
+    Returns:
+        [B, C, H, W]; a pixel comes from exactly one of the two, never a blend.
+    """
+    return torch.where(keep, source, target)
