@@ -1,7 +1,7 @@
-"""Strong augmentation of mixed and masked images: colour jitter and Gaussian blur (DACS, Tranheden et al. 2021).
+"""Strong augmentation of mixed and masked images: colour jitter and blur (DACS, Tranheden et al. 2021).
 
-Everything is batched with one factor per image. The draw is made on the host, so that neither the order of the
-operations nor the switches ever make the host wait for the device.
+Everything is batched with one factor per image. The draw is made on the host, so that neither the order of
+the operations nor the switches ever make the host wait for the device.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def draw_strong(
 ) -> StrongDraw:
     """Draw one strong augmentation for a batch.
 
-    The blur reaches ceil(3 sigma) pixels: 4 at the default. The released code takes 51 taps at a 512 crop, but the
-    weight beyond 4 pixels is 6e-5 per axis at most, far under one grey level (1/255).
+    The blur reaches ceil(3 sigma) pixels: 4 at the default. The released code takes 51 taps at a 512 crop, but
+    the weight beyond 4 pixels is 6e-5 per axis at most, far under one grey level (1/255).
 
     Args:
         batch: number of images B.
@@ -158,7 +158,7 @@ def gaussian_blur(image: Tensor, sigma: Tensor, radius: int) -> Tensor:
     offset = torch.arange(-radius, radius + 1, device=image.device, dtype=torch.float32)
     kernel = torch.softmax(-0.5 * (offset / sigma.float().unsqueeze(1)) ** 2, dim=1).to(image.dtype)
     kernel = kernel.repeat_interleave(channels, dim=0, output_size=batch * channels).unsqueeze(1)
-    # One depthwise convolution over B * C planes gives every image its own kernel; bfloat16 would lose grey levels.
+    # B * C planes in one depthwise convolution: every image its own kernel. bfloat16 would lose grey levels.
     with torch.autocast(image.device.type, enabled=False):
         planes = F.pad(image.reshape(1, batch * channels, height, width), (radius,) * 4, mode="reflect")
         planes = F.conv2d(planes, kernel.unsqueeze(2), groups=batch * channels)

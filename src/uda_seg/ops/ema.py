@@ -11,7 +11,8 @@ from torch import Tensor
 def ema_decay(step: int, alpha: float) -> float:
     """Share of the teacher that stays at update `step` (0-based): min(1 - 1 / (step + 1), alpha).
 
-    Update 0 copies the student; then the teacher is the plain mean of all students so far, until alpha takes over.
+    Update 0 copies the student; then the teacher is the plain mean of all students so far, until the decay
+    reaches alpha.
     """
     return min(1.0 - 1.0 / (step + 1), alpha)
 
@@ -22,8 +23,8 @@ def ema_update(teacher: Iterable[Tensor], student: Iterable[Tensor], decay: floa
 
     Args:
         teacher: parameters, and buffers where they are averaged too.
-        student: the tensors to follow, in the same order, shapes and dtypes. Integer ones (batch norm's counter)
-            have no mean and are copied.
+        student: the tensors to follow, in the same order, shapes and dtypes. Integer ones (batch norm's
+            counter) have no mean and are copied.
         decay: in [0, 1], from `ema_decay`.
     """
     pairs = list(zip(teacher, student, strict=True))

@@ -14,10 +14,10 @@ IGNORE = 255
 
 
 def cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Pixel-weighted cross-entropy (DAFormer, Hoyer et al. 2022, sec. 3.1), in float32 also under autocast.
+    """Pixel-weighted cross-entropy (DAFormer, Hoyer et al. 2022, sec. 3.1), in float32 even under autocast.
 
-    The mean is over *all* B * H * W pixels: ignored pixels give 0 but stay in the denominator, and weights are
-    not normalised. So a batch with few sure pixels pulls weakly, which is the point of the weight.
+    The mean is over *all* B * H * W pixels: ignored pixels give 0 but stay in the denominator, and weights
+    are not normalised. So a batch with few sure pixels pulls weakly, which is the point of the weight.
 
     Args:
         logits: [B, C, H, W].
