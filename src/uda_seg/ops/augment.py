@@ -54,7 +54,7 @@ def draw_strong(
 ) -> StrongDraw:
     """Draw one strong augmentation for a batch.
 
-    The blur reaches ceil(3 sigma) pixels: 4 at the default. The released code takes 51 taps at a 512 crop, but
+    The blur reaches ceil(3 sigma) pixels: 4 at the default. The released code takes 51 taps at a 512 crop;
     the weight beyond 4 pixels is 6e-5 per axis at most, far under one grey level (1/255).
 
     Args:
