@@ -1,0 +1,85 @@
+"""What reaches the step: the images of one domain, and one decoded sample on its way there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One decoded image with what lies on its pixels.
+
+    Args:
+        image: uint8 [H, W, 3], RGB.
+        label: uint8 [H, W], train ids, 255 = ignore; None where labels are not read.
+        valid: uint8 [H, W], 1 where a pseudo-label may be trusted; None: everywhere.
+    """
+
+    image: Array
+    label: Array | None = None
+    valid: Array | None = None
+
+    def map(self, image: Callable[[Array], Array], plane: Callable[[Array], Array]) -> Sample:
+        """Apply `image` to the image and `plane` to the label and the mask."""
+        return Sample(
+            image(self.image),
+            None if self.label is None else plane(self.label),
+            None if self.valid is None else plane(self.valid),
+        )
+
+
+@dataclass
+class DomainBatch:
+    """Images of one domain.
+
+    Args:
+        image: uint8 [B, 3, H, W], RGB.
+        label: uint8 [B, H, W], train ids, 255 = ignore; None where labels are never read (the target in
+            training). In validation it has the size of the label on disk, which may differ from the image's.
+        index: int64 [B], the images' places in the sorted data set.
+        valid: bool [B, H, W], false in padding and in the margins where pseudo-labels are not trusted.
+        depth: float32 [B, 1, H, W], inverse depth, exactly 1.0 = invalid; None where the data set has none.
+        pseudo: uint8 [B, H, W], stored pseudo-labels under the image's crop and flip; None: there are none.
+    """
+
+    image: Tensor
+    label: Tensor | None
+    index: Tensor
+    valid: Tensor
+    depth: Tensor | None = None
+    pseudo: Tensor | None = None
+
+    def _each(self, function: Callable[[Tensor], Tensor]) -> Self:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: function(t) for name, t in values.items() if t is not None})
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> Self:
+        """A copy on `device`; asynchronous towards a GPU only, as the host would read half-written memory."""
+        asynchronous = non_blocking and torch.device(device).type == "cuda"
+        return self._each(lambda tensor: tensor.to(device, non_blocking=asynchronous))
+
+    def pin_memory(self) -> Self:
+        """A copy in page-locked memory (the loader calls it when a GPU waits)."""
+        return self._each(Tensor.pin_memory)
+
+
+def collate(samples: Sequence[Sample], indices: Sequence[int]) -> DomainBatch:
+    """Stack samples of one size into a batch."""
+    images = np.stack([sample.image for sample in samples])
+    labels = [sample.label for sample in samples if sample.label is not None]
+    valid = [np.ones(s.image.shape[:2], np.uint8) if s.valid is None else s.valid for s in samples]
+    return DomainBatch(
+        image=torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
+        label=torch.from_numpy(np.stack(labels)) if labels else None,
+        index=torch.tensor(indices, dtype=torch.int64),
+        valid=torch.from_numpy(np.stack(valid)).bool(),
+    )

@@ -1,0 +1,138 @@
+"""The class taxonomy: names, train ids, raw-id tables, palettes and the class subsets that papers report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uda_seg.errors import UserError
+
+IGNORE = 255  # the train id of pixels that no loss and no metric counts
+
+
+@dataclass(frozen=True)
+class ClassSet:
+    """A list of classes; a class's train id is its place in the list.
+
+    Args:
+        name: How settings name the set, e.g. ``"cityscapes"``.
+        names: Class names, one per train id.
+        palette: RGB colours 0-255, one per train id.
+        things: Train ids of the countable objects (DAFormer's feature distance looks at these alone).
+        words: The names as they stand in a language model's prompt (LC-MSM renames four of them).
+        subsets: Train ids over which a mean is reported; the first subset is the default.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    things: tuple[int, ...]
+    words: tuple[str, ...]
+    subsets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def subset(self, name: str) -> tuple[int, ...]:
+        """Train ids of the subset called `name`; an unknown name is a UserError that lists the valid ones."""
+        if name not in self.subsets:
+            raise UserError(
+                f"data.eval_classes={name} is unknown for the classes of {self.name}; "
+                f"choose one of {', '.join(self.subsets)}"
+            )
+        return self.subsets[name]
+
+
+# Order and palette: Cityscapes (Cordts et al. 2016); 16 and 13: the classes that SYNTHIA results are reported on.
+CITYSCAPES = ClassSet(
+    name="cityscapes",
+    names=(
+        "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign",
+        "vegetation", "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
+    ),
+    palette=(
+        (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153), (153, 153, 153),
+        (250, 170, 30), (220, 220, 0), (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60),
+        (255, 0, 0), (0, 0, 142), (0, 0, 70), (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32),
+    ),
+    things=(6, 7, 11, 12, 13, 14, 15, 16, 17, 18),
+    words=(
+        "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign",
+        "vegetation", "terrain", "sky", "pedestrian", "driver", "car", "truck", "bus", "train", "motorbike", "bike",
+    ),
+    subsets={
+        "19": tuple(range(19)),
+        "16": tuple(c for c in range(19) if c not in (9, 14, 16)),
+        "13": tuple(c for c in range(19) if c not in (3, 4, 5, 9, 14, 16)),
+    },
+)  # fmt: skip
+
+# The 11-class form of CamVid (Brostow et al. 2009) that was published with SegNet.
+CAMVID = ClassSet(
+    name="camvid",
+    names=(
+        "sky", "building", "pole", "road", "pavement", "tree", "sign symbol", "fence", "car", "pedestrian",
+        "bicyclist",
+    ),
+    palette=(
+        (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (0, 0, 192), (128, 128, 0),
+        (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
+    ),
+    things=(6, 8, 9, 10),
+    words=(
+        "sky", "building", "pole", "road", "pavement", "tree", "traffic sign", "fence", "car", "pedestrian",
+        "cyclist",
+    ),
+    subsets={"11": tuple(range(11))},
+)  # fmt: skip
+
+CLASS_SETS: dict[str, ClassSet] = {classes.name: classes for classes in (CITYSCAPES, CAMVID)}
+
+# Raw id -> train id. A table names every id that may occur; any other id is another encoding or damage.
+_UNLABELLED = {IGNORE: IGNORE}
+CITYSCAPES_RAW: dict[int, int] = dict.fromkeys(range(35), IGNORE) | {
+    7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13,
+    27: 14, 28: 15, 31: 16, 32: 17, 33: 18,
+} | _UNLABELLED  # fmt: skip
+SYNTHIA_RAW: dict[int, int] = dict.fromkeys(range(23), IGNORE) | {
+    3: 0, 4: 1, 2: 2, 21: 3, 5: 4, 7: 5, 15: 6, 9: 7, 6: 8, 16: 9, 1: 10, 10: 11, 17: 12, 8: 13, 18: 14,
+    19: 15, 20: 16, 12: 17, 11: 18,
+}  # fmt: skip
+CITYSCAPES_TRAIN: dict[int, int] = {c: c for c in range(19)} | _UNLABELLED
+CAMVID_RAW: dict[int, int] = {c: c for c in range(11)} | {11: IGNORE} | _UNLABELLED
+
+# wall -> building, terrain -> tree, traffic light -> sign, truck / bus / train -> car,
+# rider / motorcycle / bicycle -> bicyclist
+CITYSCAPES_TO_CAMVID: dict[int, int] = {
+    0: 3, 1: 4, 2: 1, 3: 1, 4: 7, 5: 2, 6: 6, 7: 6, 8: 5, 9: 5, 10: 0, 11: 9, 12: 10, 13: 8, 14: 8, 15: 8,
+    16: 8, 17: 10, 18: 10,
+}  # fmt: skip
+CLASS_MAPS: dict[tuple[str, str], dict[int, int]] = {("cityscapes", "camvid"): CITYSCAPES_TO_CAMVID}
+
+
+def lookup_table(mapping: Mapping[int, int], missing: int = IGNORE) -> NDArray[np.uint8]:
+    """The mapping as uint8 [256]; ids that it does not name become `missing`."""
+    table = np.full(256, missing, np.uint8)
+    table[list(mapping)] = list(mapping.values())
+    return table
+
+
+def class_set(name: str) -> ClassSet:
+    """The class set called `name`; an unknown name is a UserError that lists the valid ones."""
+    if name not in CLASS_SETS:
+        raise UserError(f"data.classes={name} is unknown; choose one of {', '.join(CLASS_SETS)}")
+    return CLASS_SETS[name]
+
+
+def class_map(source: ClassSet, wanted: ClassSet) -> dict[int, int]:
+    """Train ids of `source` -> those of `wanted`, 255 stays; sets that cannot be matched are a UserError."""
+    if source.name == wanted.name:
+        return {c: c for c in range(len(source))} | _UNLABELLED
+    if (source.name, wanted.name) not in CLASS_MAPS:
+        raise UserError(
+            f"labels with the classes of {source.name} cannot be read as data.classes={wanted.name}"
+        )
+    return CLASS_MAPS[source.name, wanted.name] | _UNLABELLED

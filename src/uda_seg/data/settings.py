@@ -1,0 +1,94 @@
+"""The schema of the `data` node of the configuration: plain values, so that OmegaConf can check them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class DomainSettings:
+    """Where the images of one domain come from.
+
+    Args:
+        dataset: A name in `uda_seg.data.datasets.SPECS`.
+        root: The data set's folder; streets renders into the cache when it is None, all others need it.
+        domain: streets only: game, camera, night_rain, or another name that streets knows.
+        split: train or val.
+        size: [H, W]; images are resized to fit inside it, keeping their aspect ratio; streets renders at it.
+            None: as on disk.
+        count: Use the first `count` images; streets: how many to render.
+        margins: [top, bottom, left, right] pixels of the image on disk in which pseudo-labels are not trusted
+            (MIC's second version: 30, 240, 30, 30 on Cityscapes). Used for the target only.
+    """
+
+    dataset: str = "streets"
+    root: str | None = None
+    domain: str | None = None
+    split: str = "train"
+    size: list[int] | None = None
+    count: int | None = None
+    margins: list[int] | None = None
+
+
+@dataclass
+class RareClassSettings:
+    """Rare-class sampling of the source (DAFormer, Hoyer et al. 2022, section 3.3).
+
+    Args:
+        enabled: Draw a class first, then an image that has it; otherwise every image once per pass.
+        temperature: T of P(c) = softmax((1 - f_c) / T); the smaller, the more often the rarest classes.
+        min_pixels: An image counts as having a class above this many pixels, on disk. None: 3000 at GTA's
+            1914 x 1052, scaled by the label's area.
+        min_crop_pixels: A crop should show more than this many pixels of the class. None: 1500 at 512 x 512,
+            scaled by the crop's area.
+        tries: How many crops of the same image are tried for that; the last one is kept.
+    """
+
+    enabled: bool = True
+    temperature: float = 0.01
+    min_pixels: int | None = None
+    min_crop_pixels: int | None = None
+    tries: int = 10
+
+
+@dataclass
+class DataSettings:
+    """What is trained on and what is evaluated.
+
+    Args:
+        name: The name of the `data=` file, said in messages.
+        classes: A class set of `uda_seg.data.labels`; every domain's labels are mapped to it.
+        eval_classes: The subset of it over which the mean is reported.
+        world_seed: The seed of the rendered world (streets); the seed of training is apart.
+        crop: [H, W] of a training crop.
+        crop_max_ratio: Source crops are drawn anew (up to 10 times) while one class covers this share or more
+            of the labelled pixels; 1.0 switches the rule off.
+        flip: Mirror crops left-right with probability 0.5.
+        source_batch: Source images per step and rank.
+        target_batch: Target images per step and rank; None: as many as source images.
+        val_batch: Images per step of validation.
+        source: The labelled domain.
+        target: The unlabelled domain; None: there is none (domain generalisation).
+        validation: Name -> labelled images to evaluate on.
+        rare_class: How source images are drawn.
+        workers: Loader processes; None: chosen by `uda_seg.data.datamodule.choose_workers`.
+        cache: "memory": keep decoded images (small sets); "none": decode each time; "auto": memory for a
+            domain of at most 512 MiB.
+    """
+
+    name: str = "streets"
+    classes: str = "cityscapes"
+    eval_classes: str = "19"
+    world_seed: int = 0
+    crop: list[int] = field(default_factory=lambda: [128, 128])
+    crop_max_ratio: float = 0.75
+    flip: bool = True
+    source_batch: int = 2
+    target_batch: int | None = None
+    val_batch: int = 8
+    source: DomainSettings = field(default_factory=DomainSettings)
+    target: DomainSettings | None = None
+    validation: dict[str, DomainSettings] = field(default_factory=dict)
+    rare_class: RareClassSettings = field(default_factory=RareClassSettings)
+    workers: int | None = None
+    cache: str = "auto"
