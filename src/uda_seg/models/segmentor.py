@@ -1,0 +1,181 @@
+"""The network as every method sees it: plain images in, logits out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from uda_seg.ops.losses import cross_entropy
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Encoder(nn.Module):
+    """A pyramid of features: ``forward(x)`` maps normalised images [B, 3, H, W] to one map per stage.
+
+    Attributes:
+        channels: channels of each stage, fine to coarse.
+        strides: input pixels per feature cell of each stage.
+        pretrained: whether weights were loaded (set by `weights.load_encoder`).
+    """
+
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+    pretrained: bool = False
+
+
+class Head(nn.Module):
+    """Stages -> one fused map -> logits; the two halves are apart because methods work on the fused map.
+
+    Attributes:
+        width: channels D of the fused map.
+    """
+
+    width: int
+    # fuse(stages) -> [B, D, h, w];  classify(fused, **context) -> logits [B, C, h, w]
+    fuse: Callable[[list[Tensor]], Tensor]
+    classify: Callable[..., Tensor]
+
+    def forward(self, stages: list[Tensor], **context: Tensor | None) -> Tensor:
+        """Logits [B, C, h, w] from the encoder's stages."""
+        return self.classify(self.fuse(stages), **context)
+
+
+HeadBuilder = Callable[..., nn.Module]
+
+
+@dataclass
+class Features:
+    """What the encoder saw: its stages, fine to coarse, each [B, channels, h, w]."""
+
+    stages: list[Tensor]
+
+
+@dataclass
+class Supervision:
+    """A supervised forward: the loss (0-dim, float32) and the maps it came from, all with gradient."""
+
+    loss: Tensor
+    logits: Tensor
+    features: Features
+    fused: Tensor
+
+
+class Segmentor(nn.Module):
+    """Normalisation, one encoder and one or more named heads.
+
+    Args:
+        encoder: a feature pyramid.
+        head: the segmentation head "main", as a module or as a builder called with `channels`, `num_classes`.
+        num_classes: number of output classes C.
+        mean: per channel, in the scale of the images ([0, 1]) and in the network's own channel order.
+        std: as `mean`.
+        channel_order: what the encoder's weights expect; images always come as RGB.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        head: HeadBuilder,
+        num_classes: int,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        channel_order: Literal["rgb", "bgr"] = "rgb",
+    ) -> None:
+        super().__init__()
+        if channel_order not in ("rgb", "bgr"):
+            raise ValueError(f"channel_order must be 'rgb' or 'bgr', not {channel_order!r}")
+        self.encoder = encoder
+        self.num_classes = num_classes
+        self.channel_order = channel_order
+        self.heads = nn.ModuleDict()
+        self.eval_head = "main"
+        self.attach("main", head)
+        # Constants of the network, not state: official checkpoints do not hold them.
+        self.register_buffer("mean", torch.tensor(list(mean)).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(list(std)).view(1, 3, 1, 1), persistent=False)
+
+    def attach(self, name: str, head: nn.Module | HeadBuilder) -> nn.Module:
+        """Add a head under `heads.<name>` (before a teacher is copied, so that the teacher owns it too).
+
+        Args:
+            name: a new name.
+            head: a module, or a builder called with `channels` (of the encoder) and `num_classes`.
+
+        Returns:
+            The module that was attached.
+
+        Raises:
+            ValueError: the name is taken.
+        """
+        if name in self.heads:
+            raise ValueError(f"a head named {name!r} is already attached")
+        if not isinstance(head, nn.Module):
+            head = head(channels=self.encoder.channels, num_classes=self.num_classes)
+        self.heads[name] = head
+        return head
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """RGB in [0, 1], [B, 3, H, W] float -> the encoder's own scale and channel order."""
+        if self.channel_order == "bgr":
+            image = image.flip(1)
+        return (image - self.mean) / self.std
+
+    def features(self, image: Tensor) -> Features:
+        """Encode RGB images in [0, 1], [B, 3, H, W] float."""
+        return Features(self.encoder(self.normalize(image)))
+
+    def decode(
+        self, features: Features, head: str = "main", **context: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [B, C, h, w] and fused map [B, D, h, w] of one head, both at the head's resolution."""
+        module = cast(Head, self.heads[head])
+        fused = module.fuse(features.stages)
+        return module.classify(fused, **context), fused
+
+    def supervise(
+        self,
+        image: Tensor,
+        label: Tensor,
+        weight: Tensor | None = None,
+        head: str = "main",
+        **context: Tensor | None,
+    ) -> Supervision:
+        """Cross-entropy of one head, with the logits up-sampled bilinearly to the label's size.
+
+        Args:
+            image: [B, 3, H, W] RGB in [0, 1].
+            label: [B, H', W'] train ids, 255 = ignore.
+            weight: [B, H', W'] per-pixel weights, or None for 1.
+            head: which head is supervised.
+            context: further inputs of the head's classifier (the language head's `text`).
+        """
+        features = self.features(image)
+        logits, fused = self.decode(features, head, **context)
+        loss = cross_entropy(resize(logits.float(), label.shape[-2:]), label, weight)
+        return Supervision(loss, logits, features, fused)
+
+    def predict(self, image: Tensor, head: str | None = None, **context: Tensor | None) -> Tensor:
+        """Float32 logits [B, C, H, W] at the image's size, of `head` (default: `eval_head`)."""
+        logits, _ = self.decode(self.features(image), head or self.eval_head, **context)
+        return resize(logits.float(), image.shape[-2:])
+
+    def forward(self, image: Tensor) -> Tensor:
+        """`predict` with the head used at test: what an exported model computes."""
+        return self.predict(image)
+
+
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear to (H, W) with half-pixel centres, [B, C, h, w] -> [B, C, H, W]."""
+    if x.shape[-2:] == tuple(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
