@@ -1,0 +1,97 @@
+"""Checkpoints that survive: written whole or not at all, never with bad weights."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from uda_seg.errors import UserError
+from uda_seg.methods.base import UDAModule
+
+log = logging.getLogger(__name__)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes under a temporary name, then renames: a kill or a full disk leaves the file of before."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Save `checkpoint` to `path`; UserError where the disk does not take it."""
+        target = Path(path)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"cannot write {target}: {error}; the checkpoint of before is kept, free some space") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+class Checkpoints(pl.Callback):
+    """Keeps `last.ckpt` (every `every` steps and at the end), the one before it, and `best.ckpt`.
+
+    `best` is chosen by the targets' labelled validation sets: it is an oracle's choice, shown beside the last iterate
+    and never in its place.
+
+    Args:
+        folder: where the files go.
+        every: steps between two saves of `last.ckpt`.
+        content: plain values stored under `uda_seg`: how to build the same network again.
+    """
+
+    def __init__(self, folder: str | Path, every: int, content: dict[str, Any]) -> None:
+        self.folder = Path(folder)
+        self.every = every
+        self.content = content
+        self.best_miou = -math.inf
+        self.best_step = -1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Best score so far, for a resumed run."""
+        return {"best_miou": self.best_miou, "best_step": self.best_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the best score from a checkpoint."""
+        self.best_miou, self.best_step = state_dict["best_miou"], state_dict["best_step"]
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuse to save bad weights; add what `evaluate` and `predict` need to build the network."""
+        assert isinstance(pl_module, UDAModule)
+        pl_module.watcher.raise_if_any()
+        checkpoint["uda_seg"] = self.content
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save `last.ckpt` when it is due."""
+        if trainer.global_step % self.every == 0:
+            self.save_last(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save `best.ckpt` where the validation was the best so far."""
+        assert isinstance(pl_module, UDAModule)
+        if trainer.sanity_checking or not pl_module.miou > self.best_miou or trainer.global_step == 0:
+            return
+        self.best_miou, self.best_step = pl_module.miou, trainer.global_step
+        trainer.save_checkpoint(self.folder / "best.ckpt")
+
+    def save_last(self, trainer: pl.Trainer) -> None:
+        """Write `last.ckpt`; the one it replaces becomes `previous.ckpt`."""
+        last = self.folder / "last.ckpt"
+        fresh = self.folder / "fresh.ckpt"
+        trainer.save_checkpoint(fresh)
+        if trainer.is_global_zero:
+            if last.exists():
+                os.replace(last, self.folder / "previous.ckpt")
+            os.replace(fresh, last)

@@ -1,0 +1,87 @@
+"""One line that says how far a run is, how fast it goes and when it will end."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from uda_seg.methods.base import UDAModule
+
+
+class ProgressBar(pl.Callback):
+    """Steps, losses, images/s and memory: a live bar in a terminal, a plain line now and then elsewhere.
+
+    Args:
+        images_per_step: source and target images one optimiser step reads, over all ranks.
+        lines: plain lines a run where there is no terminal.
+    """
+
+    def __init__(self, images_per_step: int, lines: int = 20) -> None:
+        self.images_per_step = images_per_step
+        self.lines = lines
+        self.console = Console(file=sys.stderr)
+        self.bar: Progress | None = None
+        self.task = TaskID(0)
+        self.started = 0.0
+        self.first_step = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Open the bar."""
+        self.started, self.first_step = time.perf_counter(), trainer.global_step
+        if trainer.is_global_zero and self.console.is_terminal:
+            columns = (TextColumn("train"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            self.bar = Progress(*columns, TextColumn("{task.fields[status]}"), console=self.console)
+            self.task = self.bar.add_task("train", total=trainer.max_steps, completed=trainer.global_step, status="")
+            self.bar.start()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Advance; read the losses (a wait for the device) only at logged steps."""
+        if not trainer.is_global_zero:
+            return
+        step = trainer.global_step
+        assert isinstance(pl_module, UDAModule)
+        logged = step == 1 or step % pl_module.plan.log_every == 0
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step, **({"status": self.status(trainer)} if logged else {}))
+        elif step == 1 or step % max(1, trainer.max_steps // self.lines) == 0:
+            left = self._seconds() / (step - self.first_step) * (trainer.max_steps - step)
+            print(f"step {step}/{trainer.max_steps}  {self.status(trainer)}  {left:.0f} s left", file=sys.stderr, flush=True)
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+    def status(self, trainer: pl.Trainer) -> str:
+        """Latest logged losses, images/s since the start, and memory."""
+        losses = {k.removeprefix("train/"): v for k, v in trainer.logged_metrics.items() if k.startswith("train/")}
+        shown = "  ".join(f"{k} {float(v):.3f}" for k, v in losses.items() if k not in ("lr", "gradient_norm"))
+        rate = self.images_per_step * (trainer.global_step - self.first_step) / self._seconds()
+        return f"{shown}  {rate:.1f} images/s  {memory_gib():.1f} GiB"
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Close the bar."""
+        self._close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Close the bar, so that the message stands alone."""
+        self._close()
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+
+def memory_gib() -> float:
+    """Peak memory so far: of the GPU where there is one, of the process elsewhere."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,0 +1,118 @@
+"""LC-MSM: language-conditioned masked segmentation (Kim, Lee and Lee, Pattern Recognition 148, 2024).
+
+A second, language head reads *masked* images and is told, per pixel, how well the visual feature matches the text
+embedding of each class name. It also gives the teacher's pseudo-labels. At test time it is dropped: the plain head
+segments, and neither text nor CLIP is needed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from uda_seg.methods.base import Batch, Loss, Plan
+from uda_seg.methods.self_training import Labelled, SelfTraining, labelled
+from uda_seg.models.language import LanguageHead
+from uda_seg.models.segmentor import Segmentor
+from uda_seg.models.text import text_embeddings
+
+log = logging.getLogger(__name__)
+
+
+class LCMSM(SelfTraining):
+    """Five terms: source, with its feature distance, masked source, mixed, masked mixed.
+
+    Source cross-entropy and feature distance share a forward and so a backward; the gradient is the sum either way.
+
+    Args:
+        segmentor: the student; the language head is attached to it as `language`.
+        plan: what the run is.
+        text: where the class embeddings come from: `openclip`, `file`, `shuffled` (of the file, permuted among the
+            classes), `random`, or `none`: the control, the same head and budget without the correlation map.
+        text_model: OpenCLIP model name.
+        text_tag: OpenCLIP weights tag, or the path of a weights file.
+        text_file: embeddings by prompt, for `file` and `shuffled`; null is the file shipped with the package.
+        width: channels of the language head and of the projected text (512).
+        temperature: the correlation is the cosine divided by it (0.07).
+        mask_block: side of the masked blocks, as a fraction of the crop's height (32 / 512).
+        mask_ratio: expected share of masked pixels.
+        feature_distance: weight of DAFormer's feature distance.
+        feature_distance_ratio: share of a feature cell's pixels its class must hold to count.
+        mix_classes: see SelfTraining.
+    """
+
+    def __init__(
+        self,
+        segmentor: Segmentor,
+        plan: Plan,
+        *,
+        text: str = "openclip",
+        text_model: str = "ViT-H-14",
+        text_tag: str = "laion2b_s32b_b79k",
+        text_file: str | None = None,
+        width: int = 512,
+        temperature: float = 0.07,
+        mask_block: float = 0.0625,
+        mask_ratio: float = 0.5,
+        feature_distance: float = 0.005,
+        feature_distance_ratio: float = 0.75,
+        mix_classes: str = "image",
+    ) -> None:
+        correlation = text != "none"
+        segmentor.attach(
+            "language",
+            LanguageHead(
+                channels=segmentor.encoder.channels,
+                num_classes=len(plan.classes.names),
+                width=width,
+                temperature=temperature,
+                correlation=correlation,
+            ),
+        )
+        super().__init__(
+            segmentor,
+            plan,
+            feature_distance=feature_distance,
+            feature_distance_ratio=feature_distance_ratio,
+            mask_block=mask_block,
+            mask_ratio=mask_ratio,
+            mix_classes=mix_classes,
+        )
+        self.projection: nn.Linear | None = None
+        if correlation:
+            words = plan.classes.words
+            found = text_embeddings(text, words, model=text_model, tag=text_tag, file=text_file, seed=plan.seed)
+            log.info("class text: %s", found.provenance)
+            self.register_buffer("embeddings", found.vectors, persistent=False)
+            self.projection = nn.Linear(found.vectors.shape[1], width)
+
+    def text(self) -> Tensor | None:
+        """Projected class text [K, width] with a graph of its own; called anew for every term that needs it.
+
+        The projection has no averaged copy: student and teacher read the same text, as in the released code.
+        """
+        return None if self.projection is None else self.projection(self.embeddings)
+
+    def losses(self, batch: Batch) -> Iterator[Loss | tuple[Loss, ...]]:
+        """CE(x_s) + FD + CE_L(mask x_s) + CE(mix) + CE_L(mask mix); pseudo-labels come from the teacher's language head."""
+        source, target = labelled(batch["source"]), batch["target"]
+        clean = self.segmentor.supervise(source.image, source.label)
+        self.show(source_image=source.image, source_label=source.label, source_prediction=clean.logits)
+        yield Loss("source/ce", clean.loss), *self.feature_distance_terms(clean.features, source)
+        yield Loss("source/masked_ce", self.masked(source))
+        with torch.no_grad():
+            text = self.text()
+        mixed = self.mix(source, self.label_target(target, head="language", text=text))
+        result = self.segmentor.supervise(mixed.image, mixed.label, mixed.weight)
+        self.show(mixed_prediction=result.logits)
+        yield Loss("mix/ce", result.loss)
+        yield Loss("mix/masked_ce", self.masked(mixed))
+
+    def masked(self, images: Labelled) -> Tensor:
+        """The language head's cross-entropy on the jittered, blurred and block-masked images, 0-dim."""
+        masked = self.mask(self.augment(images.image))
+        self.show(masked_image=masked)
+        return self.segmentor.supervise(masked, images.label, images.weight, head="language", text=self.text()).loss

@@ -1,0 +1,167 @@
+"""Self-training with a mean teacher and class mixing: DACS, and what DAFormer and MIC add to it.
+
+- DACS (Tranheden et al. 2021): cross-entropy on the source and on source classes pasted over the target, whose labels
+  the teacher gives.
+- DAFormer (Hoyer et al. 2022): `feature_distance` keeps the encoder's features of things near those of its ImageNet
+  start. (Rare-class sampling is the loader's, the network is `model=`.)
+- MIC (Hoyer et al. 2023): `mask_weight` adds the teacher's labels predicted from block-masked target images.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from uda_seg.data.batch import DomainBatch
+from uda_seg.methods.base import Batch, Loss, Plan, UDAModule
+from uda_seg.methods.teacher import Teacher
+from uda_seg.models.segmentor import Features, Segmentor
+from uda_seg.ops.augment import draw_strong, strong_augment
+from uda_seg.ops.image import to_float
+from uda_seg.ops.losses import feature_distance
+from uda_seg.ops.masking import draw_block_mask, mask_image
+from uda_seg.ops.mixing import class_mask, class_mix, draw_classes
+from uda_seg.ops.pseudo_label import pseudo_label
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images [B, 3, H, W] in [0, 1], labels uint8 [B, H, W] and per-pixel loss weights [B, H, W] (None: all 1)."""
+
+    image: Tensor
+    label: Tensor
+    weight: Tensor | None = None
+
+
+class FrozenReference:
+    """The encoder as it started, for the feature distance; not a sub-module, so no checkpoint ever holds it."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        self.encoder = copy.deepcopy(encoder).requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor) -> Tensor:
+        """Last-stage features of normalised images."""
+        stages: list[Tensor] = self.encoder.to(image.device)(image)
+        return stages[-1]
+
+
+class SelfTraining(UDAModule):
+    """The mean-teacher step of DACS, DAFormer and MIC.
+
+    Args:
+        segmentor: the student.
+        plan: what the run is.
+        feature_distance: weight of the feature distance (DAFormer: 0.005); needs an encoder that was loaded from
+            pretrained weights and is off, with a word in the log, for one that was not.
+        feature_distance_ratio: share of a feature cell's pixels its class must hold to count.
+        mask_weight: weight of the masked-image loss (MIC: 1); 0 switches it off.
+        mask_block: side of the masked blocks, as a fraction of the crop's height (32 / 512).
+        mask_ratio: expected share of masked pixels.
+        mask_augment: colour jitter and blur on the masked image too.
+        mix_classes: `image` draws half of each image's own classes (as DACS describes); `batch` draws from the classes of
+            the whole batch and counts 255 as one, as the released code does.
+    """
+
+    def __init__(
+        self,
+        segmentor: Segmentor,
+        plan: Plan,
+        *,
+        feature_distance: float = 0.0,
+        feature_distance_ratio: float = 0.75,
+        mask_weight: float = 0.0,
+        mask_block: float = 0.0625,
+        mask_ratio: float = 0.7,
+        mask_augment: bool = True,
+        mix_classes: str = "image",
+    ) -> None:
+        super().__init__(segmentor, plan)
+        self.teacher = Teacher(segmentor, plan.teacher.alpha, plan.teacher.batch_norm)
+        self.feature_distance_weight = feature_distance
+        self.feature_distance_ratio = feature_distance_ratio
+        self.mask_weight = mask_weight
+        self.mask_block = max(1, round(mask_block * plan.crop[0]))
+        self.mask_ratio = mask_ratio
+        self.mask_augment = mask_augment
+        self.mix_classes = mix_classes
+        self.reference: FrozenReference | None = None
+        if feature_distance > 0 and segmentor.encoder.pretrained:
+            self.reference = FrozenReference(segmentor.encoder)
+        elif feature_distance > 0:
+            log.info("differs from the paper: the encoder has no pretrained weights, so the feature distance is off")
+
+    def losses(self, batch: Batch) -> Iterator[Loss | tuple[Loss, ...]]:
+        """Source, mixed and, if asked for, masked target cross-entropy."""
+        source, target = labelled(batch["source"]), batch["target"]
+        clean = self.segmentor.supervise(source.image, source.label)
+        self.show(source_image=source.image, source_label=source.label, source_prediction=clean.logits)
+        yield Loss("source/ce", clean.loss), *self.feature_distance_terms(clean.features, source)
+        pseudo = self.label_target(target)
+        mixed = self.mix(source, pseudo)
+        result = self.segmentor.supervise(mixed.image, mixed.label, mixed.weight)
+        self.show(mixed_prediction=result.logits)
+        yield Loss("mix/ce", result.loss)
+        if self.mask_weight > 0:
+            masked = self.mask(self.augment(pseudo.image) if self.mask_augment else pseudo.image)
+            self.show(masked_image=masked)
+            loss = self.segmentor.supervise(masked, pseudo.label, pseudo.weight).loss
+            yield Loss("masked/ce", loss, self.mask_weight)
+
+    def feature_distance_terms(self, features: Features, source: Labelled) -> tuple[Loss, ...]:
+        """The feature distance as a tuple of one term, or of none where it is off (Hoyer et al. 2022, eq. 10)."""
+        if self.reference is None:
+            return ()
+        reference = self.reference(self.segmentor.normalize(source.image))
+        classes = self.plan.classes
+        value = feature_distance(
+            features.stages[-1], reference, source.label, classes.things, self.feature_distance_ratio, len(classes.names)
+        )
+        return (Loss("source/feature_distance", value, self.feature_distance_weight),)
+
+    def label_target(self, target: DomainBatch, head: str | None = None, **context: Tensor | None) -> Labelled:
+        """The teacher's labels of clean target images; every valid pixel weighs the batch's share of confident pixels."""
+        assert self.teacher is not None
+        image = to_float(target.image)
+        pseudo = pseudo_label(self.teacher.predict(image, head, **context), self.plan.teacher.threshold)
+        quality = self.mean_over_ranks(pseudo.quality)
+        self.show(target_image=image, pseudo_label=pseudo.label, pseudo_confidence=pseudo.confidence)
+        return Labelled(image, pseudo.label, quality * target.valid)
+
+    def mix(self, source: Labelled, target: Labelled) -> Labelled:
+        """Paste half of a source image's classes over target b (source b mod B_s), then jitter and blur the mixture."""
+        assert target.weight is not None
+        partner = torch.arange(len(target.image), device=target.image.device) % len(source.image)
+        image, label = source.image[partner], source.label[partner]
+        keep = class_mask(label, draw_classes(label, len(self.plan.classes.names), per=self.mix_classes))
+        mixed = Labelled(
+            self.augment(class_mix(image, target.image, keep)),
+            class_mix(label[:, None], target.label[:, None], keep)[:, 0],
+            torch.where(keep[:, 0], torch.ones_like(target.weight), target.weight),
+        )
+        assert mixed.weight is not None
+        self.show(mixed_image=mixed.image, mixed_label=mixed.label, mixed_weight=mixed.weight)
+        return mixed
+
+    def augment(self, image: Tensor) -> Tensor:
+        """Colour jitter and Gaussian blur of [B, 3, H, W] in [0, 1], with draws of their own."""
+        return strong_augment(image, draw_strong(len(image), device=image.device))
+
+    def mask(self, image: Tensor) -> Tensor:
+        """Cover random blocks of [B, 3, H, W] with the mean colour (zero after normalisation)."""
+        size = (image.shape[-2], image.shape[-1])
+        visible = draw_block_mask(len(image), size, self.mask_block, self.mask_ratio, device=image.device)
+        return mask_image(image, visible, self.segmentor.mean)
+
+
+def labelled(batch: DomainBatch) -> Labelled:
+    """Source images as the step wants them."""
+    assert batch.label is not None, "the source has labels"
+    return Labelled(to_float(batch.image), batch.label)

@@ -1,0 +1,79 @@
+"""The mean teacher: a frozen, averaged copy of the student (Tarvainen and Valpola 2017)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from uda_seg.models.segmentor import Segmentor
+from uda_seg.ops.ema import ema_decay, ema_update
+
+
+class Teacher(nn.Module):
+    """Exponential moving average of a student Segmentor, alpha_t = min(1 - 1/(t+1), alpha).
+
+    Args:
+        student: the network to copy; the copy needs no gradient and owns every head attached so far.
+        alpha: ceiling of the decay.
+        batch_norm: `eval` averages the buffers too and predicts with them; `train` predicts with the statistics of the
+            batch being labelled and leaves the buffers alone (what the released DACS, DAFormer and MIC do).
+
+    The number of updates is part of the state dict, so a resumed run goes on where it stopped.
+    """
+
+    def __init__(self, student: Segmentor, alpha: float, batch_norm: str = "eval") -> None:
+        super().__init__()
+        self.network = copy.deepcopy(student).requires_grad_(False)
+        self.alpha = alpha
+        self.batch_norm = batch_norm
+        self.updates = 0
+        self.eval()
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Stay in eval mode whatever the trainer asks: a teacher has neither dropout nor drop-path."""
+        return super().train(False)
+
+    def get_extra_state(self) -> dict[str, int]:
+        """Number of updates so far; kept on the host because the decay is computed there."""
+        return {"updates": self.updates}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """Take the number of updates from a checkpoint."""
+        self.updates = state["updates"]
+
+    @torch.no_grad()
+    def update(self, student: Segmentor) -> None:
+        """Move towards `student` by one step of the average; the first update copies it."""
+        decay = ema_decay(self.updates, self.alpha)
+        mine, theirs = list(self.network.parameters()), list(student.parameters())
+        if self.batch_norm == "eval":
+            mine += [b for b in self.network.buffers() if b.is_floating_point()]
+            theirs += [b for b in student.buffers() if b.is_floating_point()]
+        ema_update(mine, theirs, decay)
+        self.updates += 1
+
+    @torch.no_grad()
+    def predict(self, image: Tensor, head: str | None = None, **context: Tensor | None) -> Tensor:
+        """Logits [B, K, H, W] of images [B, 3, H, W] in [0, 1]; `no_grad`, so that they may meet autograd."""
+        if self.batch_norm == "eval":
+            return self.network.predict(image, head=head, **context)
+        with batch_statistics(self.network):
+            return self.network.predict(image, head=head, **context)
+
+
+@contextmanager
+def batch_statistics(network: nn.Module) -> Iterator[None]:
+    """Within the block, batch norm uses (and updates) the statistics of the batch; all else stays as it is."""
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    modes = [m.training for m in norms]
+    for norm in norms:
+        norm.training = True
+    try:
+        yield
+    finally:
+        for norm, mode in zip(norms, modes, strict=True):
+            norm.training = mode
