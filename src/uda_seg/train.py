@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import logging
-import os
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class, instantiate
-from pytorch_lightning.loggers import CSVLogger, Logger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from torch import Tensor
 
 from uda_seg.callbacks.checkpoint import AtomicCheckpointIO, Checkpoints
+from uda_seg.callbacks.csv_log import CSVLog
 from uda_seg.callbacks.ema import TeacherEMA
 from uda_seg.callbacks.panels import Panels
 from uda_seg.callbacks.progress import ProgressBar
@@ -24,7 +25,17 @@ from uda_seg.config import Config
 from uda_seg.data.datamodule import UDADataModule
 from uda_seg.errors import UserError
 from uda_seg.methods.base import Plan, UDAModule
-from uda_seg.runs import describe, load_weights, prepare_folder, write_json, write_record
+from uda_seg.models.inference import slide_logits
+from uda_seg.models.segmentor import Segmentor
+from uda_seg.runs import (
+    describe,
+    device_precision,
+    load_weights,
+    prepare_folder,
+    read_checkpoint,
+    write_json,
+    write_record,
+)
 from uda_seg.sweep import Sweep
 
 log = logging.getLogger(__name__)
@@ -46,18 +57,51 @@ def train(config: Config, folder: Path) -> float:
     data.prepare_data()
     data.setup()
     module = build_module(config, data)
+    seen = 0
     if config.init is not None:
         log.info("init: %s", load_weights(module, Path(config.init)))
+        seen = source_images(read_checkpoint(Path(config.init)))
     write_record(folder, config)
-    trainer = build_trainer(config, folder, data, module)
-    trainer.fit(module, datamodule=data, ckpt_path=resume)
+    trainer = build_trainer(config, folder, data, seen)
+    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    if module.scored_step != trainer.global_step:
+        trainer.validate(module, datamodule=data, verbose=False)
     checkpoints = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))  # type: ignore[attr-defined]
     checkpoints.save_last(trainer)
-    metrics = collect(module, data, trainer, checkpoints, time.perf_counter() - started)
     if trainer.is_global_zero:
-        write_json(folder / "metrics.json", metrics)
+        metrics = collect(config, module, trainer, checkpoints)
+        write_json(folder / "metrics.json", metrics | {"wall_s": round(time.perf_counter() - started, 1)})
         log.info("mIoU %.1f %% (last iterate, step %d) in %s", 100 * module.miou, trainer.global_step, folder)
     return module.miou
+
+
+def source_images(checkpoint: dict[str, Any]) -> int:
+    """Source images that a checkpoint's network was trained on, its own `init` included."""
+    said = checkpoint["uda_seg"]
+    return int(said["source_images_before"]) + int(checkpoint["global_step"]) * int(said["source_images_per_step"])
+
+
+def collect(config: Config, module: UDAModule, trainer: pl.Trainer, checkpoints: Checkpoints) -> dict[str, Any]:
+    """The content of `metrics.json`: the student at the last iterate first, everything else named as what it is."""
+    first = next(iter(module.scores.values()))
+    teacher = [scores.miou for scores in module.teacher_scores.values()]
+    said = checkpoints.content
+    return {
+        "miou": module.miou,
+        "pixel_accuracy": first.pixel_accuracy,
+        "per_class": first.per_class,
+        "classes": list(first.classes),
+        "targets": {name: scores.miou for name, scores in module.scores.items()},
+        "step": trainer.global_step,
+        "steps": config.steps,
+        "seed": config.seed,
+        "source_images": said["source_images_before"] + trainer.global_step * said["source_images_per_step"],
+        "source_images_before": said["source_images_before"],
+        "lr": config.optimizer.lr,
+        "init": config.init,
+        "best": {"miou": checkpoints.best_miou, "step": checkpoints.best_step, "chosen_on": "target labels"},
+        "teacher": sum(teacher) / len(teacher) if teacher else None,
+    }
 
 
 def build_data(config: Config) -> UDADataModule:
@@ -89,16 +133,34 @@ def build_module(config: Config, data: UDADataModule) -> UDAModule:
     )
     segmentor = instantiate(config.model, num_classes=len(classes))
     module: UDAModule = instantiate(config.method, segmentor=segmentor, plan=plan)
+    module.evaluate_teacher = config.evaluator.teacher
+    module.infer = inference(config)
     return module
 
 
-def build_trainer(config: Config, folder: Path, data: UDADataModule, module: UDAModule) -> pl.Trainer:
-    """Lightning's trainer with our callbacks; validation counts optimiser steps."""
+def inference(config: Config) -> Callable[[Segmentor, Tensor], Tensor]:
+    """How images [B, 3, H, W] become logits at test: whole, or by a sliding window."""
+    settings = config.evaluator
+    if settings.inference == "whole":
+        return Segmentor.predict
+    if settings.inference != "slide":
+        raise UserError(f"evaluator.inference={settings.inference} is unknown: use whole or slide")
+    window, stride = tuple(settings.window), tuple(settings.stride)
+    return partial(_slide, window=window, stride=stride, windows=settings.windows_per_batch)
+
+
+def _slide(network: Segmentor, image: Tensor, **options: Any) -> Tensor:
+    return slide_logits(network.predict, image, options["window"], options["stride"], options["windows"])
+
+
+def build_trainer(config: Config, folder: Path, data: UDADataModule, seen: int = 0) -> pl.Trainer:
+    """Lightning's trainer with our callbacks; a batch is a step, so validation counts optimiser steps."""
     settings = config.trainer
     last = min(config.steps, settings.max_steps or config.steps)
+    content = describe(config, data.source_images_per_step, seen)
     callbacks: list[pl.Callback] = [
         TeacherEMA(),
-        Checkpoints(folder / "checkpoints", max(1, config.steps // config.callbacks.checkpoints), describe(config)),
+        Checkpoints(folder / "checkpoints", max(1, config.steps // config.callbacks.checkpoints), content),
     ]
     if config.callbacks.panels:
         callbacks.append(Panels(folder / "panels", max(1, last // config.callbacks.panels), data.classes))
@@ -109,7 +171,7 @@ def build_trainer(config: Config, folder: Path, data: UDADataModule, module: UDA
         devices=settings.devices,
         num_nodes=settings.num_nodes,
         strategy=settings.strategy,
-        precision=precision(settings.precision),
+        precision=device_precision(settings.precision),  # type: ignore[arg-type]
         sync_batchnorm=settings.sync_batchnorm,
         deterministic=settings.deterministic,
         profiler=settings.profiler,
@@ -123,9 +185,37 @@ def build_trainer(config: Config, folder: Path, data: UDADataModule, module: UDA
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
-        overfit_batches=1 if settings.overfit else 0.0,
         logger=build_loggers(config, folder),
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
         default_root_dir=folder,
     )
+
+
+def build_loggers(config: Config, folder: Path) -> list[Logger]:
+    """The CSV file, and the dashboard that was asked for."""
+    settings, loggers = config.logger, [CSVLog(folder / "metrics.csv")]
+    name = "/".join(folder.parts[-3:])
+    if settings.kind == "wandb":
+        identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+        return [
+            *loggers,
+            WandbLogger(
+                name=name,
+                id=identity,
+                project=settings.project,
+                save_dir=folder,
+                offline=settings.offline,
+                tags=settings.tags,
+                job_type=str(config.method["_target_"]).rpartition(".")[2],
+            ),
+        ]
+    if settings.kind == "tensorboard":
+        return [*loggers, TensorBoardLogger(folder, name="", version="tensorboard")]
+    if settings.kind != "csv":
+        raise UserError(f"logger.kind={settings.kind} is unknown: use csv, wandb or tensorboard")
+    return [*loggers]
+
+
+if __name__ == "__main__":
+    main()

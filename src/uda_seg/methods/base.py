@@ -191,6 +191,7 @@ class UDAModule(pl.LightningModule):
         self.evaluate_teacher = False
         self.watcher = NonFinite()
         self.scores: dict[str, Scores] = {}
+        self.scored_step = -1
         self.teacher_scores: dict[str, Scores] = {}
         self.panel: dict[str, Tensor] | None = None
         self.evaluators = self._evaluators()
@@ -341,6 +342,7 @@ class UDAModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Compute and log every target's scores (Lightning hook)."""
+        self.scored_step = self.trainer.global_step
         self.scores = {name: e.compute() for name, e in zip(self.plan.targets, self.evaluators, strict=True)}
         for name, scores in self.scores.items():
             self.log(f"val/{name}/miou", scores.miou)

@@ -1,0 +1,81 @@
+"""Pictures of what the step saw and made, written to the run's folder now and then."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from uda_seg.data.labels import ClassSet
+from uda_seg.methods.base import UDAModule
+from uda_seg.pictures import colorize, heat, panel_grid, save_png
+
+Picture = NDArray[np.uint8]
+
+# One row a line: the pieces a method may show, in the order they are read.
+ROWS = (
+    ("source", ("source_image", "source_label", "source_prediction")),
+    ("target", ("target_image", "pseudo_label", "pseudo_confidence")),
+    ("mixed", ("mixed_image", "mixed_label", "mixed_weight", "mixed_prediction")),
+    ("masked", ("masked_image", "masked_prediction")),
+    ("text", ("correlation_road", "correlation_person", "correlation_car", "correlation_sky")),
+)
+
+
+class Panels(pl.Callback):
+    """Writes `step_<n>.png`: the first sample of a training batch with everything the method made of it.
+
+    Args:
+        folder: where the pictures go.
+        every: steps between two panels.
+        classes: for the palette.
+    """
+
+    def __init__(self, folder: Path, every: int, classes: ClassSet) -> None:
+        self.folder = folder
+        self.every = every
+        self.palette = classes.palette
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Ask the step to keep its pictures where a panel is due."""
+        assert isinstance(pl_module, UDAModule)
+        due = (trainer.global_step + 1) % self.every == 0
+        pl_module.panel = {} if due and trainer.is_global_zero else None
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Draw what was kept."""
+        assert isinstance(pl_module, UDAModule)
+        if pl_module.panel:
+            picture = self.draw(pl_module.panel)
+            save_png(self.folder / f"step_{trainer.global_step:06d}.png", picture)
+            for logger in trainer.loggers:
+                if hasattr(logger, "log_image"):
+                    logger.log_image("panel", [picture], step=trainer.global_step)
+        pl_module.panel = None
+
+    def draw(self, kept: dict[str, Tensor]) -> Picture:
+        """One picture of all kept tensors, each [1, C, H, W] or [1, H, W]."""
+        size = kept["source_image"].shape[-2:]
+        rows = [[(name.replace("_", " "), self._paint(name, kept[name], size)) for name in names if name in kept] for _, names in ROWS]
+        return panel_grid([row for row in rows if row])
+
+    def _paint(self, name: str, tensor: Tensor, size: Any) -> Picture:
+        if name.endswith("_prediction"):
+            tensor = interpolate(tensor, size, mode="bilinear", align_corners=False).argmax(1)
+        if name.endswith(("_label", "_prediction")):
+            return colorize(tensor[0].numpy().astype(np.uint8), self.palette)
+        if name.endswith("_image"):
+            pixels: Picture = (tensor[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+            return pixels
+        plane = tensor if tensor.dim() == 4 else tensor[:, None]
+        values = interpolate(plane, size, mode="bilinear", align_corners=False)[0, 0]
+        return heat(values.numpy())
