@@ -46,12 +46,13 @@ class ClassSet:
         return self.subsets[name]
 
 
-# Order and palette: Cityscapes (Cordts et al. 2016); 16 and 13: the classes that SYNTHIA results are reported on.
+# Order and palette: Cityscapes (Cordts et al. 2016); 16 and 13: what SYNTHIA results are reported on.
 CITYSCAPES = ClassSet(
     name="cityscapes",
     names=(
         "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign",
-        "vegetation", "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
+        "vegetation", "terrain", "sky", "person", "rider", "car", "truck", "bus", "train",
+        "motorcycle", "bicycle",
     ),
     palette=(
         (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153), (153, 153, 153),
@@ -61,7 +62,8 @@ CITYSCAPES = ClassSet(
     things=(6, 7, 11, 12, 13, 14, 15, 16, 17, 18),
     words=(
         "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign",
-        "vegetation", "terrain", "sky", "pedestrian", "driver", "car", "truck", "bus", "train", "motorbike", "bike",
+        "vegetation", "terrain", "sky", "pedestrian", "driver", "car", "truck", "bus", "train",
+        "motorbike", "bike",
     ),
     subsets={
         "19": tuple(range(19)),

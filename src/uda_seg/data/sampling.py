@@ -1,0 +1,110 @@
+"""Which image stands at which place of the endless stream: pure functions of (seed, domain, position).
+
+Position p of a domain's stream is reached at step s, place b of the batch and rank r of W: p = (s B + b) W + r.
+So ranks never draw the same position, one pass over N images covers each exactly once, and a run that resumes
+needs nothing but its step.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Draw(IntEnum):
+    """What a generator is for, so that no two uses share their numbers."""
+
+    PASS = 0
+    RARE_CLASS = 1
+    CROP = 2
+
+
+class Pick(NamedTuple):
+    """An image of the data set and, with rare-class sampling, the train id it was drawn for."""
+
+    image: int
+    rare: int | None = None
+
+
+class Order(Protocol):
+    """Anything that says which image stands at a position."""
+
+    def pick(self, position: int) -> Pick:
+        """The image at `position` >= 0."""
+        ...
+
+
+def generator(seed: int, domain: int, draw: Draw, number: int) -> np.random.Generator:
+    """A fresh generator for one use: `number` is the position or the pass."""
+    return np.random.default_rng([seed, domain, draw, number])
+
+
+def positions(step: int, batch: int, rank: int = 0, world: int = 1) -> range:
+    """The `batch` positions of a domain's stream that `rank` of `world` reads at `step`."""
+    first = step * batch * world + rank
+    return range(first, first + batch * world, world)
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(length: int, seed: int, domain: int, number: int) -> NDArray[np.int64]:
+    return generator(seed, domain, Draw.PASS, number).permutation(length)
+
+
+@dataclass(frozen=True)
+class ShuffledOrder:
+    """Pass after pass over `length` images, each pass in an order of its own."""
+
+    length: int
+    seed: int
+    domain: int
+
+    def pick(self, position: int) -> Pick:
+        """The image at `position`: place p mod N of pass p // N."""
+        number, place = divmod(position, self.length)
+        return Pick(int(_permutation(self.length, self.seed, self.domain, number)[place]))
+
+
+def rare_class_probabilities(pixels: NDArray[np.int64], temperature: float) -> NDArray[np.float64]:
+    """P(c) = softmax over the classes that occur of (1 - f_c) / T (DAFormer, Hoyer et al. 2022, eq. 7-8).
+
+    Args:
+        pixels: int64 [C], pixels of each class in the whole data set.
+        temperature: T > 0.
+
+    Returns:
+        float64 [C], summing to 1; 0 for a class without a pixel.
+    """
+    frequency = pixels / pixels.sum()
+    logits = np.where(pixels > 0, (1 - frequency) / temperature, -np.inf)
+    weights = np.exp(logits - logits.max())
+    probabilities: NDArray[np.float64] = weights / weights.sum()
+    return probabilities
+
+
+@dataclass(frozen=True)
+class RareClassOrder:
+    """Draw a class by its rarity, then uniformly one of the images that have enough of it (DAFormer's RCS).
+
+    Args:
+        probabilities: float64 [C], P(c); 0 where `images[c]` is empty.
+        images: For each class the images to draw from.
+        seed: The run's seed.
+        domain: The domain's number.
+    """
+
+    probabilities: NDArray[np.float64]
+    images: Sequence[NDArray[np.int64]]
+    seed: int
+    domain: int
+
+    def pick(self, position: int) -> Pick:
+        """The image at `position` and the class that it was drawn for."""
+        rng = generator(self.seed, self.domain, Draw.RARE_CLASS, position)
+        rare = int(rng.choice(len(self.probabilities), p=self.probabilities))
+        return Pick(int(rng.choice(self.images[rare])), rare)

@@ -1,0 +1,139 @@
+"""CPU geometry: resize, crop, flip, pad (the only file that knows albumentations).
+
+albumentations' functional layer is used, not its random transforms: where a crop lies is drawn here, from a
+generator that the caller owns, so that a sample is a pure function of (seed, position) in whatever process.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from uda_seg.data.batch import Array, Sample
+from uda_seg.data.labels import IGNORE
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would ask the network for a newer version
+import albumentations.augmentations.crops.functional as crops
+import albumentations.augmentations.geometric.functional as geometric
+
+CROP_TRIES = 10
+
+
+@dataclass(frozen=True)
+class CropRule:
+    """How training crops are taken.
+
+    Args:
+        size: (H, W) of a crop; smaller images are padded at the right and bottom.
+        max_ratio: Draw again while one class has this share or more of the labelled pixels; 1.0: never.
+        flip: Mirror left-right with probability 0.5.
+    """
+
+    size: tuple[int, int]
+    max_ratio: float = 1.0
+    flip: bool = True
+
+
+@dataclass(frozen=True)
+class RareClass:
+    """The class that a crop should show: more than `min_pixels` of `train_id`, in at most `tries` crops."""
+
+    train_id: int
+    min_pixels: float
+    tries: int = 10
+
+
+def fit_inside(size: tuple[int, int], box: tuple[int, int]) -> tuple[int, int]:
+    """(H, W) of an image of `size` after a resize that keeps its aspect ratio and fits inside `box` (H, W).
+
+    GTA's 1052 x 1914 in 720 x 1280 becomes 704 x 1280, as in DAFormer.
+    """
+    scale = min(box[0] / size[0], box[1] / size[1])
+    return int(size[0] * scale + 0.5), int(size[1] * scale + 0.5)
+
+
+def resize(sample: Sample, box: tuple[int, int]) -> Sample:
+    """Fit the sample inside `box` (H, W): the image bilinear, the planes nearest."""
+    height, width = sample.image.shape[:2]
+    size = fit_inside((height, width), box)
+    # The exact variant samples at pixel centres like the bilinear one; INTER_NEAREST is half a pixel off.
+    return sample.map(
+        lambda image: geometric.resize(image, size, cv2.INTER_LINEAR),
+        lambda plane: geometric.resize(plane, size, cv2.INTER_NEAREST_EXACT),
+    )
+
+
+def pad(sample: Sample, size: tuple[int, int]) -> Sample:
+    """Grow the sample to at least `size` (H, W) at the right and bottom: image 0, label 255, valid 0."""
+    height, width = sample.image.shape[:2]
+    bottom, right = max(0, size[0] - height), max(0, size[1] - width)
+    if not bottom and not right:
+        return sample
+
+    def border(array: Array, value: int) -> Array:
+        padded: Array = geometric.pad_with_params(array, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value)
+        return padded
+
+    valid = np.ones((height, width), np.uint8) if sample.valid is None else sample.valid
+    label = None if sample.label is None else border(sample.label, IGNORE)
+    return Sample(border(sample.image, 0), label, border(valid, 0))
+
+
+def crop(sample: Sample, top: int, left: int, size: tuple[int, int]) -> Sample:
+    """The window of `size` (H, W) at (top, left), as views."""
+
+    def cut(array: Array) -> Array:
+        window: Array = crops.crop(array, left, top, left + size[1], top + size[0])
+        return window
+
+    return sample.map(cut, cut)
+
+
+def flip(sample: Sample) -> Sample:
+    """Mirror the sample left-right."""
+    return sample.map(geometric.hflip, geometric.hflip)
+
+
+def is_dominated(label: Array, max_ratio: float) -> bool:
+    """Whether one class has `max_ratio` or more of the labelled pixels of [H, W] (also: none is labelled)."""
+    counts = np.bincount(label.ravel(), minlength=IGNORE + 1)[:IGNORE]
+    return bool(counts.max() >= max_ratio * counts.sum())
+
+
+def random_crop(sample: Sample, rule: CropRule, rng: np.random.Generator) -> Sample:
+    """A crop at a uniformly drawn place; the rule on dominating classes draws 10 at most and keeps the last."""
+    height, width = sample.image.shape[:2]
+    for _ in range(CROP_TRIES):
+        top = int(rng.integers(height - rule.size[0] + 1))
+        left = int(rng.integers(width - rule.size[1] + 1))
+        window = crop(sample, top, left, rule.size)
+        if rule.max_ratio >= 1 or window.label is None or not is_dominated(window.label, rule.max_ratio):
+            break
+    return window
+
+
+def training_crop(
+    sample: Sample, rule: CropRule, rng: np.random.Generator, rare: RareClass | None = None
+) -> Sample:
+    """Pad, crop and flip one decoded sample; with `rare`, crop again until the rare class is seen.
+
+    Args:
+        sample: The decoded and resized sample; it is not changed.
+        rule: Size of the crop, rule on dominating classes, flip.
+        rng: Where every draw comes from.
+        rare: The class wanted in the crop (it needs a label); after `rare.tries` crops the last is kept.
+
+    Returns:
+        A sample of exactly `rule.size`.
+    """
+    sample = pad(sample, rule.size)
+    for _ in range(rare.tries if rare else 1):
+        window = random_crop(sample, rule, rng)
+        if rare is None or window.label is None:
+            break
+        if np.count_nonzero(window.label == rare.train_id) > rare.min_pixels:
+            break
+    return flip(window) if rule.flip and rng.random() < 0.5 else window
