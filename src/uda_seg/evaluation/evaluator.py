@@ -1,0 +1,137 @@
+"""Mean intersection over union, exact over any number of batches and ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from uda_seg.errors import UserError
+
+IGNORE = 255
+
+
+class Scores(NamedTuple):
+    """What a segmentation is worth; every score in [0, 1].
+
+    Attributes:
+        miou: mean IoU over `classes`, without those that occur neither in labels nor in predictions.
+        per_class: IoU of every class of the class set, nan where it occurs in neither.
+        pixel_accuracy: share of the labelled pixels of all classes that are right.
+        mean_accuracy: mean over `classes` of the share of the class's pixels that are right.
+        classes: names of the classes that the two means are over.
+        confusion: int64 [C, C] pixels on the CPU; row = label, column = prediction.
+    """
+
+    miou: float
+    per_class: dict[str, float]
+    pixel_accuracy: float
+    mean_accuracy: float
+    classes: tuple[str, ...]
+    confusion: Tensor
+
+
+def confusion_counts(prediction: Tensor, label: Tensor, num_classes: int) -> Tensor:
+    """Count every pair of (label, prediction), and what cannot be a pair.
+
+    Args:
+        prediction: integer, class ids.
+        label: integer, same shape, class ids or 255 = ignore.
+        num_classes: C.
+
+    Returns:
+        int64 [C * C + 3]: the flat confusion matrix (row = label), then the numbers of ignored pixels, of
+        labels and of predictions (at labelled pixels) that are no class. So nothing is checked or waited for here.
+    """
+    ignored, bad_label, bad_prediction = (num_classes * num_classes + i for i in range(3))
+    label, prediction = label.int().flatten(), prediction.int().flatten()
+    bins = label * num_classes + prediction
+    bins = torch.where((prediction < 0) | (prediction >= num_classes), bad_prediction, bins)
+    bins = torch.where((label < 0) | (label >= num_classes), bad_label, bins)
+    bins = torch.where(label == IGNORE, ignored, bins)
+    return torch.bincount(bins, minlength=num_classes * num_classes + 3)
+
+
+def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int) -> Tensor:
+    """Count pixels, int64 [C, C], row = label, column = prediction; values that are no class are left out."""
+    counts = confusion_counts(prediction, label, num_classes)
+    return counts[: num_classes * num_classes].view(num_classes, num_classes)
+
+
+def iou(confusion: Tensor) -> Tensor:
+    """Intersection over union per class, float64 [C] from int64 [C, C]; nan where the union is empty."""
+    hit = confusion.diagonal().double()
+    return hit / (confusion.sum(0) + confusion.sum(1) - hit)
+
+
+class SegmentationEvaluator(Metric):
+    """Accumulates a confusion matrix in int64, so that the order and the number of ranks cannot matter.
+
+    Args:
+        num_classes: C, the network's classes. Predictions are never restricted to the subset.
+        names: the C class names.
+        subset: class ids that `miou` and `mean_accuracy` are over, e.g. the 16 or 13 classes of SYNTHIA.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self, num_classes: int, names: Sequence[str], subset: Sequence[int]) -> None:
+        super().__init__()
+        if len(names) != num_classes or not set(subset) <= set(range(num_classes)):
+            raise ValueError(
+                f"{num_classes} classes do not fit {len(names)} names and the subset {tuple(subset)}"
+            )
+        self.num_classes = num_classes
+        self.names = tuple(names)
+        self.subset = tuple(subset)
+        self.add_state(
+            "counts", torch.zeros(num_classes * num_classes + 3, dtype=torch.int64), dist_reduce_fx="sum"
+        )
+
+    def update(self, prediction: Tensor, label: Tensor) -> None:
+        """Count a batch.
+
+        Args:
+            prediction: logits [B, C, H, W] or class ids [B, H, W].
+            label: [B, H, W], class ids, 255 = ignore.
+        """
+        if prediction.ndim == label.ndim + 1:
+            prediction = prediction.argmax(1)
+        if prediction.shape != label.shape:
+            raise ValueError(f"prediction {tuple(prediction.shape)} does not fit label {tuple(label.shape)}")
+        self.counts += confusion_counts(prediction, label, self.num_classes)
+
+    def compute(self) -> Scores:
+        """Score everything counted so far; a label or prediction that is no class is a UserError."""
+        counts, (_, bad_labels, bad_predictions) = self.counts[:-3].cpu(), self.counts[-3:].tolist()
+        if bad_labels:
+            raise UserError(
+                f"{bad_labels} pixels carry a label that is none of the {self.num_classes} classes nor "
+                f"{IGNORE} (ignore): the labels do not fit data.classes; `python -m uda_seg.prepare` counts them"
+            )
+        if bad_predictions:
+            raise UserError(
+                f"{bad_predictions} predicted pixels are none of the {self.num_classes} classes: the "
+                f"predictions come from another class set; evaluate with the data.classes they were made for"
+            )
+        confusion = counts.view(self.num_classes, self.num_classes)
+        return self._scores(confusion)
+
+    def _scores(self, confusion: Tensor) -> Scores:
+        chosen = list(self.subset)
+        per_class, hit = iou(confusion), confusion.diagonal().double()
+        recall = hit / confusion.sum(1)
+        return Scores(
+            miou=per_class[chosen].nanmean().item(),
+            per_class=dict(zip(self.names, per_class.tolist(), strict=True)),
+            pixel_accuracy=(hit.sum() / confusion.sum()).item(),
+            mean_accuracy=recall[chosen].nanmean().item(),
+            classes=tuple(self.names[i] for i in chosen),
+            confusion=confusion,
+        )

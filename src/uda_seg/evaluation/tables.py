@@ -1,0 +1,158 @@
+"""Tables of scores: one run class by class, many runs with mean and spread over seeds."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import rich.table
+
+from uda_seg.evaluation.evaluator import Scores
+
+ABSENT = "–"  # the class or the score does not occur
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text; the first column is left-aligned, the others right-aligned.
+
+    Args:
+        header: one name per column.
+        rows: cells, one sequence per row.
+        title: a line above the table, or "".
+    """
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    title: str = ""
+
+    def markdown(self) -> str:
+        """Write GitHub-flavoured Markdown whose columns line up in plain text too; ends with a newline."""
+        cells = [tuple(c.replace("|", "\\|") for c in row) for row in (self.header, *self.rows)]
+        widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(self.header))]
+        rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
+        lines = [f"| {' | '.join(_aligned(row, widths))} |" for row in (cells[0], tuple(rule), *cells[1:])]
+        return "\n".join([*([f"**{self.title}**", ""] if self.title else []), *lines, ""])
+
+    def rich(self) -> rich.table.Table:
+        """Build a table for the terminal."""
+        table = rich.table.Table(title=self.title or None, title_justify="left")
+        for i, name in enumerate(self.header):
+            table.add_column(name, justify="right" if i else "left", no_wrap=i == 0)
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+
+def class_table(columns: Mapping[str, Scores], title: str = "") -> Table:
+    """Tabulate IoU in percent class by class, then the means.
+
+    Args:
+        columns: column name -> scores over one class set, e.g. {"student": ..., "teacher": ...}. A class
+            that the mean leaves out stands in brackets.
+        title: of the table.
+    """
+    scores = list(columns.values())
+    rows = [
+        (name if name in scores[0].classes else f"({name})", *(percent(s.per_class[name]) for s in scores))
+        for name in scores[0].per_class
+    ]
+    rows.append((f"mIoU ({len(scores[0].classes)})", *(percent(s.miou) for s in scores)))
+    rows.append(("mean accuracy", *(percent(s.mean_accuracy) for s in scores)))
+    rows.append(("pixel accuracy", *(percent(s.pixel_accuracy) for s in scores)))
+    return Table(("class", *columns), tuple(rows), title)
+
+
+def percent(value: float) -> str:
+    """Write a score in [0, 1] as percent with two decimals, nan as a dash."""
+    return ABSENT if math.isnan(value) else f"{100 * value:.2f}"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation (nan for one run) of a score over runs."""
+
+    mean: float
+    std: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Summarise the values of a group's runs; nan runs make the mean nan rather than vanish."""
+        return cls(
+            statistics.fmean(values) if values else math.nan,
+            statistics.stdev(values) if len(values) > 1 else math.nan,
+        )
+
+    def __str__(self) -> str:
+        return percent(self.mean) if math.isnan(self.std) else f"{percent(self.mean)} ± {percent(self.std)}"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but the seed: their common settings, their number, a spread per metric."""
+
+    settings: Mapping[str, str]
+    runs: int
+    metrics: Mapping[str, Spread]
+
+
+def group_runs(
+    runs: Sequence[Mapping[str, object]], metrics: Sequence[str], over: str = "seed"
+) -> list[Group]:
+    """Join runs that share every setting but one.
+
+    Args:
+        runs: per run its settings and its metrics (float, or None or no key where it has none).
+        metrics: the keys that are metrics; all others but `over` are settings.
+        over: the setting that is averaged over.
+
+    Returns:
+        Groups in the order of their first run.
+    """
+    keys = [k for k in dict.fromkeys(k for run in runs for k in run) if k not in (*metrics, over)]
+    members: dict[tuple[str, ...], list[Mapping[str, object]]] = {}
+    for run in runs:
+        members.setdefault(tuple(str(run.get(k, ABSENT)) for k in keys), []).append(run)
+    return [
+        Group(
+            settings=dict(zip(keys, values, strict=True)),
+            runs=len(group),
+            metrics={m: Spread.of(_numbers(group, m)) for m in metrics},
+        )
+        for values, group in members.items()
+    ]
+
+
+def runs_table(groups: Sequence[Group], title: str = "") -> Table:
+    """Tabulate groups of runs: settings, number of runs, mean ± standard deviation in percent."""
+    settings, metrics = (list(groups[0].settings), list(groups[0].metrics)) if groups else ([], [])
+    rows = tuple(
+        (*(g.settings[k] for k in settings), str(g.runs), *(str(g.metrics[m]) for m in metrics))
+        for g in groups
+    )
+    return Table((*settings, "runs", *metrics), rows, title)
+
+
+def runs_csv(groups: Sequence[Group]) -> str:
+    """Write groups of runs for other programs: unrounded, in [0, 1], mean and std in columns of their own."""
+    settings, metrics = (list(groups[0].settings), list(groups[0].metrics)) if groups else ([], [])
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*settings, "runs", *(f"{m}_{part}" for m in metrics for part in ("mean", "std"))])
+    for g in groups:
+        spreads = (g.metrics[m] for m in metrics)
+        numbers = (n for s in spreads for n in (s.mean, s.std))
+        writer.writerow([*g.settings.values(), g.runs, *("" if math.isnan(n) else repr(n) for n in numbers)])
+    return text.getvalue()
+
+
+def _numbers(runs: Sequence[Mapping[str, object]], key: str) -> list[float]:
+    return [float(v) for run in runs if isinstance(v := run.get(key), int | float)]
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
+    return [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
