@@ -74,8 +74,8 @@ class Segmentor(nn.Module):
         encoder: a feature pyramid.
         head: the segmentation head "main", as a module or as a builder called with `channels`, `num_classes`.
         num_classes: number of output classes C.
-        mean: per channel, in the scale of the images ([0, 1]) and in the network's own channel order.
-        std: as `mean`.
+        mean: of red, green and blue, in the scale of the images ([0, 1]); also the colour of masked pixels.
+        std: as `mean`; 1 / 255 gives the 0-255 scale of Caffe weights.
         channel_order: what the encoder's weights expect; images always come as RGB.
     """
 
@@ -126,9 +126,8 @@ class Segmentor(nn.Module):
 
     def normalize(self, image: Tensor) -> Tensor:
         """RGB in [0, 1], [B, 3, H, W] float -> the encoder's own scale and channel order."""
-        if self.channel_order == "bgr":
-            image = image.flip(1)
-        return (image - self.mean) / self.std
+        normalized = (image - self.mean) / self.std
+        return normalized.flip(1) if self.channel_order == "bgr" else normalized
 
     def features(self, image: Tensor) -> Features:
         """Encode RGB images in [0, 1], [B, 3, H, W] float."""

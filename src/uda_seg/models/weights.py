@@ -59,8 +59,8 @@ def load_encoder(encoder: Encoder, path: str | Path) -> LoadReport:
     if missing:
         have = len(wanted) - len(missing)
         raise UserError(
-            f"{path}: fills {have} of the encoder's {len(wanted)} tensors, "
-            f"first missing: {', '.join(missing[:3])}; give weights of the same variant (model.encoder.weights)"
+            f"{path}: fills {have} of the encoder's {len(wanted)} tensors, first missing: "
+            f"{', '.join(missing[:3])}; give weights of the same variant (model.encoder.weights)"
         )
     for name, tensor in wanted.items():
         if name in found and found[name].shape != tensor.shape:

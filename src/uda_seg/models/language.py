@@ -1,0 +1,87 @@
+"""The language head of LC-MSM: class texts against every pixel (Kim et al., Pattern Recognition 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from uda_seg.models.daformer import DAFormerHead, classifier
+
+
+class LanguageHead(DAFormerHead):
+    """A wide DAFormer decoder whose classifier also sees the correlation of each pixel with each class text.
+
+    Args:
+        channels: channels of the encoder's stages.
+        num_classes: C, which is also the number of texts.
+        width: channels of the fused map and of the projected texts.
+        dilations: as in `DAFormerHead`.
+        dropout: as in `DAFormerHead`, here over fused channels and correlations together.
+        temperature: cosine similarities are divided by it. A constant: the released code never trains it.
+        correlation: False leaves text out altogether, the control that tells what text contributes.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        num_classes: int,
+        width: int = 512,
+        dilations: Sequence[int] = (1, 6, 12, 18),
+        dropout: float = 0.1,
+        temperature: float = 0.07,
+        correlation: bool = True,
+    ) -> None:
+        super().__init__(channels, num_classes, width, dilations, dropout)
+        self.temperature = temperature
+        self.correlation = correlation
+        if correlation:
+            self.spatial_block = SpatialBlock()
+            self.conv_seg = classifier(width + num_classes, num_classes)
+
+    def classify(self, fused: Tensor, text: Tensor | None = None) -> Tensor:
+        """Logits from the fused map and the projected class texts.
+
+        Args:
+            fused: [B, width, h, w].
+            text: [C, width], the projected texts, not normalised; unused without correlation.
+
+        Returns:
+            Logits [B, C, h, w].
+
+        Raises:
+            ValueError: the head correlates, but no text was given.
+        """
+        if not self.correlation:
+            return super().classify(fused)
+        if text is None:
+            raise ValueError("LanguageHead needs text=[C, width] unless it was built with correlation=False")
+        refined = self.spatial_block(correlate(fused, text, self.temperature))
+        return super().classify(torch.cat([fused, refined], dim=1))
+
+
+def correlate(fused: Tensor, text: Tensor, temperature: float) -> Tensor:
+    """Cosine similarity of pixels [B, D, h, w] and texts [C, D] over the temperature, [B, C, h, w]."""
+    pixels = F.normalize(fused.float(), dim=1)
+    return torch.einsum("bdhw,cd->bchw", pixels, F.normalize(text.float(), dim=1)) / temperature
+
+
+class SpatialBlock(nn.Module):
+    """Smooths the correlation maps C: g(relu(g(C))) with g(X) = conv3x3(X) + max over classes of X.
+
+    Ten weights in all: one 1 -> 1 channel kernel with bias serves every class and both applications.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depthwise = nn.ModuleDict({"depthwise": nn.Conv2d(1, 1, 3, padding=1)})
+
+    def forward(self, correlation: Tensor) -> Tensor:
+        """[B, C, h, w] -> [B, C, h, w]."""
+        return self._apply_once(F.relu(self._apply_once(correlation)))
+
+    def _apply_once(self, x: Tensor) -> Tensor:
+        smoothed: Tensor = self.depthwise["depthwise"](x.flatten(0, 1).unsqueeze(1))
+        return smoothed.reshape(x.shape) + x.amax(dim=1, keepdim=True)

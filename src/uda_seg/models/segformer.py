@@ -1,0 +1,51 @@
+"""The all-MLP decoder of SegFormer (Xie et al., NeurIPS 2021, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from uda_seg.models.daformer import ConvBN, LinearEmbedding, classifier
+from uda_seg.models.segmentor import Head, resize
+
+
+class SegFormerHead(Head):
+    """Linear embedding of every stage, concatenation at the finest resolution, one 1x1 fusion.
+
+    Parameter names and the order of concatenation (coarse to fine) are those of the published checkpoints.
+
+    Args:
+        channels: channels of the encoder's stages.
+        num_classes: C.
+        width: channels of each embedding and of the fused map (768 for MiT-B2 to B5, 256 for B0 and B1).
+        dropout: of whole channels, before the classifier.
+    """
+
+    def __init__(
+        self, channels: Sequence[int], num_classes: int, width: int = 768, dropout: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.width = width
+        self.stages = len(channels)
+        for stage, inputs in enumerate(channels, start=1):
+            self.add_module(f"linear_c{stage}", LinearEmbedding(inputs, width))
+        self.linear_fuse = ConvBN(width * len(channels), width, 1)
+        self.dropout = nn.Dropout2d(dropout)
+        self.linear_pred = classifier(width, num_classes)
+
+    def fuse(self, stages: list[Tensor]) -> Tensor:
+        """Stages -> [B, width, h, w] at the finest stage's resolution."""
+        size = stages[0].shape[-2:]
+        embedded = [
+            resize(getattr(self, f"linear_c{stage}")(stages[stage - 1]), size)
+            for stage in range(self.stages, 0, -1)
+        ]
+        fused: Tensor = self.linear_fuse(torch.cat(embedded, dim=1))
+        return fused
+
+    def classify(self, fused: Tensor) -> Tensor:
+        """[B, width, h, w] -> logits [B, C, h, w]."""
+        logits: Tensor = self.linear_pred(self.dropout(fused))
+        return logits

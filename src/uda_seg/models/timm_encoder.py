@@ -1,0 +1,71 @@
+"""Any timm backbone that gives a feature pyramid."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from pathlib import Path
+from typing import cast
+
+import timm
+from timm.models import FeatureInfo
+from torch import Tensor
+
+from uda_seg.errors import UserError
+from uda_seg.models.segmentor import Encoder
+
+log = logging.getLogger(__name__)
+
+
+class TimmEncoder(Encoder):
+    """The stages of a timm model at stride 4 and coarser (a plain ViT gives maps of one stride).
+
+    Args:
+        name: a timm model, e.g. "convnext_tiny".
+        weights: None for a random start (nothing is downloaded), a file of the model's timm weights, or
+            "timm" to let timm download them.
+
+    Raises:
+        UserError: no such model, no features, or the weights cannot be had or do not fit.
+    """
+
+    def __init__(self, name: str, weights: str | Path | None = None) -> None:
+        super().__init__()
+        if not timm.is_model(name.split(".")[0]):
+            near = difflib.get_close_matches(name, timm.list_models(), n=3)
+            raise UserError(
+                f"timm knows no model {name!r} (model.encoder.name); nearest: {', '.join(near) or 'none'}"
+            )
+        overlay = {} if weights in (None, "timm") else {"file": str(weights)}
+        try:
+            self.body = timm.create_model(
+                name, features_only=True, pretrained=weights is not None, pretrained_cfg_overlay=overlay
+            )
+        except Exception as error:  # a download fails in as many ways as there are network stacks
+            if weights is None:
+                cure = "choose another model.encoder.name: this one gives no feature pyramid"
+            elif weights == "timm":
+                cure = "run once with network access, give a file, or model.encoder.weights=null"
+            else:
+                cure = f"model.encoder.weights={weights} must hold the timm weights of this model"
+            raise UserError(f"timm model {name!r}: {_first_line(error)}; {cure}") from error
+        info = cast(FeatureInfo, self.body.feature_info)
+        self._kept = [index for index, stride in enumerate(info.reduction()) if stride >= 4]
+        self.channels = tuple(info.channels()[index] for index in self._kept)
+        self.strides = tuple(info.reduction()[index] for index in self._kept)
+        if weights is not None:
+            self.pretrained = True
+            log.info(
+                "encoder weights: timm %s from %s",
+                name,
+                "timm's own source" if weights == "timm" else weights,
+            )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Normalised images [B, 3, H, W] -> one map [B, C_i, H / stride_i, W / stride_i] per stage."""
+        maps = self.body(x)
+        return [maps[index] for index in self._kept]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
