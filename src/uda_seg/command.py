@@ -72,6 +72,21 @@ def run(name: str, work: Callable[[Config, Path], Any], *, expand: Callable[[lis
         fail(UserError(f"{len(failures)} job(s) failed: {'; '.join(failures)}"))
 
 
+def given_path(given: Sequence[str], key: str, usage: str, must_exist: bool = True) -> Path:
+    """The path that an override `key=` gives.
+
+    Raises:
+        UserError: it was not given, or nothing is there.
+    """
+    values = [o.partition("=")[2] for o in given if o.partition("=")[0] == key]
+    if not values:
+        raise UserError(f"{key}= is missing: {usage}")
+    path = Path(values[-1].strip("'\""))
+    if must_exist and not path.exists():
+        raise UserError(f"{key}={path}: there is no such file or folder")
+    return path
+
+
 def fail(error: UserError) -> None:
     """Print the line and leave with code 1."""
     print(f"error: {error}", file=sys.stderr)

@@ -24,6 +24,7 @@ from torch import Tensor
 from uda_seg.config import CONF, Config
 from uda_seg.errors import UserError
 from uda_seg.methods.base import UDAModule
+from uda_seg.models.segmentor import Segmentor
 from uda_seg.models.weights import read_tensors
 
 log = logging.getLogger(__name__)
@@ -122,6 +123,7 @@ def replay(checkpoint: Mapping[str, Any], given: list[str]) -> list[str]:
     keys = {o.lstrip("+~").partition("=")[0] for o in given}
     stored = [f"{k}={v}" for k, v in said["choices"].items() if k not in ("trainer", "logger", "callbacks", "debug", "sweep")]
     stored += [o for o in said["overrides"] if not _NOT_REPLAYED.search(o)]
+    stored += ["pretrained=null"]
     if "data" in keys:
         stored = [o for o in stored if not o.startswith("data.")]
     for override in stored:
@@ -153,18 +155,29 @@ def load_weights(module: UDAModule, path: Path) -> str:
     return f"{len(found)} tensors from {path}" + (f", fresh: {', '.join(fresh)}" if fresh else "")
 
 
-def load_network(module: UDAModule, content: Mapping[str, Any], path: Path) -> None:
-    """Fill a module that was composed from the same checkpoint, completely.
+def load_trained(module: UDAModule, content: Mapping[str, Any], path: Path, teacher: bool = False) -> Segmentor:
+    """Fill the part of a module's network that segments at test; nothing a method needs for training alone is asked for.
+
+    Args:
+        module: composed from the same checkpoint.
+        content: of `read_checkpoint`.
+        path: for messages.
+        teacher: take the averaged network.
 
     Raises:
-        UserError: classes, method or network differ.
+        UserError: classes, method or network differ, or there is no teacher.
     """
     check_classes(content, module, path)
-    try:
-        module.load_state_dict(content["state_dict"])
-    except RuntimeError as error:
-        line = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise UserError(f"{path} does not fit method {type(module).__name__}: {line[:160]}; leave method= and model= to it") from error
+    prefix = "teacher.network." if teacher else "segmentor."
+    network = module.segmentor
+    wanted = [n for n in network.state_dict() if n.startswith(("encoder.", f"heads.{network.eval_head}."))]
+    found = {n: content["state_dict"][prefix + n] for n in wanted if prefix + n in content["state_dict"]}
+    missing = [n for n in wanted if n not in found or found[n].shape != network.state_dict()[n].shape]
+    if missing:
+        whose = "has no teacher" if teacher and not found else f"does not fit the network: {missing[0]}"
+        raise UserError(f"{path} {whose}; leave method= and model= to the checkpoint")
+    network.load_state_dict(found, strict=False)
+    return network.eval()
 
 
 def check_classes(content: Mapping[str, Any], module: UDAModule, path: Path) -> None:

@@ -131,7 +131,12 @@ def build_module(config: Config, data: UDADataModule) -> UDAModule:
         schedule=config.schedule,
         teacher=config.teacher,
     )
-    segmentor = instantiate(config.model, num_classes=len(classes))
+    return instantiate_module(config, plan)
+
+
+def instantiate_module(config: Config, plan: Plan) -> UDAModule:
+    """The configured method on the configured network."""
+    segmentor = instantiate(config.model, num_classes=len(plan.classes))
     module: UDAModule = instantiate(config.method, segmentor=segmentor, plan=plan)
     module.evaluate_teacher = config.evaluator.teacher
     module.infer = inference(config)

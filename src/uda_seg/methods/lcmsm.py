@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from uda_seg.methods.base import Batch, Loss, Plan
 from uda_seg.methods.self_training import Labelled, SelfTraining, labelled
-from uda_seg.models.language import LanguageHead
+from uda_seg.models.language import LanguageHead, correlate
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.models.text import text_embeddings
 
@@ -81,13 +81,18 @@ class LCMSM(SelfTraining):
             mask_ratio=mask_ratio,
             mix_classes=mix_classes,
         )
+        self.text_source = {"source": text, "model": text_model, "tag": text_tag, "file": text_file}
+        self.width, self.temperature = width, temperature
         self.projection: nn.Linear | None = None
-        if correlation:
-            words = plan.classes.words
-            found = text_embeddings(text, words, model=text_model, tag=text_tag, file=text_file, seed=plan.seed)
-            log.info("class text: %s", found.provenance)
-            self.register_buffer("embeddings", found.vectors, persistent=False)
-            self.projection = nn.Linear(found.vectors.shape[1], width)
+
+    def setup(self, stage: str) -> None:
+        """Fetch the class embeddings where training starts (Lightning hook): a trained network needs none of them."""
+        if stage != "fit" or self.text_source["source"] == "none" or self.projection is not None:
+            return
+        found = text_embeddings(words=self.plan.classes.words, seed=self.plan.seed, **self.text_source)
+        log.info("class text: %s", found.provenance)
+        self.register_buffer("embeddings", found.vectors.to(self.device), persistent=False)
+        self.projection = nn.Linear(found.vectors.shape[1], self.width).to(self.device)
 
     def text(self) -> Tensor | None:
         """Projected class text [K, width] with a graph of its own; called anew for every term that needs it.
@@ -113,6 +118,10 @@ class LCMSM(SelfTraining):
 
     def masked(self, images: Labelled) -> Tensor:
         """The language head's cross-entropy on the jittered, blurred and block-masked images, 0-dim."""
-        masked = self.mask(self.augment(images.image))
-        self.show(masked_image=masked)
-        return self.segmentor.supervise(masked, images.label, images.weight, head="language", text=self.text()).loss
+        masked, text = self.mask(self.augment(images.image)), self.text()
+        result = self.segmentor.supervise(masked, images.label, images.weight, head="language", text=text)
+        self.show(masked_image=masked, masked_prediction=result.logits)
+        if text is not None and self.panel is not None:
+            maps = correlate(result.fused, text, self.temperature)
+            self.show(**{f"correlation_{c}": maps[:, i] * self.temperature for i, c in enumerate(self.plan.classes.names)})
+        return result.loss

@@ -158,7 +158,7 @@ class SelfTraining(UDAModule):
         """Cover random blocks of [B, 3, H, W] with the mean colour (zero after normalisation)."""
         size = (image.shape[-2], image.shape[-1])
         visible = draw_block_mask(len(image), size, self.mask_block, self.mask_ratio, device=image.device)
-        return mask_image(image, visible, self.segmentor.mean)
+        return mask_image(image, visible, self.segmentor.mean_colour)
 
 
 def labelled(batch: DomainBatch) -> Labelled:

@@ -124,6 +124,12 @@ class Segmentor(nn.Module):
         self.heads[name] = head
         return head
 
+    @property
+    def mean_colour(self) -> Tensor:
+        """The RGB colour [3], in [0, 1], that normalisation maps to zero: what masked pixels are filled with."""
+        mean = self.mean.flatten()
+        return mean.flip(0) if self.channel_order == "bgr" else mean
+
     def normalize(self, image: Tensor) -> Tensor:
         """RGB in [0, 1], [B, 3, H, W] float -> the encoder's own scale and channel order."""
         normalized = (image - self.mean) / self.std

@@ -1,0 +1,41 @@
+# `make` lists the targets. The first two make .venv and install into it by themselves; a second call does not reinstall.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test soak lint format bench clean
+
+help:  ## show this list
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED)  ## train on the built-in world, adapt, and draw the target before and after (10 minutes on 2 cores)
+	$(BIN)/python -m uda_seg.demo
+
+test: $(INSTALLED)  ## the whole test suite
+	$(BIN)/python -m pytest -m "not slow"
+
+soak: $(INSTALLED)  ## the tests that take long too
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)  ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED)  ## where the time goes, as ratios measured in one run
+	$(BIN)/python -m uda_seg.bench
+
+clean:  ## remove the environment, caches and runs
+	rm -rf $(VENV) outputs multirun build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $@
