@@ -67,6 +67,10 @@ class DomainBatch:
         asynchronous = non_blocking and torch.device(device).type == "cuda"
         return self._each(lambda tensor: tensor.to(device, non_blocking=asynchronous))
 
+    def part(self, index: int, parts: int) -> Self:
+        """Micro-batch `index` of `parts` nearly equal ones, as views."""
+        return self._each(lambda tensor: tensor.tensor_split(parts)[index])
+
     def pin_memory(self) -> Self:
         """A copy in page-locked memory (the loader calls it when a GPU waits)."""
         return self._each(Tensor.pin_memory)

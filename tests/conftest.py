@@ -1,0 +1,79 @@
+"""Small things most tests need."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+from uda_seg.data.batch import DomainBatch
+from uda_seg.data.labels import CITYSCAPES
+from uda_seg.methods.base import OptimizerSettings, Plan, TeacherSettings
+from uda_seg.models.daformer import DAFormerHead
+from uda_seg.models.segmentor import Segmentor
+from uda_seg.models.small import ResidualEncoder
+
+CROP = (32, 64)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny tensors only get slower on more threads, and sums come in one order."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def make_segmentor():
+    """A network of a few thousand weights with the structure of the large ones."""
+
+    def make(seed: int = 0, pretrained: bool = False, width: int = 8) -> Segmentor:
+        torch.manual_seed(seed)
+        encoder = ResidualEncoder(widths=(4, 6, 8, 8), blocks=(1, 1, 1, 1))
+        encoder.pretrained = pretrained
+        return Segmentor(encoder, partial(DAFormerHead, width=width), num_classes=19)
+
+    return make
+
+
+@pytest.fixture
+def make_plan():
+    def make(**changes) -> Plan:
+        settings = {
+            "steps": 4,
+            "seed": 3,
+            "classes": CITYSCAPES,
+            "eval_classes": CITYSCAPES.subset("19"),
+            "crop": CROP,
+            "log_every": 1,
+            "optimizer": OptimizerSettings(lr=1e-3, head_lr_multiplier=2.0),
+            "teacher": TeacherSettings(alpha=0.9, threshold=0.06),
+        }
+        return Plan(**{**settings, **changes})
+
+    return make
+
+
+def blocks(generator: torch.Generator, batch: int) -> torch.Tensor:
+    """Labels in 8 x 8 blocks, some of them ignored: classes large enough for feature cells."""
+    grid = torch.randint(0, 20, (batch, CROP[0] // 8, CROP[1] // 8), generator=generator)
+    label = torch.where(grid == 19, 255, grid).to(torch.uint8)
+    return label.repeat_interleave(8, 1).repeat_interleave(8, 2)
+
+
+@pytest.fixture
+def make_batch():
+    def make(seed: int = 0, batch: int = 2) -> dict[str, DomainBatch]:
+        g = torch.Generator().manual_seed(seed)
+
+        def domain(labelled: bool) -> DomainBatch:
+            return DomainBatch(
+                image=torch.randint(0, 256, (batch, 3, *CROP), generator=g, dtype=torch.uint8),
+                label=blocks(g, batch) if labelled else None,
+                index=torch.arange(batch),
+                valid=torch.ones(batch, *CROP, dtype=torch.bool),
+            )
+
+        return {"source": domain(True), "target": domain(False)}
+
+    return make

@@ -1,0 +1,189 @@
+"""Every method's step equals its plain re-statement: equal weights after several optimiser steps."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import pytorch_lightning as pl
+import reference_steps as reference
+import torch
+from torch.utils.data import DataLoader
+
+from uda_seg.callbacks.ema import TeacherEMA
+from uda_seg.data.labels import CITYSCAPES
+from uda_seg.errors import UserError
+from uda_seg.methods.base import OptimizerSettings, ScheduleSettings, fold
+from uda_seg.methods.lcmsm import LCMSM
+from uda_seg.methods.self_training import SelfTraining
+from uda_seg.methods.source_only import Oracle, SourceOnly
+
+STEPS = 3
+
+
+def fit(module, batches, **options):
+    trainer = pl.Trainer(
+        accelerator="cpu", max_steps=len(batches), logger=False, enable_checkpointing=False, log_every_n_steps=1,
+        enable_progress_bar=False, enable_model_summary=False, callbacks=[TeacherEMA()], **options,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(batches, batch_size=None))
+    return trainer
+
+
+def plain_adamw(student, extra, plan):
+    """Parameter groups of the sheet, one group per parameter."""
+    groups = []
+    for name, p in [*student.named_parameters(), *extra]:
+        lr = plan.optimizer.lr * (plan.optimizer.head_lr_multiplier if name.startswith("heads.") else 1)
+        decay = 0.0 if name.startswith("encoder.") and "norm" in name else plan.optimizer.weight_decay
+        groups.append({"params": [p], "lr": lr, "first": lr, "weight_decay": decay})
+    return torch.optim.AdamW(groups, betas=(0.9, 0.999), foreach=False)
+
+
+def run_plain(step_of, student, teacher, batches, plan, extra=(), **context):
+    """The loop around a reference step: teacher, learning rate, backward, AdamW."""
+    optimizer = plain_adamw(student, list(extra), plan)
+    warmup = round(plan.schedule.warmup * plan.steps)
+    student.train()
+    for step, batch in enumerate(batches):
+        if teacher is not None:
+            reference.ema(teacher, student, step, plan.teacher.alpha)
+        torch.manual_seed(fold(plan.seed, step, 0))
+        factor = (1 - step / plan.steps) ** plan.schedule.power
+        if step < warmup:
+            factor *= 1 - (1 - step / warmup) * (1 - 1e-6)
+        for group in optimizer.param_groups:
+            group["lr"] = group["first"] * factor
+        optimizer.zero_grad()
+        plain = {"x_s": batch["source"].image / 255.0, "y_s": batch["source"].label, "x_t": batch["target"].image / 255.0}
+        step_of(student, plain, teacher=teacher, threshold=plan.teacher.threshold, classes=19, **context)
+        optimizer.step()
+
+
+def equal_weights(module, student):
+    theirs = dict(student.named_parameters())
+    for name, mine in module.segmentor.named_parameters():
+        # Adam divides by sqrt(v): where a gradient is rounding noise about zero its sign is arbitrary, hence the atol.
+        torch.testing.assert_close(mine, theirs[name], rtol=2e-4, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def frozen(student):
+    return copy.deepcopy(student).requires_grad_(False).eval()
+
+
+@pytest.mark.parametrize("method", ["source_only", "oracle", "dacs", "daformer", "mic", "lcmsm", "lcmsm_without_text"])
+def test_step_equals_plain_pytorch(method, make_segmentor, make_plan, make_batch):
+    batches = [make_batch(seed) for seed in range(STEPS)]
+    plan = make_plan(schedule=ScheduleSettings(warmup=0.5, power=0.9))
+    segmentor = make_segmentor(pretrained=method == "daformer")
+    context, extra = {}, []
+    if method in ("source_only", "oracle"):
+        module = {"source_only": SourceOnly, "oracle": Oracle}[method](segmentor, plan)
+        step_of = reference.source_only
+    elif method == "dacs":
+        module, step_of = SelfTraining(segmentor, plan), reference.dacs
+    elif method == "mic":
+        module = SelfTraining(segmentor, plan, mask_weight=1.0, mask_block=0.25, mask_ratio=0.7)
+        step_of, context = reference.dacs, {"mask_block": 8, "mask_ratio": 0.7}
+    elif method == "daformer":
+        module, step_of = SelfTraining(segmentor, plan, feature_distance=0.5), reference.daformer
+        context = {"reference": frozen(segmentor.encoder), "things": CITYSCAPES.things, "weight": 0.5}
+    else:
+        text = "file" if method == "lcmsm" else "none"
+        module = LCMSM(segmentor, plan, text=text, width=8, mask_block=0.25)
+        step_of, context = reference.lcmsm, {"mask_block": 8, "mask_ratio": 0.5}
+        module.setup("fit")
+        if module.projection is None:
+            context["project"] = lambda: torch.zeros(())
+        else:
+            projection, embeddings = copy.deepcopy(module.projection), module.embeddings.clone()
+            context["project"] = lambda: projection(embeddings)
+            extra = [(f"projection.{n}", p) for n, p in projection.named_parameters()]
+    student = copy.deepcopy(module.segmentor)
+    teacher = frozen(student) if module.teacher is not None else None
+    run_plain(step_of, student, teacher, batches, plan, extra, **context)
+    fit(module, batches)
+    equal_weights(module, student)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulation_is_one_optimiser_step(parts, make_segmentor, make_plan, make_batch):
+    """Micro-batches of source-only give the gradient of the whole batch (a network without batch norm or dropout)."""
+    batches = [make_batch(seed, batch=4) for seed in range(2)]
+    weights = []
+    for accumulate in (1, parts):
+        plan = make_plan(optimizer=OptimizerSettings(name="sgd", lr=0.1, accumulate=accumulate))
+        module = SourceOnly(make_segmentor(), plan)
+        module.train = lambda mode=True, m=module: m.eval() if mode else pl.LightningModule.train(m, False)  # running statistics
+        module.segmentor.eval()
+        trainer = fit(module, batches)
+        assert trainer.global_step == 2
+        weights.append(torch.cat([p.detach().flatten() for p in module.segmentor.parameters()]))
+    torch.testing.assert_close(weights[0], weights[1])
+
+
+def test_gradients_reach_what_they_should_and_nothing_else(make_segmentor, make_plan, make_batch):
+    module = LCMSM(make_segmentor(), make_plan(), text="file", width=8)
+    teacher = [p.clone() for p in module.teacher.parameters()]
+    fit(module, [make_batch()])
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.projection.parameters())
+    assert any(p.grad.abs().sum() > 0 for p in module.segmentor.heads["language"].parameters())
+    assert all(p.grad is None for p in module.teacher.parameters())
+    assert "embeddings" not in module.state_dict()
+    assert all(torch.equal(a, b) for a, b in zip(teacher, module.teacher.parameters(), strict=True)), "first update copies"
+
+
+def test_nan_stops_the_run_and_keeps_the_weights(make_segmentor, make_plan, make_batch):
+    module = SourceOnly(make_segmentor(), make_plan())
+    with torch.no_grad():
+        module.segmentor.heads["main"].conv_seg.bias[0] = math.nan
+    before = copy.deepcopy(module.segmentor.state_dict())
+    with pytest.raises(UserError, match=r"source/ce is not finite at step 0"):
+        fit(module, [make_batch()])
+    for name, parameter in module.segmentor.named_parameters():
+        torch.testing.assert_close(parameter, before[name], equal_nan=True)
+
+
+def test_feature_distance_is_off_without_pretrained_weights(make_segmentor, make_plan):
+    assert SelfTraining(make_segmentor(), make_plan(), feature_distance=0.005).reference is None
+    module = SelfTraining(make_segmentor(pretrained=True), make_plan(), feature_distance=0.005)
+    assert module.reference is not None
+    assert not any("reference" in name for name in module.state_dict())
+
+
+def test_teacher_in_train_mode_uses_batch_statistics_and_keeps_its_buffers_out_of_the_average(make_segmentor, make_plan, make_batch):
+    from uda_seg.methods.teacher import Teacher
+
+    student = make_segmentor()
+    teacher = Teacher(student, 0.9, batch_norm="train")
+    image = make_batch()["target"].image / 255.0
+    student.train()
+    logits = teacher.predict(image)
+    for module in student.modules():  # dropout off, batch statistics on
+        if isinstance(module, torch.nn.Dropout2d):
+            module.eval()
+    torch.testing.assert_close(logits, student.predict(image).detach())
+    assert not any(m.training for m in teacher.modules() if isinstance(m, torch.nn.BatchNorm2d))
+
+
+def test_smaller_source_batches_are_reused_in_order(make_segmentor, make_plan, make_batch):
+    """Target b mixes with source b mod B_s."""
+    module = SelfTraining(make_segmentor(), make_plan())
+    seen = {}
+
+    def remember(source, target, keep):
+        seen.setdefault("source", source)
+        return source
+
+    batch = make_batch(batch=4)
+    from uda_seg.methods import self_training
+
+    source = self_training.labelled(batch["source"].part(0, 2))
+    target = self_training.Labelled(batch["target"].image / 255.0, batch["source"].label, torch.ones(4, 32, 64))
+    original, self_training.class_mix = self_training.class_mix, remember
+    try:
+        module.mix(source, target)
+    finally:
+        self_training.class_mix = original
+    torch.testing.assert_close(seen["source"], source.image[[0, 1, 0, 1]])
