@@ -44,7 +44,7 @@ def confusion_counts(prediction: Tensor, label: Tensor, num_classes: int) -> Ten
 
     Returns:
         int64 [C * C + 3]: the flat confusion matrix (row = label), then the numbers of ignored pixels, of
-        labels and of predictions (at labelled pixels) that are no class. So nothing is checked or waited for here.
+        labels and of predictions (at labelled pixels) that are no class: nothing is checked here.
     """
     ignored, bad_label, bad_prediction = (num_classes * num_classes + i for i in range(3))
     label, prediction = label.int().flatten(), prediction.int().flatten()
@@ -112,8 +112,8 @@ class SegmentationEvaluator(Metric):
         counts, (_, bad_labels, bad_predictions) = self.counts[:-3].cpu(), self.counts[-3:].tolist()
         if bad_labels:
             raise UserError(
-                f"{bad_labels} pixels carry a label that is none of the {self.num_classes} classes nor "
-                f"{IGNORE} (ignore): the labels do not fit data.classes; `python -m uda_seg.prepare` counts them"
+                f"{bad_labels} pixels have a label that is none of {self.num_classes} classes nor {IGNORE} "
+                f"(ignore): the labels do not fit data.classes; `python -m uda_seg.prepare` counts them"
             )
         if bad_predictions:
             raise UserError(
