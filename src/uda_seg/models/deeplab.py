@@ -15,14 +15,14 @@ from uda_seg.models.weights import load_encoder
 EXPANSION = 4
 
 
-class ResNetEncoder(Encoder):
-    """ResNet of bottlenecks whose last two stages dilate instead of striding: maps at strides 4, 8, 8, 8.
+class ResNet101(Encoder):
+    """ResNet-101 whose last two stages dilate instead of striding: maps at strides 4, 8, 8, 8.
 
     Args:
-        variant: "caffe" has a 7x7 stem, a max-pool that rounds up, and strides on the first 1x1 convolution
-            of a block (the papers' DeepLab-V2); "v1c" has a stem of three 3x3 convolutions, strides on the 3x3
-            convolution, and a first block in each dilated stage that dilates half as much.
-        blocks: bottlenecks of each stage; (3, 4, 23, 3) is ResNet-101.
+        stem: "caffe" is one 7x7 convolution, and with it a max-pool that rounds up and strides on the first
+            1x1 convolution of a block (the papers' DeepLab-V2); "v1c" is three 3x3 convolutions, and with it
+            strides on the 3x3 convolution and half the dilation in the first block of a dilated stage.
+        blocks: bottlenecks of each stage, if not ResNet-101's.
         width: channels of the first stage's 3x3 convolutions.
         freeze_norm: batch norm's scale and shift are not trained; its running statistics still move.
         weights: a file of ImageNet or COCO weights, or None for a random start.
@@ -32,16 +32,16 @@ class ResNetEncoder(Encoder):
 
     def __init__(
         self,
-        variant: Literal["caffe", "v1c"] = "caffe",
+        stem: Literal["caffe", "v1c"] = "caffe",
         blocks: Sequence[int] = (3, 4, 23, 3),
         width: int = 64,
         freeze_norm: bool = False,
         weights: str | Path | None = None,
     ) -> None:
         super().__init__()
-        if variant not in ("caffe", "v1c"):
-            raise ValueError(f"variant must be 'caffe' or 'v1c', not {variant!r}")
-        caffe = variant == "caffe"
+        if stem not in ("caffe", "v1c"):
+            raise ValueError(f"stem must be 'caffe' or 'v1c', not {stem!r}")
+        caffe = stem == "caffe"
         self.channels = tuple(width * EXPANSION * 2**stage for stage in range(4))
         if caffe:
             self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)

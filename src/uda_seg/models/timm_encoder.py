@@ -45,9 +45,9 @@ class TimmEncoder(Encoder):
             if weights is None:
                 cure = "choose another model.encoder.name: this one gives no feature pyramid"
             elif weights == "timm":
-                cure = "run once with network access, give a file, or model.encoder.weights=null"
+                cure = "run once with network access, give a file, or pretrained=null"
             else:
-                cure = f"model.encoder.weights={weights} must hold the timm weights of this model"
+                cure = f"pretrained={weights} must hold the timm weights of this model"
             raise UserError(f"timm model {name!r}: {_first_line(error)}; {cure}") from error
         info = cast(FeatureInfo, self.body.feature_info)
         self._kept = [index for index, stride in enumerate(info.reduction()) if stride >= 4]

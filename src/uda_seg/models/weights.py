@@ -60,13 +60,13 @@ def load_encoder(encoder: Encoder, path: str | Path) -> LoadReport:
         have = len(wanted) - len(missing)
         raise UserError(
             f"{path}: fills {have} of the encoder's {len(wanted)} tensors, first missing: "
-            f"{', '.join(missing[:3])}; give weights of the same variant (model.encoder.weights)"
+            f"{', '.join(missing[:3])}; give weights of the same variant (pretrained=FILE)"
         )
     for name, tensor in wanted.items():
         if name in found and found[name].shape != tensor.shape:
             raise UserError(
                 f"{path}: {name} is {tuple(found[name].shape)}, the encoder wants {tuple(tensor.shape)}; "
-                "give weights of the same variant (model.encoder.weights)"
+                "give weights of the same variant (pretrained=FILE)"
             )
     encoder.load_state_dict({name: found.get(name, tensor) for name, tensor in wanted.items()})
     encoder.pretrained = True
@@ -86,9 +86,7 @@ def read_tensors(path: Path) -> Mapping[str, object]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such weights file; mend model.encoder.weights or leave it null"
-        ) from None
+        raise UserError(f"{path}: no such weights file; mend pretrained=FILE or leave it out") from None
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path}: not loaded, because it is broken or holds pickled objects that could run code; "
