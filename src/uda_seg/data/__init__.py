@@ -1,1 +1,1 @@
-"""What reaches the training step: class taxonomies, data sets, samplers, the paired loaders and the built-in world."""
+"""What reaches the step: class taxonomies, data sets, samplers, the paired loaders and the built-in world."""

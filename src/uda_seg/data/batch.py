@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from uda_seg.errors import UserError
+
 Array = NDArray[np.uint8]
 
 
@@ -77,7 +79,10 @@ class DomainBatch:
 
 
 def collate(samples: Sequence[Sample], indices: Sequence[int]) -> DomainBatch:
-    """Stack samples of one size into a batch."""
+    """Stack samples of one size into a batch; different sizes are a UserError."""
+    sizes = sorted({sample.image.shape[:2] for sample in samples})
+    if len(sizes) > 1:
+        raise UserError(f"images of the sizes {sizes} cannot share a batch: set data.val_batch=1")
     images = np.stack([sample.image for sample in samples])
     labels = [sample.label for sample in samples if sample.label is not None]
     valid = [np.ones(s.image.shape[:2], np.uint8) if s.valid is None else s.valid for s in samples]

@@ -134,7 +134,5 @@ def class_map(source: ClassSet, wanted: ClassSet) -> dict[int, int]:
     if source.name == wanted.name:
         return {c: c for c in range(len(source))} | _UNLABELLED
     if (source.name, wanted.name) not in CLASS_MAPS:
-        raise UserError(
-            f"labels with the classes of {source.name} cannot be read as data.classes={wanted.name}"
-        )
+        raise UserError(f"labels with the classes of {source.name} cannot be read as data.classes={wanted.name}")
     return CLASS_MAPS[source.name, wanted.name] | _UNLABELLED

@@ -1,6 +1,6 @@
 """Which image stands at which place of the endless stream: pure functions of (seed, domain, position).
 
-Position p of a domain's stream is reached at step s, place b of the batch and rank r of W: p = (s B + b) W + r.
+Position p of a domain's stream is step s, place b of the batch and rank r of W: p = (s B + b) W + r.
 So ranks never draw the same position, one pass over N images covers each exactly once, and a run that resumes
 needs nothing but its step.
 """

@@ -104,7 +104,7 @@ def is_dominated(label: Array, max_ratio: float) -> bool:
 
 
 def random_crop(sample: Sample, rule: CropRule, rng: np.random.Generator) -> Sample:
-    """A crop at a uniformly drawn place; the rule on dominating classes draws 10 at most and keeps the last."""
+    """A crop at a uniformly drawn place; the rule on dominating classes draws up to 10, keeps the last."""
     height, width = sample.image.shape[:2]
     for _ in range(CROP_TRIES):
         top = int(rng.integers(height - rule.size[0] + 1))
@@ -115,9 +115,7 @@ def random_crop(sample: Sample, rule: CropRule, rng: np.random.Generator) -> Sam
     return window
 
 
-def training_crop(
-    sample: Sample, rule: CropRule, rng: np.random.Generator, rare: RareClass | None = None
-) -> Sample:
+def training_crop(sample: Sample, rule: CropRule, rng: np.random.Generator, rare: RareClass | None = None) -> Sample:
     """Pad, crop and flip one decoded sample; with `rare`, crop again until the rare class is seen.
 
     Args:

@@ -1,0 +1,251 @@
+"""UDADataModule: the paired training loader and one validation loader per name, from the `data` settings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import cv2
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from uda_seg.data.batch import DomainBatch, Sample, collate
+from uda_seg.data.datasets import open_domain
+from uda_seg.data.labels import ClassSet, class_set
+from uda_seg.data.sampling import ShuffledOrder
+from uda_seg.data.settings import DataSettings, DomainSettings
+from uda_seg.data.statistics import class_statistics, min_crop_pixels, rare_class_order
+from uda_seg.data.stream import DomainStream, PairedSteps, SampleReader, ValidationImages
+from uda_seg.data.transforms import CropRule
+from uda_seg.errors import UserError
+
+SOURCE, TARGET = 0, 1  # the domains' numbers in every draw
+
+
+def choose_workers(in_memory: bool, cpus: int, world: int = 1) -> int:
+    """How many loader processes a rank gets when `data.workers` is null.
+
+    None for images in memory: cropping a batch takes a few milliseconds, less than another process costs on a
+    small machine. Otherwise decoding dominates: up to 4, with a core left for each rank's training process.
+    """
+    return 0 if in_memory else min(4, max(1, cpus // world - 1))
+
+
+class StepSampler(Sampler[int]):
+    """The steps from `start` on. Its length is that of the whole run, by which Lightning counts batches."""
+
+    def __init__(self, start: int, steps: int) -> None:
+        self.start, self.steps = start, steps
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start, self.steps))
+
+    def __len__(self) -> int:
+        return self.steps
+
+
+class StepLoader(DataLoader[dict[str, DomainBatch]]):
+    """A loader without a state: what it reads follows from the step. Saying so lets Lightning resume it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to load: `UDADataModule.train_dataloader` starts at the trainer's step."""
+
+
+class UDADataModule(pl.LightningDataModule):
+    """Pairs labelled source and unlabelled target crops; a batch depends on seed, rank, world and step alone.
+
+    The oracle trains on the target's own labels: they take the source's place, and there is no target. Where
+    the settings or the method have no target, batches have no "target" key.
+
+    Args:
+        settings: The `data` node.
+        steps: The length of the whole run.
+        seed: Drives order, crops and flips.
+        needs_target: Whether the method reads unlabelled target images.
+        target_labels: The oracle: train on the labelled target instead of the source.
+
+    Raises:
+        UserError: whatever is wrong with the settings or the files, in a line that names the cure.
+    """
+
+    def __init__(
+        self,
+        settings: DataSettings,
+        steps: int,
+        seed: int,
+        needs_target: bool = True,
+        target_labels: bool = False,
+    ) -> None:
+        super().__init__()
+        self.settings, self.steps, self.seed = settings, steps, seed
+        self.classes: ClassSet = class_set(settings.classes)
+        self.eval_classes = self.classes.subset(settings.eval_classes)
+        self.validation_names = tuple(settings.validation)
+        if (needs_target or target_labels) and settings.target is None:
+            raise UserError(f"the method needs target images but data={settings.name} sets no data.target")
+        if settings.cache not in ("auto", "memory", "none"):
+            raise UserError(f"data.cache={settings.cache} is unknown; choose one of auto, memory, none")
+        self._labeled = ("data.source", settings.source)
+        if target_labels and settings.target is not None:
+            self._labeled = ("data.target", settings.target)
+        self._target = settings.target if needs_target and not target_labels else None
+        self._streams: dict[str, DomainStream] = {}
+        self._validation: dict[str, SampleReader] = {}
+
+    @property
+    def rank(self) -> int:
+        """This process among all that train; 0 without a trainer."""
+        return self.trainer.global_rank if self.trainer else 0
+
+    @property
+    def world(self) -> int:
+        """How many processes train; 1 without a trainer."""
+        return self.trainer.world_size if self.trainer else 1
+
+    @property
+    def source_images_per_step(self) -> int:
+        """Labelled images that all ranks together read in a step."""
+        return self.settings.source_batch * self.world
+
+    @property
+    def images_per_step(self) -> int:
+        """Images of both domains that all ranks together read in a step."""
+        return self.source_images_per_step + (self._target_batch * self.world if self._target else 0)
+
+    def prepare_data(self) -> None:
+        """Render and count whatever the cache lacks (Lightning calls it once per machine, before `setup`)."""
+        self.setup(self.trainer.state.fn if self.trainer else None)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the data sets: for training too unless `stage` says that there will be none."""
+        if stage in (None, "fit") and not self._streams:
+            self._streams["source"] = self._source_stream()
+            if self._target is not None:
+                self._streams["target"] = self._target_stream(self._target)
+        if not self._validation:
+            for name, domain in self.settings.validation.items():
+                self._validation[name] = self._samples(
+                    domain, f"data.validation.{name}", labeled=True, resize_label=False
+                )
+
+    def train_dataloader(self) -> StepLoader:
+        """One batch per item, from the trainer's step on."""
+        start = self.trainer.global_step if self.trainer else 0
+        streams = {name: self._of_rank(stream) for name, stream in self._streams.items()}
+        workers = self._workers([stream.samples for stream in streams.values()])
+        return StepLoader(
+            PairedSteps(streams, self.steps),
+            batch_size=None,
+            sampler=StepSampler(start, self.steps),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            worker_init_fn=_start_worker,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def val_dataloader(self) -> dict[str, DataLoader[tuple[Sample, int]]]:
+        """A loader per name, in the settings' order; ranks share the images without repeating any."""
+        return {
+            name: DataLoader(
+                ValidationImages(samples),
+                batch_size=self.settings.val_batch,
+                sampler=range(self.rank, len(samples), self.world),
+                num_workers=self._workers([samples]),
+                collate_fn=_collate,
+                worker_init_fn=_start_worker,
+                pin_memory=torch.cuda.is_available(),
+            )
+            for name, samples in self._validation.items()
+        }
+
+    def target_batches(self, count: int) -> Iterator[DomainBatch]:
+        """The first `count` target batches of training, whatever the step (for batch statistics)."""
+        stream = self._of_rank(self._streams["target"])
+        return (stream.batch_at(step) for step in range(count))
+
+    @property
+    def _target_batch(self) -> int:
+        return self.settings.target_batch or self.settings.source_batch
+
+    def _of_rank(self, stream: DomainStream) -> DomainStream:
+        return replace(stream, rank=self.rank, world=self.world)
+
+    def _workers(self, readers: Sequence[SampleReader]) -> int:
+        if self.settings.workers is not None:
+            return self.settings.workers
+        return choose_workers(all(r.in_memory for r in readers), os.cpu_count() or 1, self.world)
+
+    def _samples(
+        self, domain: DomainSettings, option: str, *, labeled: bool, resize_label: bool = True
+    ) -> SampleReader:
+        dataset = open_domain(domain, self.settings, self.classes, option, labeled=labeled)
+        height, width = domain.size or (0, 0)
+        return SampleReader(
+            dataset,
+            (height, width) if domain.size else None,
+            margins=None if labeled else _margins(domain, option),
+            cache=self.settings.cache,
+            resize_label=resize_label,
+        )
+
+    def _source_stream(self) -> DomainStream:
+        option, domain = self._labeled
+        samples = self._samples(domain, option, labeled=True)
+        rule = self._rule(samples, option, self.settings.crop_max_ratio)
+        rare, batch = self.settings.rare_class, self.settings.source_batch
+        if not rare.enabled:
+            return DomainStream(samples, ShuffledOrder(len(samples), self.seed, SOURCE), rule, self.seed, SOURCE, batch)
+        from uda_seg.data.streets.cache import cache_root
+
+        statistics = class_statistics(samples.dataset, cache_root())
+        order = rare_class_order(statistics, rare, self.classes.names, self.seed, SOURCE)
+        return DomainStream(
+            samples,
+            order,
+            rule,
+            self.seed,
+            SOURCE,
+            batch,
+            rare_pixels=min_crop_pixels(rare, rule.size),
+            rare_tries=rare.tries,
+        )
+
+    def _target_stream(self, domain: DomainSettings) -> DomainStream:
+        samples = self._samples(domain, "data.target", labeled=False)
+        rule = self._rule(samples, "data.target", max_ratio=1.0)
+        order = ShuffledOrder(len(samples), self.seed, TARGET)
+        return DomainStream(samples, order, rule, self.seed, TARGET, self._target_batch)
+
+    def _rule(self, samples: SampleReader, option: str, max_ratio: float) -> CropRule:
+        height, width = self.settings.crop
+        if height > samples.image_size[0] or width > samples.image_size[1]:
+            raise UserError(
+                f"data.crop=[{height},{width}] is larger than the images of {option}, which are "
+                f"{list(samples.image_size)} (height, width) after the resize: make the crop smaller or "
+                f"{option}.size larger"
+            )
+        return CropRule((height, width), max_ratio, self.settings.flip)
+
+
+def _margins(domain: DomainSettings, option: str) -> tuple[int, int, int, int] | None:
+    if domain.margins is None:
+        return None
+    if len(domain.margins) != 4 or min(domain.margins) < 0:
+        raise UserError(f"{option}.margins={domain.margins}: give [top, bottom, left, right] in pixels")
+    top, bottom, left, right = domain.margins
+    return top, bottom, left, right
+
+
+def _start_worker(worker: int) -> None:
+    cv2.setNumThreads(0)  # the worker is the thread
+
+
+def _collate(items: Sequence[tuple[Sample, int]]) -> DomainBatch:
+    return collate([sample for sample, _ in items], [index for _, index in items])

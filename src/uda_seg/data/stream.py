@@ -1,0 +1,135 @@
+"""Training batches as functions of the step: decoded samples, one domain's stream, the paired data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from uda_seg.data.batch import DomainBatch, Sample, collate
+from uda_seg.data.datasets import SegmentationDataset
+from uda_seg.data.sampling import Draw, Order, generator, positions
+from uda_seg.data.transforms import CropRule, RareClass, resize, training_crop
+
+AUTO_CACHE_BYTES = 512 * 2**20
+
+
+class SampleReader:
+    """Decoded and resized samples of a data set, kept in memory if it is small.
+
+    Args:
+        dataset: Where samples come from.
+        size: (H, W) that they are fitted inside; None: as on disk.
+        margins: (top, bottom, left, right) pixels on disk in which `valid` is 0; None: no margins.
+        cache: "memory", "none", or "auto": memory where all samples take at most 512 MiB.
+        resize_label: Whether the label follows the image's size; in validation it stays as on disk.
+    """
+
+    def __init__(
+        self,
+        dataset: SegmentationDataset,
+        size: tuple[int, int] | None,
+        *,
+        margins: tuple[int, int, int, int] | None = None,
+        cache: str = "none",
+        resize_label: bool = True,
+    ) -> None:
+        self.dataset, self.size, self.margins, self.resize_label = dataset, size, margins, resize_label
+        self._kept: dict[int, Sample] = {}
+        first = self._decode(0)
+        planes = (first.image, first.label, first.valid)
+        total = len(dataset) * sum(plane.nbytes for plane in planes if plane is not None)
+        self.in_memory = cache == "memory" or (cache == "auto" and total <= AUTO_CACHE_BYTES)
+        self.image_size: tuple[int, int] = first.image.shape[:2]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        if index in self._kept:
+            return self._kept[index]
+        sample = self._decode(index)
+        if self.in_memory:
+            self._kept[index] = sample
+        return sample
+
+    def _decode(self, index: int) -> Sample:
+        sample = self.dataset.read(index)
+        if self.margins is not None:
+            top, bottom, left, right = self.margins
+            height, width = sample.image.shape[:2]
+            valid = np.zeros((height, width), np.uint8)
+            valid[top : height - bottom, left : width - right] = 1
+            sample = replace(sample, valid=valid)
+        if self.size is None:
+            return sample
+        resized = resize(sample, self.size)
+        return resized if self.resize_label else replace(resized, label=sample.label)
+
+
+@dataclass(frozen=True)
+class DomainStream:
+    """The endless stream of one domain's training crops.
+
+    Args:
+        samples: Decoded samples.
+        order: Which of them stands at a position.
+        rule: How they are cropped.
+        seed: The run's seed.
+        domain: The domain's number; domains with different numbers draw independently.
+        batch: Images per step and rank.
+        rank: This process.
+        world: How many processes read the stream.
+        rare_pixels: Pixels that a crop should show of the class it was drawn for.
+        rare_tries: In how many crops that is tried.
+    """
+
+    samples: SampleReader
+    order: Order
+    rule: CropRule
+    seed: int
+    domain: int
+    batch: int
+    rank: int = 0
+    world: int = 1
+    rare_pixels: float = 0.0
+    rare_tries: int = 1
+
+    def batch_at(self, step: int) -> DomainBatch:
+        """The batch of this rank at `step`: the same in whatever process and run it is asked for."""
+        crops, indices = [], []
+        for position in positions(step, self.batch, self.rank, self.world):
+            pick = self.order.pick(position)
+            rng = generator(self.seed, self.domain, Draw.CROP, position)
+            rare = None if pick.rare is None else RareClass(pick.rare, self.rare_pixels, self.rare_tries)
+            crops.append(training_crop(self.samples[pick.image], self.rule, rng, rare))
+            indices.append(pick.image)
+        return collate(crops, indices)
+
+
+class PairedSteps(torch.utils.data.Dataset[dict[str, DomainBatch]]):
+    """The map-style data set of whole training batches: item `step` holds one batch of each domain."""
+
+    def __init__(self, streams: Mapping[str, DomainStream], steps: int) -> None:
+        self.streams, self.steps = dict(streams), steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> dict[str, DomainBatch]:
+        return {name: stream.batch_at(step) for name, stream in self.streams.items()}
+
+
+class ValidationImages(torch.utils.data.Dataset[tuple[Sample, int]]):
+    """Every labelled image once: the image at the network's size, the label as on disk."""
+
+    def __init__(self, samples: SampleReader) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Sample, int]:
+        return self.samples[index], index
