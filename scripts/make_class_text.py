@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> None:
     words = arguments[1:] or [
         word for classes in (CITYSCAPES, CAMVID) for word in classes.words + classes.names
     ]
-    prompts = [f"a photo of a {word.lower()}." for word in dict.fromkeys(words)]
+    prompts = [f"a photo of a {word}." for word in dict.fromkeys(words)]
     vectors = torch.from_numpy(load_model("cpu").encode(prompts))
     save_text(path, prompts, vectors, PROVENANCE, LICENCE)
     print(f"{path}: {tuple(vectors.shape)}")

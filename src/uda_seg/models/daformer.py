@@ -68,9 +68,7 @@ class ConvBN(nn.Sequential):
     def __init__(self, inputs: int, outputs: int, kernel: int, dilation: int = 1, groups: int = 1) -> None:
         super().__init__()
         padding = dilation * (kernel // 2)
-        self.conv = nn.Conv2d(
-            inputs, outputs, kernel, padding=padding, dilation=dilation, groups=groups, bias=False
-        )
+        self.conv = nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(outputs)
         self.activate = nn.ReLU(inplace=True)
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")

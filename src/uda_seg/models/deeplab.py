@@ -117,14 +117,11 @@ class DeepLabV2Head(Head):
             inside its loop and so uses (6, 12) alone.
     """
 
-    def __init__(
-        self, channels: Sequence[int], num_classes: int, dilations: Sequence[int] = (6, 12, 18, 24)
-    ) -> None:
+    def __init__(self, channels: Sequence[int], num_classes: int, dilations: Sequence[int] = (6, 12, 18, 24)) -> None:
         super().__init__()
         self.width = channels[-1]
         self.conv2d_list = nn.ModuleList(
-            nn.Conv2d(self.width, num_classes, 3, padding=dilation, dilation=dilation)
-            for dilation in dilations
+            nn.Conv2d(self.width, num_classes, 3, padding=dilation, dilation=dilation) for dilation in dilations
         )
         for module in self.conv2d_list.modules():
             if isinstance(module, nn.Conv2d):

@@ -23,9 +23,7 @@ class SegFormerHead(Head):
         dropout: of whole channels, before the classifier.
     """
 
-    def __init__(
-        self, channels: Sequence[int], num_classes: int, width: int = 768, dropout: float = 0.1
-    ) -> None:
+    def __init__(self, channels: Sequence[int], num_classes: int, width: int = 768, dropout: float = 0.1) -> None:
         super().__init__()
         self.width = width
         self.stages = len(channels)
@@ -39,8 +37,7 @@ class SegFormerHead(Head):
         """Stages -> [B, width, h, w] at the finest stage's resolution."""
         size = stages[0].shape[-2:]
         embedded = [
-            resize(getattr(self, f"linear_c{stage}")(stages[stage - 1]), size)
-            for stage in range(self.stages, 0, -1)
+            resize(getattr(self, f"linear_c{stage}")(stages[stage - 1]), size) for stage in range(self.stages, 0, -1)
         ]
         fused: Tensor = self.linear_fuse(torch.cat(embedded, dim=1))
         return fused

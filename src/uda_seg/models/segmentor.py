@@ -74,7 +74,7 @@ class Segmentor(nn.Module):
         encoder: a feature pyramid.
         head: the segmentation head "main", as a module or as a builder called with `channels`, `num_classes`.
         num_classes: number of output classes C.
-        mean: of red, green and blue, in the scale of the images ([0, 1]); also the colour of masked pixels.
+        mean: of red, green and blue, in the scale of the images ([0, 1]).
         std: as `mean`; 1 / 255 gives the 0-255 scale of Caffe weights.
         channel_order: what the encoder's weights expect; images always come as RGB.
     """
@@ -126,9 +126,8 @@ class Segmentor(nn.Module):
 
     @property
     def mean_colour(self) -> Tensor:
-        """The RGB colour [3], in [0, 1], that normalisation maps to zero: what masked pixels are filled with."""
-        mean = self.mean.flatten()
-        return mean.flip(0) if self.channel_order == "bgr" else mean
+        """The RGB colour [3], in [0, 1], that normalisation maps to zero: it fills masked pixels."""
+        return self.mean.flatten()
 
     def normalize(self, image: Tensor) -> Tensor:
         """RGB in [0, 1], [B, 3, H, W] float -> the encoder's own scale and channel order."""
@@ -139,9 +138,7 @@ class Segmentor(nn.Module):
         """Encode RGB images in [0, 1], [B, 3, H, W] float."""
         return Features(self.encoder(self.normalize(image)))
 
-    def decode(
-        self, features: Features, head: str = "main", **context: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def decode(self, features: Features, head: str = "main", **context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Logits [B, C, h, w] and fused map [B, D, h, w] of one head, both at the head's resolution."""
         module = cast(Head, self.heads[head])
         fused = module.fuse(features.stages)

@@ -40,9 +40,7 @@ class ResidualEncoder(Encoder):
         self.stem.add_module("activate", nn.ReLU(inplace=True))
         inputs = (stem, *self.channels[:-1])
         self.stages = nn.ModuleList(
-            nn.Sequential(
-                ResidualBlock(before, width, 2), *(ResidualBlock(width, width) for _ in range(n - 1))
-            )
+            nn.Sequential(ResidualBlock(before, width, 2), *(ResidualBlock(width, width) for _ in range(n - 1)))
             for before, width, n in zip(inputs, self.channels, blocks, strict=True)
         )
         for module in self.modules():

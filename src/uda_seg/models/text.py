@@ -103,9 +103,7 @@ def load_text(path: Path, prompts: Sequence[str]) -> TextEmbeddings:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file of class-text vectors (method.text_file)") from None
     except (OSError, ValueError, KeyError, EOFError) as error:
-        raise UserError(
-            f"{path}: not a file of class-text vectors ({error}); write it anew with save_text"
-        ) from error
+        raise UserError(f"{path}: not a file of class-text vectors ({error}); write it anew with save_text") from error
     missing = [prompt for prompt in prompts if prompt not in rows]
     if missing:
         raise UserError(
@@ -146,8 +144,8 @@ def _encode_openclip(prompts: list[str], model: str, tag: str) -> Tensor:
     except Exception as error:  # a download fails in as many ways as there are network stacks
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"OpenCLIP {model} with weights {tag!r} cannot be loaded ({reason}); run once with network access, or"
-            " name a downloaded weights file (method.text_tag), or use the shipped vectors (method.text=file)"
+            f"OpenCLIP {model} with weights {tag!r} cannot be loaded ({reason}); run once with network, name a"
+            " downloaded weights file (method.text_tag), or use the shipped vectors (method.text=file)"
         ) from error
     vectors: Tensor = clip.eval().encode_text(open_clip.get_tokenizer(model)(prompts))
     return vectors.float()

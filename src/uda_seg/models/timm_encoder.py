@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import cast
 
 import timm
-from timm.models import FeatureInfo
+from timm.models import FeatureInfo, load_state_dict
 from torch import Tensor
 
 from uda_seg.errors import UserError
@@ -33,22 +33,17 @@ class TimmEncoder(Encoder):
         super().__init__()
         if not timm.is_model(name.split(".")[0]):
             near = difflib.get_close_matches(name, timm.list_models(), n=3)
-            raise UserError(
-                f"timm knows no model {name!r} (model.encoder.name); nearest: {', '.join(near) or 'none'}"
-            )
-        overlay = {} if weights in (None, "timm") else {"file": str(weights)}
+            raise UserError(f"timm knows no model {name!r} (model.encoder.name); nearest: {', '.join(near) or 'none'}")
+        file = {} if weights in (None, "timm") else {"file": str(weights)}
         try:
+            if file:
+                _check_complete(name, str(weights))
             self.body = timm.create_model(
-                name, features_only=True, pretrained=weights is not None, pretrained_cfg_overlay=overlay
+                name, features_only=True, pretrained=weights is not None, pretrained_cfg_overlay=file
             )
         except Exception as error:  # a download fails in as many ways as there are network stacks
-            if weights is None:
-                cure = "choose another model.encoder.name: this one gives no feature pyramid"
-            elif weights == "timm":
-                cure = "run once with network access, give a file, or pretrained=null"
-            else:
-                cure = f"pretrained={weights} must hold the timm weights of this model"
-            raise UserError(f"timm model {name!r}: {_first_line(error)}; {cure}") from error
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"timm model {name!r}: {reason}; {_cure(weights)}") from error
         info = cast(FeatureInfo, self.body.feature_info)
         self._kept = [index for index, stride in enumerate(info.reduction()) if stride >= 4]
         self.channels = tuple(info.channels()[index] for index in self._kept)
@@ -67,5 +62,17 @@ class TimmEncoder(Encoder):
         return [maps[index] for index in self._kept]
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _check_complete(name: str, path: str) -> None:
+    """Raise KeyError where timm itself would leave a tensor that the file lacks at its random start."""
+    found = load_state_dict(path)
+    missing = [key for key in timm.create_model(name, num_classes=0).state_dict() if key not in found]
+    if missing:
+        raise KeyError(f"{len(missing)} tensors missing, first {missing[0]}")
+
+
+def _cure(weights: str | Path | None) -> str:
+    if weights is None:
+        return "choose another model.encoder.name: this one gives no feature pyramid"
+    if weights == "timm":
+        return "run once with network access, give a file, or pretrained=null"
+    return f"pretrained={weights} must hold the timm weights of this model"
