@@ -84,15 +84,11 @@ class SegmentationEvaluator(Metric):
     def __init__(self, num_classes: int, names: Sequence[str], subset: Sequence[int]) -> None:
         super().__init__()
         if len(names) != num_classes or not set(subset) <= set(range(num_classes)):
-            raise ValueError(
-                f"{num_classes} classes do not fit {len(names)} names and the subset {tuple(subset)}"
-            )
+            raise ValueError(f"{num_classes} classes do not fit {len(names)} names and the subset {tuple(subset)}")
         self.num_classes = num_classes
         self.names = tuple(names)
         self.subset = tuple(subset)
-        self.add_state(
-            "counts", torch.zeros(num_classes * num_classes + 3, dtype=torch.int64), dist_reduce_fx="sum"
-        )
+        self.add_state("counts", torch.zeros(num_classes * num_classes + 3, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, label: Tensor) -> None:
         """Count a batch.

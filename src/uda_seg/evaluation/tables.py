@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import rich.table
 
 from uda_seg.evaluation.evaluator import Scores
@@ -83,8 +83,8 @@ class Spread:
     def of(cls, values: Sequence[float]) -> Spread:
         """Summarise the values of a group's runs; nan runs make the mean nan rather than vanish."""
         return cls(
-            statistics.fmean(values) if values else math.nan,
-            statistics.stdev(values) if len(values) > 1 else math.nan,
+            float(np.mean(values)) if values else math.nan,
+            float(np.std(values, ddof=1)) if len(values) > 1 else math.nan,
         )
 
     def __str__(self) -> str:
@@ -100,9 +100,7 @@ class Group:
     metrics: Mapping[str, Spread]
 
 
-def group_runs(
-    runs: Sequence[Mapping[str, object]], metrics: Sequence[str], over: str = "seed"
-) -> list[Group]:
+def group_runs(runs: Sequence[Mapping[str, object]], metrics: Sequence[str], over: str = "seed") -> list[Group]:
     """Join runs that share every setting but one.
 
     Args:
@@ -131,8 +129,7 @@ def runs_table(groups: Sequence[Group], title: str = "") -> Table:
     """Tabulate groups of runs: settings, number of runs, mean ± standard deviation in percent."""
     settings, metrics = (list(groups[0].settings), list(groups[0].metrics)) if groups else ([], [])
     rows = tuple(
-        (*(g.settings[k] for k in settings), str(g.runs), *(str(g.metrics[m]) for m in metrics))
-        for g in groups
+        (*(g.settings[k] for k in settings), str(g.runs), *(str(g.metrics[m]) for m in metrics)) for g in groups
     )
     return Table((*settings, "runs", *metrics), rows, title)
 
