@@ -108,6 +108,12 @@ def test_saved_picture_reads_back_and_leaves_no_part(tmp_path):
     assert os.listdir(path.parent) == ["a.png"]
 
 
+def test_saved_class_ids_read_back(tmp_path):
+    ids = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    save_png(tmp_path / "ids.png", ids)
+    assert np.array_equal(cv2.imread(str(tmp_path / "ids.png"), cv2.IMREAD_UNCHANGED), ids)
+
+
 def test_full_disk_is_one_line_and_keeps_the_old_picture(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     save_png(path, flat((1, 2, 3)))

@@ -123,9 +123,10 @@ def confusion_heat(confusion: NDArray[np.int64], names: Sequence[str], cell: int
     return np.array(sheet)
 
 
-def save_png(path: Path, rgb: RGB) -> None:
-    """Write an RGB picture, whole or not at all; a full disk or a forbidden folder is a UserError."""
-    data = cv2.imencode(".png", np.ascontiguousarray(rgb[..., ::-1]))[1].tobytes()
+def save_png(path: Path, image: NDArray[np.uint8]) -> None:
+    """Write an RGB picture [H, W, 3] or class ids [H, W], whole or not at all; a full disk is a UserError."""
+    stored = image if image.ndim == 2 else image[..., ::-1]  # OpenCV writes BGR
+    data = cv2.imencode(".png", np.ascontiguousarray(stored))[1].tobytes()
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -207,11 +208,7 @@ def _fitted(text: str, size: int, width: int) -> str:
 def _to_height(image: RGB, height: int) -> RGB:
     """Scale to a height; enlarged pixels stay sharp, so that tiny labels remain readable."""
     size = (max(1, round(image.shape[1] * height / image.shape[0])), height)
-    return _u8(
-        cv2.resize(
-            image, size, interpolation=cv2.INTER_AREA if image.shape[0] > height else cv2.INTER_NEAREST
-        )
-    )
+    return _u8(cv2.resize(image, size, interpolation=cv2.INTER_AREA if image.shape[0] > height else cv2.INTER_NEAREST))
 
 
 def _u8(array: NDArray[np.generic] | cv2.Mat) -> RGB:

@@ -60,9 +60,7 @@ def feature_distance(
     return total / mask.sum().clamp_min(1)
 
 
-def _thing_cells(
-    label: Tensor, size: torch.Size, things: Sequence[int], min_ratio: float, num_classes: int
-) -> Tensor:
+def _thing_cells(label: Tensor, size: torch.Size, things: Sequence[int], min_ratio: float, num_classes: int) -> Tensor:
     """Find the cells [B, h, w] (bool) that are mostly one thing class."""
     batch, (h, w) = label.shape[0], size
     cell_h, cell_w = label.shape[1] // h, label.shape[2] // w

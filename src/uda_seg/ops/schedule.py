@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 
-def warmup_poly(
-    step: int, steps: int, warmup_steps: int, power: float = 1.0, warmup_ratio: float = 1e-6
-) -> float:
+def warmup_poly(step: int, steps: int, warmup_steps: int, power: float = 1.0, warmup_ratio: float = 1e-6) -> float:
     """Factor on the base learning rate: polynomial decay to 0, times a linear warm-up (DAFormer's schedule).
 
     (1 - t/T)^power * [1 - (1 - t/W)(1 - ratio)  while t < W].
