@@ -16,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from uda_seg.config import CONF, Config, leaves, nearest, parse
@@ -45,7 +46,9 @@ def variant(overrides: Sequence[str]) -> str:
 OmegaConf.register_new_resolver("variant", variant, replace=True)
 
 
-def run(name: str, work: Callable[[Config, Path], Any], *, expand: Callable[[list[str]], list[str]] | None = None) -> None:
+def run(
+    name: str, work: Callable[[Config, Path], Any], *, expand: Callable[[list[str]], list[str]] | None = None
+) -> None:
     """Run a command: parse the command line, compose and check the configuration, call `work` with it and its folder.
 
     Args:
@@ -93,9 +96,14 @@ def fail(error: UserError) -> None:
     raise SystemExit(1)
 
 
+def is_multirun() -> bool:
+    """Whether this job is one of a sweep."""
+    return HydraConfig.get().mode == RunMode.MULTIRUN
+
+
 def _job(work: Callable[[Config, Path], Any], failures: list[str]) -> Callable[[DictConfig], Any]:
     def job(raw: DictConfig) -> Any:
-        multirun = HydraConfig.get().mode.name == "MULTIRUN"
+        multirun = is_multirun()
         folder = Path(HydraConfig.get().runtime.output_dir)
         try:
             return work(parse(raw), folder)

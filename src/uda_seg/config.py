@@ -111,7 +111,7 @@ class EvaluatorSettings:
 
 @dataclass
 class PredictSettings:
-    """How `predict` reads: `size` is the [height, width] images are resized into before the network, null keeps theirs."""
+    """How `predict` reads: images are resized to fit into `size`, [height, width]; null keeps theirs."""
 
     size: list[int] | None = None
 
@@ -232,7 +232,7 @@ def check_target(node: Mapping[str, Any], where: str) -> None:
         raise UserError(f"{where}._target_={target}: only classes of uda_seg can be configured")
     found = get_class(target)
     parameters = inspect.signature(found).parameters
-    hints = typing.get_type_hints(found.__init__)
+    hints = typing.get_type_hints(found.__init__)  # type: ignore[misc]
     known = [name for name in parameters if name not in ("segmentor", "plan", "num_classes", "channels")]
     for key, value in node.items():
         if key in ("_target_", "_partial_"):
@@ -280,7 +280,8 @@ def _check_sizes(config: Config) -> None:
             continue
         if data.crop[0] > domain.size[0] or data.crop[1] > domain.size[1]:
             raise UserError(
-                f"data.crop={data.crop} is larger than data.{name}.size={domain.size} (height, width): make the crop smaller"
+                f"data.crop={data.crop} is larger than data.{name}.size={domain.size} (height, width): "
+                "make the crop smaller"
             )
     for key, value in (("steps", config.steps), ("data.source_batch", data.source_batch)):
         if value < 1:

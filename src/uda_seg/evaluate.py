@@ -14,8 +14,8 @@ from uda_seg.config import Config
 from uda_seg.evaluation.evaluator import Scores
 from uda_seg.evaluation.tables import class_table
 from uda_seg.pictures import confusion_heat, save_png
-from uda_seg.runs import load_trained, read_checkpoint, replay, write_json, write_text
-from uda_seg.train import build_data, build_module, device_precision
+from uda_seg.runs import device_precision, load_trained, read_checkpoint, replay, write_json, write_text
+from uda_seg.train import build_data, build_module
 
 log = logging.getLogger(__name__)
 

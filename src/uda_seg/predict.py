@@ -19,7 +19,7 @@ from uda_seg.methods.base import Plan
 from uda_seg.models.segmentor import Segmentor, resize
 from uda_seg.pictures import colorize, heat, overlay, save_png
 from uda_seg.runs import load_trained, read_checkpoint, replay
-from uda_seg.train import instantiate_module, inference
+from uda_seg.train import inference, instantiate_module
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,11 @@ def expand(given: list[str]) -> list[str]:
 
 def predict(config: Config, folder: Path) -> int:
     """Write colour, overlay, labelIds and confidence pictures of every image; returns how many there were."""
-    checkpoint, source, output = Path(str(config.checkpoint)), Path(str(config.input)), Path(str(config.output))
+    checkpoint, source, output = (
+        Path(str(config.checkpoint)),
+        Path(str(config.input)),
+        Path(str(config.output)),
+    )
     images = find_images(source)
     classes = CLASS_SETS[config.data.classes]
     plan = Plan(config.steps, config.seed, classes, classes.subset(config.data.eval_classes), (1, 1))
@@ -59,7 +63,14 @@ def predict(config: Config, folder: Path) -> int:
         with torch.no_grad():
             probability = probabilities(network, image, config.predict.size, infer, device)
         confidence, label = probability.max(0)
-        write(output, path.relative_to(source if source.is_dir() else source.parent), image, label, confidence, classes)
+        write(
+            output,
+            path.relative_to(source if source.is_dir() else source.parent),
+            image,
+            label,
+            confidence,
+            classes,
+        )
     log.info("%d images: %s", len(images), output)
     return len(images)
 
@@ -89,7 +100,9 @@ def read_image(path: Path) -> Pixels:
     return pixels
 
 
-def probabilities(network: Segmentor, image: Pixels, size: list[int] | None, infer: object, device: torch.device) -> torch.Tensor:
+def probabilities(
+    network: Segmentor, image: Pixels, size: list[int] | None, infer: object, device: torch.device
+) -> torch.Tensor:
     """Class probabilities [K, H, W] at the image's own size."""
     assert callable(infer)
     height, width = image.shape[:2]
@@ -110,7 +123,9 @@ def raw_ids(classes: ClassSet) -> Pixels:
     return table
 
 
-def write(output: Path, name: Path, image: Pixels, label: torch.Tensor, confidence: torch.Tensor, classes: ClassSet) -> None:
+def write(
+    output: Path, name: Path, image: Pixels, label: torch.Tensor, confidence: torch.Tensor, classes: ClassSet
+) -> None:
     """The four pictures of one image."""
     ids = label.numpy().astype(np.uint8)
     colour = colorize(ids, classes.palette)

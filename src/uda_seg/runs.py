@@ -30,7 +30,16 @@ from uda_seg.models.weights import read_tensors
 log = logging.getLogger(__name__)
 
 MADE = ("checkpoints", "panels", "metrics.csv", "metrics.json", "run.yaml", "evaluation")
-PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra-core", "timm", "open_clip_torch", "albumentations")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "pytorch-lightning",
+    "torchmetrics",
+    "hydra-core",
+    "timm",
+    "open_clip_torch",
+    "albumentations",
+)
 
 
 def prepare_folder(folder: Path, config: Config) -> Path | None:
@@ -44,7 +53,9 @@ def prepare_folder(folder: Path, config: Config) -> Path | None:
         return _resume_from(folder, config.resume)
     if (folder / "checkpoints").exists():
         if not config.overwrite:
-            raise UserError(f"{folder} already holds a run: continue it with resume=last or replace it with overwrite=true")
+            raise UserError(
+                f"{folder} already holds a run: continue it with resume=last or replace it with overwrite=true"
+            )
         for name in MADE:
             path = folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -110,7 +121,9 @@ def describe(config: Config, images_per_step: int = 0, before: int = 0) -> dict[
 
 
 # Not taken from a checkpoint: where a run was, how it was started, and anything that names code.
-_NOT_REPLAYED = re.compile(r"^(\+|~)|^(init|resume|overwrite|checkpoint|input|output)=|^(hydra|trainer|logger|callbacks)\.")
+_NOT_REPLAYED = re.compile(
+    r"^(\+|~)|^(init|resume|overwrite|checkpoint|input|output)=|^(hydra|trainer|logger|callbacks)\."
+)
 
 
 def replay(checkpoint: Mapping[str, Any], given: list[str]) -> list[str]:
@@ -121,7 +134,9 @@ def replay(checkpoint: Mapping[str, Any], given: list[str]) -> list[str]:
     """
     said = checkpoint["uda_seg"]
     keys = {o.lstrip("+~").partition("=")[0] for o in given}
-    stored = [f"{k}={v}" for k, v in said["choices"].items() if k not in ("trainer", "logger", "callbacks", "debug", "sweep")]
+    stored = [
+        f"{k}={v}" for k, v in said["choices"].items() if k not in ("trainer", "logger", "callbacks", "debug", "sweep")
+    ]
     stored += [o for o in said["overrides"] if not _NOT_REPLAYED.search(o)]
     stored += ["pretrained=null"]
     if "data" in keys:
@@ -149,14 +164,16 @@ def load_weights(module: UDAModule, path: Path) -> str:
     missing = [n for n in mine if n not in found]
     essential = [n for n in missing if n.startswith(("encoder.", "heads.main."))]
     if wrong or essential:
-        raise UserError(f"{path} is of another network: {(wrong + essential)[0]} does not match; choose the same model=")
+        raise UserError(
+            f"{path} is of another network: {(wrong + essential)[0]} does not match; choose the same model="
+        )
     module.segmentor.load_state_dict({**mine, **found})
     fresh = sorted({".".join(name.split(".")[:2]) for name in missing})
     return f"{len(found)} tensors from {path}" + (f", fresh: {', '.join(fresh)}" if fresh else "")
 
 
 def load_trained(module: UDAModule, content: Mapping[str, Any], path: Path, teacher: bool = False) -> Segmentor:
-    """Fill the part of a module's network that segments at test; nothing a method needs for training alone is asked for.
+    """Fill the part of a module's network that segments at test, and ask for nothing that only training needs.
 
     Args:
         module: composed from the same checkpoint.
@@ -252,5 +269,5 @@ def device_precision(wanted: str) -> str:
     if torch.cuda.is_available():
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        fast = torch.backends.mkldnn.is_available() and torch.cpu._is_amx_tile_supported()  # type: ignore[attr-defined]
+        fast = torch.cpu._is_amx_tile_supported()  # AVX-512's bf16 alone was measured slower than float32
     return "bf16-mixed" if fast else "32-true"

@@ -11,6 +11,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 
+from uda_seg.command import is_multirun
 from uda_seg.config import Config
 from uda_seg.evaluation.tables import group_runs, runs_csv, runs_table
 from uda_seg.runs import write_text
@@ -31,9 +32,8 @@ class Sweep:
         """The same command, with its folders remembered."""
 
         def job(config: Config, folder: Path) -> Any:
-            hydra = HydraConfig.get()
-            if hydra.mode.name == "MULTIRUN":
-                self.folder = Path(hydra.sweep.dir)
+            if is_multirun():
+                self.folder = Path(HydraConfig.get().sweep.dir)
                 self.jobs.append(folder)
             return work(config, folder)
 

@@ -106,7 +106,7 @@ def collect(config: Config, module: UDAModule, trainer: pl.Trainer, checkpoints:
 
 def build_data(config: Config) -> UDADataModule:
     """The paired loaders, as the method wants them."""
-    method = get_class(config.method["_target_"])
+    method: type[UDAModule] = get_class(config.method["_target_"])
     return UDADataModule(
         config.data,
         steps=config.steps,

@@ -56,7 +56,11 @@ def run_plain(step_of, student, teacher, batches, plan, extra=(), **context):
         for group in optimizer.param_groups:
             group["lr"] = group["first"] * factor
         optimizer.zero_grad()
-        plain = {"x_s": batch["source"].image / 255.0, "y_s": batch["source"].label, "x_t": batch["target"].image / 255.0}
+        plain = {
+            "x_s": batch["source"].image / 255.0,
+            "y_s": batch["source"].label,
+            "x_t": batch["target"].image / 255.0,
+        }
         step_of(student, plain, teacher=teacher, threshold=plan.teacher.threshold, classes=19, **context)
         optimizer.step()
 
@@ -115,7 +119,9 @@ def test_accumulation_is_one_optimiser_step(parts, make_segmentor, make_plan, ma
     for accumulate in (1, parts):
         plan = make_plan(optimizer=OptimizerSettings(name="sgd", lr=0.1, accumulate=accumulate))
         module = SourceOnly(make_segmentor(), plan)
-        module.train = lambda mode=True, m=module: m.eval() if mode else pl.LightningModule.train(m, False)  # running statistics
+        module.train = lambda mode=True, m=module: (
+            m.eval() if mode else pl.LightningModule.train(m, False)
+        )  # running statistics
         module.segmentor.eval()
         trainer = fit(module, batches)
         assert trainer.global_step == 2
@@ -131,7 +137,9 @@ def test_gradients_reach_what_they_should_and_nothing_else(make_segmentor, make_
     assert any(p.grad.abs().sum() > 0 for p in module.segmentor.heads["language"].parameters())
     assert all(p.grad is None for p in module.teacher.parameters())
     assert "embeddings" not in module.state_dict()
-    assert all(torch.equal(a, b) for a, b in zip(teacher, module.teacher.parameters(), strict=True)), "first update copies"
+    assert all(torch.equal(a, b) for a, b in zip(teacher, module.teacher.parameters(), strict=True)), (
+        "first update copies"
+    )
 
 
 def test_nan_stops_the_run_and_keeps_the_weights(make_segmentor, make_plan, make_batch):
@@ -152,7 +160,9 @@ def test_feature_distance_is_off_without_pretrained_weights(make_segmentor, make
     assert not any("reference" in name for name in module.state_dict())
 
 
-def test_teacher_in_train_mode_uses_batch_statistics_and_keeps_its_buffers_out_of_the_average(make_segmentor, make_plan, make_batch):
+def test_teacher_in_train_mode_uses_batch_statistics_and_keeps_its_buffers_out_of_the_average(
+    make_segmentor, make_plan, make_batch
+):
     from uda_seg.methods.teacher import Teacher
 
     student = make_segmentor()

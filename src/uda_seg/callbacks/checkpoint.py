@@ -33,7 +33,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.fsync(file.fileno())
             os.replace(temporary, target)
         except (OSError, RuntimeError) as error:
-            raise UserError(f"cannot write {target}: {error}; the checkpoint of before is kept, free some space") from error
+            raise UserError(
+                f"cannot write {target}: {error}; the checkpoint of before is kept, free some space"
+            ) from error
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -65,7 +67,9 @@ class Checkpoints(pl.Callback):
         """Take the best score from a checkpoint."""
         self.best_miou, self.best_step = state_dict["best_miou"], state_dict["best_step"]
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Refuse to save bad weights; add what `evaluate` and `predict` need to build the network."""
         assert isinstance(pl_module, UDAModule)
         pl_module.watcher.raise_if_any()

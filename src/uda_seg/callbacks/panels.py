@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 
 from uda_seg.data.labels import ClassSet
 from uda_seg.methods.base import UDAModule
-from uda_seg.pictures import colorize, heat, panel_grid, save_png
+from uda_seg.pictures import Captioned, Row, colorize, heat, panel_grid, save_png
 
 Picture = NDArray[np.uint8]
 
@@ -65,8 +65,11 @@ class Panels(pl.Callback):
     def draw(self, kept: dict[str, Tensor]) -> Picture:
         """One picture of all kept tensors, each [1, C, H, W] or [1, H, W]."""
         size = kept["source_image"].shape[-2:]
-        rows = [[(name.replace("_", " "), self._paint(name, kept[name], size)) for name in names if name in kept] for _, names in ROWS]
-        return panel_grid([row for row in rows if row])
+        rows = [
+            Row(title, [Captioned(n.replace("_", " "), self._paint(n, kept[n], size)) for n in names if n in kept])
+            for title, names in ROWS
+        ]
+        return panel_grid([row for row in rows if row.images])
 
     def _paint(self, name: str, tensor: Tensor, size: Any) -> Picture:
         if name.endswith("_prediction"):

@@ -10,7 +10,15 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from uda_seg.methods.base import UDAModule
 
@@ -36,7 +44,13 @@ class ProgressBar(pl.Callback):
         """Open the bar."""
         self.started, self.first_step = time.perf_counter(), trainer.global_step
         if trainer.is_global_zero and self.console.is_terminal:
-            columns = (TextColumn("train"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            columns = (
+                TextColumn("train"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
             self.bar = Progress(*columns, TextColumn("{task.fields[status]}"), console=self.console)
             self.task = self.bar.add_task("train", total=trainer.max_steps, completed=trainer.global_step, status="")
             self.bar.start()
@@ -51,10 +65,16 @@ class ProgressBar(pl.Callback):
         assert isinstance(pl_module, UDAModule)
         logged = step == 1 or step % pl_module.plan.log_every == 0
         if self.bar is not None:
-            self.bar.update(self.task, completed=step, **({"status": self.status(trainer)} if logged else {}))
+            self.bar.update(self.task, completed=step)
+            if logged:
+                self.bar.update(self.task, status=self.status(trainer))
         elif step == 1 or step % max(1, trainer.max_steps // self.lines) == 0:
             left = self._seconds() / (step - self.first_step) * (trainer.max_steps - step)
-            print(f"step {step}/{trainer.max_steps}  {self.status(trainer)}  {left:.0f} s left", file=sys.stderr, flush=True)
+            print(
+                f"step {step}/{trainer.max_steps}  {self.status(trainer)}  {left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def _seconds(self) -> float:
         return time.perf_counter() - self.started

@@ -162,7 +162,7 @@ class NonFinite:
         if code >= 0:
             step, term = divmod(code, self.TERMS)
             raise UserError(
-                f"{self.names[term]} is not finite at step {step}: training stopped, the weights of the step before are kept; "
+                f"{self.names[term]} is not finite at step {step}: training stopped, the last good weights are kept; "
                 "lower optimizer.lr, set optimizer.clip_norm=1 or continue from the last checkpoint with resume=last"
             )
 
@@ -194,10 +194,11 @@ class UDAModule(pl.LightningModule):
         self.scored_step = -1
         self.teacher_scores: dict[str, Scores] = {}
         self.panel: dict[str, Tensor] | None = None
-        self.evaluators = self._evaluators()
-        self.teacher_evaluators = self._evaluators()
+        self.evaluators = self.build_evaluators()
+        self.teacher_evaluators = self.build_evaluators()
 
-    def _evaluators(self) -> nn.ModuleList:
+    def build_evaluators(self) -> nn.ModuleList:
+        """One evaluator per target, in loader order."""
         classes = self.plan.classes
         return nn.ModuleList(
             SegmentationEvaluator(len(classes.names), classes.names, self.plan.eval_classes) for _ in self.plan.targets
@@ -225,7 +226,7 @@ class UDAModule(pl.LightningModule):
         optimizer.zero_grad(set_to_none=True)
         logged = self.accumulate_gradients(batch, step)
         self.reduce_gradients()
-        logged["gradient_norm"] = self.clip_gradients()
+        logged["gradient_norm"] = self.clip_gradient_norm()
         self.watcher.watch(step, "gradient_norm", logged["gradient_norm"])
         optimizer.optimizer.found_inf = self.watcher.found()
         optimizer.step()
@@ -243,7 +244,9 @@ class UDAModule(pl.LightningModule):
                 piece = {name: domain.part(part, parts) for name, domain in batch.items()} if parts > 1 else batch
                 for terms in self.losses(piece):
                     terms = (terms,) if isinstance(terms, Loss) else terms
-                    self.manual_backward(sum((t.value * (t.weight / parts) for t in terms), torch.zeros((), device=self.device)))
+                    self.manual_backward(
+                        sum((t.value * (t.weight / parts) for t in terms), torch.zeros((), device=self.device))
+                    )
                     for term in terms:
                         value = term.value.detach()
                         self.watcher.watch(step, term.name, value)
@@ -264,7 +267,8 @@ class UDAModule(pl.LightningModule):
         flat = torch.cat([g.flatten() for g in grads])
         dist.all_reduce(flat)
         flat /= self.trainer.world_size
-        for parameter, piece in zip(trained, flat.split([g.numel() for g in grads]), strict=True):
+        pieces: tuple[Tensor, ...] = torch.split(flat, [g.numel() for g in grads])
+        for parameter, piece in zip(trained, pieces, strict=True):
             parameter.grad = piece.view_as(parameter)
 
     def mean_over_ranks(self, value: Tensor) -> Tensor:
@@ -275,7 +279,7 @@ class UDAModule(pl.LightningModule):
             value /= self.trainer.world_size
         return value
 
-    def clip_gradients(self) -> Tensor:
+    def clip_gradient_norm(self) -> Tensor:
         """Scale the gradient to `clip_norm` where it is longer; returns its L2 norm before that, 0-dim."""
         trained = [p for p in self.parameters() if p.grad is not None]
         limit = self.plan.optimizer.clip_norm
@@ -308,7 +312,12 @@ class UDAModule(pl.LightningModule):
             is_norm = name.startswith("segmentor.encoder.") and "norm" in name
             groups.setdefault((scale, 0.0 if is_norm else settings.weight_decay), []).append(parameter)
         return [
-            {"params": parameters, "lr": settings.lr * scale, "base_lr": settings.lr * scale, "weight_decay": decay}
+            {
+                "params": parameters,
+                "lr": settings.lr * scale,
+                "base_lr": settings.lr * scale,
+                "weight_decay": decay,
+            }
             for (scale, decay), parameters in groups.items()
         ]
 
@@ -324,7 +333,8 @@ class UDAModule(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forget the scores of the validation before (Lightning hook)."""
-        for evaluator in (*self.evaluators, *self.teacher_evaluators):
+        for evaluator in [*self.evaluators, *self.teacher_evaluators]:
+            assert isinstance(evaluator, SegmentationEvaluator)
             evaluator.reset()
 
     def validation_step(self, batch: DomainBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -338,21 +348,25 @@ class UDAModule(pl.LightningModule):
         logits = self.infer(network, to_float(batch.image))
         if logits.shape[-2:] != batch.label.shape[-2:]:
             logits = nn.functional.interpolate(logits, batch.label.shape[-2:], mode="bilinear", align_corners=False)
+        assert isinstance(evaluator, SegmentationEvaluator)
         evaluator.update(logits.argmax(1), batch.label)
 
     def on_validation_epoch_end(self) -> None:
         """Compute and log every target's scores (Lightning hook)."""
         self.scored_step = self.trainer.global_step
-        self.scores = {name: e.compute() for name, e in zip(self.plan.targets, self.evaluators, strict=True)}
+        self.scores = self._computed(self.evaluators)
         for name, scores in self.scores.items():
             self.log(f"val/{name}/miou", scores.miou)
             self.log(f"val/{name}/pixel_accuracy", scores.pixel_accuracy)
         if self.evaluate_teacher and self.teacher is not None:
-            evaluators = zip(self.plan.targets, self.teacher_evaluators, strict=True)
-            self.teacher_scores = {name: e.compute() for name, e in evaluators}
+            self.teacher_scores = self._computed(self.teacher_evaluators)
             for name, scores in self.teacher_scores.items():
                 self.log(f"val/{name}/teacher_miou", scores.miou)
         self.log("val/miou", self.miou)
+
+    def _computed(self, evaluators: nn.ModuleList) -> dict[str, Scores]:
+        scores = [e.compute() for e in evaluators if isinstance(e, SegmentationEvaluator)]
+        return dict(zip(self.plan.targets, scores, strict=True))
 
     @property
     def miou(self) -> float:

@@ -8,7 +8,9 @@ segments, and neither text nor CLIP is needed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ from uda_seg.methods.base import Batch, Loss, Plan
 from uda_seg.methods.self_training import Labelled, SelfTraining, labelled
 from uda_seg.models.language import LanguageHead, correlate
 from uda_seg.models.segmentor import Segmentor
-from uda_seg.models.text import text_embeddings
+from uda_seg.models.text import TextEmbeddings, text_embeddings
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +61,7 @@ class LCMSM(SelfTraining):
         mask_ratio: float = 0.5,
         feature_distance: float = 0.005,
         feature_distance_ratio: float = 0.75,
-        mix_classes: str = "image",
+        mix_classes: Literal["image", "batch"] = "image",
     ) -> None:
         correlation = text != "none"
         segmentor.attach(
@@ -81,15 +83,17 @@ class LCMSM(SelfTraining):
             mask_ratio=mask_ratio,
             mix_classes=mix_classes,
         )
-        self.text_source = {"source": text, "model": text_model, "tag": text_tag, "file": text_file}
+        self.embed: Callable[[Sequence[str]], TextEmbeddings] | None = None
+        if correlation:
+            self.embed = partial(text_embeddings, text, model=text_model, tag=text_tag, file=text_file, seed=plan.seed)
         self.width, self.temperature = width, temperature
         self.projection: nn.Linear | None = None
 
     def setup(self, stage: str) -> None:
         """Fetch the class embeddings where training starts (Lightning hook): a trained network needs none of them."""
-        if stage != "fit" or self.text_source["source"] == "none" or self.projection is not None:
+        if stage != "fit" or self.embed is None or self.projection is not None:
             return
-        found = text_embeddings(words=self.plan.classes.words, seed=self.plan.seed, **self.text_source)
+        found = self.embed(self.plan.classes.words)
         log.info("class text: %s", found.provenance)
         self.register_buffer("embeddings", found.vectors.to(self.device), persistent=False)
         self.projection = nn.Linear(found.vectors.shape[1], self.width).to(self.device)
@@ -102,7 +106,7 @@ class LCMSM(SelfTraining):
         return None if self.projection is None else self.projection(self.embeddings)
 
     def losses(self, batch: Batch) -> Iterator[Loss | tuple[Loss, ...]]:
-        """CE(x_s) + FD + CE_L(mask x_s) + CE(mix) + CE_L(mask mix); pseudo-labels come from the teacher's language head."""
+        """CE(x_s) + FD + CE_L(mask x_s) + CE(mix) + CE_L(mask mix); the teacher's language head labels the target."""
         source, target = labelled(batch["source"]), batch["target"]
         clean = self.segmentor.supervise(source.image, source.label)
         self.show(source_image=source.image, source_label=source.label, source_prediction=clean.logits)
@@ -123,5 +127,7 @@ class LCMSM(SelfTraining):
         self.show(masked_image=masked, masked_prediction=result.logits)
         if text is not None and self.panel is not None:
             maps = correlate(result.fused, text, self.temperature)
-            self.show(**{f"correlation_{c}": maps[:, i] * self.temperature for i, c in enumerate(self.plan.classes.names)})
+            self.show(
+                **{f"correlation_{c}": maps[:, i] * self.temperature for i, c in enumerate(self.plan.classes.names)}
+            )
         return result.loss

@@ -13,6 +13,7 @@ import copy
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -66,8 +67,8 @@ class SelfTraining(UDAModule):
         mask_block: side of the masked blocks, as a fraction of the crop's height (32 / 512).
         mask_ratio: expected share of masked pixels.
         mask_augment: colour jitter and blur on the masked image too.
-        mix_classes: `image` draws half of each image's own classes (as DACS describes); `batch` draws from the classes of
-            the whole batch and counts 255 as one, as the released code does.
+        mix_classes: `image` draws half of each image's own classes (as DACS describes); `batch` draws from the
+            classes of the whole batch and counts 255 as one, as the released code does.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class SelfTraining(UDAModule):
         mask_block: float = 0.0625,
         mask_ratio: float = 0.7,
         mask_augment: bool = True,
-        mix_classes: str = "image",
+        mix_classes: Literal["image", "batch"] = "image",
     ) -> None:
         super().__init__(segmentor, plan)
         self.teacher = Teacher(segmentor, plan.teacher.alpha, plan.teacher.batch_norm)
@@ -122,12 +123,17 @@ class SelfTraining(UDAModule):
         reference = self.reference(self.segmentor.normalize(source.image))
         classes = self.plan.classes
         value = feature_distance(
-            features.stages[-1], reference, source.label, classes.things, self.feature_distance_ratio, len(classes.names)
+            features.stages[-1],
+            reference,
+            source.label,
+            classes.things,
+            self.feature_distance_ratio,
+            len(classes.names),
         )
         return (Loss("source/feature_distance", value, self.feature_distance_weight),)
 
     def label_target(self, target: DomainBatch, head: str | None = None, **context: Tensor | None) -> Labelled:
-        """The teacher's labels of clean target images; every valid pixel weighs the batch's share of confident pixels."""
+        """The teacher's labels of clean images; every valid pixel weighs the batch's share of confident pixels."""
         assert self.teacher is not None
         image = to_float(target.image)
         pseudo = pseudo_label(self.teacher.predict(image, head, **context), self.plan.teacher.threshold)

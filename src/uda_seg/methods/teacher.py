@@ -49,7 +49,8 @@ class Teacher(nn.Module):
     def update(self, student: Segmentor) -> None:
         """Move towards `student` by one step of the average; the first update copies it."""
         decay = ema_decay(self.updates, self.alpha)
-        mine, theirs = list(self.network.parameters()), list(student.parameters())
+        mine: list[Tensor] = list(self.network.parameters())
+        theirs: list[Tensor] = list(student.parameters())
         if self.batch_norm == "eval":
             mine += [b for b in self.network.buffers() if b.is_floating_point()]
             theirs += [b for b in student.buffers() if b.is_floating_point()]
