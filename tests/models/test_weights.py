@@ -100,8 +100,9 @@ def test_caffe_file_without_step_counters_and_with_prefix_loads(tmp_path: Path) 
     assert torch.equal(loaded.get_parameter("layer4.0.conv2.weight"), source.get_parameter("layer4.0.conv2.weight"))
 
 
-def test_timm_encoder_gives_a_pyramid_from_stride_4() -> None:
-    encoder = TimmEncoder("resnet10t")
+@pytest.mark.parametrize("name", ["resnet10t", "mambaout_femto"])  # the second computes channels-last
+def test_timm_encoder_gives_a_pyramid_from_stride_4(name: str) -> None:
+    encoder = TimmEncoder(name)
     maps = encoder(torch.rand(1, 3, 64, 96))
     assert encoder.strides == (4, 8, 16, 32)
     assert [x.shape[1] for x in maps] == list(encoder.channels)

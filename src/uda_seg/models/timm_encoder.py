@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import cast
 
 import timm
+from timm.layers.format import Format
 from timm.models import FeatureInfo, load_state_dict
 from torch import Tensor
 
@@ -44,6 +45,7 @@ class TimmEncoder(Encoder):
         except Exception as error:  # a download fails in as many ways as there are network stacks
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"timm model {name!r}: {reason}; {_cure(weights)}") from error
+        self._channels_last = getattr(self.body, "output_fmt", None) == Format.NHWC  # Swin and its like
         info = cast(FeatureInfo, self.body.feature_info)
         self._kept = [index for index, stride in enumerate(info.reduction()) if stride >= 4]
         self.channels = tuple(info.channels()[index] for index in self._kept)
@@ -59,7 +61,8 @@ class TimmEncoder(Encoder):
     def forward(self, x: Tensor) -> list[Tensor]:
         """Normalised images [B, 3, H, W] -> one map [B, C_i, H / stride_i, W / stride_i] per stage."""
         maps = self.body(x)
-        return [maps[index] for index in self._kept]
+        kept = [maps[index] for index in self._kept]
+        return [x.movedim(-1, 1) for x in kept] if self._channels_last else kept
 
 
 def _check_complete(name: str, path: str) -> None:
