@@ -46,3 +46,8 @@ def test_threshold_is_not_rounded_to_bfloat16():
     logits = torch.tensor([3.40625, 0.0]).view(1, 2, 1, 1)  # softmax 0.96789, which bfloat16 rounds to 0.96875
     assert pseudo_label(logits.bfloat16(), 0.968).quality.item() == 0.0
     assert torch.softmax(logits.bfloat16(), 1).max() >= 0.968
+
+
+def test_a_confidence_at_the_threshold_counts():
+    logits = torch.tensor([200.0, 0.0]).view(1, 2, 1, 1)  # confidence exactly 1
+    assert pseudo_label(logits, 1.0).quality.item() == 1.0
