@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import sys
@@ -40,7 +41,10 @@ def variant(overrides: Sequence[str]) -> str:
         if not _NOT_IN_NAME.search(key):
             value = Path(value).parent.parent.parent.name if key == "init" else value
             parts.append(f"{key}={value}")
-    return "".join("," + re.sub(r"[^\w.=+-]+", "-", part) for part in sorted(parts))[:120]
+    name = "".join("," + re.sub(r"[^\w.=+-]+", "-", part) for part in sorted(parts))
+    if len(name) <= 80:
+        return name
+    return f"{name[:70]},{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 OmegaConf.register_new_resolver("variant", variant, replace=True)

@@ -15,7 +15,7 @@ from uda_seg.evaluation.evaluator import Scores
 from uda_seg.evaluation.tables import class_table
 from uda_seg.pictures import confusion_heat, save_png
 from uda_seg.runs import device_precision, load_trained, read_checkpoint, replay, write_json, write_text
-from uda_seg.train import build_data, build_module
+from uda_seg.train import build_data, build_module, quiet_lightning
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ def expand(given: list[str]) -> list[str]:
 
 def evaluate(config: Config, folder: Path) -> float:
     """Score the checkpoint on every validation set of `data=`; returns the mean of their mIoU, in [0, 1]."""
+    quiet_lightning()
     path = Path(str(config.checkpoint))
     content = read_checkpoint(path)
     data = build_data(config)

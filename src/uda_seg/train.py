@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -51,6 +52,7 @@ def main() -> None:
 def train(config: Config, folder: Path) -> float:
     """Train and evaluate one run; returns the mIoU of the last iterate, in [0, 1]."""
     started = time.perf_counter()
+    quiet_lightning()
     resume = prepare_folder(folder, config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = build_data(config)
@@ -73,6 +75,13 @@ def train(config: Config, folder: Path) -> float:
         write_json(folder / "metrics.json", metrics | {"wall_s": round(time.perf_counter() - started, 1)})
         log.info("mIoU %.1f %% (last iterate, step %d) in %s", 100 * module.miou, trainer.global_step, folder)
     return module.miou
+
+
+def quiet_lightning() -> None:
+    """Leave out Lightning's advertisements, and its warnings about what is meant: a teacher in eval mode, few workers."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for message in (".*in eval mode at the start.*", ".*does not have many workers.*", ".*isinstance.treespec.*"):
+        warnings.filterwarnings("ignore", message)
 
 
 def source_images(checkpoint: dict[str, Any]) -> int:
@@ -104,9 +113,15 @@ def collect(config: Config, module: UDAModule, trainer: pl.Trainer, checkpoints:
     }
 
 
+def method_class(config: Config) -> type[UDAModule]:
+    """The method's class, a sub-class of UDAModule."""
+    found: type[UDAModule] = get_class(config.method["_target_"])
+    return found
+
+
 def build_data(config: Config) -> UDADataModule:
     """The paired loaders, as the method wants them."""
-    method: type[UDAModule] = get_class(config.method["_target_"])
+    method = method_class(config)
     return UDADataModule(
         config.data,
         steps=config.steps,
@@ -137,7 +152,9 @@ def build_module(config: Config, data: UDADataModule) -> UDAModule:
 def instantiate_module(config: Config, plan: Plan) -> UDAModule:
     """The configured method on the configured network."""
     segmentor = instantiate(config.model, num_classes=len(plan.classes))
-    module: UDAModule = instantiate(config.method, segmentor=segmentor, plan=plan)
+    options = {key: value for key, value in config.method.items() if key != "_target_"}
+    # Not through `instantiate`: it would take the plan apart as configuration.
+    module: UDAModule = method_class(config)(segmentor, plan, **options)
     module.evaluate_teacher = config.evaluator.teacher
     module.infer = inference(config)
     return module

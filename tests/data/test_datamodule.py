@@ -126,7 +126,7 @@ def test_without_a_target_there_is_no_target_key(settings):
     assert set(next(iter(make(settings, needs_target=False).train_dataloader()))) == {"source"}
     settings.target = None
     assert set(next(iter(make(settings, needs_target=False).train_dataloader()))) == {"source"}
-    with pytest.raises(UserError, match="the method needs target images but data=streets sets no data.target"):
+    with pytest.raises(UserError, match=r"the method needs target images but data=streets sets no data\.target"):
         make(settings)
 
 
@@ -216,7 +216,7 @@ def test_a_crop_larger_than_the_images_is_told(settings):
 
 def test_unknown_cache_is_told(settings):
     settings.cache = "disk"
-    with pytest.raises(UserError, match="data.cache=disk is unknown; choose one of auto, memory, none"):
+    with pytest.raises(UserError, match=r"data\.cache=disk is unknown; choose one of auto, memory, none"):
         make(settings)
 
 

@@ -88,13 +88,13 @@ class Checkpoints(pl.Callback):
         if trainer.sanity_checking or not pl_module.miou > self.best_miou or trainer.global_step == 0:
             return
         self.best_miou, self.best_step = pl_module.miou, trainer.global_step
-        trainer.save_checkpoint(self.folder / "best.ckpt")
+        trainer.save_checkpoint(self.folder / "best.ckpt", weights_only=False)
 
     def save_last(self, trainer: pl.Trainer) -> None:
         """Write `last.ckpt`; the one it replaces becomes `previous.ckpt`."""
         last = self.folder / "last.ckpt"
         fresh = self.folder / "fresh.ckpt"
-        trainer.save_checkpoint(fresh)
+        trainer.save_checkpoint(fresh, weights_only=False)
         if trainer.is_global_zero:
             if last.exists():
                 os.replace(last, self.folder / "previous.ckpt")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from uda_seg.methods.base import Batch, Loss, Plan
 from uda_seg.methods.self_training import Labelled, SelfTraining, labelled
+from uda_seg.models.daformer import DILATIONS, DAFormerHead
 from uda_seg.models.language import LanguageHead, correlate
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.models.text import TextEmbeddings, text_embeddings
@@ -37,7 +38,8 @@ class LCMSM(SelfTraining):
         text_model: OpenCLIP model name.
         text_tag: OpenCLIP weights tag, or the path of a weights file.
         text_file: embeddings by prompt, for `file` and `shuffled`; null is the file shipped with the package.
-        width: channels of the language head and of the projected text (512).
+        width: channels of the language head and of the projected text; null is the plain DAFormer head's own width, as
+            in the paper (512 both), and 512 beside any other head. Likewise its dilations.
         temperature: the correlation is the cosine divided by it (0.07).
         mask_block: side of the masked blocks, as a fraction of the crop's height (32 / 512).
         mask_ratio: expected share of masked pixels.
@@ -55,7 +57,7 @@ class LCMSM(SelfTraining):
         text_model: str = "ViT-H-14",
         text_tag: str = "laion2b_s32b_b79k",
         text_file: str | None = None,
-        width: int = 512,
+        width: int | None = None,
         temperature: float = 0.07,
         mask_block: float = 0.0625,
         mask_ratio: float = 0.5,
@@ -64,16 +66,12 @@ class LCMSM(SelfTraining):
         mix_classes: Literal["image", "batch"] = "image",
     ) -> None:
         correlation = text != "none"
-        segmentor.attach(
-            "language",
-            LanguageHead(
-                channels=segmentor.encoder.channels,
-                num_classes=len(plan.classes.names),
-                width=width,
-                temperature=temperature,
-                correlation=correlation,
-            ),
-        )
+        main = segmentor.heads["main"]
+        dilations: Sequence[int] = main.dilations if isinstance(main, DAFormerHead) else DILATIONS
+        width = width or (main.width if isinstance(main, DAFormerHead) else 512)
+        channels, classes = segmentor.encoder.channels, len(plan.classes)
+        head = LanguageHead(channels, classes, width, dilations, temperature=temperature, correlation=correlation)
+        segmentor.attach("language", head)
         super().__init__(
             segmentor,
             plan,

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from uda_seg.models.segmentor import Head, resize
 
 
+DILATIONS = (1, 6, 12, 18)
+
+
 class DAFormerHead(Head):
     """Linear embedding of every stage, then a depthwise-separable ASPP over their concatenation.
 
@@ -26,11 +29,12 @@ class DAFormerHead(Head):
         channels: Sequence[int],
         num_classes: int,
         width: int = 256,
-        dilations: Sequence[int] = (1, 6, 12, 18),
+        dilations: Sequence[int] = DILATIONS,
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
         self.width = width
+        self.dilations = tuple(dilations)
         self.embed_layers = nn.ModuleList(LinearEmbedding(inputs, width) for inputs in channels)
         self.fuse_layer = SeparableASPP(width * len(channels), width, dilations)
         self.dropout = nn.Dropout2d(dropout)
