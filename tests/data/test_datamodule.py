@@ -137,6 +137,12 @@ def test_the_oracle_trains_on_the_labelled_target(settings):
     assert max(b["source"].index.max() for b in batches) == 5  # the source has images 0 to 4 alone
 
 
+def test_every_position_has_a_crop_of_its_own(settings):
+    settings.source.count, settings.source_batch, settings.rare_class.enabled = 1, 8, False
+    images = next(iter(make(settings, needs_target=False).train_dataloader()))["source"].image
+    assert len({image.numpy().tobytes() for image in images}) >= 7  # of about 800 crops
+
+
 def test_rare_classes_are_drawn_and_sought_in_one_decoded_image(settings, tmp_path, monkeypatch):
     settings.cache, settings.target = "none", None
     settings.rare_class = RareClassSettings(min_pixels=0, min_crop_pixels=10**6, tries=10)

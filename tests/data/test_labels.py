@@ -14,7 +14,8 @@ RAW = {
 CAMVID_NAMES = {
     "road": "road", "sidewalk": "pavement", "building": "building", "wall": "building", "fence": "fence",
     "pole": "pole", "traffic light": "sign symbol", "traffic sign": "sign symbol", "vegetation": "tree",
-    "terrain": "tree", "sky": "sky", "person": "pedestrian", "rider": "bicyclist", "car": "car", "truck": "car", "bus": "car", "train": "car",
+    "terrain": "tree", "sky": "sky", "person": "pedestrian",
+    "rider": "bicyclist", "car": "car", "truck": "car", "bus": "car", "train": "car",
     "motorcycle": "bicyclist", "bicycle": "bicyclist",
 }  # fmt: skip
 
