@@ -202,7 +202,7 @@ class UDADataModule(pl.LightningDataModule):
         rare, batch = self.settings.rare_class, self.settings.source_batch
         if not rare.enabled:
             return DomainStream(samples, ShuffledOrder(len(samples), self.seed, SOURCE), rule, self.seed, SOURCE, batch)
-        from uda_seg.data.streets.cache import cache_root
+        from uda_seg.data.streets.cache import cache_root  # evaluation needs no renderer
 
         statistics = class_statistics(samples.dataset, cache_root())
         order = rare_class_order(statistics, rare, self.classes.names, self.seed, SOURCE)

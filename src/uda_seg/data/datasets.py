@@ -332,7 +332,7 @@ def open_domain(
 
 
 def _render(domain: DomainSettings, settings: DataSettings, option: str) -> Path:
-    from uda_seg.data.streets.cache import ensure_rendered
+    from uda_seg.data.streets.cache import ensure_rendered  # other data sets need no renderer
 
     if domain.domain is None or domain.count is None or domain.size is None:
         raise UserError(f"streets needs {option}.domain, {option}.count and {option}.size=[H,W]")
