@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import re
 import sys
@@ -12,15 +13,14 @@ from typing import Any
 
 import hydra
 from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from uda_seg.config import CONF, Config, leaves, nearest, parse
+from uda_seg.config import CONF, Config, accepted, groups, key_of, leaves, nearest, parse
 from uda_seg.data.datasets import user_error
 from uda_seg.errors import UserError
 
@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 
 # Overrides that do not change what is computed, or that have a place of their own in the folder's name.
 _NOT_IN_NAME = re.compile(
-    r"^(method|model|data|seed|resume|overwrite|trainer|logger|callbacks|hydra|debug|checkpoint)$"
-    r"|^(trainer|logger|callbacks|hydra|bench|predict)\.|\.root$|\.workers$"
+    r"^(method|model|data|seed|resume|overwrite|trainer|logger|callbacks|evaluator|hydra|checkpoint)$"
+    r"|^(trainer|logger|callbacks|evaluator|hydra|bench|predict)[./]|\.root$|\.workers$|\.cache$"
 )
 
 
@@ -37,9 +37,9 @@ def variant(overrides: Sequence[str]) -> str:
     """The part of a run folder's name that says how a run differs from its method's defaults; empty for none."""
     parts = []
     for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
+        key, value = key_of(override), override.partition("=")[2]
         if not _NOT_IN_NAME.search(key):
-            value = Path(value).parent.parent.parent.name if key == "init" else value
+            value = _run_name(value) if key == "init" else value
             parts.append(f"{key}={value}")
     name = "".join("," + re.sub(r"[^\w.=+-]+", "-", part) for part in sorted(parts))
     if len(name) <= 80:
@@ -47,32 +47,48 @@ def variant(overrides: Sequence[str]) -> str:
     return f"{name[:70]},{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
+def _run_name(checkpoint: str) -> str:
+    """`<method>_<model>` of `<method>_<model>/seed<k>/checkpoints/last.ckpt`; the file's name of any other path."""
+    parts = Path(checkpoint.strip("'\"")).parts
+    return parts[-4] if len(parts) >= 4 and parts[-2] == "checkpoints" else parts[-1]
+
+
 OmegaConf.register_new_resolver("variant", variant, replace=True)
 
 
 def run(
-    name: str, work: Callable[[Config, Path], Any], *, expand: Callable[[list[str]], list[str]] | None = None
+    name: str,
+    work: Callable[[Config, Path], Any],
+    *,
+    expand: Callable[[list[str]], list[str]] | None = None,
+    after: Callable[[], None] | None = None,
 ) -> None:
     """Run a command: parse the command line, compose and check the configuration, call `work` with it and its folder.
 
     Args:
         name: primary config in `conf/`.
-        work: the command; its result is what a sweeper minimises or maximises.
+        work: the command; its result is what a sweeper minimises or maximises. `--help` shows its module's docstring.
         expand: turns the given overrides into those to compose (`evaluate` adds a checkpoint's).
+        after: called when all jobs are done, failed ones included.
 
     Exits with code 1 and one line on standard error after a UserError.
     """
+    OmegaConf.register_new_resolver("usage", lambda: str(sys.modules[work.__module__].__doc__), replace=True)
+    arguments = sys.argv[1:]
+    overrides = [a for a in arguments if ("=" in a or a.startswith("~")) and not a.startswith("-")]
+    others = [a for a in arguments if a not in overrides]
     failures: list[str] = []
     try:
-        arguments = sys.argv[1:]
-        overrides = [a for a in arguments if not a.startswith("-")]
-        flags = [a for a in arguments if a.startswith("-")]
-        if expand is not None and not {"--help", "-h"} & set(flags):
-            overrides = expand(overrides)
-        if not flags or {"-m", "--multirun"} & set(flags):
-            check(name, overrides)
-        sys.argv = [sys.argv[0], *flags, *overrides]
+        # Any flag but these asks Hydra to show something, a wrong configuration included.
+        if not {a for a in others if a.startswith("-")} - {"-m", "--multirun"}:
+            strays = [a for a in others if not a.startswith("-")]
+            if strays:
+                raise UserError(f"{strays[0]} is no override: write key=value, or --help")
+            overrides = check(name, expand(overrides) if expand is not None else overrides)
+        sys.argv = [sys.argv[0], *others, f"hydra.job.name={work.__name__}", *overrides]
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(_job(work, failures))()
+        if after is not None:
+            after()
     except UserError as error:
         fail(error)
     if failures:
@@ -85,7 +101,7 @@ def given_path(given: Sequence[str], key: str, usage: str, must_exist: bool = Tr
     Raises:
         UserError: it was not given, or nothing is there.
     """
-    values = [o.partition("=")[2] for o in given if o.partition("=")[0] == key]
+    values = [o.partition("=")[2] for o in given if key_of(o) == key]
     if not values:
         raise UserError(f"{key}= is missing: {usage}")
     path = Path(values[-1].strip("'\""))
@@ -106,26 +122,30 @@ def is_multirun() -> bool:
 
 
 def _job(work: Callable[[Config, Path], Any], failures: list[str]) -> Callable[[DictConfig], Any]:
+    """`work` on Hydra's terms. In a sweep a failing job, whatever its error, must not take the others down."""
+
     def job(raw: DictConfig) -> Any:
-        multirun = is_multirun()
         folder = Path(HydraConfig.get().runtime.output_dir)
         try:
             return work(parse(raw), folder)
         except Exception as error:
-            found = user_error(error)
-            if found is None:
-                raise
-            if not multirun:
-                fail(found)
-            failures.append(f"{folder.name}: {found}")
-            log.error("%s", found)
+            said = user_error(error)
+            if not is_multirun():
+                if said is None:
+                    raise
+                fail(said)
+            log.error("%s: %s", folder, said or error, exc_info=error if said is None else None)
+            failures.append(f"{'/'.join(folder.parts[-2:])}: {said or repr(error)}")
             return float("nan")
 
     return job
 
 
-def check(name: str, overrides: Sequence[str]) -> None:
+def check(name: str, overrides: Sequence[str]) -> list[str]:
     """Refuse misspelt keys and choices with the nearest valid one, before Hydra is asked.
+
+    Returns:
+        The overrides; one for an option that a class takes but its file leaves at the default is marked as an addition.
 
     Raises:
         UserError: a line that cannot be parsed, an unknown key, or an unknown choice of a group.
@@ -133,32 +153,32 @@ def check(name: str, overrides: Sequence[str]) -> None:
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
-        raise UserError(f"cannot read the overrides: {str(error).splitlines()[0]}") from error
-    groups = {p.name for p in CONF.iterdir() if p.is_dir()}
-    choices = [o for o in parsed if o.key_or_group in groups and not o.is_delete()]
-    for override in choices:
-        for choice in _values(override):
-            _check_choice(override.key_or_group, choice)
-    base = _compose(name, [f"{o.key_or_group}={_values(o)[0]}" for o in choices])
-    known = [key for key, _ in leaves(base)] + sorted(groups)
-    for override in parsed:
-        key = override.key_or_group
-        if key in known or override.is_add() or override.is_delete() or key.split(".")[0] == "hydra":
-            continue
-        raise UserError(f"{key} is no key of the configuration; {nearest(key, known)}")
+        raise UserError(f"cannot read the overrides: {' '.join(str(error).split())}") from error
+    choices = [o for o in parsed if o.key_or_group in groups() and not o.is_delete()]
+    # Hydra answers for its own keys, and the schema for what is explicitly added or deleted.
+    keys = [o.key_or_group for o in parsed if o.type == OverrideType.CHANGE and not o.key_or_group.startswith("hydra")]
+    unset: set[str] = set()
+    for chosen in itertools.product(*(_choices(o) for o in choices)):
+        tree = _compose(name, chosen)
+        present = {key for key, _ in leaves(tree)} | groups()
+        known = present.union(accepted(tree))
+        for key in keys:
+            if key not in known:
+                raise UserError(f"{key} is no key of the configuration ({' '.join(chosen)}); {nearest(key, known)}")
+        unset |= set(keys) - present
+    return [f"++{o}" if key_of(o) in unset and not o.startswith(("+", "~")) else o for o in overrides]
 
 
-def _values(override: Override) -> list[str]:
-    if override.is_sweep_override():
-        return [str(value) for value in override.sweep_string_iterator()]
-    value = override.value()
-    return [str(item) for item in value] if isinstance(value, list) else [str(value)]
-
-
-def _check_choice(group: str, choice: str) -> None:
+def _choices(override: Override) -> list[str]:
+    """`group=choice` of every choice that an override of a group names, sweeps included."""
+    group, value = override.key_or_group, override.value()
+    names = list(override.sweep_string_iterator()) if override.is_sweep_override() else value
+    choices = [str(n) for n in (names if isinstance(names, list) else [names])]
     options = sorted(p.relative_to(CONF / group).with_suffix("").as_posix() for p in (CONF / group).rglob("*.yaml"))
-    if choice not in options and choice not in ("None", "null"):
-        raise UserError(f"{group}={choice}: there is no such {group}; {nearest(choice, options)}")
+    for choice in choices:
+        if choice not in (*options, "None", "null"):
+            raise UserError(f"{group}={choice}: there is no such {group}; {nearest(choice, options)}")
+    return [f"{group}={'null' if choice == 'None' else choice}" for choice in choices]
 
 
 def _compose(name: str, overrides: Sequence[str]) -> Any:
@@ -166,9 +186,7 @@ def _compose(name: str, overrides: Sequence[str]) -> Any:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return OmegaConf.to_container(compose(name, list(overrides)))
     except HydraException as error:
-        raise UserError(f"configuration: {str(error).splitlines()[0]}") from error
-    finally:
-        GlobalHydra.instance().clear()
+        raise UserError(f"configuration: {' '.join(str(error).split())}") from error
 
 
 def composed(overrides: Sequence[str], name: str = "config") -> Config:

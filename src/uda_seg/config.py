@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
+import functools
 import inspect
 import types
 import typing
@@ -14,7 +14,7 @@ from typing import Any
 
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from uda_seg.data.labels import CLASS_SETS
 from uda_seg.data.settings import DataSettings
@@ -111,9 +111,14 @@ class EvaluatorSettings:
 
 @dataclass
 class PredictSettings:
-    """How `predict` reads: images are resized to fit into `size`, [height, width]; null keeps theirs."""
+    """How `predict` reads images.
 
-    size: list[int] | None = None
+    Attributes:
+        size: [height, width] they are resized to fit into before the network; `auto`: that of the validation images,
+            by which the network was scored; null: as they are.
+    """
+
+    size: Any = "auto"
 
 
 @dataclass
@@ -121,14 +126,18 @@ class BenchSettings:
     """What `bench` measures.
 
     Attributes:
-        what: names of the measurements, or `all`.
+        what: overhead, evaluator, mixing, memory, render, ema, phases, or `all`.
         pairs: A/B pairs a ratio is the median of.
-        output: JSON file of the figures; null prints only.
+        steps: training steps in each half of a pair.
+        scenes: scenes of each domain of streets that are rendered.
+        output: JSON file of the figures.
     """
 
     what: list[str] = field(default_factory=lambda: ["all"])
     pairs: int = 5
-    output: str | None = None
+    steps: int = 10
+    scenes: int = 100
+    output: str = "outputs/bench/bench.json"
 
 
 @dataclass
@@ -172,33 +181,66 @@ class Config:
     output: str | None = None
 
 
+# What a value may be, where its type alone does not say.
+CHOICES: dict[str, tuple[str | None, ...]] = {
+    "optimizer.name": ("adamw", "sgd"),
+    "teacher.update": ("start", "end"),
+    "teacher.batch_norm": ("eval", "train"),
+    "data.cache": ("auto", "memory", "none"),
+    "data.classes": tuple(CLASS_SETS),
+    "trainer.precision": ("auto", "32-true", "bf16-mixed"),
+    "trainer.profiler": ("simple", "advanced", None),
+    "evaluator.inference": ("whole", "slide"),
+    "logger.kind": ("csv", "wandb", "tensorboard"),
+}
+POSITIVE = (
+    "steps",
+    "optimizer.lr",
+    "optimizer.clip_norm",
+    "data.source_batch",
+    "data.target_batch",
+    "data.val_batch",
+    "trainer.max_steps",
+    "trainer.num_nodes",
+    "evaluator.times",
+    "evaluator.windows_per_batch",
+    "callbacks.checkpoints",
+    "logger.log_every",
+)
+FRACTIONS = ("schedule.warmup", "teacher.alpha", "teacher.threshold")
+
+
 def parse(raw: DictConfig) -> Config:
     """Check a composed configuration against the schema and give it as dataclasses.
 
     Raises:
         UserError: an unknown key (with the nearest known one), a value of the wrong type, or sizes that cannot be.
     """
-    try:
-        plain = OmegaConf.to_container(raw, resolve=True)
-    except OmegaConfBaseException as error:
-        raise UserError(f"configuration: {_first_line(error)}") from error
     typed = OmegaConf.structured(Config)
     try:
+        plain = OmegaConf.to_container(raw, resolve=True)
         config = OmegaConf.to_object(OmegaConf.merge(typed, plain))
     except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None) or getattr(error, "key", None) or "?"
+        key = str(error.full_key or error.key or "?")
         known = [k for k, _ in leaves(OmegaConf.to_container(typed))]
-        hint = "" if "not in" not in str(error) else f"; {nearest(str(key), known)}"
-        raise UserError(f"configuration: {key}: {_first_line(error)}{hint}") from error
+        hint = f"; {nearest(key, known)}" if isinstance(error, ConfigKeyError) else ""
+        raise UserError(f"configuration: {key}: {str(error).splitlines()[0]}{hint}") from error
     assert isinstance(config, Config)
     check_target(config.method, "method")
     check_target(config.model, "model")
+    _check_values(config)
     _check_sizes(config)
     return config
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+def key_of(override: str) -> str:
+    """The key of an override as it is written: `key=value`, `+key=value`, `++key=value` or `~key`."""
+    return override.lstrip("+~").partition("=")[0]
+
+
+def groups() -> set[str]:
+    """The configuration's groups: the folders of `conf/`."""
+    return {path.name for path in CONF.iterdir() if path.is_dir()}
 
 
 def nearest(key: str, known: Iterable[str]) -> str:
@@ -217,6 +259,34 @@ def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(value, f"{name}.")
 
 
+def accepted(tree: Mapping[str, Any]) -> Iterator[str]:
+    """Every dotted key that a composed tree could hold: the schema's, and what the classes it names take."""
+    yield from (key for key, _ in leaves(OmegaConf.to_container(OmegaConf.structured(Config))))
+    for key, node in leaves(tree):
+        if isinstance(node, Mapping) and "_target_" in node:
+            yield from (f"{key}.{option}" for option in options(node["_target_"], key))
+
+
+def options(target: object, where: str) -> dict[str, Any]:
+    """Option -> annotated type of the class that a `_target_` at the key `where` names.
+
+    Raises:
+        UserError: there is no such class, or it is not one of this package.
+    """
+    wrong = UserError(f"{where}._target_={target}: only classes of uda_seg can be configured")
+    if not isinstance(target, str):
+        raise wrong
+    try:
+        found = get_class(target)
+    except Exception as error:  # Hydra reports a missing module or class by errors of several kinds
+        raise wrong from error
+    if found.__module__.partition(".")[0] != "uda_seg":
+        raise wrong
+    hints = typing.get_type_hints(found.__init__)  # type: ignore[misc]
+    given = ("segmentor", "plan", "num_classes", "channels")  # by the code that builds it
+    return {name: hints.get(name, Any) for name in inspect.signature(found).parameters if name not in given}
+
+
 def check_target(node: Mapping[str, Any], where: str) -> None:
     """Check a `_target_` node against the signature of what it names: that signature is its schema.
 
@@ -227,26 +297,23 @@ def check_target(node: Mapping[str, Any], where: str) -> None:
     Raises:
         UserError: a key the target does not take, or a value of another type.
     """
-    target = node.get("_target_")
-    if not isinstance(target, str) or not target.startswith("uda_seg."):
-        raise UserError(f"{where}._target_={target}: only classes of uda_seg can be configured")
-    found = get_class(target)
-    parameters = inspect.signature(found).parameters
-    hints = typing.get_type_hints(found.__init__)  # type: ignore[misc]
-    known = [name for name in parameters if name not in ("segmentor", "plan", "num_classes", "channels")]
+    known = options(node.get("_target_"), where)
     for key, value in node.items():
+        name = f"{where}.{key}"
         if key in ("_target_", "_partial_"):
             continue
         if key not in known:
-            raise UserError(f"{where}.{key} is unknown; {nearest(key, known)}")
+            raise UserError(f"{name} is unknown; {nearest(key, known)}")
         if isinstance(value, Mapping) and "_target_" in value:
-            check_target(value, f"{where}.{key}")
-        elif not fits(value, hints.get(key, Any)):
-            raise UserError(f"{where}.{key}={value} is of the wrong type: expected {_spell(hints[key])}")
+            check_target(value, name)
+        elif "_target_" in str(value):
+            raise UserError(f"{name}={value}: a class can be configured at its own key only")
+        elif not fits(value, known[key]):
+            raise UserError(f"{name}={value} is of the wrong type: expected {_spell(known[key])}")
 
 
 def _spell(hint: Any) -> str:
-    return getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint).replace("typing.", "")  # type: ignore[return-value]
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -270,24 +337,39 @@ def fits(value: Any, hint: Any) -> bool:
     return not isinstance(hint, type) or isinstance(value, hint)
 
 
-def _check_sizes(config: Config) -> None:
+def _check_values(config: Config) -> None:
+    for key, choices in CHOICES.items():
+        if (value := _select(config, key)) not in choices:
+            words = ["null" if choice is None else choice for choice in choices]
+            raise UserError(f"{key}={value} is none of {', '.join(words)}; {nearest(str(value), words)}")
+    for key in POSITIVE:
+        if (value := _select(config, key)) is not None and value <= 0:
+            raise UserError(f"{key}={value} must be greater than 0")
+    for key in FRACTIONS:
+        if not 0 <= (value := _select(config, key)) <= 1:
+            raise UserError(f"{key}={value} is a fraction: between 0 and 1")
+    CLASS_SETS[config.data.classes].subset(config.data.eval_classes)
     data, optimizer = config.data, config.optimizer
-    if data.classes not in CLASS_SETS:
-        raise UserError(f"data.classes={data.classes} is unknown; {nearest(data.classes, CLASS_SETS)}")
-    CLASS_SETS[data.classes].subset(data.eval_classes)
-    for name, domain in (("source", data.source), ("target", data.target)):
-        if domain is None or domain.size is None:
-            continue
-        if data.crop[0] > domain.size[0] or data.crop[1] > domain.size[1]:
-            raise UserError(
-                f"data.crop={data.crop} is larger than data.{name}.size={domain.size} (height, width): "
-                "make the crop smaller"
-            )
-    for key, value in (("steps", config.steps), ("data.source_batch", data.source_batch)):
-        if value < 1:
-            raise UserError(f"{key}={value} must be at least 1")
     batch = min(data.source_batch, data.target_batch or data.source_batch)
     if not 1 <= optimizer.accumulate <= batch:
         raise UserError(f"optimizer.accumulate={optimizer.accumulate} must lie between 1 and the batch of {batch}")
-    if dataclasses.asdict(config.schedule)["warmup"] > 1:
-        raise UserError(f"schedule.warmup={config.schedule.warmup} is a fraction of the run: at most 1")
+
+
+def _check_sizes(config: Config) -> None:
+    data, evaluator = config.data, config.evaluator
+    domains = {"data.source": data.source, "data.target": data.target}
+    domains |= {f"data.validation.{name}": domain for name, domain in data.validation.items()}
+    sizes = {f"{name}.size": domain.size for name, domain in domains.items() if domain is not None}
+    sizes |= {"evaluator.window": evaluator.window, "evaluator.stride": evaluator.stride, "data.crop": data.crop}
+    sizes |= {"predict.size": None if config.predict.size == "auto" else config.predict.size}
+    for key, size in sizes.items():
+        if size is not None and not (fits(size, list[int]) and len(size) == 2 and min(size) > 0):
+            raise UserError(f"{key}={size} is no size: give [height,width] in pixels")
+    for key in ("data.source.size", "data.target.size"):
+        size = sizes.get(key)
+        if size is not None and (data.crop[0] > size[0] or data.crop[1] > size[1]):
+            raise UserError(f"data.crop={data.crop} is larger than {key}={size} (height, width): make the crop smaller")
+
+
+def _select(config: Config, key: str) -> Any:
+    return functools.reduce(getattr, key.split("."), config)

@@ -1,8 +1,14 @@
-"""`python -m uda_seg.evaluate checkpoint=...`: per-class IoU of a trained network, and where it confuses what."""
+"""`python -m uda_seg.evaluate checkpoint=FILE`: per-class IoU of a trained network, and where it confuses what.
+
+The network is the one that the checkpoint was trained with; `data=` replaces only the data, `evaluator.teacher=true`
+scores the averaged network beside the student. Table, scores and confusion pictures go to
+`<run>/evaluation/<data>`.
+"""
 
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +19,12 @@ from uda_seg.command import given_path, run
 from uda_seg.config import Config
 from uda_seg.evaluation.evaluator import Scores
 from uda_seg.evaluation.tables import class_table
+from uda_seg.methods.source_only import SourceOnly
 from uda_seg.pictures import confusion_heat, save_png
 from uda_seg.runs import device_precision, load_trained, read_checkpoint, replay, write_json, write_text
 from uda_seg.train import build_data, build_module, quiet_lightning
+
+USAGE = "python -m uda_seg.evaluate checkpoint=<run>/checkpoints/last.ckpt"
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +36,9 @@ def main() -> None:
 
 def expand(given: list[str]) -> list[str]:
     """The checkpoint's own configuration below the given overrides; results go beside the checkpoint's run."""
-    path = given_path(given, "checkpoint", "python -m uda_seg.evaluate checkpoint=<run>/checkpoints/last.ckpt")
-    overrides = replay(read_checkpoint(path), given)
-    if not any(o.startswith("hydra.run.dir=") for o in given):
-        overrides.append(f"hydra.run.dir='{path.resolve().parent.parent / 'evaluation'}'")
-    return overrides
+    path = given_path(given, "checkpoint", USAGE)
+    folder = path.resolve().parent.parent / "evaluation"
+    return [f"hydra.run.dir='{folder}/${{data.name}}'", *replay(read_checkpoint(path), given)]
 
 
 def evaluate(config: Config, folder: Path) -> float:
@@ -40,31 +47,36 @@ def evaluate(config: Config, folder: Path) -> float:
     path = Path(str(config.checkpoint))
     content = read_checkpoint(path)
     data = build_data(config)
-    data.prepare_data()
     data.setup("validate")
     module = build_module(config, data)
-    load_trained(module, content, path, teacher=config.evaluator.teacher)
-    module.teacher, module.evaluate_teacher = None, False
+    # A plain module: what a method does around validation (AdaBN's statistics) is in the checkpoint already.
+    scorer = SourceOnly(load_trained(module, content, path), module.plan)
+    scorer.infer = module.infer
+    if config.evaluator.teacher:
+        load_trained(module, content, path, teacher=True)
+        scorer.teacher, scorer.evaluate_teacher = module.teacher, True
     trainer = pl.Trainer(
         accelerator=config.trainer.accelerator,
         devices=1,
-        precision=device_precision(config.trainer.precision),  # type: ignore[arg-type]
+        precision=device_precision(config.trainer.precision, config.trainer.accelerator),  # type: ignore[arg-type]
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        enable_progress_bar=config.callbacks.progress,
+        enable_progress_bar=config.callbacks.progress and sys.stderr.isatty(),
+        default_root_dir=folder,
     )
-    trainer.validate(module, dataloaders=list(data.val_dataloader().values()), verbose=False)
-    table = class_table(module.scores, f"{path.parent.parent.name}, step {content['global_step']}: IoU in %")
+    trainer.validate(scorer, dataloaders=list(data.val_dataloader().values()), verbose=False)
+    columns = scorer.scores | {f"{name} (teacher)": scores for name, scores in scorer.teacher_scores.items()}
+    table = class_table(columns, f"{'/'.join(path.resolve().parts[-4:-2])}, step {content['global_step']}: IoU in %")
     Console().print(table.rich())
-    folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "scores.md", table.markdown())
-    write_json(folder / "scores.json", {name: as_json(scores) for name, scores in module.scores.items()})
-    for name, scores in module.scores.items():
-        save_png(folder / f"confusion_{name}.png", confusion_heat(scores.confusion.numpy(), data.classes.names))
+    write_json(folder / "scores.json", {name: as_json(scores) for name, scores in columns.items()})
+    for name, scores in columns.items():
+        picture = confusion_heat(scores.confusion.numpy(), data.classes.names)
+        save_png(folder / f"confusion_{name.replace(' (teacher)', '_teacher')}.png", picture)
     log.info("written: %s", folder)
-    return module.miou
+    return scorer.miou
 
 
 def as_json(scores: Scores) -> dict[str, Any]:

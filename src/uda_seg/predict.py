@@ -1,19 +1,29 @@
-"""`python -m uda_seg.predict checkpoint=... input=DIR output=DIR`: segment a folder of images."""
+"""`python -m uda_seg.predict checkpoint=FILE input=DIR output=DIR`: segment a folder of images.
+
+Every image becomes four PNGs under `output`: `colour`, `overlay`, `labelIds` (the ids of the data set's own label
+files) and `confidence`. `input` may also be one image; `evaluator.teacher=true` takes the averaged network. An image
+that cannot be read is named, the others are written, and the exit code is 1.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.progress import track
+from torch import Tensor
 
 from uda_seg.command import given_path, run
 from uda_seg.config import Config
+from uda_seg.data.batch import Sample
+from uda_seg.data.datasets import read_image
 from uda_seg.data.labels import CITYSCAPES_RAW, CLASS_SETS, IGNORE, ClassSet
+from uda_seg.data.transforms import resize as fit_inside
 from uda_seg.errors import UserError
 from uda_seg.methods.base import Plan
 from uda_seg.models.segmentor import Segmentor, resize
@@ -25,7 +35,7 @@ log = logging.getLogger(__name__)
 
 Pixels = NDArray[np.uint8]
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 USAGE = "python -m uda_seg.predict checkpoint=<run>/checkpoints/last.ckpt input=<folder> output=<folder>"
 
 
@@ -37,78 +47,79 @@ def main() -> None:
 def expand(given: list[str]) -> list[str]:
     """The checkpoint's own configuration below the given overrides; Hydra leaves the output folder alone."""
     path = given_path(given, "checkpoint", USAGE)
-    output = given_path(given, "output", USAGE, must_exist=False)
     given_path(given, "input", USAGE)
-    quiet = ["hydra.output_subdir=null", "hydra/job_logging=stdout", f"hydra.run.dir='{output}'"]
-    return replay(read_checkpoint(path), given) + quiet
+    output = given_path(given, "output", USAGE, must_exist=False)
+    return ["hydra/job_logging=stdout", f"hydra.run.dir='{output}'", *replay(read_checkpoint(path), given)]
 
 
 def predict(config: Config, folder: Path) -> int:
-    """Write colour, overlay, labelIds and confidence pictures of every image; returns how many there were."""
-    checkpoint, source, output = (
-        Path(str(config.checkpoint)),
-        Path(str(config.input)),
-        Path(str(config.output)),
-    )
-    images = find_images(source)
+    """Write colour, overlay, labelIds and confidence pictures of every image; returns how many there were.
+
+    Raises:
+        UserError: there is no image, or some could not be read (said once the others are written).
+    """
+    checkpoint, source, output = (Path(str(p)) for p in (config.checkpoint, config.input, config.output))
+    images = named_images(source, output)
     classes = CLASS_SETS[config.data.classes]
     plan = Plan(config.steps, config.seed, classes, classes.subset(config.data.eval_classes), (1, 1))
     module = instantiate_module(config, plan)
     network = load_trained(module, read_checkpoint(checkpoint), checkpoint, teacher=config.evaluator.teacher)
     device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
-    network = network.to(device)
-    infer = inference(config)
-    for path in track(images, description="predict", disable=not config.callbacks.progress):
-        image = read_image(path)
-        with torch.no_grad():
-            probability = probabilities(network, image, config.predict.size, infer, device)
-        confidence, label = probability.max(0)
-        write(
-            output,
-            path.relative_to(source if source.is_dir() else source.parent),
-            image,
-            label,
-            confidence,
-            classes,
-        )
-    log.info("%d images: %s", len(images), output)
+    network, infer, size = network.to(device), inference(config), input_size(config)
+    unreadable = []
+    for path, name in track(images.items(), description="predict", disable=not config.callbacks.progress):
+        try:
+            image = read_image(path)
+        except UserError as error:
+            log.error("%s", error)
+            unreadable.append(path)
+            continue
+        confidence, label = probabilities(network, image, size, infer, device).max(0)
+        write(output, name, image, label, confidence, classes)
+    log.info("%d images: %s", len(images) - len(unreadable), output)
+    if unreadable:
+        raise UserError(f"{len(unreadable)} of {len(images)} images cannot be read: {', '.join(map(str, unreadable))}")
     return len(images)
 
 
-def find_images(source: Path) -> list[Path]:
-    """All images below a folder, or the one image.
+def named_images(source: Path, output: Path) -> dict[Path, Path]:
+    """All images below a folder (those in `output` aside), or the one image, each with its pictures' relative name.
 
     Raises:
         UserError: there are none.
     """
     found = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES)
+    found = [path for path in found if output.resolve() not in path.resolve().parents]
     if not found:
-        raise UserError(f"{source} holds no image ({', '.join(sorted(SUFFIXES))}): check input=")
-    return found
+        raise UserError(f"{source} holds no image ({', '.join(SUFFIXES)}): check input=")
+    root = source.parent if source.is_file() else source
+    stems = Counter(path.with_suffix("") for path in found)
+    return {
+        path: (path.with_suffix(".png") if stems[path.with_suffix("")] == 1 else Path(f"{path}.png")).relative_to(root)
+        for path in found
+    }
 
 
-def read_image(path: Path) -> Pixels:
-    """RGB uint8 [H, W, 3].
-
-    Raises:
-        UserError: the file is no readable image.
-    """
-    found = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if found is None:
-        raise UserError(f"{path} cannot be read as an image: remove it from input= or mend it")
-    pixels: Pixels = np.asarray(cv2.cvtColor(found, cv2.COLOR_BGR2RGB), np.uint8)
-    return pixels
+def input_size(config: Config) -> list[int] | None:
+    """[height, width] that images are fitted into before the network; None leaves them as they are."""
+    if config.predict.size != "auto":
+        size: list[int] | None = config.predict.size
+        return size
+    return next((domain.size for domain in config.data.validation.values()), None)
 
 
+@torch.no_grad()
 def probabilities(
-    network: Segmentor, image: Pixels, size: list[int] | None, infer: object, device: torch.device
-) -> torch.Tensor:
-    """Class probabilities [K, H, W] at the image's own size."""
-    assert callable(infer)
+    network: Segmentor,
+    image: Pixels,
+    size: list[int] | None,
+    infer: Callable[[Segmentor, Tensor], Tensor],
+    device: torch.device,
+) -> Tensor:
+    """Class probabilities [K, H, W] of an RGB image [H, W, 3], at the image's own size."""
     height, width = image.shape[:2]
     if size is not None:
-        scale = min(size[0] / height, size[1] / width)
-        image = cv2.resize(image, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
+        image = fit_inside(Sample(image), (size[0], size[1])).image  # as the validation images are
     tensor = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float() / 255
     return resize(infer(network, tensor), (height, width))[0].softmax(0).cpu()
 
@@ -123,17 +134,14 @@ def raw_ids(classes: ClassSet) -> Pixels:
     return table
 
 
-def write(
-    output: Path, name: Path, image: Pixels, label: torch.Tensor, confidence: torch.Tensor, classes: ClassSet
-) -> None:
+def write(output: Path, name: Path, image: Pixels, label: Tensor, confidence: Tensor, classes: ClassSet) -> None:
     """The four pictures of one image."""
     ids = label.numpy().astype(np.uint8)
     colour = colorize(ids, classes.palette)
-    png = name.with_suffix(".png")
-    save_png(output / "colour" / png, colour)
-    save_png(output / "overlay" / png, overlay(image, colour))
-    save_png(output / "labelIds" / png, raw_ids(classes)[ids])
-    save_png(output / "confidence" / png, heat(confidence.numpy()))
+    save_png(output / "colour" / name, colour)
+    save_png(output / "overlay" / name, overlay(image, colour))
+    save_png(output / "labelIds" / name, raw_ids(classes)[ids])
+    save_png(output / "confidence" / name, heat(confidence.numpy()))
 
 
 if __name__ == "__main__":

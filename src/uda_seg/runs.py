@@ -19,9 +19,11 @@ from typing import Any
 import torch
 import yaml
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
-from uda_seg.config import CONF, Config
+from uda_seg.config import Config, groups, key_of
 from uda_seg.errors import UserError
 from uda_seg.methods.base import UDAModule
 from uda_seg.models.segmentor import Segmentor
@@ -29,7 +31,10 @@ from uda_seg.models.weights import read_tensors
 
 log = logging.getLogger(__name__)
 
-MADE = ("checkpoints", "panels", "metrics.csv", "metrics.json", "run.yaml", "evaluation")
+MADE = (
+    *("checkpoints", "panels", "evaluation", "wandb", "tensorboard"),
+    *("metrics.csv", "metrics.json", "run.yaml"),
+)
 PACKAGES = (
     "torch",
     "torchvision",
@@ -51,16 +56,18 @@ def prepare_folder(folder: Path, config: Config) -> Path | None:
     """
     if config.resume is not None:
         return _resume_from(folder, config.resume)
-    if (folder / "checkpoints").exists():
-        if not config.overwrite:
-            raise UserError(
-                f"{folder} already holds a run: continue it with resume=last or replace it with overwrite=true"
-            )
-        for name in MADE:
-            path = folder / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
+    _make_room(folder, config.overwrite)
     return None
+
+
+@rank_zero_only
+def _make_room(folder: Path, overwrite: bool) -> None:
+    if (folder / "checkpoints").exists() and not overwrite:
+        raise UserError(f"{folder} already holds a run: continue it with resume=last or replace it with overwrite=true")
+    for name in MADE:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _resume_from(folder: Path, resume: str) -> Path:
@@ -92,21 +99,20 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def describe(config: Config, images_per_step: int = 0, before: int = 0) -> dict[str, Any]:
-    """What a checkpoint says about itself: group choices and plain overrides, from which the same network is composed.
-
-    Args:
-        config: the run's.
-        images_per_step: source images an optimiser step reads, over all ranks.
-        before: source images that the `init` checkpoint had already been trained on.
-    """
+def describe(config: Config) -> dict[str, Any]:
+    """What a checkpoint says about itself: choices and plain overrides, from which the same network is composed."""
     choices: dict[str, str] = {}
     overrides: list[str] = []
     if HydraConfig.initialized():
         hydra = HydraConfig.get()
-        groups = {p.name for p in CONF.iterdir() if p.is_dir()}
-        choices = {k: str(v) for k, v in hydra.runtime.choices.items() if k in groups and v is not None}
-        overrides = [o for o in hydra.overrides.task if o.lstrip("+~").partition("=")[0] not in groups]
+        choices = {k: str(v) for k, v in hydra.runtime.choices.items() if k in groups() and v is not None}
+        resolved = OmegaConf.create(asdict(config))
+        for override in hydra.overrides.task:
+            key = key_of(override)
+            if key not in groups():
+                # An interpolation may look into this machine's environment; its value is what counted.
+                named = "${" in override
+                overrides.append(f"{key}={OmegaConf.select(resolved, key)}" if named else override)
     return {
         "format": 1,
         "version": importlib.metadata.version("uda_seg"),
@@ -115,14 +121,13 @@ def describe(config: Config, images_per_step: int = 0, before: int = 0) -> dict[
         "classes": config.data.classes,
         "method": str(config.method["_target_"]).rpartition(".")[2],
         "seed": config.seed,
-        "source_images_per_step": images_per_step,
-        "source_images_before": before,
     }
 
 
-# Not taken from a checkpoint: where a run was, how it was started, and anything that names code.
+# Not taken from a checkpoint: where a run was, how it was started, and what its network started from.
 _NOT_REPLAYED = re.compile(
-    r"^(\+|~)|^(init|resume|overwrite|checkpoint|input|output)=|^(hydra|trainer|logger|callbacks)\."
+    r"^(init|resume|overwrite|checkpoint|input|output|pretrained|trainer|logger|callbacks|debug)$"
+    r"|^(hydra|trainer|logger|callbacks)[./]|^model\..*weights$"
 )
 
 
@@ -132,25 +137,39 @@ def replay(checkpoint: Mapping[str, Any], given: list[str]) -> list[str]:
     Raises:
         UserError: an override that names code: a checkpoint says values, never classes.
     """
-    said = checkpoint["uda_seg"]
-    keys = {o.lstrip("+~").partition("=")[0] for o in given}
-    stored = [
-        f"{k}={v}" for k, v in said["choices"].items() if k not in ("trainer", "logger", "callbacks", "debug", "sweep")
-    ]
-    stored += [o for o in said["overrides"] if not _NOT_REPLAYED.search(o)]
-    stored += ["pretrained=null"]
-    if "data" in keys:
-        stored = [o for o in stored if not o.startswith("data.")]
+    said, keys = checkpoint["uda_seg"], {key_of(o) for o in given}
+    left_out = re.compile(_NOT_REPLAYED.pattern + (r"|^data\." if "data" in keys else ""))
+    stored = [*(f"{group}={choice}" for group, choice in said["choices"].items()), *said["overrides"]]
+    stored = ["pretrained=null", *(o for o in stored if not left_out.search(key_of(o)))]
     for override in stored:
         if "_target_" in override or "${" in override:
             raise UserError(f"the checkpoint asks for {override}, which names code: not loaded")
-    return [o for o in stored if o.partition("=")[0] not in keys] + given
+    return [o for o in stored if key_of(o) not in keys] + given
+
+
+def check_same(module: UDAModule, path: Path) -> None:
+    """Check that a checkpoint is of the run that goes on from it.
+
+    Raises:
+        UserError: another method, class set or network.
+    """
+    content = read_checkpoint(path)
+    check_classes(content, module, path)
+    theirs, mine = content["uda_seg"]["method"], type(module).__name__
+    if theirs != mine:
+        raise UserError(f"{path} is of the method {theirs}, this run is {mine}: resume with the same method=")
+    networks = ("segmentor.", "teacher.network.")
+    wanted = {n: t.shape for n, t in module.state_dict().items() if n.startswith(networks)}
+    found = {n: t.shape for n, t in content["state_dict"].items() if n.startswith(networks)}
+    if found != wanted:
+        first = sorted(n for n in {**wanted, **found} if wanted.get(n) != found.get(n))[0]
+        raise UserError(f"{path} is of another network: {first} does not match; resume with the same model=")
 
 
 def load_weights(module: UDAModule, path: Path) -> str:
-    """Start a new run from a checkpoint's student; heads it lacks keep their random start. Returns a line for the log.
+    """Start a new run from a checkpoint's student, the teacher too; heads it lacks keep their random start.
 
-    The teacher starts as a copy of the student at its first update anyway.
+    Returns a line for the log.
 
     Raises:
         UserError: the checkpoint's classes or network differ.
@@ -168,6 +187,8 @@ def load_weights(module: UDAModule, path: Path) -> str:
             f"{path} is of another network: {(wrong + essential)[0]} does not match; choose the same model="
         )
     module.segmentor.load_state_dict({**mine, **found})
+    if module.teacher is not None:
+        module.teacher.network.load_state_dict(module.segmentor.state_dict())
     fresh = sorted({".".join(name.split(".")[:2]) for name in missing})
     return f"{len(found)} tensors from {path}" + (f", fresh: {', '.join(fresh)}" if fresh else "")
 
@@ -179,20 +200,22 @@ def load_trained(module: UDAModule, content: Mapping[str, Any], path: Path, teac
         module: composed from the same checkpoint.
         content: of `read_checkpoint`.
         path: for messages.
-        teacher: take the averaged network.
+        teacher: fill and give the averaged network, not the student.
 
     Raises:
         UserError: classes, method or network differ, or there is no teacher.
     """
     check_classes(content, module, path)
+    if teacher and module.teacher is None:
+        raise UserError(f"{path} has no teacher: leave out evaluator.teacher=true")
+    network = module.teacher.network if teacher and module.teacher is not None else module.segmentor
     prefix = "teacher.network." if teacher else "segmentor."
-    network = module.segmentor
-    wanted = [n for n in network.state_dict() if n.startswith(("encoder.", f"heads.{network.eval_head}."))]
+    used = ("encoder.", f"heads.{network.eval_head}.")
+    wanted = {n: t for n, t in network.state_dict().items() if n.startswith(used)}
     found = {n: content["state_dict"][prefix + n] for n in wanted if prefix + n in content["state_dict"]}
-    missing = [n for n in wanted if n not in found or found[n].shape != network.state_dict()[n].shape]
-    if missing:
-        whose = "has no teacher" if teacher and not found else f"does not fit the network: {missing[0]}"
-        raise UserError(f"{path} {whose}; leave method= and model= to the checkpoint")
+    wrong = [n for n, tensor in wanted.items() if n not in found or found[n].shape != tensor.shape]
+    if wrong:
+        raise UserError(f"{path} does not fit the network: {wrong[0]}; leave method= and model= to the checkpoint")
     network.load_state_dict(found, strict=False)
     return network.eval()
 
@@ -233,6 +256,7 @@ def _without_nan(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
+@rank_zero_only
 def write_record(folder: Path, config: Config) -> None:
     """Write `run.yaml`: resolved configuration, overrides, versions and the state of the code."""
     overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
@@ -262,11 +286,11 @@ def _git() -> str:
     return found.stdout.strip() or "unknown"
 
 
-def device_precision(wanted: str) -> str:
+def device_precision(wanted: str, accelerator: str = "auto") -> str:
     """Lightning's precision: `auto` is bf16-mixed where the hardware multiplies bf16 natively, 32-true elsewhere."""
     if wanted != "auto":
         return wanted
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and accelerator != "cpu":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         fast = torch.cpu._is_amx_tile_supported()  # AVX-512's bf16 alone was measured slower than float32

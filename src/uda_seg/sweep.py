@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Callable
@@ -29,24 +30,23 @@ class Sweep:
         self.jobs: list[Path] = []
 
     def watch(self, work: Callable[[Config, Path], Any]) -> Callable[[Config, Path], Any]:
-        """The same command, with its folders remembered."""
+        """The same command, with the folders of the jobs that succeeded remembered."""
 
+        @functools.wraps(work)
         def job(config: Config, folder: Path) -> Any:
+            result = work(config, folder)
             if is_multirun():
                 self.folder = Path(HydraConfig.get().sweep.dir)
                 self.jobs.append(folder)
-            return work(config, folder)
+            return result
 
         return job
 
     def write_table(self) -> None:
-        """Write the table over the jobs that finished; nothing outside a multirun."""
+        """Write the table over the jobs that succeeded; nothing outside a multirun."""
         if self.folder is None:
             return
-        found = [read_metrics(job) for job in self.jobs if (job / "metrics.json").exists()]
-        if not found:
-            return
-        groups = group_runs(found, METRICS)
+        groups = group_runs([read_metrics(job, self.folder) for job in self.jobs], METRICS)
         table = runs_table(groups, "mIoU in %, last iterate; best is chosen on the target's labels")
         write_text(self.folder / "table.md", table.markdown())
         write_text(self.folder / "table.csv", runs_csv(groups))
@@ -54,11 +54,12 @@ class Sweep:
         log.info("table: %s", self.folder / "table.md")
 
 
-def read_metrics(folder: Path) -> dict[str, object]:
-    """One run's row: its settings and its scores."""
+def read_metrics(folder: Path, sweep: Path) -> dict[str, object]:
+    """One run's row: its settings and its scores; the run is called as its folder in the sweep's."""
     metrics = json.loads((folder / "metrics.json").read_text())
+    parts = folder.resolve().relative_to(sweep.resolve()).parts
     return {
-        "run": folder.parent.name,
+        "run": "/".join(part for part in parts if part != f"seed{metrics['seed']}"),
         "seed": metrics["seed"],
         "steps": metrics["step"],
         "source images": metrics["source_images"],

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import time
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,11 @@ from uda_seg.callbacks.progress import ProgressBar
 from uda_seg.command import run
 from uda_seg.config import Config
 from uda_seg.data.datamodule import UDADataModule
-from uda_seg.errors import UserError
 from uda_seg.methods.base import Plan, UDAModule
 from uda_seg.models.inference import slide_logits
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.runs import (
+    check_same,
     describe,
     device_precision,
     load_weights,
@@ -45,13 +45,11 @@ log = logging.getLogger(__name__)
 def main() -> None:
     """Entry point."""
     sweep = Sweep()
-    run("config", sweep.watch(train))
-    sweep.write_table()
+    run("config", sweep.watch(train), after=sweep.write_table)
 
 
 def train(config: Config, folder: Path) -> float:
     """Train and evaluate one run; returns the mIoU of the last iterate, in [0, 1]."""
-    started = time.perf_counter()
     quiet_lightning()
     resume = prepare_folder(folder, config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
@@ -62,39 +60,45 @@ def train(config: Config, folder: Path) -> float:
     seen = 0
     if config.init is not None:
         log.info("init: %s", load_weights(module, Path(config.init)))
-        seen = source_images(read_checkpoint(Path(config.init)))
+        seen = int(read_checkpoint(Path(config.init))["uda_seg"]["source_images"])
+    if resume is not None:
+        check_same(module, resume)
     write_record(folder, config)
     trainer = build_trainer(config, folder, data, seen)
-    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-    if module.scored_step != trainer.global_step:
-        trainer.validate(module, datamodule=data, verbose=False)
-    checkpoints = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))  # type: ignore[attr-defined]
-    checkpoints.save_last(trainer)
-    if trainer.is_global_zero:
-        metrics = collect(config, module, trainer, checkpoints)
-        write_json(folder / "metrics.json", metrics | {"wall_s": round(time.perf_counter() - started, 1)})
-        log.info("mIoU %.1f %% (last iterate, step %d) in %s", 100 * module.miou, trainer.global_step, folder)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+        if module.scored_step != trainer.global_step:
+            trainer.validate(module, datamodule=data, verbose=False)
+        checkpoints = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))  # type: ignore[attr-defined]
+        checkpoints.save_last(trainer)
+        if trainer.is_global_zero:
+            write_json(folder / "metrics.json", collect(config, module, trainer, checkpoints, seen))
+            log.info("mIoU %.1f %% (last iterate, step %d) in %s", 100 * module.miou, trainer.global_step, folder)
+    finally:
+        close_loggers(trainer)
     return module.miou
 
 
+def close_loggers(trainer: pl.Trainer) -> None:
+    """End the W&B run: the next job of a sweep would go on writing into it."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger) and trainer.is_global_zero:
+            logger.experiment.finish()
+
+
 def quiet_lightning() -> None:
-    """Leave out Lightning's advertisements, and its warnings about what is meant: a teacher in eval mode, few workers."""
+    """Leave out Lightning's advertisements, and warnings about what is meant: a teacher in eval mode, few workers."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     for message in (".*in eval mode at the start.*", ".*does not have many workers.*", ".*isinstance.treespec.*"):
         warnings.filterwarnings("ignore", message)
 
 
-def source_images(checkpoint: dict[str, Any]) -> int:
-    """Source images that a checkpoint's network was trained on, its own `init` included."""
-    said = checkpoint["uda_seg"]
-    return int(said["source_images_before"]) + int(checkpoint["global_step"]) * int(said["source_images_per_step"])
-
-
-def collect(config: Config, module: UDAModule, trainer: pl.Trainer, checkpoints: Checkpoints) -> dict[str, Any]:
+def collect(
+    config: Config, module: UDAModule, trainer: pl.Trainer, checkpoints: Checkpoints, seen: int
+) -> dict[str, Any]:
     """The content of `metrics.json`: the student at the last iterate first, everything else named as what it is."""
     first = next(iter(module.scores.values()))
     teacher = [scores.miou for scores in module.teacher_scores.values()]
-    said = checkpoints.content
     return {
         "miou": module.miou,
         "pixel_accuracy": first.pixel_accuracy,
@@ -104,12 +108,13 @@ def collect(config: Config, module: UDAModule, trainer: pl.Trainer, checkpoints:
         "step": trainer.global_step,
         "steps": config.steps,
         "seed": config.seed,
-        "source_images": said["source_images_before"] + trainer.global_step * said["source_images_per_step"],
-        "source_images_before": said["source_images_before"],
+        "source_images": checkpoints.source_images,
+        "source_images_before": seen,
         "lr": config.optimizer.lr,
         "init": config.init,
         "best": {"miou": checkpoints.best_miou, "step": checkpoints.best_step, "chosen_on": "target labels"},
         "teacher": sum(teacher) / len(teacher) if teacher else None,
+        "wall_s": round(checkpoints.wall_s, 1),
     }
 
 
@@ -128,6 +133,7 @@ def build_data(config: Config) -> UDADataModule:
         seed=config.seed,
         needs_target=method.needs_target,
         target_labels=method.supervised_target,
+        overfit=config.trainer.overfit,
     )
 
 
@@ -165,8 +171,6 @@ def inference(config: Config) -> Callable[[Segmentor, Tensor], Tensor]:
     settings = config.evaluator
     if settings.inference == "whole":
         return Segmentor.predict
-    if settings.inference != "slide":
-        raise UserError(f"evaluator.inference={settings.inference} is unknown: use whole or slide")
     window, stride = tuple(settings.window), tuple(settings.stride)
     return partial(_slide, window=window, stride=stride, windows=settings.windows_per_batch)
 
@@ -178,28 +182,27 @@ def _slide(network: Segmentor, image: Tensor, **options: Any) -> Tensor:
 def build_trainer(config: Config, folder: Path, data: UDADataModule, seen: int = 0) -> pl.Trainer:
     """Lightning's trainer with our callbacks; a batch is a step, so validation counts optimiser steps."""
     settings = config.trainer
-    last = min(config.steps, settings.max_steps or config.steps)
-    content = describe(config, data.source_images_per_step, seen)
+    often = config.callbacks
     callbacks: list[pl.Callback] = [
         TeacherEMA(),
-        Checkpoints(folder / "checkpoints", max(1, config.steps // config.callbacks.checkpoints), content),
+        Checkpoints(folder / "checkpoints", interval(config.steps, often.checkpoints), describe(config), seen),
     ]
-    if config.callbacks.panels:
-        callbacks.append(Panels(folder / "panels", max(1, last // config.callbacks.panels), data.classes))
-    if config.callbacks.progress:
-        callbacks.append(ProgressBar(data.images_per_step))
+    if often.panels:
+        callbacks.append(Panels(folder / "panels", interval(config.steps, often.panels), data.classes))
+    if often.progress:
+        callbacks.append(ProgressBar())
     return pl.Trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
         num_nodes=settings.num_nodes,
         strategy=settings.strategy,
-        precision=device_precision(settings.precision),  # type: ignore[arg-type]
+        precision=device_precision(settings.precision, settings.accelerator),  # type: ignore[arg-type]
         sync_batchnorm=settings.sync_batchnorm,
         deterministic=settings.deterministic,
         profiler=settings.profiler,
-        max_steps=last,
+        max_steps=min(config.steps, settings.max_steps or config.steps),
         max_epochs=1,
-        val_check_interval=max(1, last // config.evaluator.times),
+        val_check_interval=interval(config.steps, config.evaluator.times),
         check_val_every_n_epoch=None,
         log_every_n_steps=1,
         num_sanity_val_steps=0,
@@ -212,6 +215,11 @@ def build_trainer(config: Config, folder: Path, data: UDADataModule, seen: int =
         plugins=[AtomicCheckpointIO()],
         default_root_dir=folder,
     )
+
+
+def interval(steps: int, times: int) -> int:
+    """Steps between two of at most `times` events in the whole of a run, whether or not it stops early."""
+    return -(-steps // times)
 
 
 def build_loggers(config: Config, folder: Path) -> list[Logger]:
@@ -230,12 +238,11 @@ def build_loggers(config: Config, folder: Path) -> list[Logger]:
                 offline=settings.offline,
                 tags=settings.tags,
                 job_type=str(config.method["_target_"]).rpartition(".")[2],
+                config=asdict(config),
             ),
         ]
     if settings.kind == "tensorboard":
         return [*loggers, TensorBoardLogger(folder, name="", version="tensorboard")]
-    if settings.kind != "csv":
-        raise UserError(f"logger.kind={settings.kind} is unknown: use csv, wandb or tensorboard")
     return [*loggers]
 
 

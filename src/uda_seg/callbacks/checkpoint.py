@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Save `checkpoint` to `path`; UserError where the disk does not take it."""
         target = Path(path)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        temporary = target.with_name(f".{target.name}.tmp")  # one rank writes; what a kill left here is overwritten
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
@@ -50,22 +51,42 @@ class Checkpoints(pl.Callback):
         folder: where the files go.
         every: steps between two saves of `last.ckpt`.
         content: plain values stored under `uda_seg`: how to build the same network again.
+        source_images: labelled images that the network had been trained on before this run.
+
+    Attributes:
+        best_miou: the best validation so far, in [0, 1]; -inf before the first.
+        best_step: its step.
+        source_images: labelled images seen so far, over all ranks, those before this run included.
     """
 
-    def __init__(self, folder: str | Path, every: int, content: dict[str, Any]) -> None:
+    def __init__(self, folder: str | Path, every: int, content: dict[str, Any], source_images: int = 0) -> None:
         self.folder = Path(folder)
         self.every = every
         self.content = content
         self.best_miou = -math.inf
         self.best_step = -1
+        self.source_images = source_images
+        self._seconds_before = 0.0
+        self._started = time.perf_counter()
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds that the run has taken, over all its resumptions."""
+        return self._seconds_before + time.perf_counter() - self._started
 
     def state_dict(self) -> dict[str, Any]:
-        """Best score so far, for a resumed run."""
-        return {"best_miou": self.best_miou, "best_step": self.best_step}
+        """What a resumed run goes on from."""
+        return {
+            "best_miou": self.best_miou,
+            "best_step": self.best_step,
+            "source_images": self.source_images,
+            "wall_s": self.wall_s,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the best score from a checkpoint."""
+        """Go on from a checkpoint."""
         self.best_miou, self.best_step = state_dict["best_miou"], state_dict["best_step"]
+        self.source_images, self._seconds_before = state_dict["source_images"], state_dict["wall_s"]
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -73,22 +94,25 @@ class Checkpoints(pl.Callback):
         """Refuse to save bad weights; add what `evaluate` and `predict` need to build the network."""
         assert isinstance(pl_module, UDAModule)
         pl_module.watcher.raise_if_any()
-        checkpoint["uda_seg"] = self.content
+        checkpoint["uda_seg"] = self.content | {"source_images": self.source_images}
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save `last.ckpt` when it is due."""
+        """Count the images; save `last.ckpt` when it is due."""
+        self.source_images += trainer.datamodule.source_images_per_step  # type: ignore[attr-defined]
         if trainer.global_step % self.every == 0:
             self.save_last(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save `best.ckpt` where the validation was the best so far."""
+        """Save `best.ckpt` where the validation was the best so far; a `last.ckpt` of the same step learns of it."""
         assert isinstance(pl_module, UDAModule)
-        if trainer.sanity_checking or not pl_module.miou > self.best_miou or trainer.global_step == 0:
+        if trainer.global_step == 0 or not pl_module.miou > self.best_miou:
             return
         self.best_miou, self.best_step = pl_module.miou, trainer.global_step
         trainer.save_checkpoint(self.folder / "best.ckpt", weights_only=False)
+        if trainer.training and trainer.global_step % self.every == 0:
+            self.save_last(trainer)
 
     def save_last(self, trainer: pl.Trainer) -> None:
         """Write `last.ckpt`; the one it replaces becomes `previous.ckpt`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from uda_seg.runs import write_text
+
 
 class CSVLog(Logger):
-    """Writes `step,name,value` lines to a file.
+    """Writes `step,name,value` lines to a file. What a killed run had logged after its checkpoint is logged anew.
 
     Lightning's own CSV logger deletes the file of the run that is resumed and rewrites it whenever a column is new; the
     long form needs neither.
@@ -22,6 +25,7 @@ class CSVLog(Logger):
         super().__init__()
         self.path = path
         self.rows: list[tuple[int, str, float]] = []
+        self.opened = False
 
     @property
     def name(self) -> str:
@@ -46,11 +50,22 @@ class CSVLog(Logger):
     @rank_zero_only
     def save(self) -> None:
         """Append what was taken to the file."""
-        new = not self.path.exists()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not self.rows:
+            return
+        if not self.opened:
+            self._open(self.rows[0][0])
         with self.path.open("a", newline="") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(("step", "name", "value"))
-            writer.writerows(self.rows)
+            csv.writer(file).writerows(self.rows)
         self.rows.clear()
+
+    def _open(self, step: int) -> None:
+        """Keep of an earlier file what is older than `step`."""
+        kept: list[list[str]] = []
+        if self.path.exists():
+            with self.path.open(newline="") as file:
+                # A line that a kill cut short has no three cells.
+                kept = [row for row in list(csv.reader(file))[1:] if len(row) == 3 and int(row[0]) < step]
+        text = io.StringIO()
+        csv.writer(text).writerows([("step", "name", "value"), *kept])
+        write_text(self.path, text.getvalue())
+        self.opened = True

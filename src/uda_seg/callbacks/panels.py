@@ -23,8 +23,8 @@ ROWS = (
     ("target", ("target_image", "pseudo_label", "pseudo_confidence")),
     ("mixed", ("mixed_image", "mixed_label", "mixed_weight", "mixed_prediction")),
     ("masked", ("masked_image", "masked_prediction")),
-    ("text", ("correlation_road", "correlation_person", "correlation_car", "correlation_sky")),
 )
+TEXT_MAPS = 4  # class-text maps a panel has room for: those of the classes that cover most of the picture
 
 
 class Panels(pl.Callback):
@@ -39,7 +39,7 @@ class Panels(pl.Callback):
     def __init__(self, folder: Path, every: int, classes: ClassSet) -> None:
         self.folder = folder
         self.every = every
-        self.palette = classes.palette
+        self.classes = classes
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -66,16 +66,26 @@ class Panels(pl.Callback):
         """One picture of all kept tensors, each [1, C, H, W] or [1, H, W]."""
         size = kept["source_image"].shape[-2:]
         rows = [
-            Row(title, [Captioned(n.replace("_", " "), self._paint(n, kept[n], size)) for n in names if n in kept])
-            for title, names in ROWS
+            Row(title, [self._captioned(name, kept, size) for name in names if name in kept]) for title, names in ROWS
         ]
+        maps = [f"correlation_{name}" for name in self._most_frequent(kept.get("mixed_label"))]
+        rows.append(Row("text", [self._captioned(name, kept, size) for name in maps if name in kept]))
         return panel_grid([row for row in rows if row.images])
+
+    def _most_frequent(self, label: Tensor | None) -> list[str]:
+        if label is None:
+            return []
+        counts = np.bincount(label.numpy().astype(np.uint8).ravel(), minlength=256)[: len(self.classes.names)]
+        return [self.classes.names[i] for i in np.argsort(-counts, kind="stable")[:TEXT_MAPS]]
+
+    def _captioned(self, name: str, kept: dict[str, Tensor], size: Any) -> Captioned:
+        return Captioned(name.replace("_", " "), self._paint(name, kept[name], size))
 
     def _paint(self, name: str, tensor: Tensor, size: Any) -> Picture:
         if name.endswith("_prediction"):
             tensor = interpolate(tensor, size, mode="bilinear", align_corners=False).argmax(1)
         if name.endswith(("_label", "_prediction")):
-            return colorize(tensor[0].numpy().astype(np.uint8), self.palette)
+            return colorize(tensor[0].numpy().astype(np.uint8), self.classes.palette)
         if name.endswith("_image"):
             pixels: Picture = (tensor[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
             return pixels

@@ -27,12 +27,10 @@ class ProgressBar(pl.Callback):
     """Steps, losses, images/s and memory: a live bar in a terminal, a plain line now and then elsewhere.
 
     Args:
-        images_per_step: source and target images one optimiser step reads, over all ranks.
         lines: plain lines a run where there is no terminal.
     """
 
-    def __init__(self, images_per_step: int, lines: int = 20) -> None:
-        self.images_per_step = images_per_step
+    def __init__(self, lines: int = 20) -> None:
         self.lines = lines
         self.console = Console(file=sys.stderr)
         self.bar: Progress | None = None
@@ -83,8 +81,8 @@ class ProgressBar(pl.Callback):
         """Latest logged losses, images/s since the start, and memory."""
         losses = {k.removeprefix("train/"): v for k, v in trainer.logged_metrics.items() if k.startswith("train/")}
         shown = "  ".join(f"{k} {float(v):.3f}" for k, v in losses.items() if k not in ("lr", "gradient_norm"))
-        rate = self.images_per_step * (trainer.global_step - self.first_step) / self._seconds()
-        return f"{shown}  {rate:.1f} images/s  {memory_gib():.1f} GiB"
+        images = trainer.datamodule.images_per_step * (trainer.global_step - self.first_step)  # type: ignore[attr-defined]
+        return f"{shown}  {images / self._seconds():.1f} images/s  {memory_gib():.1f} GiB"
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Close the bar."""
@@ -104,4 +102,5 @@ def memory_gib() -> float:
     """Peak memory so far: of the GPU where there is one, of the process elsewhere."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -35,13 +35,16 @@ def choose_workers(in_memory: bool, cpus: int, world: int = 1) -> int:
 
 
 class StepSampler(Sampler[int]):
-    """The steps from `start` on. Its length is that of the whole run, by which Lightning counts batches."""
+    """The steps from `start` on, or as often step 0 to `overfit` on.
 
-    def __init__(self, start: int, steps: int) -> None:
-        self.start, self.steps = start, steps
+    Its length is that of the whole run, by which Lightning counts batches.
+    """
+
+    def __init__(self, start: int, steps: int, overfit: bool = False) -> None:
+        self.start, self.steps, self.overfit = start, steps, overfit
 
     def __iter__(self) -> Iterator[int]:
-        return iter(range(self.start, self.steps))
+        return (0 if self.overfit else step for step in range(self.start, self.steps))
 
     def __len__(self) -> int:
         return self.steps
@@ -70,6 +73,7 @@ class UDADataModule(pl.LightningDataModule):
         seed: Drives order, crops and flips.
         needs_target: Whether the method reads unlabelled target images.
         target_labels: The oracle: train on the labelled target instead of the source.
+        overfit: Train on the first batch again and again; validation stays as it is.
 
     Raises:
         UserError: whatever is wrong with the settings or the files, in a line that names the cure.
@@ -82,9 +86,10 @@ class UDADataModule(pl.LightningDataModule):
         seed: int,
         needs_target: bool = True,
         target_labels: bool = False,
+        overfit: bool = False,
     ) -> None:
         super().__init__()
-        self.settings, self.steps, self.seed = settings, steps, seed
+        self.settings, self.steps, self.seed, self.overfit = settings, steps, seed, overfit
         self.classes: ClassSet = class_set(settings.classes)
         self.eval_classes = self.classes.subset(settings.eval_classes)
         self.validation_names = tuple(settings.validation)
@@ -143,7 +148,7 @@ class UDADataModule(pl.LightningDataModule):
         return StepLoader(
             PairedSteps(streams, self.steps),
             batch_size=None,
-            sampler=StepSampler(start, self.steps),
+            sampler=StepSampler(start, self.steps, self.overfit),
             num_workers=workers,
             persistent_workers=workers > 0,
             worker_init_fn=_start_worker,

@@ -52,7 +52,7 @@ def fit_inside(size: tuple[int, int], box: tuple[int, int]) -> tuple[int, int]:
     GTA's 1052 x 1914 in 720 x 1280 becomes 704 x 1280, as in DAFormer.
     """
     scale = min(box[0] / size[0], box[1] / size[1])
-    return int(size[0] * scale + 0.5), int(size[1] * scale + 0.5)
+    return max(1, int(size[0] * scale + 0.5)), max(1, int(size[1] * scale + 0.5))
 
 
 def resize(sample: Sample, box: tuple[int, int]) -> Sample:
