@@ -1,0 +1,159 @@
+"""Rendered pictures on disk: drawn once, resumed where they stopped, shared by processes without harm."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from uda_seg.data.streets.styles import style_of
+from uda_seg.data.streets.world import BASELINE, STRIDE, VIEWS, render
+from uda_seg.errors import UserError
+
+VERSION = 1  # of the renderer: part of every folder's name, so that a new look never meets an old one
+DEPTH_SCALE = 256  # depth files hold round(256 * metres) as uint16; 0 = no depth (sky, or farther than 255 m)
+# Scenes of different splits never meet: each split counts from its own first index.
+FIRST_INDEX = {"train": 0, "val": 1_000_000, "test": 2_000_000}
+
+
+def cache_root() -> Path:
+    """`UDA_SEG_CACHE`, or `uda_seg` in the user's cache folder (XDG)."""
+    if named := os.environ.get("UDA_SEG_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "uda_seg"
+
+
+def ensure_rendered(
+    world_seed: int,
+    domain: str,
+    split: str,
+    count: int,
+    size: tuple[int, int],
+    *,
+    cache: Path | None = None,
+    workers: int | None = None,
+    views: Sequence[str] = ("left",),
+    progress: bool = True,
+) -> Path:
+    """Render what is missing of one split of one domain and return its folder.
+
+    The folder holds `image/`, `label/` and `depth/` with PNG files `000000.png`, ...; other views add
+    `image_right/` and the like; `world.json` says how it was made. Every file is written under a temporary name and renamed, so an
+    interrupted or concurrent rendering leaves nothing half-written, and is simply continued.
+
+    Args:
+        world_seed: of the world.
+        domain: a style's name.
+        split: train, val or test; no scene is in two of them.
+        count: how many scenes.
+        size: height and width, pixels.
+        cache: folder to render into; `cache_root()` if None.
+        workers: processes; one per core if None.
+        views: which views of every scene.
+        progress: show a progress bar on standard error.
+
+    Raises:
+        UserError: unknown domain, split or view, or a disk that does not take the files.
+    """
+    style_of(domain)
+    if split not in FIRST_INDEX:
+        raise UserError(f"streets has no split '{split}': use one of {', '.join(FIRST_INDEX)}")
+    name = f"v{VERSION}_seed{world_seed}_{domain.replace(':', '-')}_{size[0]}x{size[1]}"
+    folder = (cache or cache_root()) / "streets" / name / split
+    missing = [i for i in range(count) if not all(_paths(folder, i, view)[-1].exists() for view in views)]
+    if missing:
+        draw = partial(_render_to, folder, world_seed, domain, split, size, tuple(views))
+        try:
+            _describe(folder, world_seed, domain, split, size)
+            _run(draw, missing, workers or os.cpu_count() or 1, f"rendering {domain} {split}" if progress else None)
+        except OSError as error:
+            raise UserError(
+                f"cannot render into {folder}: {error.strerror}; free some space or set UDA_SEG_CACHE"
+            ) from error
+    return folder
+
+
+def _run(draw: Callable[[int], None], indices: Sequence[int], workers: int, title: str | None) -> None:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=title is None) as bar:
+        task = bar.add_task(title or "", total=len(indices))
+        if workers == 1 or len(indices) < 4:
+            for index in indices:
+                draw(index)
+                bar.advance(task)
+            return
+        # Spawned, not forked: the parent may hold the threads of a training process.
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start) as pool:
+            for _ in pool.map(draw, indices, chunksize=4):
+                bar.advance(task)
+
+
+def _start() -> None:
+    cv2.setNumThreads(0)  # the process is the thread
+
+
+def _paths(folder: Path, index: int, view: str) -> list[Path]:
+    """Files of one view, the one that is written last at the end."""
+    name = f"{index:06d}.png"
+    if view != "left":
+        return [folder / f"image_{view}" / name]
+    return [folder / "depth" / name, folder / "label" / name, folder / "image" / name]
+
+
+def _render_to(
+    folder: Path, seed: int, domain: str, split: str, size: tuple[int, int], views: tuple[str, ...], index: int
+) -> None:
+    """Render and write all views of one scene."""
+    for view in views:
+        paths = _paths(folder, index, view)
+        if paths[-1].exists():
+            continue
+        frame = render(seed, domain, FIRST_INDEX[split] + index, size, view)
+        image = np.ascontiguousarray(frame.image[..., ::-1])
+        planes: list[cv2.typing.MatLike] = [image]
+        if view == "left":
+            planes = [encode_depth(frame.depth), frame.label, image]
+        for path, plane in zip(paths, planes, strict=True):
+            _write(path, cv2.imencode(".png", plane, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes())
+
+
+def encode_depth(depth: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Metres [H, W] -> uint16 in 1/256 m; 0 where there is no depth or it does not fit."""
+    scaled = np.where(np.isfinite(depth), depth, 0) * DEPTH_SCALE
+    return np.where(scaled < 65535.5, np.rint(scaled), 0).astype(np.uint16)
+
+
+def _describe(folder: Path, seed: int, domain: str, split: str, size: tuple[int, int]) -> None:
+    content = {
+        "renderer": VERSION,
+        "world_seed": seed,
+        "domain": domain,
+        "split": split,
+        "size": list(size),
+        "depth_scale": DEPTH_SCALE,
+        "baseline": BASELINE,
+        "frame_distance": STRIDE,
+        "views": list(VIEWS),
+    }
+    _write(folder / "world.json", (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write whole or not at all; a concurrent writer puts the same bytes there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

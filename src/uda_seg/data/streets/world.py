@@ -1,0 +1,87 @@
+"""Rendering one picture: a pure function of (seed, domain, index, size, view)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uda_seg.data.streets.camera import Camera, intrinsics, rotation
+from uda_seg.data.streets.raster import draw_background, draw_quads, ground_paint
+from uda_seg.data.streets.scene import build_scene
+from uda_seg.data.streets.sensor import draw_sky, expose
+from uda_seg.data.streets.styles import draw, generator, style_of
+from uda_seg.data.streets.textures import Bank, build_bank
+from uda_seg.errors import UserError
+
+VIEWS = ("left", "right", "previous", "next")
+BASELINE = 0.5  # metres between the left and the right camera
+STRIDE = 0.8  # metres the camera moves from one frame to the next
+BANKS = 4  # texture banks of a world and domain; a scene uses one of them
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture with everything that is known about it.
+
+    Attributes:
+        image: uint8 [H, W, 3], RGB.
+        label: uint8 [H, W], Cityscapes train ids, 255 on the ego car.
+        depth: float32 [H, W], metres along the optical axis; inf in the sky.
+        intrinsics: float64 [3, 3], pixels.
+        pose: float64 [4, 4], camera to world (X right, Y down, Z along the street).
+    """
+
+    image: NDArray[np.uint8]
+    label: NDArray[np.uint8]
+    depth: NDArray[np.float32]
+    intrinsics: NDArray[np.float64]
+    pose: NDArray[np.float64]
+
+
+def render(seed: int, domain: str, index: int, size: tuple[int, int], view: str = "left") -> Frame:
+    """Render scene `index` of a domain.
+
+    Args:
+        seed: of the world.
+        domain: a style's name, or `name:t` between `game` and it.
+        index: of the scene, >= 0.
+        size: height and width, pixels.
+        view: `left`; `right`, the stereo partner; `previous` and `next`, a frame earlier and later.
+
+    Raises:
+        UserError: unknown domain or view.
+    """
+    if view not in VIEWS:
+        raise UserError(f"streets has no view '{view}': use one of {', '.join(VIEWS)}")
+    style = style_of(domain)
+    plan, look = generator(seed, domain, 1, index), generator(seed, domain, 2, index)
+    bank = texture_bank(seed, domain, int(plan.integers(BANKS)))
+    scene, paint = build_scene(style, bank, plan), ground_paint(style, bank.grain, plan)
+    sky = draw_sky(size, style, plan)
+    camera = place_camera(size, scene.layout.lane_width * (-scene.layout.hand), plan, domain)
+    frames = {"previous": -1.0, "next": 1.0}.get(view, 0.0)
+    turn = float(look.normal(0, 0.004))
+    camera = camera.moved(np.array([BASELINE if view == "right" else 0.0, 0.0, STRIDE * frames]), turn * frames)
+    canvas = draw_background(camera, size, scene, paint, sky)
+    draw_quads(canvas, camera, scene.quads, frames)
+    depth = np.where(canvas.inverse > 0, 1 / np.maximum(canvas.inverse, 1e-9), np.inf).astype(np.float32)
+    image = expose(canvas, style, look, generator(seed, domain, 3, index, VIEWS.index(view)))
+    return Frame(image, canvas.label, depth, camera.intrinsics, camera.pose)
+
+
+@lru_cache(maxsize=8)
+def texture_bank(seed: int, domain: str, number: int) -> Bank:
+    """The drawn textures of one bank; built in a fraction of a second and kept."""
+    return build_bank(style_of(domain), generator(seed, domain, 0, number))
+
+
+def place_camera(size: tuple[int, int], lane: float, rng: np.random.Generator, domain: str) -> Camera:
+    """The ego car's camera in its lane."""
+    style = style_of(domain)
+    matrix = intrinsics(draw(rng, style.field_of_view), size)
+    pitch, yaw, roll = np.radians([draw(rng, style.pitch), rng.normal(0, 1.2), rng.normal(0, 0.4)])
+    position = np.array([lane / 2 + float(rng.normal(0, 0.25)), -draw(rng, style.camera_height), 0.0])
+    return Camera(matrix, rotation(yaw, pitch, roll), position)
