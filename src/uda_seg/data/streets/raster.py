@@ -67,9 +67,9 @@ def draw_background(camera: Camera, size: tuple[int, int], scene: Scene, paint: 
     if first < height:
         dx, dy, dz = camera.rays(size, first)
         low = dy > 1e-4
-        depth: Plane = np.float32(-camera.position[1]) / np.maximum(dy, np.float32(1e-4))
-        x: Plane = np.float32(camera.position[0]) + depth * dx
-        z: Plane = np.float32(camera.position[2]) + depth * dz
+        depth = np.asarray(np.float32(-camera.position[1]) / np.maximum(dy, np.float32(1e-4)), np.float32)
+        x = np.asarray(np.float32(camera.position[0]) + depth * dx, np.float32)
+        z = np.asarray(np.float32(camera.position[2]) + depth * dz, np.float32)
         low &= (z < 400) & (depth < 400)
         ground, label = shade_ground(x, z, depth, scene.layout, paint)
         canvas.colour[first:] = np.where(low[..., None], ground, canvas.colour[first:])

@@ -40,7 +40,7 @@ class Canvas:
 
     def _points(self, points: list[tuple[float, float]]) -> NDArray[np.int32]:
         scale = np.array([self.pixels.shape[1], self.pixels.shape[0]])
-        return np.round(np.array(points) * scale).astype(np.int32)
+        return np.asarray(np.round(np.array(points) * scale), np.int32)
 
     def polygon(self, points: list[tuple[float, float]], rgb: tuple[int, ...]) -> None:
         """Fill a polygon."""
@@ -480,4 +480,4 @@ def ground_grain(rng: np.random.Generator) -> NDArray[np.float32]:
     """Noise for the ground, [256, 256] about 0, fine and coarse; it tiles."""
     fine, coarse = rng.normal(0, 1, (2, GRAIN, GRAIN)).astype(np.float32)
     coarse = cv2.GaussianBlur(np.tile(coarse, (3, 3)), (0, 0), 9)[GRAIN : 2 * GRAIN, GRAIN : 2 * GRAIN]
-    return (0.45 * fine + 0.8 * coarse / coarse.std()).clip(-2.5, 2.5)
+    return np.asarray((0.45 * fine + 0.8 * coarse / coarse.std()).clip(-2.5, 2.5), np.float32)
