@@ -159,18 +159,18 @@ class Config:
 
     steps: int
     seed: int
-    optimizer: OptimizerSettings
-    schedule: ScheduleSettings
-    teacher: TeacherSettings
-    data: DataSettings
     model: dict[str, Any]
     method: dict[str, Any]
-    trainer: TrainerSettings
-    logger: LoggerSettings
-    callbacks: CallbackSettings
-    evaluator: EvaluatorSettings
-    predict: PredictSettings
-    bench: BenchSettings
+    data: DataSettings = field(default_factory=DataSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    logger: LoggerSettings = field(default_factory=LoggerSettings)
+    callbacks: CallbackSettings = field(default_factory=CallbackSettings)
+    evaluator: EvaluatorSettings = field(default_factory=EvaluatorSettings)
+    predict: PredictSettings = field(default_factory=PredictSettings)
+    bench: BenchSettings = field(default_factory=BenchSettings)
     init: str | None = None
     resume: str | None = None
     checkpoint: str | None = None

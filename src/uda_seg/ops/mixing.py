@@ -33,8 +33,9 @@ def draw_classes(
         bool [B, 256], true where pixels of that label value are pasted.
     """
     batch = label.shape[0]
-    present = torch.zeros(batch, LABEL_VALUES, dtype=torch.bool, device=label.device)
-    present.scatter_(1, label.flatten(1).long(), True)
+    offset = LABEL_VALUES * torch.arange(batch, device=label.device).unsqueeze(1)
+    present = torch.zeros(batch * LABEL_VALUES, dtype=torch.bool, device=label.device)
+    present = present.index_fill_(0, (label.flatten(1) + offset).flatten(), True).view(batch, LABEL_VALUES)
     if per == "batch":
         present = present.any(0, keepdim=True).expand(batch, -1)
     else:
