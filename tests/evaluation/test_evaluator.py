@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from reference import confusion_loop, iou_sets
 from uda_seg.data.labels import CITYSCAPES
 from uda_seg.errors import UserError
-from uda_seg.evaluation.evaluator import Scores, SegmentationEvaluator, confusion_matrix, iou
+from uda_seg.evaluation.evaluator import Scores, SegmentationEvaluator, confusion_counts, confusion_matrix, iou
 
 C = 5
 NAMES = tuple("abcde")
@@ -141,6 +141,17 @@ def test_functional_core():
     confusion = confusion_matrix(prediction, label, 2)
     assert confusion.tolist() == [[1, 1], [0, 1]]
     assert iou(confusion).tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64])
+def test_ids_beyond_a_byte_do_not_wrap_into_classes(dtype):
+    label = torch.tensor([0, 1, 256, 257, -1, 300, 255, 0, 1, 1], dtype=dtype)
+    prediction = torch.tensor([0, 1, 0, 1, 0, 0, 300, 256, -1, 2], dtype=dtype)
+    before = label.clone(), prediction.clone()
+    counts = confusion_counts(prediction, label, 2)
+    assert counts.tolist() == [1, 0, 0, 1, 1, 4, 3]  # the matrix; ignored pixels, bad labels, bad predictions
+    assert torch.equal(before[0], label), "counting must not change its input"
+    assert torch.equal(before[1], prediction), "counting must not change its input"
 
 
 def test_agrees_with_the_official_cityscapes_script(tmp_path):

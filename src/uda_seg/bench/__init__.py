@@ -1,0 +1,123 @@
+"""`python -m uda_seg.bench`: speed and memory, each as the ratio of two things measured in turns in one process.
+
+A missed target is reported, never an error: a figure depends on the machine, and the neighbours on it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import logging
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from uda_seg.bench.measure import Row
+from uda_seg.bench.memory import measure_memory
+from uda_seg.bench.overhead import measure_overhead
+from uda_seg.bench.parts import measure_ema, measure_evaluator, measure_mixing, measure_render
+from uda_seg.bench.phases import StepProfile, profile_step
+from uda_seg.command import run
+from uda_seg.config import Config, nearest
+from uda_seg.errors import UserError
+from uda_seg.evaluation.tables import Table
+from uda_seg.runs import PACKAGES, write_json
+from uda_seg.train import quiet_lightning
+
+log = logging.getLogger(__name__)
+
+PHASES = "phases"
+MEASUREMENTS: dict[str, Callable[[Config], Sequence[Row]]] = {
+    "overhead": measure_overhead,
+    "evaluator": measure_evaluator,
+    "mixing": measure_mixing,
+    "memory": measure_memory,
+    "render": measure_render,
+    "ema": measure_ema,
+}
+
+
+def main() -> None:
+    """Entry point."""
+    run("config", bench, expand=lambda given: ["hydra.run.dir=outputs/bench", "hydra.output_subdir=null", *given])
+
+
+def bench(config: Config, folder: Path) -> None:
+    """Measure what `bench.what` names, print it and write `bench.output`."""
+    quiet_lightning()
+    chosen = choose(config.bench.what)
+    rows: list[Row] = []
+    for name in chosen:
+        if name in MEASUREMENTS:
+            log.info("measuring %s", name)
+            rows += MEASUREMENTS[name](config)
+    profile = profile_step(config) if PHASES in chosen else None
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    if rows:
+        console.print(rows_table(rows).rich())
+    if profile is not None:
+        console.print(profile_table(profile).rich())
+    path = Path(config.bench.output)
+    write_json(path, machine() | {"rows": [row.record() for row in rows], "step": profile and asdict(profile)})
+    log.info("written: %s", path)
+
+
+def choose(wanted: Sequence[str]) -> list[str]:
+    """The measurements that `bench.what` asks for, in the order they are taken.
+
+    Raises:
+        UserError: a name that is none, with the nearest that is.
+    """
+    known = [*MEASUREMENTS, PHASES]
+    for name in wanted:
+        if name not in (*known, "all"):
+            raise UserError(f"bench.what={name} is no measurement; {nearest(name, [*known, 'all'])}")
+    return [name for name in known if "all" in wanted or name in wanted]
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on: date, versions, processor, threads."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
+        "cpu": cpu_name(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name, as Linux has it; elsewhere what Python knows."""
+    listing = Path("/proc/cpuinfo")
+    lines = listing.read_text().splitlines() if listing.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def rows_table(rows: Sequence[Row]) -> Table:
+    """One line per ratio."""
+    return Table(("name", "A", "B", "ratio", "target", ""), tuple(_cells(row) for row in rows), "Medians of A/B pairs")
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    a = f"{row.a}: {row.a_value:.4g} {row.unit}"
+    b = "" if row.b_value is None else f"{row.b}: {row.b_value:.4g} {row.unit}"
+    verdict = "" if row.met is None else "met" if row.met else "missed"
+    return row.name, a, b, f"{row.ratio:.3g}", row.target or "", verdict
+
+
+def profile_table(profile: StepProfile) -> Table:
+    """One line per phase of a step, the whole last."""
+    total = profile.step_ms
+    cells = [(name, f"{ms:.2f}", f"{100 * ms / total:.1f} %") for name, ms in profile.phases_ms.items()]
+    cells.append(("step", f"{total:.2f}", f"{profile.images_per_s:.1f} images/s"))
+    cells.append(("peak of saved activations", f"{profile.peak_saved_bytes / 2**20:.1f} MiB", ""))
+    if profile.peak_device_bytes is not None:
+        cells.append(("peak of device memory", f"{profile.peak_device_bytes / 2**20:.1f} MiB", ""))
+    return Table(("phase", "ms", "share"), tuple(cells), f"A step of {profile.method}, {profile.precision}")

@@ -1,0 +1,5 @@
+"""`python -m uda_seg.bench`."""
+
+from uda_seg.bench import main
+
+main()

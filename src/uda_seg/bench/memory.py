@@ -1,0 +1,117 @@
+"""The memory that a training step needs for its backward passes."""
+
+from __future__ import annotations
+
+import tempfile
+import weakref
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from uda_seg.bench.measure import Row
+from uda_seg.bench.session import MIC, SOURCE_ONLY, prepare
+from uda_seg.config import Config
+
+
+def measure_memory(config: Config) -> list[Row]:
+    """Peak of what autograd saves during a step of MIC, and of source-only training on the same network and crops."""
+    peaks = [saved_peak(replace(config, method=method)) / 2**20 for method in (MIC, SOURCE_ONLY)]
+    ratio = peaks[0] / peaks[1]
+    return [Row("memory", "mic", peaks[0], "source_only", peaks[1], "MiB", ratio, 1.1, "at most")]
+
+
+class SavedPeak(pl.Callback):
+    """Counts what autograd saves in every step; `peak` is the most at once, in bytes."""
+
+    def __init__(self) -> None:
+        self.peak = 0
+        self.counter = SavedBytes()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Begin to count."""
+        self.counter = SavedBytes([*pl_module.parameters(), *pl_module.buffers()])
+        self.counter.__enter__()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop counting."""
+        self.counter.__exit__(None, None, None)
+        self.peak = max(self.peak, self.counter.peak)
+
+
+def saved_peak(config: Config, steps: int = 2) -> int:
+    """The most bytes that autograd holds at once during some steps of the configured method."""
+    with tempfile.TemporaryDirectory() as folder:
+        session = prepare(config, Path(folder), steps)
+        peak = SavedPeak()
+        session.trainer.callbacks.append(peak)  # type: ignore[attr-defined]
+        session.fit()
+    return peak.peak
+
+
+class _Saved:
+    """Stands for a saved tensor in the graph: dies with it."""
+
+    __slots__ = ("__weakref__", "tensor")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+class SavedBytes:
+    """Counts, within its block, the bytes of the storages that autograd keeps for backward passes, each storage once.
+
+    Exact and the same on every machine, unlike what an allocator says. Memory that no backward needs is not counted.
+
+    Args:
+        ignore: tensors that live anyway: parameters and buffers.
+
+    Attributes:
+        live: bytes held now.
+        peak: the most bytes held at once.
+    """
+
+    def __init__(self, ignore: Iterable[Tensor] = ()) -> None:
+        self.live = self.peak = 0
+        self._ignored = {tensor.untyped_storage().data_ptr() for tensor in ignore}
+        self._holders: Counter[int] = Counter()
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
+
+    def __enter__(self) -> Self:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._hooks.__exit__(kind, error, trace)
+
+    def _pack(self, tensor: Tensor) -> _Saved:
+        saved, storage = _Saved(tensor), tensor.untyped_storage()
+        where, size = storage.data_ptr(), storage.nbytes()
+        if where not in self._ignored:
+            self._holders[where] += 1
+            if self._holders[where] == 1:
+                self.live += size
+                self.peak = max(self.peak, self.live)
+            weakref.finalize(saved, self._release, where, size)
+        return saved
+
+    def _unpack(self, saved: _Saved) -> Tensor:
+        return saved.tensor
+
+    def _release(self, where: int, size: int) -> None:
+        self._holders[where] -= 1
+        if self._holders[where] == 0:
+            del self._holders[where]
+            self.live -= size

@@ -1,0 +1,194 @@
+"""Where the time of a training step goes."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.profilers import Profiler
+
+from uda_seg.bench.measure import synchronize
+from uda_seg.bench.memory import saved_peak
+from uda_seg.bench.session import WARM_UP, prepare
+from uda_seg.config import Config
+from uda_seg.methods.base import Batch, Loss, UDAModule
+
+
+@dataclass(frozen=True)
+class StepProfile:
+    """Where the time of a step goes.
+
+    Attributes:
+        method: the class of the configured method.
+        precision: Lightning's.
+        steps: that were timed.
+        phases_ms: mean milliseconds a step; what belongs to no phase is `the rest`.
+        step_ms: mean milliseconds of a whole step.
+        images_per_s: images of both domains.
+        peak_saved_bytes: the most bytes that autograd holds at once.
+        peak_device_bytes: the most bytes allocated on the GPU; None on a CPU.
+    """
+
+    method: str
+    precision: str
+    steps: int
+    phases_ms: dict[str, float]
+    step_ms: float
+    images_per_s: float
+    peak_saved_bytes: int
+    peak_device_bytes: int | None
+
+
+class PhaseClock(Profiler):
+    """Seconds by phase; time within an inner phase is the inner one's alone.
+
+    Lightning calls it around its own actions; `watch` puts it around those of the method.
+    """
+
+    ACTIONS = (
+        ("train_dataloader_next", "data"),
+        ("batch_to_device", "transfer"),
+        ("TeacherEMA.on_train_batch_start", "EMA"),
+        ("TeacherEMA.on_train_batch_end", "EMA"),
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: dict[str, float] = {}
+        self._open: list[list[float]] = []  # of every open phase: when it began, seconds of its inner phases
+
+    def begin(self) -> None:
+        """Open a phase whose name is told at its end."""
+        synchronize()
+        self._open.append([time.perf_counter(), 0.0])
+
+    def end(self, phase: str) -> None:
+        """Close the phase that was opened last."""
+        synchronize()
+        start, inner = self._open.pop()
+        whole = time.perf_counter() - start
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + whole - inner
+        if self._open:
+            self._open[-1][1] += whole
+
+    def start(self, action_name: str) -> None:
+        """Open the action's phase (Lightning hook)."""
+        if self._phase(action_name) is not None:
+            self.begin()
+
+    def stop(self, action_name: str) -> None:
+        """Close the action's phase (Lightning hook)."""
+        phase = self._phase(action_name)
+        if phase is not None:
+            self.end(phase)
+
+    def _phase(self, action: str) -> str | None:
+        return next((phase for end, phase in self.ACTIONS if action.endswith(end)), None)
+
+    def timed(self, owner: Any, names: Sequence[str], phase: str) -> None:
+        """Time those of the named methods that `owner` has."""
+        for name in names:
+            if hasattr(owner, name):
+                setattr(owner, name, self._wrapped(getattr(owner, name), phase))
+
+    def _wrapped(self, work: Callable[..., Any], phase: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.begin()
+            try:
+                return work(*args, **kwargs)
+            finally:
+                self.end(phase)
+
+        return call
+
+    def watch(self, module: UDAModule) -> None:
+        """Time the parts of a module's step: each term's forward and backward by name."""
+        losses, backward, current = module.losses, module.manual_backward, [""]
+
+        def timed_losses(batch: Batch) -> Iterator[Loss | tuple[Loss, ...]]:
+            terms = losses(batch)
+            while True:
+                self.begin()
+                item = next(terms, None)
+                current[0] = (
+                    "" if item is None else " + ".join(t.name for t in (item if isinstance(item, tuple) else (item,)))
+                )
+                self.end(f"forward {current[0]}" if item is not None else "the rest")
+                if item is None:
+                    return
+                yield item
+
+        def timed_backward(*args: Any, **kwargs: Any) -> None:
+            self.begin()
+            backward(*args, **kwargs)
+            self.end(f"backward {current[0]}")
+
+        module.losses = timed_losses  # type: ignore[method-assign]
+        module.manual_backward = timed_backward  # type: ignore[method-assign]
+        self.timed(module, ("label_target",), "teacher")
+        self.timed(module, ("mix", "augment", "mask"), "mix + augment")
+        self.timed(module, ("clip_gradient_norm",), "gradient norm")
+        self.timed(module, ("log_dict",), "logging")
+
+
+class TimedSteps(pl.Callback):
+    """Sets the clock to zero after the warm-up and to rest after `steps` steps more; the last step counts memory."""
+
+    def __init__(self, clock: PhaseClock, steps: int) -> None:
+        self.clock, self.steps = clock, steps
+        self.began = self.seconds = 0.0
+        self.phases: dict[str, float] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Time the optimiser and the log too, which exist only now."""
+        for optimizer in trainer.optimizers:
+            self.clock.timed(optimizer, ("step",), "optimiser")
+        for logger in trainer.loggers:
+            self.clock.timed(logger, ("log_metrics",), "logging")
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Begin and end between two steps."""
+        synchronize()
+        if trainer.global_step == WARM_UP:
+            self.clock.seconds.clear()
+            self.began = time.perf_counter()
+        if trainer.global_step == WARM_UP + self.steps:
+            self.seconds = time.perf_counter() - self.began
+            self.phases = dict(self.clock.seconds)
+
+
+def profile_step(config: Config) -> StepProfile:
+    """Time the phases of the configured method's step, over as many steps as a ratio's A takes in all."""
+    steps = config.bench.pairs * config.bench.steps
+    with tempfile.TemporaryDirectory() as folder:
+        session = prepare(config, Path(folder), WARM_UP + steps)
+        clock = PhaseClock()
+        timed = TimedSteps(clock, steps)
+        session.trainer.profiler = clock  # type: ignore[attr-defined]
+        session.trainer.callbacks.append(timed)  # type: ignore[attr-defined]
+        clock.watch(session.module)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        session.fit()
+        device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    phases = {name: 1e3 * seconds / steps for name, seconds in timed.phases.items()}
+    whole = 1e3 * timed.seconds / steps
+    phases["the rest"] = phases.get("the rest", 0.0) + whole - sum(phases.values())
+    return StepProfile(
+        method=type(session.module).__name__,
+        precision=str(session.trainer.precision),
+        steps=steps,
+        phases_ms=dict(sorted(phases.items(), key=lambda item: -item[1])),
+        step_ms=whole,
+        images_per_s=1e3 * session.data.images_per_step / whole,
+        peak_saved_bytes=saved_peak(config),
+        peak_device_bytes=device,
+    )

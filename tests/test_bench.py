@@ -1,0 +1,183 @@
+"""The bench measures what it says: equal work on both sides, bytes that can be counted by hand, every phase."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from data.trees import streets_tree
+from uda_seg.bench import MEASUREMENTS, bench, choose, rows_table
+from uda_seg.bench.baselines import average_each, blend_classes, draw_half, paste_classes
+from uda_seg.bench.measure import Pairs, Row, alternate
+from uda_seg.bench.memory import SavedBytes, measure_memory
+from uda_seg.bench.overhead import interleave
+from uda_seg.bench.parts import measure_ema, measure_evaluator, measure_mixing, measure_render
+from uda_seg.bench.phases import profile_step
+from uda_seg.bench.session import DACS, SOURCE_ONLY
+from uda_seg.command import composed
+from uda_seg.errors import UserError
+from uda_seg.ops.ema import ema_update
+from uda_seg.ops.mixing import class_mask, class_mix, draw_classes
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """The default method on images of 32 x 48 and crops of 32 x 32."""
+    monkeypatch.setenv("UDA_SEG_CACHE", str(tmp_path / "cache"))
+    root = streets_tree(tmp_path / "streets", count=4)
+    domains = [
+        f"++data.{name}.{key}"
+        for name in ("source", "target", "validation.target")
+        for key in (f"root={root}", "size=[32,48]", "count=4")
+    ]
+    return composed(
+        [*domains, "data.crop=[32,32]", "data.source_batch=2", "data.target_batch=2", "data.rare_class.enabled=false",
+         "data.workers=0", "trainer=cpu", "bench.pairs=2", "bench.steps=2", "bench.scenes=5",
+         f"bench.output={tmp_path}/out/bench.json"]
+    )  # fmt: skip
+
+
+def test_pairs_are_compared_pair_by_pair():
+    """A neighbour that slows the last pair down tenfold leaves the ratio alone."""
+    pairs = Pairs([1.0, 1.1, 10.0], [2.0, 2.2, 20.0])
+    assert pairs.a_over_b == pytest.approx(0.5)
+    assert pairs.b_over_a == pytest.approx(2.0)
+    assert pairs.a_ms == pytest.approx(1100)
+
+
+def test_a_and_b_take_turns():
+    calls = []
+    pairs = alternate(lambda: calls.append("a"), lambda: calls.append("b"), pairs=3, block=0.0)
+    assert "".join(calls) == "aabb" + "ababab"  # once to warm up, once to see how often a block needs it
+    assert len(pairs.a) == len(pairs.b) == 3
+
+
+@pytest.mark.parametrize(
+    ("bound", "ratio", "met"), [("at most", 1.04, True), ("at most", 1.06, False), ("at least", 1.06, True)]
+)
+def test_a_row_knows_whether_its_target_is_met(bound, ratio, met):
+    row = Row("x", "ours", 1.0, "theirs", 2.0, "ms", ratio, 1.05, bound)
+    assert row.met is met
+    assert row.record()["target"] == f"{bound} 1.05"
+    assert ("met" if met else "missed") in rows_table([row]).markdown()
+
+
+def test_saved_bytes_count_each_storage_once():
+    x = torch.rand(1000, requires_grad=True)
+    with SavedBytes([x]) as memory:
+        y = x.exp()  # keeps its result,
+        z = y.sin()  # and this its argument: the same storage
+        assert memory.live == 4000
+        (z * z).sum().backward()  # z is kept twice, once per factor
+    assert memory.peak == 8000
+    assert memory.live == 0
+
+
+def test_terms_one_after_the_other_need_the_memory_of_one():
+    x = torch.rand(1000, requires_grad=True)
+
+    def peak(together):
+        with SavedBytes([x]) as memory:
+            terms = (x.exp().sum() for _ in range(3))
+            if together:
+                sum(list(terms)).backward()
+            else:
+                for term in terms:
+                    term.backward()
+        return memory.peak
+
+    assert peak(together=False) == 4000
+    assert peak(together=True) == 12000
+
+
+def test_mixing_baselines_mix_what_the_table_mixes():
+    generator = torch.Generator().manual_seed(0)
+    label = torch.randint(0, 5, (2, 8, 8), generator=generator, dtype=torch.uint8)
+    source, target = torch.rand(2, 2, 3, 8, 8, generator=generator)
+    keep = draw_classes(label, 5, generator=generator)
+    chosen = [row.nonzero()[:, 0] for row in keep]
+    expected = class_mix(source, target, class_mask(label, keep))
+    assert torch.equal(blend_classes(source, target, label, chosen), expected)
+    assert torch.equal(paste_classes(source, target, label, chosen), expected)
+    half = draw_half(torch.where(label == 4, 255, label), 5)
+    assert [len(classes) for classes in half] == [2, 2]
+    assert all((classes < 4).all() for classes in half)
+
+
+def test_ema_baseline_averages_alike(make_segmentor):
+    student, one, other = make_segmentor(0), make_segmentor(1), make_segmentor(1)
+    average_each(one, student, 0.9)
+    ema_update(other.parameters(), student.parameters(), 0.9)
+    for mine, theirs in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("method", [SOURCE_ONLY, DACS])
+def test_bare_loop_does_the_work_of_the_module(tiny, method):
+    turns = interleave(replace(tiny, method=method, teacher=replace(tiny.teacher, threshold=0.06)))
+    assert len(turns.seconds) == 3 + 2 * 2  # warm-up, two pairs of blocks of two steps
+    assert turns.bare.steps == 7
+    # Adam divides by sqrt(v): a gradient that is rounding noise about zero has an arbitrary sign.
+    assert turns.difference < 1e-4
+    assert len(turns.pairs().a) == 2
+
+
+def test_masked_consistency_needs_the_memory_of_source_only(tiny):
+    """One graph at a time, and none for the teacher."""
+    (row,) = measure_memory(tiny)
+    assert row.b_value > 0
+    assert row.met
+
+
+def test_every_phase_of_a_step_is_timed(tiny):
+    profile = profile_step(tiny)
+    terms = ("source/ce", "source/masked_ce", "mix/ce", "mix/masked_ce")
+    assert {f"{way} {term}" for way in ("forward", "backward") for term in terms} <= set(profile.phases_ms)
+    assert {"data", "transfer", "teacher", "mix + augment", "gradient norm", "optimiser", "EMA", "logging"} <= set(
+        profile.phases_ms
+    )
+    assert profile.phases_ms["the rest"] > 0
+    assert sum(profile.phases_ms.values()) == pytest.approx(profile.step_ms)
+    assert profile.images_per_s == pytest.approx(4e3 / profile.step_ms)
+    assert profile.method == "LCMSM"
+
+
+def test_parts_are_measured(tiny):
+    rows = [
+        *measure_evaluator(tiny, size=(32, 64)),
+        *measure_mixing(tiny, size=(32, 32)),
+        *measure_ema(tiny),
+    ]
+    assert [row.name for row in rows] == ["evaluator", "mixing", "mixing/one_blend", "ema"]
+    assert all(row.ratio > 0 for row in rows)
+
+
+def test_rendering_is_measured(tiny):
+    pytest.importorskip("uda_seg.data.streets.cache")
+    rows = measure_render(tiny, size=(32, 64))
+    assert {"render/game", "render/camera"} <= {row.name for row in rows}
+    assert all(row.ratio == row.a_value > 0 for row in rows)
+
+
+def test_command_writes_what_it_prints(tiny, tmp_path, monkeypatch, capsys):
+    row = Row("mixing", "table", 1.0, "loop", 7.0, "ms", 7.0, 5.0)
+    monkeypatch.setitem(MEASUREMENTS, "mixing", lambda config: [row])
+    tiny.bench.what = ["phases", "mixing"]
+    bench(tiny, tmp_path)
+    written = json.loads((tmp_path / "out" / "bench.json").read_text())
+    assert written["rows"] == [row.record()]
+    assert written["step"]["phases_ms"]["teacher"] > 0
+    assert {"date", "versions", "cpu", "gpu", "threads"} <= set(written)
+    printed = capsys.readouterr().out
+    assert "met" in printed
+    assert "teacher" in printed
+
+
+def test_unknown_measurement_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean mixing"):
+        choose(["mixin"])
+    assert choose(["ema", "overhead"]) == ["overhead", "ema"]
+    assert choose(["all"])[-1] == "phases"
