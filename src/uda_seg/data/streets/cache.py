@@ -47,9 +47,9 @@ def ensure_rendered(
 ) -> Path:
     """Render what is missing of one split of one domain and return its folder.
 
-    The folder holds `image/`, `label/` and `depth/` with PNG files `000000.png`, ...; other views add
-    `image_right/` and so on; `world.json` says how it was made. Every file is written under a temporary name and
-    renamed, so an interrupted or concurrent rendering leaves nothing half-written, and is simply continued.
+    The folder holds `image/`, `label/` and `depth/` with PNG files `000000.png`, ...; other views add `image_right/` and
+    so on; `world.json` says how it was made. Every file is written under a temporary name and renamed, so an interrupted
+    or concurrent rendering leaves nothing half-written, and is simply continued.
 
     Args:
         world_seed: of the world.

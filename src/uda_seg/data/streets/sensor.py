@@ -1,4 +1,4 @@
-"""From radiance to a photograph: air, night lights, wet road, lens, white balance, noise, bonnet, JPEG."""
+"""What air, lens and chip make of a street: haze, light, colour, blur, noise, compression."""
 
 from __future__ import annotations
 
@@ -6,130 +6,122 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from uda_seg.data.streets.camera import Camera
-from uda_seg.data.streets.raster import SKY, Canvas
-from uda_seg.data.streets.scene import Scene
-from uda_seg.data.streets.styles import draw
-from uda_seg.data.streets.textures import RNG, Floats32, sensor_noise
+from uda_seg.data.streets.raster import Canvas, Plane
+from uda_seg.data.streets.styles import Style, colour, draw
 
-HOOD = 255  # the ego car has no class
-LUMA = np.float32([0.299, 0.587, 0.114])
+IGNORE = 255
+BANK = np.random.default_rng(0).normal(0, 1, (1 << 20,)).astype(np.float32)  # noise is read from here at random offsets
 
 
-def photograph(canvas: Canvas, scene: Scene, camera: Camera, fixed: RNG, noise: RNG) -> NDArray[np.uint8]:
-    """Turn radiance into an image [H, W, 3] uint8; marks the bonnet in the canvas's label (`HOOD`) and depth (0).
+def draw_sky(size: tuple[int, int], style: Style, rng: np.random.Generator) -> Plane:
+    """A gradient from zenith to horizon with clouds, [H, W, 3]; dull skies blow out to white."""
+    height, width = size
+    top, low = (np.array(colour(rng, p), np.float32) for p in (style.sky_top, style.sky_low))
+    ramp = np.linspace(0, 1, height, dtype=np.float32)[:, None, None].clip(0, 0.55) / 0.55
+    sky = top + (low - top) * ramp
+    cover = max(0.0, draw(rng, style.clouds))
+    grid = rng.normal(0, 1, (7, 11)).astype(np.float32) + 0.5 * rng.normal(0, 1, (7, 11)).astype(np.float32)
+    clouds = cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
+    clouds = (clouds * 0.5 + cover - 0.3).clip(0, 1)[..., None]
+    return np.asarray(sky + clouds * (low * np.float32(1.02) - sky), np.float32)
+
+
+def expose(canvas: Canvas, style: Style, look: np.random.Generator, grain: np.random.Generator) -> NDArray[np.uint8]:
+    """Turn a drawn street into a photograph, uint8 [H, W, 3]; the label gets the ego car's hood (255).
 
     Args:
-        canvas: Radiance, label, inverse depth; label and inverse depth are changed under the bonnet.
-        scene: What is seen.
-        camera: From where.
-        fixed: Draws what all views of a scene share: air, exposure, lens.
-        noise: Draws what every view has for itself: the sensor's noise, drops of rain.
+        canvas: what was drawn; its label is changed in place.
+        style: the domain.
+        look: the scene's stream: the same for every view of it.
+        grain: this very picture's stream: two views never share their noise.
     """
-    style, colour = scene.style, canvas.colour
     height, width = canvas.label.shape
-    scale = width / 512
-    lamp, head, wet = (draw(fixed, r) for r in (style.lamp_light, style.headlight, style.wetness))
-    if max(lamp, head) > 0:
-        _artificial_light(canvas, scene, camera, lamp, head)
+    image = canvas.colour
+    ambient = draw(look, style.ambient) + 0.5 * draw(look, style.sun)
+    sky = canvas.inverse == 0
+    image = np.where(sky[..., None], image, image * np.float32(ambient))
+    image = night(image, canvas, style, look)
+    density = draw(look, style.haze)
+    far = np.exp(-density / np.maximum(canvas.inverse, 1 / 400)).astype(np.float32)[..., None]
+    air = np.array(colour(look, style.sky_low), np.float32) * np.float32(0.92)
+    image = image * far + air * (1 - far) if density > 0 else image
+    hood(image, canvas, style, look)
+    image = balance(image, style, look)
+    image = lens(image, style, look)
+    exposure, gamma, noise = draw(look, style.exposure), draw(look, style.gamma), max(0.0, draw(look, style.noise))
+    image = knee(image * np.float32(exposure))
+    image = np.power(image, np.float32(gamma))
+    if noise > 0:
+        start = int(grain.integers(len(BANK) - 3 * height * width)) if 3 * height * width < len(BANK) else 0
+        shot = np.resize(BANK[start : start + 3 * height * width], image.shape)
+        image = image + np.float32(noise) * shot * np.sqrt(image + np.float32(0.05))
+    pixels: NDArray[np.uint8] = np.rint(image.clip(0, 1) * 255).astype(np.uint8)
+    quality = int(draw(look, style.jpeg))
+    if quality >= 98:
+        return pixels
+    packed = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    unpacked = cv2.imdecode(packed, cv2.IMREAD_COLOR)
+    assert unpacked is not None
+    return np.asarray(unpacked[..., ::-1], np.uint8)
+
+
+def night(image: Plane, canvas: Canvas, style: Style, look: np.random.Generator) -> Plane:
+    """Head lights on the road, a wet ground that mirrors what stands on it, streaks of rain."""
+    height, width = canvas.label.shape
+    beam, wet, rain = (max(0.0, draw(look, r)) for r in (style.headlight, style.wetness, style.rain))
+    if beam > 0:
+        u = (np.arange(width, dtype=np.float32) - width / 2) / width
+        reach = np.minimum(canvas.inverse * 9, 1.0) * np.exp(-(u**2) / 0.06)
+        image = image * (1 + np.float32(beam) * reach[..., None])
     if wet > 0:
-        _reflect(canvas, camera, wet)
-    transmission = cv2.exp(np.float32(-draw(fixed, style.haze)) / np.maximum(canvas.inverse, np.float32(1 / 300)))
-    transmission[canvas.label == SKY] = 1
-    air = np.float32(scene.sky_low) * np.float32(0.9)
-    colour = air + (colour - air) * transmission[..., None]
-    colour = cv2.transform(colour, _grading(scene, fixed))
-    blur = draw(fixed, style.blur) * scale
-    if blur > 0.2:
-        colour = cv2.GaussianBlur(colour, (0, 0), blur)
-    colour *= _vignette(height, width, draw(fixed, style.vignette))[..., None]
-    rain = draw(fixed, style.rain)
-    gamma, sigma, quality = draw(fixed, style.gamma), draw(fixed, style.noise), draw(fixed, style.jpeg)
-    hood = draw(fixed, style.hood)
-    if hood > 0:
-        _bonnet(canvas, colour, hood, fixed)
+        horizon = int(np.argmax((canvas.label <= 1).any(1)))
+        rows = np.clip(2 * horizon - np.arange(height), 0, height - 1)
+        mirror = cv2.GaussianBlur(image[rows], (1, 15), 0)
+        ground = (canvas.label <= 1)[..., None] * np.float32(0.45 * wet)
+        image = image * (1 - ground) + mirror * ground
     if rain > 0:
-        _drops(colour, rain, noise)
-    np.clip(colour, 0, 4, out=colour)
-    colour = cv2.pow(colour, gamma)
-    bright = np.maximum(colour - np.float32(0.8), 0)  # soft knee above 0.8
-    colour -= bright * bright / (bright + np.float32(0.2))
-    if sigma > 0:
-        grain = _window(sensor_noise(), noise, height, width)
-        colour += cv2.sqrt(np.maximum(colour, np.float32(0.05))) * (grain * np.float32(1.3 * sigma))
-    image: NDArray[np.uint8] = cv2.convertScaleAbs(np.clip(colour, 0, 1, out=colour), alpha=255.0).astype(np.uint8)
-    if quality < 97:
-        _, coded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, round(quality)])
-        image = np.ascontiguousarray(np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), dtype=np.uint8)[..., ::-1])
-    return image
+        drops = (look.random((height, width)) < 0.004 * rain / 0.1).astype(np.float32)
+        streaks = cv2.filter2D(drops, -1, np.eye(9, dtype=np.float32)[:, ::-1] / 3)
+        image = image + 0.35 * streaks[..., None]
+    return np.asarray(image, np.float32)
 
 
-def _grading(scene: Scene, rng: RNG) -> Floats32:
-    """Exposure, white balance and saturation as one colour matrix."""
-    style = scene.style
-    warm, green = draw(rng, style.warmth), draw(rng, style.green)
-    gains = draw(rng, style.exposure) * np.array([1 + warm / 2, 1 + green, 1 - warm / 2])
-    saturation = draw(rng, style.saturation)
-    mix = saturation * np.eye(3) + (1 - saturation) * np.tile(LUMA, (3, 1))
-    return np.asarray(mix * gains[:, None], dtype=np.float32)
-
-
-def _artificial_light(canvas: Canvas, scene: Scene, camera: Camera, lamp: float, head: float) -> None:
-    """Pools of street light along the road and the cone of the headlights."""
+def hood(image: Plane, canvas: Canvas, style: Style, look: np.random.Generator) -> None:
+    """The ego car's bonnet along the lower edge."""
+    share = draw(look, style.hood)
+    tone = np.array(colour(look, ((0.0, 1.0), (0.0, 0.3), (0.03, 0.2))), np.float32)
+    if share <= 0:
+        return
     height, width = canvas.label.shape
-    depth = 1 / np.maximum(canvas.inverse, np.float32(1 / 300))
-    u = np.linspace(-1, 1, width, dtype=np.float32)
-    v = (np.arange(height, dtype=np.float32)[:, None] - np.float32(camera.horizon(width)[0])) / height
-    pools = np.float32(lamp) * (np.float32(0.6) + np.float32(0.4) * np.sin(depth * np.float32(2 * np.pi / 14)))
-    cone = np.exp(-(u * u) / np.float32(0.6) - np.square(np.minimum(v, 0) / np.float32(0.25)))
-    beam = np.float32(head) * cone / (1 + np.square(depth / np.float32(16)))
-    gain = 1 + (pools + beam) / np.float32(scene.ambient)
-    gain[canvas.label == SKY] = 1
-    canvas.colour *= gain[..., None]
+    u = (np.arange(width) - width / 2) / (width / 2)
+    edge = height * (1 - share * (1 - 0.45 * u**2))
+    inside = np.arange(height)[:, None] >= edge
+    canvas.label[inside] = IGNORE
+    image[inside] = tone
 
 
-def _reflect(canvas: Canvas, camera: Camera, wet: float) -> None:
-    """Mirror what stands above the horizon in the wet ground, smeared along the vertical."""
-    height, width = canvas.label.shape
-    horizon = int(np.clip(camera.horizon(width)[0], 4, height - 4))
-    rows = np.clip(2 * horizon - np.arange(horizon, height), 0, height - 1)
-    mirror = cv2.blur(canvas.colour[rows], (3, max(3, height // 12)))
-    ground = canvas.label[horizon:] <= 1
-    strength = np.float32(wet) * np.linspace(0.9, 0.35, height - horizon, dtype=np.float32)[:, None] * ground
-    view = canvas.colour[horizon:]
-    view *= (1 - np.float32(0.6) * strength)[..., None]
-    view += strength[..., None] * np.float32(0.7) * mirror
+def balance(image: Plane, style: Style, look: np.random.Generator) -> Plane:
+    """White balance and saturation."""
+    warm, green = draw(look, style.warmth), draw(look, style.green)
+    gains = (1 + warm / 2, 1 + green, 1 - warm / 2)
+    keep = max(0.0, draw(look, style.saturation))
+    mix = keep * np.eye(3) + (1 - keep) * np.array([[0.3, 0.59, 0.11]] * 3)
+    return np.asarray(cv2.transform(image, (mix @ np.diag(gains)).astype(np.float32)), np.float32)
 
 
-def _vignette(height: int, width: int, strength: float) -> Floats32:
-    x = np.linspace(-1, 1, width, dtype=np.float32)
-    y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
-    return np.float32(1) - np.float32(strength / 2) * (x * x + y * y)
+def lens(image: Plane, style: Style, look: np.random.Generator) -> Plane:
+    """Blur and vignette."""
+    height, width = image.shape[:2]
+    sigma, dark = max(0.0, draw(look, style.blur)) * width / 512, max(0.0, draw(look, style.vignette))
+    if sigma > 0.12:
+        image = cv2.GaussianBlur(image, (0, 0), sigma)  # type: ignore[assignment]
+    x, y = np.linspace(-1, 1, width, dtype=np.float32), np.linspace(-1, 1, height, dtype=np.float32)[:, None]
+    return np.asarray(image * (1 - np.float32(0.5 * dark) * (x * x + y * y))[..., None], np.float32)
 
 
-def _bonnet(canvas: Canvas, colour: Floats32, share: float, rng: RNG) -> None:
-    height, width = canvas.label.shape
-    x = np.linspace(-1, 1, width, dtype=np.float32)
-    top = height * (1 - np.float32(share) * (1 - np.float32(0.45) * x**4))
-    row = np.arange(height, dtype=np.float32)[:, None]
-    under = row > top
-    shine = np.float32(rng.uniform(0.02, 0.12)) * (np.float32(1.4) - (row - top) / (height * share))
-    colour[under] = np.broadcast_to(np.clip(shine, 0.01, 1)[..., None], colour.shape)[under]
-    canvas.label[under] = HOOD
-    canvas.inverse[under] = np.inf
-
-
-def _drops(colour: Floats32, strength: float, rng: RNG) -> None:
-    """Streaks of rain between the camera and the street."""
-    height, width = colour.shape[:2]
-    grain = _window(sensor_noise(), rng, height, width)[..., 0]
-    streaks = cv2.blur(np.maximum(grain - np.float32(2.2), 0), (1, max(3, height // 14)))
-    colour += (streaks * np.float32(12 * strength))[..., None]
-
-
-def _window(bank: Floats32, rng: RNG, height: int, width: int) -> Floats32:
-    """A random crop of the noise bank, tiled where the image is larger."""
-    if height > bank.shape[0] // 2 or width > bank.shape[1] // 2:
-        return rng.standard_normal((height, width, 3), dtype=np.float32)
-    top, left = int(rng.integers(bank.shape[0] - height)), int(rng.integers(bank.shape[1] - width))
-    return bank[top : top + height, left : left + width]
+def knee(image: Plane) -> Plane:
+    """Compress what is brighter than 0.8, as sensors do; only the brightest clips."""
+    bright = np.maximum(image, 0)
+    return np.asarray(np.where(bright > 0.8, 0.8 + 0.28 * np.tanh((bright - 0.8) / 0.28), bright), np.float32).clip(
+        0, 1
+    )
