@@ -206,6 +206,9 @@ POSITIVE = (
     "evaluator.windows_per_batch",
     "callbacks.checkpoints",
     "logger.log_every",
+    "bench.pairs",
+    "bench.steps",
+    "bench.scenes",
 )
 FRACTIONS = ("schedule.warmup", "teacher.alpha", "teacher.threshold")
 

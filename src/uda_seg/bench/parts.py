@@ -87,8 +87,9 @@ def measure_render(config: Config, size: tuple[int, int] = RENDERED) -> list[Row
     for domain in DOMAINS:
         render(config.data.world_seed, domain, 0, size)  # builds the domain's textures
         rates = []
-        for part in range(5):
-            indices = range(1 + part, 1 + config.bench.scenes, 5)
+        parts = min(5, config.bench.scenes)
+        for part in range(parts):
+            indices = range(1 + part, 1 + config.bench.scenes, parts)
             start = time.process_time()
             for index in indices:
                 render(config.data.world_seed, domain, index, size)
