@@ -16,6 +16,8 @@ from uda_seg.models.segmentor import Encoder
 
 log = logging.getLogger(__name__)
 
+# The small network's encoder, trained on randomised worlds by scripts/make_encoder_start.py.
+BUILTIN = Path(__file__).with_name("small_random_worlds.pt")
 # Classifiers that ImageNet / COCO files carry besides the encoder (SegFormer, torchvision, DeepLab).
 CLASSIFIERS = ("head.", "fc.", "layer5.", "layer6.")
 # Wrappers: DataParallel, the file of DeepLab's ImageNet weights, mmseg's and our own segmentors.
@@ -43,7 +45,7 @@ def load_encoder(encoder: Encoder, path: str | Path) -> LoadReport:
 
     Args:
         encoder: its `pretrained` becomes true.
-        path: a file of tensors, possibly below `state_dict` or `model`, possibly with a known prefix.
+        path: `builtin` (the small network's start), or a file of tensors, possibly below `state_dict` or `model`, possibly with a known prefix.
 
     Returns:
         The report, also written to the log.
@@ -51,7 +53,7 @@ def load_encoder(encoder: Encoder, path: str | Path) -> LoadReport:
     Raises:
         UserError: no such file, a file with pickled objects, or one that does not fill the whole encoder.
     """
-    path = Path(path)
+    path = BUILTIN if str(path) == "builtin" else Path(path)
     found = _unwrap(read_tensors(path))
     wanted = encoder.state_dict()
     # Files older than batch norm's step counter lack it, and it is used by nothing here.

@@ -1,0 +1,33 @@
+"""Write the encoder start that `pretrained: builtin` loads: the encoder of a network trained on randomised worlds.
+
+    python -m uda_seg.train method=source_only method.strong_augment=true data=streets_random
+    python scripts/make_encoder_start.py outputs/streets_random/source_only_daformer_small,method.strong_augment=true/seed0
+
+It plays the part that ImageNet plays for the papers' networks: a start for every method alike, controls and oracle
+included, from images of neither domain. Only the encoder is kept; no segmentation head is.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from uda_seg.models.weights import BUILTIN
+from uda_seg.runs import read_checkpoint
+
+PREFIX = "segmentor.encoder."
+
+
+def main() -> None:
+    """Copy the encoder's tensors, as float16, into the package."""
+    content = read_checkpoint(Path(sys.argv[1]) / "checkpoints" / "last.ckpt")
+    state = {name.removeprefix(PREFIX): t for name, t in content["state_dict"].items() if name.startswith(PREFIX)}
+    small = {name: t.half() if t.is_floating_point() else t for name, t in state.items()}
+    torch.save(small, BUILTIN)
+    print(f"{BUILTIN}: {len(small)} tensors, {BUILTIN.stat().st_size / 2**20:.1f} MiB")
+
+
+if __name__ == "__main__":
+    main()
