@@ -107,7 +107,7 @@ def rows_table(rows: Sequence[Row]) -> Table:
 
 def _cells(row: Row) -> tuple[str, ...]:
     a = f"{row.a}: {row.a_value:.4g} {row.unit}"
-    b = "" if row.b_value is None else f"{row.b}: {row.b_value:.4g} {row.unit}"
+    b = f"{row.b}: {row.b_value:.4g} {row.unit}"
     verdict = "" if row.met is None else "met" if row.met else "missed"
     return row.name, a, b, f"{row.ratio:.3g}", row.target or "", verdict
 

@@ -21,10 +21,10 @@ class Row:
         name: of the measurement.
         a: what A is.
         a_value: its figure in `unit`, the median over the pairs.
-        b: what B is; None where A's own figure is what has a limit.
+        b: what B is.
         b_value: its figure in `unit`, the median over the pairs.
         unit: of both.
-        ratio: median over the pairs of a/b or b/a, whichever the limit is on; A's figure where there is no B.
+        ratio: median over the pairs of a/b or b/a, whichever the limit is on; of a rate, A's own figure.
         limit: the ratio that is aimed at; None: only reported.
         bound: whether the ratio has to stay `at most` or reach `at least` the limit.
     """
@@ -32,8 +32,8 @@ class Row:
     name: str
     a: str
     a_value: float
-    b: str | None
-    b_value: float | None
+    b: str
+    b_value: float
     unit: str
     ratio: float
     limit: float | None = None
