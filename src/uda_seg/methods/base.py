@@ -23,7 +23,7 @@ from uda_seg.data.labels import ClassSet
 from uda_seg.errors import UserError
 from uda_seg.evaluation.evaluator import Scores, SegmentationEvaluator
 from uda_seg.methods.teacher import Teacher
-from uda_seg.models.segmentor import Segmentor
+from uda_seg.models.segmentor import Segmentor, resize
 from uda_seg.ops.image import to_float
 from uda_seg.ops.schedule import warmup_poly
 
@@ -73,12 +73,15 @@ class TeacherSettings:
         batch_norm: `eval` uses averaged running statistics; `train` the statistics of the batch being labelled, as the
             released DACS, DAFormer and MIC do.
         threshold: confidence from which a pixel counts towards the pseudo-labels' quality.
+        margins: leave pseudo-labels in the target's `margins` out (DAFormer, MIC: where rectification and the ego car
+            spoil them).
     """
 
     alpha: float = 0.999
     update: str = "start"
     batch_norm: str = "eval"
     threshold: float = 0.968
+    margins: bool = False
 
 
 @dataclass(frozen=True)
@@ -187,7 +190,7 @@ class UDAModule(pl.LightningModule):
         self.segmentor = segmentor
         self.plan = plan
         self.teacher: Teacher | None = None
-        self.infer: Callable[[Segmentor, Tensor], Tensor] = lambda network, image: network.predict(image)
+        self.infer: Callable[[Segmentor, Tensor], Tensor] = Segmentor.predict
         self.evaluate_teacher = False
         self.watcher = NonFinite()
         self.scores: dict[str, Scores] = {}
@@ -262,8 +265,9 @@ class UDAModule(pl.LightningModule):
         """Average the gradients over the ranks: one all-reduce of one flat buffer, whatever the number of terms."""
         if self.trainer.world_size == 1:
             return
-        trained = [p for p in self.parameters() if p.requires_grad]
-        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in trained]
+        # The same terms run on every rank, so the same parameters have a gradient; the others must not be decayed.
+        trained = [p for p in self.parameters() if p.grad is not None]
+        grads = [p.grad for p in trained if p.grad is not None]
         flat = torch.cat([g.flatten() for g in grads])
         dist.all_reduce(flat)
         flat /= self.trainer.world_size
@@ -283,7 +287,9 @@ class UDAModule(pl.LightningModule):
         """Scale the gradient to `clip_norm` where it is longer; returns its L2 norm before that, 0-dim."""
         trained = [p for p in self.parameters() if p.grad is not None]
         limit = self.plan.optimizer.clip_norm
-        return nn.utils.clip_grad_norm_(trained, math.inf if limit is None else limit)
+        if limit is not None:
+            return nn.utils.clip_grad_norm_(trained, limit)
+        return nn.utils.get_total_norm(p.grad for p in trained if p.grad is not None)
 
     # ------------------------------------------------------------------ optimiser and schedule
 
@@ -345,9 +351,7 @@ class UDAModule(pl.LightningModule):
 
     def _score(self, network: Segmentor, evaluator: nn.Module, batch: DomainBatch) -> None:
         assert batch.label is not None, "a validation set has labels"
-        logits = self.infer(network, to_float(batch.image))
-        if logits.shape[-2:] != batch.label.shape[-2:]:
-            logits = nn.functional.interpolate(logits, batch.label.shape[-2:], mode="bilinear", align_corners=False)
+        logits = resize(self.infer(network, to_float(batch.image)), batch.label.shape[-2:])
         assert isinstance(evaluator, SegmentationEvaluator)
         evaluator.update(logits.argmax(1), batch.label)
 

@@ -109,6 +109,7 @@ class LCMSM(SelfTraining):
         clean = self.segmentor.supervise(source.image, source.label)
         self.show(source_image=source.image, source_label=source.label, source_prediction=clean.logits)
         yield Loss("source/ce", clean.loss), *self.feature_distance_terms(clean.features, source)
+        del clean  # its feature maps, before the next forward makes its own
         yield Loss("source/masked_ce", self.masked(source))
         with torch.no_grad():
             text = self.text()
@@ -116,6 +117,7 @@ class LCMSM(SelfTraining):
         result = self.segmentor.supervise(mixed.image, mixed.label, mixed.weight)
         self.show(mixed_prediction=result.logits)
         yield Loss("mix/ce", result.loss)
+        del result
         yield Loss("mix/masked_ce", self.masked(mixed))
 
     def masked(self, images: Labelled) -> Tensor:

@@ -105,16 +105,18 @@ class SelfTraining(UDAModule):
         clean = self.segmentor.supervise(source.image, source.label)
         self.show(source_image=source.image, source_label=source.label, source_prediction=clean.logits)
         yield Loss("source/ce", clean.loss), *self.feature_distance_terms(clean.features, source)
+        del clean  # its feature maps, before the next forward makes its own
         pseudo = self.label_target(target)
         mixed = self.mix(source, pseudo)
         result = self.segmentor.supervise(mixed.image, mixed.label, mixed.weight)
         self.show(mixed_prediction=result.logits)
         yield Loss("mix/ce", result.loss)
+        del result
         if self.mask_weight > 0:
             masked = self.mask(self.augment(pseudo.image) if self.mask_augment else pseudo.image)
-            self.show(masked_image=masked)
-            loss = self.segmentor.supervise(masked, pseudo.label, pseudo.weight).loss
-            yield Loss("masked/ce", loss, self.mask_weight)
+            result = self.segmentor.supervise(masked, pseudo.label, pseudo.weight)
+            self.show(masked_image=masked, masked_prediction=result.logits)
+            yield Loss("masked/ce", result.loss, self.mask_weight)
 
     def feature_distance_terms(self, features: Features, source: Labelled) -> tuple[Loss, ...]:
         """The feature distance as a tuple of one term, or of none where it is off (Hoyer et al. 2022, eq. 10)."""
@@ -139,7 +141,8 @@ class SelfTraining(UDAModule):
         pseudo = pseudo_label(self.teacher.predict(image, head, **context), self.plan.teacher.threshold)
         quality = self.mean_over_ranks(pseudo.quality)
         self.show(target_image=image, pseudo_label=pseudo.label, pseudo_confidence=pseudo.confidence)
-        return Labelled(image, pseudo.label, quality * target.valid)
+        trusted = target.valid if self.plan.teacher.margins else torch.ones_like(target.valid)
+        return Labelled(image, pseudo.label, quality * trusted)
 
     def mix(self, source: Labelled, target: Labelled) -> Labelled:
         """Paste half of a source image's classes over target b (source b mod B_s), then jitter and blur the mixture."""
