@@ -1,7 +1,7 @@
 """Write the encoder start that `pretrained: builtin` loads: the encoder of a network trained on randomised worlds.
 
     python -m uda_seg.train method=source_only method.strong_augment=true data=streets_random
-    python scripts/make_encoder_start.py outputs/streets_random/source_only_daformer_small,method.strong_augment=true/seed0
+    python scripts/make_encoder_start.py outputs/streets_random/<that run>/seed0
 
 It plays the part that ImageNet plays for the papers' networks: a start for every method alike, controls and oracle
 included, from images of neither domain. Only the encoder is kept; no segmentation head is.
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from uda_seg.models.weights import BUILTIN
+from uda_seg.models.small import BUILTIN
 from uda_seg.runs import read_checkpoint
 
 PREFIX = "segmentor.encoder."

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from uda_seg.cache import user_cache
 from uda_seg.command import run
 from uda_seg.config import Config
 from uda_seg.data.datamodule import UDADataModule
@@ -16,7 +17,6 @@ from uda_seg.data.datasets import SegmentationDataset, open_domain
 from uda_seg.data.labels import ClassSet
 from uda_seg.data.settings import DomainSettings
 from uda_seg.data.statistics import class_statistics
-from uda_seg.data.streets.cache import cache_root
 from uda_seg.evaluation.tables import Table
 from uda_seg.pictures import Captioned, Row, colorize, legend, panel_grid, save_png
 from uda_seg.runs import write_text
@@ -74,7 +74,7 @@ def scenes(dataset: SegmentationDataset, name: str, classes: ClassSet) -> list[R
 
 def pixel_shares(dataset: SegmentationDataset) -> Shares:
     """Each class's share of the labelled pixels, [K], counted once and cached."""
-    counts = class_statistics(dataset, cache_root()).pixels.sum(0)
+    counts = class_statistics(dataset, user_cache()).pixels.sum(0)
     shares: Shares = counts / max(1, int(counts.sum()))
     return shares
 

@@ -132,5 +132,5 @@ def test_timm_encoder_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr("timm.create_model", offline)
     with pytest.raises(UserError, match="network") as caught:
-        TimmEncoder("resnet10t", weights="timm")
+        TimmEncoder("resnet10t", weights="imagenet")
     assert "\n" not in str(caught.value)

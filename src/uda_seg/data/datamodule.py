@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from uda_seg.cache import user_cache
 from uda_seg.data.batch import DomainBatch, Sample, collate
 from uda_seg.data.datasets import open_domain
 from uda_seg.data.labels import ClassSet, class_set
@@ -207,9 +208,7 @@ class UDADataModule(pl.LightningDataModule):
         rare, batch = self.settings.rare_class, self.settings.source_batch
         if not rare.enabled:
             return DomainStream(samples, ShuffledOrder(len(samples), self.seed, SOURCE), rule, self.seed, SOURCE, batch)
-        from uda_seg.data.streets.cache import cache_root  # evaluation needs no renderer
-
-        statistics = class_statistics(samples.dataset, cache_root())
+        statistics = class_statistics(samples.dataset, user_cache())
         order = rare_class_order(statistics, rare, self.classes.names, self.seed, SOURCE)
         return DomainStream(
             samples,

@@ -340,11 +340,11 @@ def _render(domain: DomainSettings, settings: DataSettings, option: str) -> Path
     return ensure_rendered(settings.world_seed, domain.domain, domain.split, domain.count, (height, width))
 
 
-def user_error(error: BaseException) -> UserError | None:
-    """The UserError that `error` is, as one line; None where it is something else.
+def user_error(error: BaseException | None) -> UserError | None:
+    """The UserError that `error` is or was raised from (by Hydra's instantiate), as one line; None where there is none.
 
     A UserError that a loader's worker raises arrives with a traceback as its text; the line is its end.
     """
-    if not isinstance(error, UserError):
-        return None
-    return UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip())
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__
+    return None if error is None else UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip())

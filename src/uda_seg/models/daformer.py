@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from uda_seg.models.segmentor import Head, resize
 
-
 DILATIONS = (1, 6, 12, 18)
 
 

@@ -63,6 +63,7 @@ class ResNet101(Encoder):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif isinstance(module, nn.BatchNorm2d):
                 module.requires_grad_(not freeze_norm)
+        self.imagenet = f"resnet101_{stem}.pth"
         if weights is not None:
             load_encoder(self, weights)
 

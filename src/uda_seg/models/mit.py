@@ -70,6 +70,7 @@ class MixVisionTransformer(Encoder):
             self.add_module(f"norm{stage + 1}", nn.LayerNorm(dim, eps=BLOCK_EPS))
             inputs = dim
         self.apply(_initialize)
+        self.imagenet = f"mit_{variant}.pth"
         if weights is not None:
             load_encoder(self, weights)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, cast
 
 import torch
@@ -23,11 +24,15 @@ class Encoder(nn.Module):
         channels: channels of each stage, fine to coarse.
         strides: input pixels per feature cell of each stage.
         pretrained: whether weights were loaded (set by `weights.load_encoder`).
+        imagenet: name of the file that `pretrained=imagenet` loads, None where there is none.
+        builtin: the file that `pretrained=builtin` loads, None where there is none.
     """
 
     channels: tuple[int, ...]
     strides: tuple[int, ...]
     pretrained: bool = False
+    imagenet: str | None = None
+    builtin: Path | None = None
 
 
 class Head(nn.Module):

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from uda_seg.models.segmentor import Encoder
 from uda_seg.models.weights import load_encoder
 
+# Trained on randomised worlds by scripts/make_encoder_start.py.
+BUILTIN = Path(__file__).with_name("small_random_worlds.pt")
+
 
 class ResidualEncoder(Encoder):
     """Basic residual blocks (He et al., CVPR 2016) at strides 4, 8, 16 and 32.
@@ -24,6 +27,7 @@ class ResidualEncoder(Encoder):
     """
 
     strides = (4, 8, 16, 32)
+    builtin = BUILTIN
 
     def __init__(
         self,

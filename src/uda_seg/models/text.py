@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from uda_seg.cache import user_cache
 from uda_seg.errors import UserError
 
 SHIPPED = Path(__file__).with_name("class_text_minilm.npz")
@@ -111,13 +112,6 @@ def load_text(path: Path, prompts: Sequence[str]) -> TextEmbeddings:
             "make a file for these classes with scripts/make_class_text.py"
         )
     return TextEmbeddings(vectors[[rows[prompt] for prompt in prompts]], provenance)
-
-
-def user_cache() -> Path:
-    """`UDA_SEG_CACHE`, or `uda_seg` in the user's cache folder."""
-    if named := os.environ.get("UDA_SEG_CACHE"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "uda_seg"
 
 
 def _cached_openclip(prompts: list[str], model: str, tag: str, cache: Path) -> TextEmbeddings:

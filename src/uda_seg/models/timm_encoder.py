@@ -24,7 +24,7 @@ class TimmEncoder(Encoder):
     Args:
         name: a timm model, e.g. "convnext_tiny".
         weights: None for a random start (nothing is downloaded), a file of the model's timm weights, or
-            "timm" to let timm download them.
+            "imagenet" to let timm download its own.
 
     Raises:
         UserError: no such model, no features, or the weights cannot be had or do not fit.
@@ -35,7 +35,9 @@ class TimmEncoder(Encoder):
         if not timm.is_model(name.split(".")[0]):
             near = difflib.get_close_matches(name, timm.list_models(), n=3)
             raise UserError(f"timm knows no model {name!r} (model.encoder.name); nearest: {', '.join(near) or 'none'}")
-        file = {} if weights in (None, "timm") else {"file": str(weights)}
+        if weights == "builtin":
+            raise UserError("pretrained=builtin is of model=daformer_small: say pretrained=imagenet, null or a file")
+        file = {} if weights in (None, "imagenet") else {"file": str(weights)}
         try:
             if file:
                 _check_complete(name, str(weights))
@@ -55,7 +57,7 @@ class TimmEncoder(Encoder):
             log.info(
                 "encoder weights: timm %s from %s",
                 name,
-                "timm's own source" if weights == "timm" else weights,
+                "timm's own source" if weights == "imagenet" else weights,
             )
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -76,6 +78,6 @@ def _check_complete(name: str, path: str) -> None:
 def _cure(weights: str | Path | None) -> str:
     if weights is None:
         return "choose another model.encoder.name: this one gives no feature pyramid"
-    if weights == "timm":
+    if weights == "imagenet":
         return "run once with network access, give a file, or pretrained=null"
     return f"pretrained={weights} must hold the timm weights of this model"

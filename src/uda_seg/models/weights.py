@@ -11,13 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from uda_seg.cache import user_cache
 from uda_seg.errors import UserError
 from uda_seg.models.segmentor import Encoder
 
 log = logging.getLogger(__name__)
 
-# The small network's encoder, trained on randomised worlds by scripts/make_encoder_start.py.
-BUILTIN = Path(__file__).with_name("small_random_worlds.pt")
 # Classifiers that ImageNet / COCO files carry besides the encoder (SegFormer, torchvision, DeepLab).
 CLASSIFIERS = ("head.", "fc.", "layer5.", "layer6.")
 # Wrappers: DataParallel, the file of DeepLab's ImageNet weights, mmseg's and our own segmentors.
@@ -45,7 +44,7 @@ def load_encoder(encoder: Encoder, path: str | Path) -> LoadReport:
 
     Args:
         encoder: its `pretrained` becomes true.
-        path: `builtin` (the small network's start), or a file of tensors, possibly below `state_dict` or `model`, possibly with a known prefix.
+        path: `imagenet`, `builtin`, or a file of tensors, possibly below `state_dict` or `model`, with a known prefix.
 
     Returns:
         The report, also written to the log.
@@ -53,7 +52,7 @@ def load_encoder(encoder: Encoder, path: str | Path) -> LoadReport:
     Raises:
         UserError: no such file, a file with pickled objects, or one that does not fill the whole encoder.
     """
-    path = BUILTIN if str(path) == "builtin" else Path(path)
+    path = start_of(encoder, str(path))
     found = _unwrap(read_tensors(path))
     wanted = encoder.state_dict()
     # Files older than batch norm's step counter lack it, and it is used by nothing here.
@@ -77,6 +76,28 @@ def load_encoder(encoder: Encoder, path: str | Path) -> LoadReport:
     report = LoadReport(path, sum(name in found for name in wanted), len(extra) - len(unused), unused)
     log.info("%s", report)
     return report
+
+
+def start_of(encoder: Encoder, name: str) -> Path:
+    """The file behind `imagenet` (in the user's cache folder), `builtin` (inside the package) or a path.
+
+    Raises:
+        UserError: the encoder has no such start, or its file has not been fetched.
+    """
+    if name == "builtin":
+        if encoder.builtin is None:
+            raise UserError(
+                "pretrained=builtin fits model=daformer_small alone: say pretrained=null or a file"
+            )
+        return encoder.builtin
+    if name != "imagenet":
+        return Path(name)
+    if encoder.imagenet is None:
+        raise UserError("there are no ImageNet weights for this encoder: say pretrained=null or pretrained=FILE")
+    path = user_cache() / "weights" / encoder.imagenet
+    if not path.is_file():
+        raise UserError(f"ImageNet weights are missing: put {encoder.imagenet} at {path}, or say pretrained=FILE")
+    return path
 
 
 def read_tensors(path: Path) -> Mapping[str, object]:

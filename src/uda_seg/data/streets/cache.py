@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from uda_seg.cache import user_cache
 from uda_seg.data.streets.styles import style_of
 from uda_seg.data.streets.world import BASELINE, STRIDE, VIEWS, render
 from uda_seg.errors import UserError
@@ -24,13 +25,6 @@ VERSION = 1  # of the renderer: part of every folder's name, so that a new look 
 DEPTH_SCALE = 256  # depth files hold round(256 * metres) as uint16; 0 = no depth (sky, or farther than 255 m)
 # Scenes of different splits never meet: each split counts from its own first index.
 FIRST_INDEX = {"train": 0, "val": 1_000_000, "test": 2_000_000}
-
-
-def cache_root() -> Path:
-    """`UDA_SEG_CACHE`, or `uda_seg` in the user's cache folder (XDG)."""
-    if named := os.environ.get("UDA_SEG_CACHE"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "uda_seg"
 
 
 def ensure_rendered(
@@ -47,9 +41,9 @@ def ensure_rendered(
 ) -> Path:
     """Render what is missing of one split of one domain and return its folder.
 
-    The folder holds `image/`, `label/` and `depth/` with PNG files `000000.png`, ...; other views add `image_right/` and
-    so on; `world.json` says how it was made. Every file is written under a temporary name and renamed, so an interrupted
-    or concurrent rendering leaves nothing half-written, and is simply continued.
+    The folder holds `image/`, `label/` and `depth/` with PNG files `000000.png`, ...; other views add `image_right/`
+    and so on; `world.json` says how it was made. Every file is written under a temporary name and renamed, so an
+    interrupted or concurrent rendering leaves nothing half-written, and is simply continued.
 
     Args:
         world_seed: of the world.
@@ -57,7 +51,7 @@ def ensure_rendered(
         split: train, val or test; no scene is in two of them.
         count: how many scenes.
         size: height and width, pixels.
-        cache: folder to render into; `cache_root()` if None.
+        cache: folder to render into; `user_cache()` if None.
         workers: processes; one per core if None.
         views: which views of every scene.
         progress: show a progress bar on standard error.
@@ -69,7 +63,7 @@ def ensure_rendered(
     if split not in FIRST_INDEX:
         raise UserError(f"streets has no split '{split}': use one of {', '.join(FIRST_INDEX)}")
     name = f"v{VERSION}_seed{world_seed}_{domain.replace(':', '-')}_{size[0]}x{size[1]}"
-    folder = (cache or cache_root()) / "streets" / name / split
+    folder = (cache or user_cache()) / "streets" / name / split
     missing = [i for i in range(count) if not all(_paths(folder, i, view)[-1].exists() for view in views)]
     if missing:
         draw = partial(_render_to, folder, world_seed, domain, split, size, tuple(views))

@@ -1,0 +1,13 @@
+"""Where what is made once is kept."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def user_cache() -> Path:
+    """`UDA_SEG_CACHE`, or `uda_seg` in the user's cache folder (XDG)."""
+    if named := os.environ.get("UDA_SEG_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "uda_seg"
