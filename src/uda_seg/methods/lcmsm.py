@@ -19,6 +19,7 @@ from uda_seg.methods.base import Batch, Loss, Plan
 from uda_seg.methods.self_training import Labelled, SelfTraining, labelled
 from uda_seg.models.daformer import DILATIONS, DAFormerHead
 from uda_seg.models.language import LanguageHead, correlate
+from uda_seg.models.norm import frozen_statistics
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.models.text import TextEmbeddings, text_embeddings
 
@@ -123,7 +124,8 @@ class LCMSM(SelfTraining):
     def masked(self, images: Labelled) -> Tensor:
         """The language head's cross-entropy on the jittered, blurred and block-masked images, 0-dim."""
         masked, text = self.mask(self.augment(images.image)), self.text()
-        result = self.segmentor.supervise(masked, images.label, images.weight, head="language", text=text)
+        with frozen_statistics(self.segmentor.encoder):
+            result = self.segmentor.supervise(masked, images.label, images.weight, head="language", text=text)
         self.show(masked_image=masked, masked_prediction=result.logits)
         if text is not None and self.panel is not None:
             maps = correlate(result.fused, text, self.temperature)

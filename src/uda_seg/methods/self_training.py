@@ -5,6 +5,9 @@
 - DAFormer (Hoyer et al. 2022): `feature_distance` keeps the encoder's features of things near those of its ImageNet
   start. (Rare-class sampling is the loader's, the network is `model=`.)
 - MIC (Hoyer et al. 2023): `mask_weight` adds the teacher's labels predicted from block-masked target images.
+
+The papers' encoders have no batch norm. In one that has, masked images leave the running statistics alone: half-covered
+images are not what the network sees at test.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from torch import Tensor, nn
 from uda_seg.data.batch import DomainBatch
 from uda_seg.methods.base import Batch, Loss, Plan, UDAModule
 from uda_seg.methods.teacher import Teacher
+from uda_seg.models.norm import frozen_statistics
 from uda_seg.models.segmentor import Features, Segmentor
 from uda_seg.ops.augment import draw_strong, strong_augment
 from uda_seg.ops.image import to_float
@@ -114,7 +118,8 @@ class SelfTraining(UDAModule):
         del result
         if self.mask_weight > 0:
             masked = self.mask(self.augment(pseudo.image) if self.mask_augment else pseudo.image)
-            result = self.segmentor.supervise(masked, pseudo.label, pseudo.weight)
+            with frozen_statistics(self.segmentor.encoder):
+                result = self.segmentor.supervise(masked, pseudo.label, pseudo.weight)
             self.show(masked_image=masked, masked_prediction=result.logits)
             yield Loss("masked/ce", result.loss, self.mask_weight)
 

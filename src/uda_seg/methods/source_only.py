@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from uda_seg.methods.base import Batch, Loss, Plan, UDAModule
+from uda_seg.models.norm import batch_norms, batch_statistics
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.ops.augment import draw_strong, strong_augment
 from uda_seg.ops.image import to_float
@@ -72,12 +73,13 @@ class AdaBN(SourceOnly):
     @torch.no_grad()
     def estimate_statistics(self) -> None:
         """Replace the running statistics by their plain average over target batches."""
-        norms = [m for m in self.segmentor.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+        norms = batch_norms(self.segmentor)
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum, norm.training = None, True
-        for batch in self.trainer.datamodule.target_batches(self.batches):  # type: ignore[attr-defined]
-            self.segmentor.predict(to_float(batch.image.to(self.device)))
+            norm.momentum = None  # a plain average
+        with batch_statistics(self.segmentor):
+            for batch in self.trainer.datamodule.target_batches(self.batches):  # type: ignore[attr-defined]
+                self.segmentor.predict(to_float(batch.image.to(self.device)))
         for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum, norm.training = momentum, False
+            norm.momentum = momentum

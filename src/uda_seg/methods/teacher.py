@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from uda_seg.models.norm import batch_statistics
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.ops.ema import ema_decay, ema_update
 
@@ -64,17 +63,3 @@ class Teacher(nn.Module):
             return self.network.predict(image, head=head, **context)
         with batch_statistics(self.network):
             return self.network.predict(image, head=head, **context)
-
-
-@contextmanager
-def batch_statistics(network: nn.Module) -> Iterator[None]:
-    """Within the block, batch norm uses (and updates) the statistics of the batch; all else stays as it is."""
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    modes = [m.training for m in norms]
-    for norm in norms:
-        norm.training = True
-    try:
-        yield
-    finally:
-        for norm, mode in zip(norms, modes, strict=True):
-            norm.training = mode
