@@ -68,6 +68,15 @@ def mask(network, image, block, ratio):
     return image * visible + network.mean * ~visible
 
 
+def supervise_masked(student, image, label, weight=None, head="main", **context):
+    """Backward of the loss on masked images, after which the encoder's running statistics are what they were."""
+    before = {name: b.clone() for name, b in student.encoder.named_buffers()}
+    ce(logits_of(student, image, head, **context)[0], label, weight).backward()
+    for name, b in student.encoder.named_buffers():
+        if b.is_floating_point():
+            b.copy_(before[name])
+
+
 def source_only(student, batch, **_):
     ce(logits_of(student, batch["x_s"])[0], batch["y_s"]).backward()
 
@@ -79,7 +88,7 @@ def dacs(student, batch, *, teacher, threshold, classes, mask_block=None, mask_r
     ce(logits_of(student, x_m)[0], y_m, w_m).backward()
     if mask_block is not None:
         x = mask(student, strong_augment(batch["x_t"], draw_strong(len(batch["x_t"]))), mask_block, mask_ratio)
-        ce(logits_of(student, x)[0], y_t, w_t).backward()
+        supervise_masked(student, x, y_t, w_t)
 
 
 def daformer(student, batch, *, reference, things, weight, **rest):
@@ -109,12 +118,12 @@ def lcmsm(student, batch, *, teacher, threshold, classes, mask_block, mask_ratio
 
     def masked(image, label, weight=None):
         image = mask(student, strong_augment(image, draw_strong(len(image))), mask_block, mask_ratio)
-        return ce(logits_of(student, image, "language", text=project())[0], label, weight)
+        supervise_masked(student, image, label, weight, "language", text=project())
 
     ce(logits_of(student, batch["x_s"])[0], batch["y_s"]).backward()
-    masked(batch["x_s"], batch["y_s"]).backward()
+    masked(batch["x_s"], batch["y_s"])
     text = project().detach()
     y_t, w_t = label_target(teacher, batch["x_t"], threshold, "language", text=text)
     x_m, y_m, w_m = mix(batch["x_s"], batch["y_s"], batch["x_t"], y_t, w_t, classes)
     ce(logits_of(student, x_m)[0], y_m, w_m).backward()
-    masked(x_m, y_m, w_m).backward()
+    masked(x_m, y_m, w_m)
