@@ -7,6 +7,8 @@ from functools import partial
 import pytest
 import torch
 
+from command_line import CommandLine
+from data.trees import camvid_tree
 from uda_seg.data.batch import DomainBatch
 from uda_seg.data.labels import CITYSCAPES
 from uda_seg.methods.base import OptimizerSettings, Plan, TeacherSettings
@@ -77,3 +79,18 @@ def make_batch():
         return {"source": domain(True), "target": domain(False)}
 
     return make
+
+
+@pytest.fixture(scope="session")
+def camvid(tmp_path_factory):
+    """Eight training and five validation images in CamVid's layout."""
+    root = tmp_path_factory.mktemp("camvid")
+    for split, count in (("train", 8), ("val", 5)):
+        camvid_tree(root, split, count, (32, 48))
+    return root
+
+
+@pytest.fixture
+def cli(monkeypatch, capfd, tmp_path):
+    """Calls a command as a person does, in an empty folder."""
+    return CommandLine(monkeypatch, capfd, tmp_path)

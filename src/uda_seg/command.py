@@ -164,7 +164,8 @@ def check(name: str, overrides: Sequence[str]) -> list[str]:
         known = present.union(accepted(tree))
         for key in keys:
             if key not in known:
-                raise UserError(f"{key} is no key of the configuration ({' '.join(chosen)}); {nearest(key, known)}")
+                where = f" with {' '.join(chosen)}" if chosen else ""
+                raise UserError(f"{key} is no key of the configuration{where}; {nearest(key, known)}")
         unset |= set(keys) - present
     return [f"++{o}" if key_of(o) in unset and not o.startswith(("+", "~")) else o for o in overrides]
 
@@ -176,9 +177,9 @@ def _choices(override: Override) -> list[str]:
     choices = [str(n) for n in (names if isinstance(names, list) else [names])]
     options = sorted(p.relative_to(CONF / group).with_suffix("").as_posix() for p in (CONF / group).rglob("*.yaml"))
     for choice in choices:
-        if choice not in (*options, "None", "null"):
+        if choice not in options:
             raise UserError(f"{group}={choice}: there is no such {group}; {nearest(choice, options)}")
-    return [f"{group}={'null' if choice == 'None' else choice}" for choice in choices]
+    return [f"{group}={choice}" for choice in choices]
 
 
 def _compose(name: str, overrides: Sequence[str]) -> Any:

@@ -140,7 +140,7 @@ def replay(checkpoint: Mapping[str, Any], given: list[str]) -> list[str]:
     said, keys = checkpoint["uda_seg"], {key_of(o) for o in given}
     left_out = re.compile(_NOT_REPLAYED.pattern + (r"|^data\." if "data" in keys else ""))
     stored = [*(f"{group}={choice}" for group, choice in said["choices"].items()), *said["overrides"]]
-    stored = ["pretrained=null", *(o for o in stored if not left_out.search(key_of(o)))]
+    stored = ["++model.encoder.weights=null", *(o for o in stored if not left_out.search(key_of(o)))]
     for override in stored:
         if "_target_" in override or "${" in override:
             raise UserError(f"the checkpoint asks for {override}, which names code: not loaded")

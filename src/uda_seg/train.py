@@ -69,9 +69,8 @@ def train(config: Config, folder: Path) -> float:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
         if module.scored_step != trainer.global_step:
             trainer.validate(module, datamodule=data, verbose=False)
-        checkpoints = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))  # type: ignore[attr-defined]
-        checkpoints.save_last(trainer)
         if trainer.is_global_zero:
+            checkpoints = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))  # type: ignore[attr-defined]
             write_json(folder / "metrics.json", collect(config, module, trainer, checkpoints, seen))
             log.info("mIoU %.1f %% (last iterate, step %d) in %s", 100 * module.miou, trainer.global_step, folder)
     finally:

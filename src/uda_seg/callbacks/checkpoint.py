@@ -66,6 +66,7 @@ class Checkpoints(pl.Callback):
         self.best_miou = -math.inf
         self.best_step = -1
         self.source_images = source_images
+        self._loop: dict[str, Any] = {}
         self._seconds_before = 0.0
         self._started = time.perf_counter()
 
@@ -95,23 +96,31 @@ class Checkpoints(pl.Callback):
         assert isinstance(pl_module, UDAModule)
         pl_module.watcher.raise_if_any()
         checkpoint["uda_seg"] = self.content | {"source_images": self.source_images}
+        if self._loop:
+            checkpoint["loops"]["fit_loop"] = self._loop
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the images; save `last.ckpt` when it is due."""
+        """Count the images; save `last.ckpt` when it is due and no validation comes first."""
         self.source_images += trainer.datamodule.source_images_per_step  # type: ignore[attr-defined]
-        if trainer.global_step % self.every == 0:
-            self.save_last(trainer)
+        # Every save holds Lightning's counters as they are here: it goes on from the end of a batch without fail, but
+        # would take a run that stopped early, saved after its last validation, for finished.
+        self._loop = trainer.fit_loop.state_dict()
+        step = trainer.global_step
+        if step % (trainer.val_check_batch or 1) != 0 and step != trainer.max_steps:
+            self._save_if_due(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save `best.ckpt` where the validation was the best so far; a `last.ckpt` of the same step learns of it."""
+        """Save `best.ckpt` where the validation was the best so far, then `last.ckpt` when it is due."""
         assert isinstance(pl_module, UDAModule)
-        if trainer.global_step == 0 or not pl_module.miou > self.best_miou:
-            return
-        self.best_miou, self.best_step = pl_module.miou, trainer.global_step
-        trainer.save_checkpoint(self.folder / "best.ckpt", weights_only=False)
-        if trainer.training and trainer.global_step % self.every == 0:
+        if pl_module.miou > self.best_miou:
+            self.best_miou, self.best_step = pl_module.miou, trainer.global_step
+            trainer.save_checkpoint(self.folder / "best.ckpt", weights_only=False)
+        self._save_if_due(trainer)
+
+    def _save_if_due(self, trainer: pl.Trainer) -> None:
+        if trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
             self.save_last(trainer)
 
     def save_last(self, trainer: pl.Trainer) -> None:

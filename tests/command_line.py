@@ -1,0 +1,98 @@
+"""Commands called as a person calls them, but in this process, on data and networks of a few kilobytes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+
+@dataclass
+class Finished:
+    """What a command left: exit code, standard output, standard error."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line that begins with `error:`; there must be exactly one, and no stack of frames."""
+        assert self.code == 1, self
+        assert "Traceback" not in self.err + self.out, self.err + self.out
+        lines = [line for line in self.err.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1, self.err
+        return lines[0]
+
+
+class CommandLine:
+    """Calls entry points in this process, in a folder of their own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], folder: Path) -> None:
+        self.monkeypatch, self.capfd, self.folder = monkeypatch, capfd, folder
+
+    def __call__(self, main: Callable[[], None], *arguments: str) -> Finished:
+        self.monkeypatch.chdir(self.folder)
+        self.monkeypatch.setattr(sys, "argv", ["command", *arguments])
+        self.capfd.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        return Finished(code, *self.capfd.readouterr())
+
+
+def in_process_of_its_own(folder: Path, *arguments: str, wait: bool = True) -> Finished | subprocess.Popen[str]:
+    """`python -m ARGUMENTS` in `folder`; the running process if it is not to be waited for."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", *arguments],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    if not wait:
+        return process
+    out, err = process.communicate(timeout=300)
+    return Finished(process.returncode, out, err)
+
+
+# A network of a few hundred weights.
+NETWORK = (
+    "model=daformer_small",
+    "model.encoder.weights=null",
+    "model.encoder.widths=[4,4,4,4]",
+    "model.encoder.blocks=[1,1,1,1]",
+    "model.head.width=4",
+    "model.head.dilations=[1]",
+)
+
+
+def small_run(data: Path, steps: int = 4) -> list[str]:
+    """Overrides of a run on CamVid trees (source and target alike), which needs no rendering."""
+    return [
+        "data=streets2camvid",
+        "data.source.dataset=camvid",
+        "data.source.domain=null",
+        f"data.source.root={data}",
+        f"data.target.root={data}",
+        "data.source.size=[32,48]",
+        "data.target.size=[32,48]",
+        "data.crop=[32,32]",
+        "data.source_batch=2",
+        "data.target_batch=2",
+        "data.val_batch=4",
+        f"steps={steps}",
+        "trainer=cpu",
+        "logger.log_every=1",
+        "callbacks.progress=false",
+        "callbacks.panels=0",
+        *NETWORK,
+    ]
