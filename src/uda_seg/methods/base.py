@@ -213,6 +213,9 @@ class UDAModule(pl.LightningModule):
     def losses(self, batch: Batch) -> Iterator[Loss | tuple[Loss, ...]]:
         """Yield the loss terms of one batch; terms that share a forward come as one tuple and share one backward."""
 
+    def start_heads(self, missing: set[str]) -> None:
+        """Give heads that `init=` found no weights for a better start than a random one; a hook, empty here."""
+
     def show(self, **tensors: Tensor) -> None:
         """Keep the first sample of each tensor for the picture panels, if a panel was asked for at this step."""
         if self.panel is not None:

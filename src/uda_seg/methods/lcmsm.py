@@ -88,6 +88,12 @@ class LCMSM(SelfTraining):
         self.width, self.temperature = width, temperature
         self.projection: nn.Linear | None = None
 
+    def start_heads(self, missing: set[str]) -> None:
+        """Begin the language head as the trained plain one: it labels the target from the first step on (our choice)."""
+        main, language = self.segmentor.heads["main"], self.segmentor.heads["language"]
+        if "language" in missing and isinstance(main, DAFormerHead) and isinstance(language, LanguageHead):
+            language.start_from(main)
+
     def setup(self, stage: str) -> None:
         """Fetch the class embeddings where training starts (Lightning hook): a trained network needs none of them."""
         if stage != "fit" or self.embed is None or self.projection is not None:

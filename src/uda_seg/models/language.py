@@ -41,6 +41,22 @@ class LanguageHead(DAFormerHead):
             self.spatial_block = SpatialBlock()
             self.conv_seg = classifier(width + num_classes, num_classes)
 
+    @torch.no_grad()
+    def start_from(self, plain: DAFormerHead) -> None:
+        """Copy a plain head of the same shape; the correlation enters the classifier with weight zero.
+
+        Raises:
+            ValueError: the shapes differ.
+        """
+        if (plain.width, plain.dilations) != (self.width, self.dilations):
+            raise ValueError("only a plain head of the same width and dilations can be copied")
+        self.embed_layers.load_state_dict(plain.embed_layers.state_dict())
+        self.fuse_layer.load_state_dict(plain.fuse_layer.state_dict())
+        self.conv_seg.weight.zero_()
+        self.conv_seg.weight[:, : self.width] = plain.conv_seg.weight
+        assert self.conv_seg.bias is not None and plain.conv_seg.bias is not None
+        self.conv_seg.bias.copy_(plain.conv_seg.bias)
+
     def classify(self, fused: Tensor, text: Tensor | None = None) -> Tensor:
         """Logits from the fused map and the projected class texts.
 
