@@ -1,3 +1,14 @@
+"""The language head's start from a trained plain head."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from uda_seg.models.daformer import DAFormerHead
+from uda_seg.models.language import LanguageHead
+
+
 @pytest.mark.parametrize("correlation", [True, False])
 def test_starts_as_a_copy_of_the_plain_head(correlation):
     torch.manual_seed(0)

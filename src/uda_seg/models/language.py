@@ -54,7 +54,8 @@ class LanguageHead(DAFormerHead):
         self.fuse_layer.load_state_dict(plain.fuse_layer.state_dict())
         self.conv_seg.weight.zero_()
         self.conv_seg.weight[:, : self.width] = plain.conv_seg.weight
-        assert self.conv_seg.bias is not None and plain.conv_seg.bias is not None
+        assert self.conv_seg.bias is not None
+        assert plain.conv_seg.bias is not None
         self.conv_seg.bias.copy_(plain.conv_seg.bias)
 
     def classify(self, fused: Tensor, text: Tensor | None = None) -> Tensor:
