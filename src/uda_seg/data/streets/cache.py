@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,10 +22,11 @@ from uda_seg.data.streets.styles import style_of
 from uda_seg.data.streets.world import BASELINE, STRIDE, VIEWS, render
 from uda_seg.errors import UserError
 
-VERSION = 1  # of the renderer: part of every folder's name, so that a new look never meets an old one
-DEPTH_SCALE = 256  # depth files hold round(256 * metres) as uint16; 0 = no depth (sky, or farther than 255 m)
+VERSION = 2  # of the renderer: part of every folder's name, so that a new look never meets an old one
+DEPTH_SCALE = 256  # depth files hold round(256 * metres) as uint16; 0 = no depth (sky, ego car, or farther than 255 m)
 # Scenes of different splits never meet: each split counts from its own first index.
-FIRST_INDEX = {"train": 0, "val": 1_000_000, "test": 2_000_000}
+SPLIT_SIZE = 1_000_000
+FIRST_INDEX = {"train": 0, "val": SPLIT_SIZE, "test": 2 * SPLIT_SIZE}
 
 
 def ensure_rendered(
@@ -41,9 +43,10 @@ def ensure_rendered(
 ) -> Path:
     """Render what is missing of one split of one domain and return its folder.
 
-    The folder holds `image/`, `label/` and `depth/` with PNG files `000000.png`, ...; other views add `image_right/`
-    and so on; `world.json` says how it was made. Every file is written under a temporary name and renamed, so an
-    interrupted or concurrent rendering leaves nothing half-written, and is simply continued.
+    The folder holds `image/`, `label/` and `depth/` with PNG files `000000.png`, ... and `camera/000000.json`, ... with
+    intrinsics and pose; other views add `image_right/`, `camera_right/` and so on; `world.json` says how it was made.
+    Every file is written under a temporary name and renamed, so an interrupted or concurrent rendering leaves nothing
+    half-written, and is simply continued.
 
     Args:
         world_seed: of the world.
@@ -62,6 +65,8 @@ def ensure_rendered(
     style_of(domain)
     if split not in FIRST_INDEX:
         raise UserError(f"streets has no split '{split}': use one of {', '.join(FIRST_INDEX)}")
+    if count > SPLIT_SIZE:
+        raise UserError(f"streets has {SPLIT_SIZE} scenes in a split: count={count} is too many")
     name = f"v{VERSION}_seed{world_seed}_{domain.replace(':', '-')}_{size[0]}x{size[1]}"
     folder = (cache or user_cache()) / "streets" / name / split
     missing = [i for i in range(count) if not all(_paths(folder, i, view)[-1].exists() for view in views)]
@@ -72,8 +77,10 @@ def ensure_rendered(
             _run(draw, missing, workers or os.cpu_count() or 1, f"rendering {domain} {split}" if progress else None)
         except OSError as error:
             raise UserError(
-                f"cannot render into {folder}: {error.strerror}; free some space or set UDA_SEG_CACHE"
+                f"cannot render into {folder}: {error.strerror or error}; free some space or set UDA_SEG_CACHE"
             ) from error
+        except BrokenProcessPool as error:
+            raise UserError(f"a process that rendered into {folder} was killed; run the same command again") from error
     return folder
 
 
@@ -88,8 +95,12 @@ def _run(draw: Callable[[int], None], indices: Sequence[int], workers: int, titl
             return
         # Spawned, not forked: the parent may hold the threads of a training process.
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start) as pool:
-            for _ in pool.map(draw, indices, chunksize=4):
-                bar.advance(task)
+            try:
+                for _ in pool.map(draw, indices, chunksize=4):
+                    bar.advance(task)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # a full disk stops at once, not after every other scene
+                raise
 
 
 def _start() -> None:
@@ -98,10 +109,9 @@ def _start() -> None:
 
 def _paths(folder: Path, index: int, view: str) -> list[Path]:
     """Files of one view, the one that is written last at the end."""
-    name = f"{index:06d}.png"
-    if view != "left":
-        return [folder / f"image_{view}" / name]
-    return [folder / "depth" / name, folder / "label" / name, folder / "image" / name]
+    suffix = "" if view == "left" else f"_{view}"
+    kinds = ["depth", "label", "image"] if view == "left" else [f"image{suffix}"]
+    return [folder / f"camera{suffix}" / f"{index:06d}.json", *(folder / kind / f"{index:06d}.png" for kind in kinds)]
 
 
 def _render_to(
@@ -109,14 +119,15 @@ def _render_to(
 ) -> None:
     """Render and write all views of one scene."""
     for view in views:
-        paths = _paths(folder, index, view)
+        camera, *paths = _paths(folder, index, view)
         if paths[-1].exists():
             continue
         frame = render(seed, domain, FIRST_INDEX[split] + index, size, view)
-        image = np.ascontiguousarray(frame.image[..., ::-1])
-        planes: list[cv2.typing.MatLike] = [image]
+        planes: list[cv2.typing.MatLike] = [np.ascontiguousarray(frame.image[..., ::-1])]
         if view == "left":
-            planes = [encode_depth(frame.depth), frame.label, image]
+            planes = [encode_depth(frame.depth), frame.label, *planes]
+        geometry = {"intrinsics": frame.intrinsics.tolist(), "camera_to_world": frame.pose.tolist()}
+        _write(camera, json.dumps(geometry).encode())
         for path, plane in zip(paths, planes, strict=True):
             _write(path, cv2.imencode(".png", plane, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes())
 

@@ -1,4 +1,4 @@
-"""From a scene to pixels: the ground by ray casting, everything else by warping textures against a depth buffer."""
+"""From a scene to pixels: sky and ground, then everything else by warping textures against a depth buffer."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uda_seg.data.streets.camera import Camera, Projection, project
-from uda_seg.data.streets.scene import ROAD, SHADOW, SIDEWALK, SKY, TERRAIN, Layout, Quads, Scene
-from uda_seg.data.streets.styles import Style, colour, draw
-from uda_seg.data.streets.textures import Texture
+from uda_seg.data.streets.ground import GroundPaint, Plane, draw_ground
+from uda_seg.data.streets.plan import SKY
+from uda_seg.data.streets.scene import Scene
+from uda_seg.data.streets.stage import SHADOW, Quads
+from uda_seg.data.streets.textures import Mips, Texture
 
-Plane = NDArray[np.float32]
-COVER = 0.43  # alpha from which a pixel gets the label and the depth of what is drawn
-KERB = 0.14  # metres
+CUT = 110  # alpha (of 255) from which a pixel gets the label and the depth of what is drawn
+SHIFT = 4  # fractional bits of the outlines
 
 
 @dataclass
@@ -27,163 +28,101 @@ class Canvas:
     inverse: Plane
 
 
-@dataclass(frozen=True)
-class GroundPaint:
-    """Colours of a street's ground, and tileable noise [256, 256] in [-1, 1]."""
-
-    asphalt: Plane
-    paving: Plane
-    kerb: Plane
-    grass: Plane
-    marking: Plane
-    grain: Plane
-    roughness: float
-    paver: float
-
-
-def ground_paint(style: Style, grain: Plane, rng: np.random.Generator) -> GroundPaint:
-    """Draw the ground's colours."""
-    tones = [np.array(colour(rng, p), np.float32) for p in (style.asphalt, style.paving, style.grass)]
-    yellow = max(0.0, draw(rng, style.marking_yellow))
-    white = np.array([0.92, 0.92, 0.9], np.float32)
-    marking = white + (np.array([0.95, 0.75, 0.12], np.float32) - white) * yellow
-    return GroundPaint(
-        asphalt=tones[0],
-        paving=tones[1],
-        kerb=tones[1] * np.float32(1.12),
-        grass=tones[2],
-        marking=marking,
-        grain=grain,
-        roughness=0.06 * draw(rng, style.texture),
-        paver=float(rng.uniform(0.6, 1.6)),
-    )
-
-
 def draw_background(camera: Camera, size: tuple[int, int], scene: Scene, paint: GroundPaint, sky: Plane) -> Canvas:
     """Sky above the horizon, ground below it."""
     height, width = size
     canvas = Canvas(sky.copy(), np.full(size, SKY, np.uint8), np.zeros(size, np.float32))
     first = max(0, int(min(camera.horizon(width))) + 1)
     if first < height:
-        dx, dy, dz = camera.rays(size, first)
-        low = dy > 1e-4
-        depth = np.asarray(np.float32(-camera.position[1]) / np.maximum(dy, np.float32(1e-4)), np.float32)
-        x = np.asarray(np.float32(camera.position[0]) + depth * dx, np.float32)
-        z = np.asarray(np.float32(camera.position[2]) + depth * dz, np.float32)
-        low &= (z < 400) & (depth < 400)
-        ground, label = shade_ground(x, z, depth, scene.layout, paint)
-        canvas.colour[first:] = np.where(low[..., None], ground, canvas.colour[first:])
-        canvas.label[first:] = np.where(low, label, SKY)
-        canvas.inverse[first:] = np.where(low, 1 / depth, 0)
+        colour, label, inverse = draw_ground(camera, size, first, scene.layout, paint)
+        met = (inverse > 0).astype(np.uint8)
+        cv2.copyTo(colour, met, canvas.colour[first:])
+        cv2.copyTo(label, met, canvas.label[first:])
+        canvas.inverse[first:] = inverse
     return canvas
 
 
-def shade_ground(
-    x: Plane, z: Plane, depth: Plane, layout: Layout, paint: GroundPaint
-) -> tuple[Plane, NDArray[np.uint8]]:
-    """Colour and label of ground points, each [H, W]."""
-    across = x - np.float32(layout.bend) * z * z
-    distance = np.abs(across)
-    start, end = layout.crossing
-    in_z = (z > start) & (z < end)
-    arm = in_z & np.where(across < 0, layout.arms[0], layout.arms[1])
-    road = (distance < layout.road) | arm
-    lawn = ~road & (
-        ((distance < layout.kerb) & (distance > layout.road + KERB)) | (distance > layout.kerb + layout.pavement)
-    )
-    if layout.verge == 0:
-        lawn &= distance > layout.kerb + layout.pavement
-    kerb = ~road & (distance < layout.road + KERB)
-    label = np.where(road, ROAD, np.where(lawn, TERRAIN, SIDEWALK)).astype(np.uint8)
-    tone = np.where(road[..., None], paint.asphalt, np.where(lawn[..., None], paint.grass, paint.paving))
-    tone = np.where(kerb[..., None], paint.kerb, tone)
-    tone = np.where(markings(across, z, road, arm, layout)[..., None], paint.marking, tone)
-    return tone * relief(across, z, depth, label, paint)[..., None], label
-
-
-def markings(
-    across: Plane, z: Plane, road: NDArray[np.bool_], arm: NDArray[np.bool_], layout: Layout
-) -> NDArray[np.bool_]:
-    """Lines between lanes, at the edges, and a zebra before the crossing."""
-    start, end = layout.crossing
-    clear = (z < start - 4.5) | (z > end + 4.5)
-    dashed = np.mod(z, 6.0) < 3.0
-    line = np.abs(across) < 0.09
-    for lane in range(1, layout.lanes):
-        line |= (np.abs(np.abs(across) - lane * layout.lane_width) < 0.07) & dashed
-    line |= np.abs(np.abs(across) - layout.lanes * layout.lane_width) < 0.06
-    zebra = (np.abs(z - (start - 2.4)) < 1.6) & (np.mod(across, 1.1) < 0.55)
-    result: NDArray[np.bool_] = road & ~arm & ((line & clear) | zebra)
-    return result
-
-
-def relief(across: Plane, z: Plane, depth: Plane, label: NDArray[np.uint8], paint: GroundPaint) -> Plane:
-    """Brightness of the ground: two octaves of grain that fade with distance, and the joints of paving."""
-    fade = 1 / (1 + depth / 14)
-    index = (np.floor(across * 14).astype(np.int32) & 255, np.floor(z * 14).astype(np.int32) & 255)
-    wide = (np.floor(across * 1.7).astype(np.int32) & 255, np.floor(z * 1.7).astype(np.int32) & 255)
-    gain = np.where(label == TERRAIN, 2.2, 1.0).astype(np.float32)
-    bright = 1 + paint.roughness * gain * (fade * paint.grain[index] + 0.6 * paint.grain[wide])
-    joint = (np.mod(across, paint.paver) < 0.05) | (np.mod(z, paint.paver) < 0.07)
-    return np.asarray(np.where((label == SIDEWALK) & joint & (depth < 18), bright * 0.82, bright), np.float32)
-
-
 def draw_quads(canvas: Canvas, camera: Camera, quads: Quads, frames: float) -> None:
-    """Draw all parallelograms, far to near, `frames` after the scene's own moment."""
+    """Draw all parallelograms, shadows first, then far to near, `frames` after the scene's own moment."""
     size = (canvas.label.shape[0], canvas.label.shape[1])
-    origin = np.stack(quads.origin) + frames * np.stack(quads.velocity)
-    seen = project(camera, size, origin, np.stack(quads.u), np.stack(quads.v))
-    for place in range(len(seen.index)):
-        draw_quad(canvas, quads, seen, place)
+    origin = np.array(quads.origin) + frames * np.array(quads.velocity)
+    seen = project(camera, size, origin, np.array(quads.u), np.array(quads.v))
+    textures = [level(quads.texture[which], extent) for which, extent in zip(seen.index, seen.extent, strict=True)]
+    matrices = to_texels(seen, textures)
+    shadow = np.array(quads.label)[seen.index] == SHADOW
+    for place in np.concatenate([np.flatnonzero(shadow), np.flatnonzero(~shadow)]).tolist():
+        draw_quad(canvas, quads, seen, place, textures[place], matrices[place])
 
 
-def draw_quad(canvas: Canvas, quads: Quads, seen: Projection, place: int) -> None:
+def to_texels(seen: Projection, textures: list[Texture]) -> NDArray[np.float64]:
+    """[n, 3, 3] maps from a box's own pixels to (texel x, texel y, 1) / depth."""
+    matrix = seen.matrix.copy()
+    matrix[:, :, 2] += matrix[:, :, 0] * seen.box[:, :1] + matrix[:, :, 1] * seen.box[:, 1:2]
+    texels = np.array([t.shape[1::-1] for t in textures], float).reshape(-1, 2, 1)
+    matrix[:, :2] = matrix[:, :2] * texels - 0.5 * matrix[:, 2:]  # texel centres lie at half-integers
+    return matrix
+
+
+def draw_quad(
+    canvas: Canvas, quads: Quads, seen: Projection, place: int, texture: Texture, matrix: NDArray[np.float64]
+) -> None:
     """Warp one texture into its screen box and blend it where it is nearest."""
-    x0, y0, x1, y1 = seen.box[place]
+    x0, y0, x1, y1 = seen.box[place].tolist()
     if x1 <= x0 or y1 <= y0:
         return
-    which, label = int(seen.index[place]), quads.label[int(seen.index[place])]
-    matrix = seen.matrix[place].copy()
-    matrix[:, 2] += matrix[:, 0] * x0 + matrix[:, 1] * y0  # box coordinates
-    rows, columns = slice(y0, y1), slice(x0, x1)
-    inverse = (
-        np.float32(matrix[2, 0]) * np.arange(x1 - x0, dtype=np.float32)
-        + (np.float32(matrix[2, 1]) * np.arange(y1 - y0, dtype=np.float32) + np.float32(matrix[2, 2]))[:, None]
-    )
-    behind = canvas.inverse[rows, columns]
-    nearest = inverse * np.float32(1.002 if label == SHADOW else 1.0) > behind
-    if not nearest.any():
+    which = int(seen.index[place])
+    size, label, opaque = (x1 - x0, y1 - y0), quads.label[which], texture.shape[2] == 3
+    a, b, c = matrix[2].tolist()
+    inverse = np.arange(size[0], dtype=np.float32) * np.float32(a)
+    inverse = inverse + (np.arange(size[1], dtype=np.float32) * np.float32(b) + np.float32(c))[:, None]
+    behind, below = canvas.inverse[y0:y1, x0:x1], canvas.colour[y0:y1, x0:x1]
+    nearest = cv2.compare(inverse * np.float32(1.02) if label == SHADOW else inverse, behind, cv2.CMP_GT)
+    if opaque or quads.solid[which]:
+        points = np.clip(seen.polygon[place], -1e4, 1e4) - (x0, y0)
+        outline = np.zeros((size[1], size[0]), np.uint8)
+        cv2.fillConvexPoly(outline, np.rint(points * 2**SHIFT).astype(np.int32), 255, cv2.LINE_8, SHIFT)
+        owned = cv2.bitwise_and(outline, nearest)
+    tint = np.array(quads.tint[which], np.float32) * np.float32(1 / 255)
+    if opaque and texture.shape[:2] == (1, 1):
+        below[owned.view(np.bool_)] = texture[0, 0] * tint
+    else:
+        border = cv2.BORDER_REPLICATE if opaque else cv2.BORDER_CONSTANT
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        warped = np.asarray(cv2.warpPerspective(texture, matrix, size, flags=flags, borderMode=border), np.uint8)
+        if opaque:
+            cv2.copyTo(tinted(warped, tint), owned, below)
+        else:
+            alpha = np.asarray(cv2.bitwise_and(warped[..., 3], nearest), np.uint8)
+            blend(below, warped, alpha, tint, is_shadow=label == SHADOW)
+            if label == SHADOW:
+                return
+            if not quads.solid[which]:
+                owned = np.where(alpha > CUT, np.uint8(255), np.uint8(0))
+    cv2.copyTo(np.full(owned.shape, label, np.uint8), owned, canvas.label[y0:y1, x0:x1])
+    cv2.copyTo(inverse, owned, behind)
+
+
+def blend(below: Plane, warped: Texture, alpha: Texture, tint: Plane, *, is_shadow: bool) -> None:
+    """Lay premultiplied colours over what is there; a shadow only darkens, by its tint's share."""
+    if is_shadow:
+        rest = cv2.cvtColor(cv2.convertScaleAbs(alpha, alpha=float(tint[0]) * 255), cv2.COLOR_GRAY2RGB)
+        cv2.multiply(below, cv2.bitwise_not(rest), below, 1 / 255, cv2.CV_32F)
         return
-    texture = level(quads.texture[which], seen.extent[place])
-    scale = np.diag([texture.shape[1], texture.shape[0], 1.0])
-    shift = np.array([[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1.0]])
-    warped = cv2.warpPerspective(
-        texture, shift @ scale @ matrix, (int(x1 - x0), int(y1 - y0)), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    )
-    alpha = np.where(nearest, warped[..., 3], 0).astype(np.float32) * np.float32(1 / 255)
-    paint = warped[..., :3] * (np.array(quads.tint[which], np.float32) / np.float32(255))
-    below = canvas.colour[rows, columns]
-    if label == SHADOW:
-        below *= 1 - alpha[..., None] * (1 - paint)
-        return
-    below += alpha[..., None] * (paint - below)
-    inside = alpha > COVER
-    if quads.solid[which]:
-        inside = nearest & within(matrix, inverse)
-    np.copyto(canvas.label[rows, columns], np.uint8(label), where=inside)
-    np.copyto(behind, inverse, where=inside)
+    rest = cv2.bitwise_not(cv2.cvtColor(alpha, cv2.COLOR_GRAY2RGB))
+    cv2.multiply(below, rest, below, 1 / 255, cv2.CV_32F)
+    seen = np.asarray(cv2.copyTo(cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB), alpha), np.uint8)
+    cv2.add(below, tinted(seen, tint), below)
 
 
-def within(matrix: NDArray[np.float64], inverse: Plane) -> NDArray[np.bool_]:
-    """Where the box's pixels lie inside the parallelogram itself, whatever its texture's alpha."""
-    height, width = inverse.shape
-    u, v = np.arange(width), np.arange(height)[:, None]
-    s, r = ((m[0] * u + m[1] * v + m[2]) / np.maximum(inverse, 1e-9) for m in matrix[:2])
-    result: NDArray[np.bool_] = (s >= 0) & (s <= 1) & (r >= 0) & (r <= 1) & (inverse > 0)
-    return result
+def tinted(picture: Texture, tint: Plane) -> Plane:
+    """uint8 RGB times a colour, as float32."""
+    return np.asarray(cv2.multiply(picture, np.array([*tint.tolist(), 0.0]), dtype=cv2.CV_32F), np.float32)
 
 
-def level(texture: list[Texture], extent: NDArray[np.float64]) -> Texture:
+def level(texture: Mips, extent: NDArray[np.float64]) -> Texture:
     """The coarsest mip level that still has a texel for every pixel."""
-    shrink = min(texture[0].shape[1] / max(extent[0], 1.0), texture[0].shape[0] / max(extent[1], 1.0))
+    if len(texture) == 1:
+        return texture[0]
+    height, width = texture[0].shape[:2]
+    shrink = min(width / max(extent[0], 1.0), height / max(extent[1], 1.0))
     return texture[min(max(0, int(np.log2(max(shrink, 1.0)) + 0.3)), len(texture) - 1)]

@@ -26,7 +26,7 @@ class Style:
 
     # camera
     field_of_view: Range = (58.0, 70.0)
-    camera_height: Range = (1.5, 2.0)
+    camera_height: Range = (1.6, 2.1)
     pitch: Range = (-1.0, 3.0)
     hood: Range = (
         -0.10,
@@ -89,7 +89,7 @@ GAME = Style()
 
 CAMERA = Style(
     field_of_view=(48.0, 56.0),
-    camera_height=(1.2, 1.5),
+    camera_height=(1.3, 1.6),
     pitch=(-1.0, 1.5),
     hood=(0.02, 0.08),
     lane_width=(2.8, 3.4),
@@ -145,14 +145,14 @@ NIGHT_RAIN = replace(
     wetness=(0.35, 0.7),
     rain=(0.04, 0.12),
     clouds=(0.2, 0.5),
-    warmth=(0.1, 0.3),
+    warmth=(0.0, 0.2),
     green=(-0.02, 0.03),
-    exposure=(0.9, 1.2),
+    exposure=(1.0, 1.3),
     gamma=(0.85, 1.0),
     saturation=(0.6, 0.9),
     blur=(0.6, 1.2),
     noise=(0.03, 0.055),
-    lit_windows=(0.3, 0.3),
+    lit_windows=(0.35, 0.35),
     sky_top=((0.58, 0.7), (0.3, 0.6), (0.14, 0.24)),
     sky_low=((0.02, 0.1), (0.15, 0.4), (0.3, 0.45)),
 )

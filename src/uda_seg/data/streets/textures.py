@@ -1,34 +1,19 @@
-"""The drawn surfaces of a street: a bank of RGBA textures per style and seed, shared by its scenes."""
+"""The drawn surfaces of a street: houses, plants, signs, and the sheet they are drawn on."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from uda_seg.data.streets.styles import Style, colour, draw
+from uda_seg.data.streets.styles import Colour, Style, colour, draw
 
 Texture = NDArray[np.uint8]  # [H, W, 4], RGBA; row 0 is the surface's upper edge
+Mips = tuple[Texture, ...]  # from fine to coarse: RGB, or RGBA with colours premultiplied by alpha
+RNG = np.random.Generator
 SUPER = 3  # silhouettes are drawn this much larger, then averaged down: smooth alpha edges
-VARIANTS = 8
 GRAIN = 256  # side of the ground's noise
-DARK, GLASS, TYRE, CHROME = (38, 40, 46), (62, 74, 88), (22, 22, 24), (150, 152, 156)
-
-
-@dataclass(frozen=True)
-class Bank:
-    """Every kind of surface with its variants, each a list of mip levels from fine to coarse; the ground's grain."""
-
-    kinds: dict[str, list[list[Texture]]]
-    grain: NDArray[np.float32]
-
-    def pick(self, kind: str, rng: np.random.Generator) -> list[Texture]:
-        """One variant at random."""
-        variants = self.kinds[kind]
-        return variants[int(rng.integers(len(variants)))]
+DARK, GLASS = (38, 40, 46), (62, 74, 88)
 
 
 class Canvas:
@@ -77,13 +62,24 @@ def average(rgba: Texture, size: tuple[int, int]) -> Texture:
     return np.dstack([colours.clip(0, 255).astype(np.uint8), small[..., 3]])
 
 
-def mips(texture: Texture) -> list[Texture]:
-    """The texture and its halvings, down to about 4 pixels."""
+def mips(texture: Texture) -> Mips:
+    """The texture and its halvings, down to about 4 pixels; RGB if nothing shows through, else premultiplied RGBA."""
+    if texture.shape[2] == 4 and texture[..., 3].min() == 255:
+        texture = np.ascontiguousarray(texture[..., :3])
+    elif texture.shape[2] == 4:
+        alpha = texture[..., 3:].astype(np.uint16)
+        texture = np.concatenate([((texture[..., :3] * alpha + 127) // 255).astype(np.uint8), texture[..., 3:]], axis=2)
     levels = [texture]
     while min(levels[-1].shape[:2]) > 7:
         height, width = levels[-1].shape[:2]
-        levels.append(average(levels[-1], (width // 2, height // 2)))
-    return levels
+        smaller = cv2.resize(levels[-1], (width // 2, height // 2), interpolation=cv2.INTER_AREA)
+        levels.append(np.asarray(smaller, np.uint8))
+    return tuple(levels)
+
+
+def flat(rgb: Colour) -> Mips:
+    """One opaque colour, given in [0, 1]."""
+    return (np.full((1, 1, 3), rgb8(rgb), np.uint8),)
 
 
 def rgb8(rgb: tuple[float, float, float], gain: float = 1.0) -> tuple[int, int, int]:
@@ -187,20 +183,19 @@ def fence(style: Style, rng: np.random.Generator) -> Texture:
 
 def crown(style: Style, rng: np.random.Generator) -> Texture:
     """Leaves: many blobs within a few lobes, lighter above, with holes."""
-    size, canvas = 112, Canvas(112, 112)
-    tone = np.array(colour(rng, style.foliage))
+    size = 112
+    canvas, tone = Canvas(size, size), colour(rng, style.foliage)
     lobes = [(0.5, 0.5, 0.3)] + [
         (0.5 + 0.26 * np.cos(a), 0.5 + 0.24 * np.sin(a), rng.uniform(0.15, 0.22)) for a in np.linspace(0, 6.28, 7)[:-1]
     ]
-    for _ in range(300):
-        x0, y0, r0 = lobes[int(rng.integers(len(lobes)))]
-        a, r = rng.uniform(0, 6.28), r0 * np.sqrt(rng.random())
-        x, y, blob = x0 + r * np.cos(a), y0 + r * np.sin(a), rng.uniform(0.02, 0.05)
-        shade = (0.62 + 0.55 * (1 - y)) * rng.uniform(0.75, 1.2)
-        canvas.ellipse(x, y, blob, blob * rng.uniform(0.6, 1.0), rgb8(tuple(tone), shade))
-    leaves = canvas.done()
-    assert leaves.shape[0] == size
-    return leaves
+    which, side = rng.integers(len(lobes), size=260), size * SUPER
+    angle, reach = rng.uniform(0, 2 * np.pi, 260), np.sqrt(rng.random(260))
+    blobs, shades = rng.uniform(0.02, 0.045, 260), rng.uniform(0.75, 1.2, 260)
+    for i, (x0, y0, r0) in enumerate(lobes[k] for k in which):
+        x, y = x0 + r0 * reach[i] * np.cos(angle[i]), y0 + r0 * reach[i] * np.sin(angle[i])
+        ink = (*rgb8(tone, (0.62 + 0.55 * (1 - y)) * shades[i]), 255)
+        cv2.circle(canvas.pixels, (round(x * side), round(y * side)), round(blobs[i] * side), ink, -1)
+    return canvas.done()
 
 
 def bare(style: Style, rng: np.random.Generator) -> Texture:
@@ -223,84 +218,6 @@ def hedge(style: Style, rng: np.random.Generator) -> Texture:
     sheet = roughen(plain(rgb8(colour(rng, style.foliage)), 40, 120), rng, 3.0, cells=40)
     sheet[28:, :, :3] = (sheet[28:, :, :3] * 0.75).astype(np.uint8)
     return sheet
-
-
-# ---------------------------------------------------------------------- people and cycles
-
-
-def person(style: Style, rng: np.random.Generator) -> Texture:
-    """Somebody walking or standing, seen from behind or in front; 0.75 m x 1.8 m."""
-    canvas = Canvas(108, 48)
-    coat, trousers = rgb8(colour(rng, style.cloth)), rgb8(colour(rng, style.cloth), 0.7)
-    skin = rgb8(colour(rng, ((0.03, 0.08), (0.25, 0.55), (0.35, 0.9))))
-    stride, swing = rng.uniform(0.0, 0.16), rng.uniform(0.02, 0.14)
-    for side in (-1, 1):
-        hip, foot = 0.5 + side * 0.085, 0.5 + side * (0.1 + stride)
-        canvas.polygon([(hip - 0.1, 0.5), (hip + 0.1, 0.5), (foot + 0.075, 0.965), (foot - 0.075, 0.965)], trousers)
-        canvas.box(foot - 0.09, 0.955, foot + 0.1, 0.995, DARK)
-    if rng.random() < 0.3:  # a skirt or a long coat
-        canvas.polygon([(0.31, 0.45), (0.69, 0.45), (0.77, 0.74), (0.23, 0.74)], coat)
-    for side in (-1, 1):
-        shoulder, hand = 0.5 + side * 0.23, 0.5 + side * (0.27 + swing)
-        sleeve = tuple(int(v * 0.85) for v in coat)
-        canvas.polygon(
-            [(shoulder - 0.08, 0.19), (shoulder + 0.08, 0.19), (hand + 0.06, 0.53), (hand - 0.06, 0.53)], sleeve
-        )
-        canvas.ellipse(hand, 0.545, 0.055, 0.024, skin)
-    canvas.polygon([(0.25, 0.2), (0.36, 0.155), (0.64, 0.155), (0.75, 0.2), (0.69, 0.53), (0.31, 0.53)], coat)
-    if rng.random() < 0.35:
-        bag = rgb8(colour(rng, style.cloth), 0.8)
-        canvas.polygon([(0.34, 0.2), (0.66, 0.2), (0.64, 0.42), (0.36, 0.42)], bag)
-    canvas.box(0.44, 0.12, 0.56, 0.17, skin)
-    canvas.ellipse(0.5, 0.085, 0.125, 0.068, skin)
-    hair = rgb8(colour(rng, ((0.02, 0.1), (0.2, 0.6), (0.05, 0.5))))
-    canvas.polygon([(0.37, 0.085), (0.39, 0.03), (0.5, 0.008), (0.61, 0.03), (0.63, 0.085), (0.5, 0.06)], hair)
-    return canvas.done()
-
-
-def rider(style: Style, rng: np.random.Generator) -> Texture:
-    """Somebody sitting on a cycle, seen from the side; the cycle is another texture of the same frame."""
-    canvas = Canvas(112, 112)
-    coat, trousers = rgb8(colour(rng, style.cloth)), rgb8(colour(rng, style.cloth), 0.7)
-    skin = rgb8(colour(rng, ((0.03, 0.08), (0.25, 0.55), (0.35, 0.9))))
-    knee = rng.uniform(0.55, 0.66)
-    canvas.line([(0.42, 0.52), (knee, 0.62), (0.52, 0.86)], 0.095, trousers)
-    canvas.line([(0.42, 0.52), (knee - 0.08, 0.7), (0.44, 0.9)], 0.095, trousers)
-    canvas.polygon([(0.34, 0.55), (0.5, 0.55), (0.66, 0.27), (0.53, 0.2)], coat)
-    canvas.line([(0.6, 0.28), (0.68, 0.43), (0.77, 0.47)], 0.065, tuple(int(v * 0.85) for v in coat))
-    canvas.ellipse(0.655, 0.13, 0.065, 0.078, skin)
-    cap = rgb8(colour(rng, style.cloth))
-    canvas.polygon([(0.57, 0.12), (0.6, 0.05), (0.67, 0.025), (0.74, 0.07), (0.745, 0.115)], cap)
-    return canvas.done()
-
-
-def bicycle(style: Style, rng: np.random.Generator) -> Texture:
-    """A bicycle from the side, in the rider's frame: 1.9 m x 1.9 m."""
-    canvas, tone = Canvas(112, 112), rgb8(colour(rng, style.paint))
-    for x in (0.23, 0.77):
-        canvas.ellipse(x, 0.8, 0.185, 0.185, TYRE, 0.04)
-        for angle in np.linspace(0, np.pi, 5)[:-1]:
-            dx, dy = 0.18 * np.cos(angle), 0.18 * np.sin(angle)
-            canvas.line([(x - dx, 0.8 - dy), (x + dx, 0.8 + dy)], 0.008, CHROME)
-    canvas.line([(0.23, 0.8), (0.48, 0.8), (0.68, 0.56), (0.4, 0.56), (0.23, 0.8)], 0.04, tone)
-    canvas.line([(0.48, 0.8), (0.38, 0.52)], 0.04, tone)
-    canvas.line([(0.77, 0.8), (0.67, 0.47), (0.77, 0.46)], 0.04, tone)
-    canvas.box(0.33, 0.5, 0.46, 0.535, DARK)
-    return canvas.done()
-
-
-def motorcycle(style: Style, rng: np.random.Generator) -> Texture:
-    """A motorcycle from the side, in the rider's frame."""
-    canvas, tone = Canvas(112, 112), rgb8(colour(rng, style.paint))
-    for x in (0.2, 0.8):
-        canvas.ellipse(x, 0.82, 0.165, 0.165, TYRE)
-        canvas.ellipse(x, 0.82, 0.07, 0.07, CHROME)
-    canvas.polygon([(0.14, 0.6), (0.4, 0.57), (0.46, 0.6), (0.64, 0.52), (0.74, 0.6), (0.66, 0.82), (0.34, 0.84)], tone)
-    canvas.polygon([(0.36, 0.7), (0.62, 0.68), (0.6, 0.86), (0.38, 0.86)], DARK)
-    canvas.line([(0.8, 0.82), (0.7, 0.5), (0.8, 0.44)], 0.045, CHROME)
-    canvas.box(0.14, 0.56, 0.46, 0.61, DARK)
-    canvas.ellipse(0.75, 0.52, 0.05, 0.05, (235, 235, 220))
-    return canvas.done()
 
 
 # ---------------------------------------------------------------------- street furniture
@@ -344,136 +261,12 @@ def sign(style: Style, rng: np.random.Generator) -> Texture:
     return canvas.done()
 
 
-# ---------------------------------------------------------------------- vehicles (unpainted: the scene tints them)
-
-PAINT = (236, 236, 236)
-LEAN = 0.09  # how far a cabin narrows towards its roof, on each side, as a share of its width
-
-
-def wheel(canvas: Canvas, x: float, radius: float, aspect: float) -> None:
-    """A tyre with its rim, standing on the lower edge."""
-    canvas.ellipse(x, 1 - radius * aspect, radius, radius * aspect, TYRE)
-    canvas.ellipse(x, 1 - radius * aspect, radius * 0.55, radius * 0.55 * aspect, CHROME)
-
-
-def car_side(style: Style, rng: np.random.Generator) -> Texture:
-    """The lower body from the side, 4.3 m x 0.95 m, wheels included."""
-    canvas, aspect = Canvas(36, 160), 4.3 / 0.95
-    canvas.polygon([(0, 0.25), (0.04, 0.05), (0.96, 0.0), (1, 0.3), (1, 0.8), (0, 0.8)], PAINT)
-    canvas.box(0.0, 0.62, 1.0, 0.66, (170, 170, 170))
-    for x in (0.35, 0.6):
-        canvas.box(x, 0.04, x + 0.006, 0.7, (150, 150, 150))
-    canvas.box(0.05, 0.72, 0.95, 0.88, DARK)
-    for x in (0.19, 0.8):
-        canvas.ellipse(x, 1 - 0.085 * aspect, 0.1, 0.1 * aspect, DARK)
-        wheel(canvas, x, 0.078, aspect)
-    return canvas.done()
-
-
-def cabin_side(style: Style, rng: np.random.Generator) -> Texture:
-    """Windows between pillars."""
-    canvas = Canvas(28, 96)
-    canvas.box(0, 0, 1, 1, PAINT)
-    canvas.polygon([(0.05, 0.98), (0.12, 0.14), (0.47, 0.14), (0.47, 0.98)], GLASS)
-    canvas.polygon([(0.53, 0.98), (0.53, 0.14), (0.88, 0.14), (0.95, 0.98)], GLASS)
-    return canvas.done()
-
-
-def car_end(style: Style, rng: np.random.Generator) -> Texture:
-    """Front or rear of the lower body, 1.75 m x 0.95 m: lamps, plate, bumper, tyres."""
-    canvas, rear = Canvas(44, 72), rng.random() < 0.6
-    canvas.polygon([(0, 0.1), (0.05, 0), (0.95, 0), (1, 0.1), (1, 0.82), (0, 0.82)], PAINT)
-    lamp = (205, 35, 35) if rear else (250, 248, 225)
-    kind = int(rng.integers(3))
-    size = ((0.24, 0.14), (0.14, 0.32), (0.3, 0.09))[kind]
-    for left in (0.03, 0.97 - size[0]):
-        canvas.box(left, 0.14, left + size[0], 0.14 + size[1], lamp)
-    canvas.box(0.34, 0.44, 0.66, 0.58, (235, 235, 225))
-    if not rear:
-        canvas.box(0.3, 0.16, 0.7, 0.34, DARK)
-    canvas.box(0.0, 0.64, 1.0, 0.84, tuple(int(v * 0.5) for v in PAINT) if kind else DARK)
-    for left in (0.04, 0.78):
-        canvas.box(left, 0.78, left + 0.18, 1.0, TYRE)
-    return canvas.done()
-
-
-def window(style: Style, rng: np.random.Generator) -> Texture:
-    """A wind-screen or rear window in its frame."""
-    canvas = Canvas(28, 64)
-    canvas.polygon([(0, 1), (LEAN, 0), (1 - LEAN, 0), (1, 1)], PAINT)
-    canvas.polygon([(0.05, 0.95), (LEAN + 0.03, 0.1), (0.97 - LEAN, 0.1), (0.95, 0.95)], GLASS)
-    canvas.polygon([(0.12, 0.9), (0.3, 0.2), (0.45, 0.2), (0.25, 0.9)], tuple(int(v * 1.35) for v in GLASS))
-    return canvas.done()
-
-
-def long_side(windows: float, doors: int, wheels: tuple[float, ...], stripe: bool) -> Callable[..., Texture]:
-    """The side of a truck, bus or tram: a row of windows of height `windows`, doors, wheels that stand on the road."""
-
-    def paint(style: Style, rng: np.random.Generator) -> Texture:
-        canvas = Canvas(72, 224)
-        canvas.box(0, 0, 1, 0.86, PAINT)
-        if windows:
-            canvas.box(0.02, 0.16, 0.98, 0.16 + windows, GLASS)
-            for x in np.linspace(0.02, 0.98, 8)[1:-1]:
-                canvas.box(x - 0.006, 0.14, x + 0.006, 0.18 + windows, PAINT)
-        else:
-            for x in np.linspace(0.0, 0.74, 7):
-                canvas.box(x, 0.02, x + 0.004, 0.8, (190, 190, 190))
-            canvas.box(0.76, 0, 0.78, 0.86, DARK)
-            canvas.box(0.84, 0.2, 0.97, 0.45, GLASS)
-        for door in range(doors):
-            x = 0.16 + 0.66 * door / max(1, doors - 1)
-            canvas.box(x, 0.16, x + 0.08, 0.84, tuple(int(v * 0.8) for v in GLASS))
-            canvas.box(x + 0.038, 0.16, x + 0.042, 0.84, PAINT)
-        if stripe:
-            canvas.box(0, 0.62, 1, 0.72, (90, 90, 90))
-        canvas.box(0, 0.82, 1, 0.92, DARK)
-        for x in wheels:
-            wheel(canvas, x, 0.045, 224 / 72)
-        return canvas.done()
-
-    return paint
-
-
-def tall_end(screen: tuple[float, float], board: bool) -> Callable[..., Texture]:
-    """The front or rear of a truck, bus or tram; `screen` = upper and lower edge of its window."""
-
-    def paint(style: Style, rng: np.random.Generator) -> Texture:
-        canvas, rear = Canvas(80, 64), rng.random() < 0.55
-        canvas.box(0, 0, 1, 0.88, PAINT)
-        if screen[1] > screen[0] and not (rear and not board):
-            canvas.box(0.06, screen[0], 0.94, screen[1], GLASS)
-        else:
-            canvas.box(0.485, 0.04, 0.515, 0.8, (150, 150, 150))
-            canvas.box(0.05, 0.04, 0.95, 0.06, (170, 170, 170))
-        if board:
-            canvas.box(0.2, 0.03, 0.8, 0.13, (30, 28, 22))
-            canvas.box(0.3, 0.055, 0.7, 0.105, (250, 170, 40))
-        for left in (0.05, 0.8):
-            canvas.box(left, 0.74, left + 0.15, 0.81, (210, 40, 35) if rear else (250, 245, 225))
-        canvas.box(0, 0.84, 1, 0.93, DARK)
-        for left in (0.07, 0.77):
-            canvas.box(left, 0.88, left + 0.16, 1.0, TYRE)
-        return canvas.done()
-
-    return paint
-
-
-PAINTERS: dict[str, Callable[[Style, np.random.Generator], Texture]] = {
-    "facade": facade, "masonry": masonry, "fence": fence, "crown": crown, "bare": bare, "hedge": hedge,
-    "person": person, "rider": rider, "bicycle": bicycle, "motorcycle": motorcycle,
-    "light": traffic_light, "sign": sign,
-    "car_side": car_side, "cabin_side": cabin_side, "car_end": car_end, "window": window,
-    "truck_side": long_side(0.0, 0, (0.1, 0.2, 0.88), False), "truck_end": tall_end((0.3, 0.55), False),
-    "bus_side": long_side(0.38, 3, (0.2, 0.8), False), "bus_end": tall_end((0.16, 0.56), True),
-    "train_side": long_side(0.34, 4, (), True), "train_end": tall_end((0.2, 0.62), True),
-}  # fmt: skip
-
-
-def build_bank(style: Style, rng: np.random.Generator) -> Bank:
-    """Draw every kind of surface in several variants."""
-    kinds = {kind: [mips(paint(style, rng)) for _ in range(VARIANTS)] for kind, paint in PAINTERS.items()}
-    return Bank(kinds, ground_grain(rng))
+def blob() -> Texture:
+    """The soft shadow under a thing: black, dense in the middle."""
+    y, x = np.mgrid[-1:1:32j, -1:1:32j]
+    sheet = np.zeros((32, 32, 4), np.uint8)
+    sheet[..., 3] = 255 * np.clip(3.0 * (1 - np.maximum(abs(x), abs(y)) ** 2), 0, 1)
+    return sheet
 
 
 def ground_grain(rng: np.random.Generator) -> NDArray[np.float32]:

@@ -8,12 +8,13 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from uda_seg.data.streets.bank import Bank, build_bank
 from uda_seg.data.streets.camera import Camera, intrinsics, rotation
-from uda_seg.data.streets.raster import draw_background, draw_quads, ground_paint
+from uda_seg.data.streets.ground import ground_paint
+from uda_seg.data.streets.raster import draw_background, draw_quads
 from uda_seg.data.streets.scene import build_scene
 from uda_seg.data.streets.sensor import draw_sky, expose
 from uda_seg.data.streets.styles import draw, generator, style_of
-from uda_seg.data.streets.textures import Bank, build_bank
 from uda_seg.errors import UserError
 
 VIEWS = ("left", "right", "previous", "next")
@@ -29,8 +30,8 @@ class Frame:
     Attributes:
         image: uint8 [H, W, 3], RGB.
         label: uint8 [H, W], Cityscapes train ids, 255 on the ego car.
-        depth: float32 [H, W], metres along the optical axis; inf in the sky.
-        intrinsics: float64 [3, 3], pixels.
+        depth: float32 [H, W], metres along the optical axis; inf in the sky, 0 on the ego car.
+        intrinsics: float64 [3, 3], pixels; whole coordinates are pixel centres.
         pose: float64 [4, 4], camera to world (X right, Y down, Z along the street).
     """
 
@@ -46,7 +47,7 @@ def render(seed: int, domain: str, index: int, size: tuple[int, int], view: str 
 
     Args:
         seed: of the world.
-        domain: a style's name, or `name:t` between `game` and it.
+        domain: game, camera, night_rain, random; or `name:t`, at strength t in [0, 1] between game and that one.
         index: of the scene, >= 0.
         size: height and width, pixels.
         view: `left`; `right`, the stereo partner; `previous` and `next`, a frame earlier and later.
@@ -67,12 +68,13 @@ def render(seed: int, domain: str, index: int, size: tuple[int, int], view: str 
     camera = camera.moved(np.array([BASELINE if view == "right" else 0.0, 0.0, STRIDE * frames]), turn * frames)
     canvas = draw_background(camera, size, scene, paint, sky)
     draw_quads(canvas, camera, scene.quads, frames)
-    depth = np.where(canvas.inverse > 0, 1 / np.maximum(canvas.inverse, 1e-9), np.inf).astype(np.float32)
     image = expose(canvas, style, look, generator(seed, domain, 3, index, VIEWS.index(view)))
+    with np.errstate(divide="ignore"):
+        depth = np.float32(1) / canvas.inverse
     return Frame(image, canvas.label, depth, camera.intrinsics, camera.pose)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=16)
 def texture_bank(seed: int, domain: str, number: int) -> Bank:
     """The drawn textures of one bank; built in a fraction of a second and kept."""
     return build_bank(style_of(domain), generator(seed, domain, 0, number))

@@ -1,0 +1,110 @@
+"""The plan of a street: lanes, kerbs, pavements, crossings and junctions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uda_seg.data.streets.styles import Style, draw
+
+(ROAD, SIDEWALK, BUILDING, WALL, FENCE, POLE, LIGHT, SIGN, VEGETATION, TERRAIN, SKY, PERSON, RIDER, CAR, TRUCK, BUS,
+ TRAIN, MOTORCYCLE, BICYCLE) = range(19)  # fmt: skip
+FAR = 120.0  # metres of street
+PARKING = 2.1  # metres between the outer lane and the kerb, where cars may park
+NONE = 2 * FAR  # where a crossing is that does not exist
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The plan of the ground. Lengths in metres; `x` is measured from the middle of the road.
+
+    Attributes:
+        road: half width of the road.
+        parking: whether cars park along the kerbs.
+        lanes: lanes per direction.
+        verge: width of the strip of grass between kerb and pavement (0: none).
+        pavement: width of the pavement.
+        garden: width of what lies between pavement and houses (0: none).
+        bend: the street's middle is at x = bend * z^2.
+        crossing: where another street crosses (start, end), behind everything if there is none.
+        arms: whether the crossing street goes off to the left and to the right: a T-junction has one arm.
+        ends: whether the street itself ends at the crossing: a T-junction seen from its stem.
+        hand: -1 where traffic keeps right (oncoming cars on the left), +1 where it keeps left.
+        rails: x of a tram's track, or None.
+    """
+
+    road: float
+    parking: bool
+    lanes: int
+    lane_width: float
+    verge: float
+    pavement: float
+    garden: float
+    bend: float
+    crossing: tuple[float, float]
+    arms: tuple[bool, bool]
+    ends: bool
+    hand: int
+    rails: float | None
+
+    @property
+    def kerb(self) -> float:
+        """Outer edge of the strip of grass: where the pavement starts."""
+        return self.road + self.verge
+
+    @property
+    def front(self) -> float:
+        """Where the houses stand."""
+        return self.kerb + self.pavement + self.garden
+
+    @property
+    def far(self) -> float:
+        """How far the street goes."""
+        return self.crossing[1] if self.ends else FAR
+
+    def middle(self, z: float) -> float:
+        """The road's middle, as x, at distance z."""
+        return self.bend * z * z
+
+    def in_crossing(self, z: float, side: int, margin: float = 0.0) -> bool:
+        """Whether the crossing street is at z on that side (-1 left, 1 right)."""
+        arm = self.arms[0] if side < 0 else self.arms[1]
+        return arm and self.crossing[0] - margin < z < self.crossing[1] + margin
+
+    def off_road(self, across: NDArray[np.float32], z: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Distance from the kerb, positive beside the road; also around the corners of a crossing."""
+        beside = np.abs(across) - np.float32(self.road)
+        if self.crossing[0] < FAR:
+            outside = np.maximum(np.float32(self.crossing[0]) - z, z - np.float32(self.crossing[1]))
+            arm = np.array(self.arms)[(across > 0).astype(np.intp)]
+            beside = np.where(arm, np.minimum(beside, outside), beside)
+        return np.maximum(beside, z - np.float32(self.far)) if self.ends else beside
+
+
+def draw_layout(style: Style, rng: np.random.Generator) -> Layout:
+    """Draw the plan of a street."""
+    lane_width, lanes = draw(rng, style.lane_width), int(rng.choice([1, 2], p=[0.85, 0.15]))
+    rails = None
+    if rng.random() < 0.55:
+        rails = float(rng.choice([-1, 1])) * lane_width * (lanes - 0.5)
+    parking = bool(rng.random() < 0.5)
+    start = float(rng.uniform(18, 55)) if rng.random() < 0.6 else NONE
+    arms = ((True, True), (True, False), (False, True))[int(rng.integers(3))]  # a crossing or a T-junction
+    ends = start < NONE and arms == (True, True) and bool(rng.random() < 0.4)
+    return Layout(
+        road=lanes * lane_width + (PARKING if parking else 0.3),
+        parking=parking,
+        lanes=lanes,
+        lane_width=lane_width,
+        verge=max(0.0, draw(rng, style.verge_width)),
+        pavement=draw(rng, style.pavement_width),
+        garden=max(0.0, draw(rng, style.setback)),
+        bend=0.0 if ends else draw(rng, style.curvature),
+        crossing=(start, start + float(rng.uniform(9, 13))),
+        arms=arms,
+        ends=ends,
+        hand=1 if rng.random() < style.left_hand[0] else -1,
+        rails=rails,
+    )

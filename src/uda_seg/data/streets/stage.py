@@ -1,0 +1,211 @@
+"""What a street is built of: textured parallelograms, and the few ways to put them up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from uda_seg.data.streets.bank import Bank
+from uda_seg.data.streets.camera import Floats
+from uda_seg.data.streets.plan import PERSON, POLE, VEGETATION, draw_layout
+from uda_seg.data.streets.styles import Colour, Style, colour, draw
+from uda_seg.data.streets.textures import Mips, flat
+from uda_seg.data.streets.vehicles import Vehicle
+
+Vector = tuple[float, float, float]
+SHADOW = 254  # darkens what lies below and has no label of its own
+WHITE: Colour = (1.0, 1.0, 1.0)
+FLAT = flat(WHITE)
+UP = np.array([0.0, -1.0, 0.0])
+EYE = np.array([0.0, -1.6, 0.0])  # about where the cameras are
+
+
+@dataclass
+class Quads:
+    """Parallelograms origin + s u + r v; r grows downwards in the texture. `velocity` is in metres per frame."""
+
+    origin: list[Vector] = field(default_factory=list)
+    u: list[Vector] = field(default_factory=list)
+    v: list[Vector] = field(default_factory=list)
+    velocity: list[Vector] = field(default_factory=list)
+    texture: list[Mips] = field(default_factory=list)
+    label: list[int] = field(default_factory=list)
+    tint: list[Colour] = field(default_factory=list)
+    solid: list[bool] = field(default_factory=list)
+
+    def add(
+        self,
+        origin: Vector,
+        u: Vector,
+        v: Vector,
+        texture: Mips,
+        label: int,
+        tint: Colour = WHITE,
+        *,
+        light: float = 1.0,
+        solid: bool = False,
+        velocity: Vector = (0.0, 0.0, 0.0),
+    ) -> None:
+        """Append one; `light` scales its tint, `solid` labels its holes too."""
+        self.origin.append(origin)
+        self.u.append(u)
+        self.v.append(v)
+        self.velocity.append(velocity)
+        self.texture.append(texture)
+        self.label.append(label)
+        self.tint.append((tint[0] * light, tint[1] * light, tint[2] * light))
+        self.solid.append(solid)
+
+
+class Stage:
+    """An empty street; an occupancy list keeps things from standing in one another.
+
+    Places are given as (offset, z): metres to the right of the road's middle, and along the street.
+    """
+
+    def __init__(self, style: Style, bank: Bank, rng: np.random.Generator) -> None:
+        self.style, self.bank, self.rng = style, bank, rng
+        self.layout = draw_layout(style, rng)
+        self.quads = Quads()
+        self.sun_side = int(rng.choice([-1, 1]))
+        self.contrast = draw(rng, style.sun)
+        self.bare = rng.random() < style.bare_trees[0]
+        self.taken: list[tuple[float, float, float, float]] = []
+
+    def free(self, offset: float, z: float, width: float, length: float) -> bool:
+        """Claim a rectangle of ground (from z on, centred at offset), unless something stands there."""
+        for x1, z1, w1, l1 in self.taken:
+            if abs(offset - x1) < (width + w1) / 2 and z < z1 + l1 and z1 < z + length:
+                return False
+        self.taken.append((offset, z, width, length))
+        return True
+
+    def facing(self, side: int) -> float:
+        """Light on a surface that looks from `side` towards the road."""
+        return 1.0 - 0.45 * self.contrast * (0.35 if side != self.sun_side else 1.0)
+
+    def x(self, offset: float, z: float) -> float:
+        """World x of a place beside the road's middle."""
+        return self.layout.middle(z) + offset
+
+    def panel(
+        self, start: tuple[float, float], end: tuple[float, float], height: float, texture: Mips, label: int,
+        light: float, *, solid: bool = False,
+    ) -> None:  # fmt: skip
+        """An upright surface over the ground line from one place to another; its texture's left edge is at `start`."""
+        x0, x1 = self.x(*start), self.x(*end)
+        along = (x1 - x0, 0.0, end[1] - start[1])
+        self.quads.add(
+            (x0, -height, start[1]), along, (0.0, height, 0.0), texture, label, light=light, solid=solid
+        )  # fmt: skip
+
+    def board(
+        self, offset: float, z: float, width: float, height: float, kind: str, label: int,
+        tint: Colour = WHITE, *, base: float = 0.0, turn: float = 0.0, velocity: Vector = (0.0, 0.0, 0.0),
+    ) -> None:  # fmt: skip
+        """An upright picture, turned by `turn` from facing the camera, standing `base` metres above the ground."""
+        x, c, d = self.x(offset, z), width * float(np.cos(turn)), width * float(np.sin(turn))
+        self.quads.add(
+            (x - c / 2, -base - height, z - d / 2), (c, 0.0, d), (0.0, height, 0.0), self.bank.pick(kind, self.rng),
+            label, tint, light=1 - 0.2 * self.contrast, velocity=velocity,
+        )  # fmt: skip
+
+    def shadow(self, offset: float, z: float, width: float, length: float, velocity: Vector = (0.0, 0.0, 0.0)) -> None:
+        """The dark ground under a thing, from z on."""
+        x, strength = self.x(offset, z), 0.4 + 0.35 * self.contrast
+        self.quads.add(
+            (x - width / 2, -0.02, z + length), (width, 0.0, 0.0), (0.0, 0.0, -length), self.bank.blob, SHADOW,
+            (strength,) * 3, velocity=velocity,
+        )  # fmt: skip
+
+    def post(self, offset: float, z: float, height: float, radius: float, tint: Colour) -> None:
+        """A round post, as two flat strips of which one is darker."""
+        x = self.x(offset, z)
+        for i, shade in enumerate((1.0, 0.7)):
+            self.quads.add(
+                (x + (i - 1) * radius, -height, z),
+                (radius, 0.0, 0.0),
+                (0.0, height, 0.0),
+                FLAT,
+                POLE,
+                tint,
+                light=shade,
+            )
+
+    def tree(self, offset: float, z: float, planted: bool = True) -> None:
+        """A trunk with a crown; planted ones claim their place."""
+        if planted and not self.free(offset, z, 1.0, 1.0):
+            return
+        trunk, size = float(self.rng.uniform(1.8, 2.8)), float(self.rng.uniform(3.5, 6.5))
+        bark = colour(self.rng, ((0.05, 0.1), (0.2, 0.45), (0.2, 0.36)))
+        x, radius = self.x(offset, z), float(self.rng.uniform(0.13, 0.24))
+        for i, shade in enumerate((1.0, 0.7)):
+            self.quads.add(
+                (x + (i - 1) * radius, -trunk, z), (radius, 0.0, 0.0), (0.0, trunk, 0.0), FLAT, VEGETATION, bark,
+                light=shade,
+            )  # fmt: skip
+        kind, tone = ("bare" if self.bare else "crown"), float(self.rng.uniform(0.8, 1.15))
+        skin = self.bank.pick(kind, self.rng)
+        for dz in (0.0,) if self.bare else (0.3, -0.3):
+            width = size * float(self.rng.uniform(0.85, 1.0))
+            top = trunk + size * (0.95 if self.bare else 0.8)
+            self.quads.add(
+                (x - width / 2, -top, z + dz), (width, 0.0, 0.0), (0.0, size * (0.97 if self.bare else 1.0), 0.0), skin,
+                VEGETATION, (tone, tone, tone), light=1 - 0.15 * self.contrast,
+            )  # fmt: skip
+        if not self.bare and planted:
+            self.shadow(offset + 0.6 * self.sun_side, z - 1.5, size * 0.8, 3.0)
+
+    def pedestrian(self, offset: float, z: float) -> None:
+        """One person, sometimes a child."""
+        height = float(self.rng.uniform(1.8, 2.15)) if self.rng.random() < 0.88 else float(self.rng.uniform(1.2, 1.5))
+        if self.free(offset, z, 0.6, 0.5):
+            velocity = (float(self.rng.uniform(-0.08, 0.08)), 0.0, float(self.rng.uniform(-0.1, 0.1)))
+            self.shadow(offset, z - 0.25, 0.8, 0.5, velocity)
+            mirror = 1.0 if self.rng.random() < 0.5 else -1.0
+            self.board(offset, z, mirror * height / 2, height, "person", PERSON, velocity=velocity)
+
+    def vehicle(self, car: Vehicle, label: int, offset: float, z: float, heading: float, speed: float) -> None:
+        """A vehicle centred on a place, looking along `heading` (radians, 0: away from the camera)."""
+        heading += float(np.arctan(2 * self.layout.bend * z))
+        forward = np.array([np.sin(heading), 0.0, np.cos(heading)])
+        across = np.array([np.cos(heading), 0.0, -np.sin(heading)])
+        ground, half = np.array([self.x(offset, z), 0.0, z]), car.body.width / 2
+        velocity, gain = _vector(forward * speed), float(self.rng.uniform(0.85, 1.1))
+        profile = np.array([ground + forward * a + UP * b for a, b in car.body.profile])
+        ahead = np.arange(len(profile) - 1) < len(profile) // 2  # the faces one sees from in front
+        upper = np.where(ahead[:, None], profile[1:], profile[:-1])
+        lower = np.where(ahead[:, None], profile[:-1], profile[1:])
+        right = np.where(ahead[:, None], -across, across)
+        front = ground + forward * car.body.profile[0][0] + UP * car.height
+        flanks = np.stack([front - across * half, front + across * half])
+        origin = np.concatenate([upper - right * half, flanks])
+        u = np.concatenate([right * 2 * half, [-forward * car.length] * 2])
+        v = np.concatenate([lower - upper, [-UP * car.height] * 2])
+        inward = np.cross(u, v)
+        inward[-1] *= -1  # the right flank shows the left one's picture, mirrored
+        inward /= np.maximum(np.linalg.norm(inward, axis=1, keepdims=True), 1e-9)
+        towards = ((origin + u / 2 - EYE) * inward).sum(1) > -1.5  # the others look away from the cameras
+        for i in np.flatnonzero(towards).tolist():
+            skin = car.strips[i] if i < len(car.strips) else car.side
+            light = gain * self.sheen(*inward[i].tolist())
+            place = _vector(origin[i]), _vector(u[i]), _vector(v[i])
+            self.quads.add(*place, skin, label, light=light, velocity=velocity)
+        wide, long = car.body.width + 0.5, car.length + 0.4
+        if abs(np.sin(heading)) > 0.7:
+            wide, long = long, wide
+        self.shadow(offset, z - long / 2, wide, long, velocity)
+
+    def sheen(self, x: float, y: float, z: float) -> float:
+        """Light on a vehicle's face whose inward normal is given: what looks up is lit best."""
+        if y > 0.6:
+            return 1.05
+        if y > 0.2:
+            return 0.95
+        return 0.93 if abs(z) > 0.7 else self.facing(-1 if x > 0 else 1)
+
+
+def _vector(values: Floats) -> Vector:
+    x, y, z = values.tolist()
+    return x, y, z
