@@ -25,9 +25,7 @@ LICENCE = "Apache-2.0 (the model's)"
 def main(arguments: list[str]) -> None:
     """Embed the given words, or every word of the built-in class sets, and write the file."""
     path = Path(arguments[0]) if arguments else SHIPPED
-    words = arguments[1:] or [
-        word for classes in (CITYSCAPES, CAMVID) for word in classes.words + classes.names
-    ]
+    words = arguments[1:] or [word for classes in (CITYSCAPES, CAMVID) for word in classes.words + classes.names]
     prompts = [f"a photo of a {word}." for word in dict.fromkeys(words)]
     vectors = torch.from_numpy(load_model("cpu").encode(prompts))
     save_text(path, prompts, vectors, PROVENANCE, LICENCE)

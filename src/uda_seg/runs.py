@@ -32,7 +32,7 @@ from uda_seg.models.weights import read_tensors
 log = logging.getLogger(__name__)
 
 MADE = (
-    *("checkpoints", "panels", "evaluation", "wandb", "tensorboard"),
+    *("checkpoints", "panels", "evaluation", "profile", "wandb", "tensorboard"),
     *("metrics.csv", "metrics.json", "run.yaml"),
 )
 PACKAGES = (
@@ -167,7 +167,7 @@ def check_same(module: UDAModule, path: Path) -> None:
 
 
 def load_weights(module: UDAModule, path: Path) -> str:
-    """Start a new run from a checkpoint's student, the teacher too; heads it lacks keep their random start.
+    """Start a new run from a checkpoint's student, the teacher too; what heads it lacks start from, the method says.
 
     Returns a line for the log.
 
@@ -187,6 +187,7 @@ def load_weights(module: UDAModule, path: Path) -> str:
             f"{path} is of another network: {(wrong + essential)[0]} does not match; choose the same model="
         )
     module.segmentor.load_state_dict({**mine, **found})
+    module.start_heads({name.split(".")[1] for name in missing})
     if module.teacher is not None:
         module.teacher.network.load_state_dict(module.segmentor.state_dict())
     fresh = sorted({".".join(name.split(".")[:2]) for name in missing})

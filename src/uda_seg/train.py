@@ -14,6 +14,7 @@ from typing import Any
 import pytorch_lightning as pl
 from hydra.utils import get_class, instantiate
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.profilers import AdvancedProfiler, Profiler, SimpleProfiler
 from torch import Tensor
 
 from uda_seg.callbacks.checkpoint import AtomicCheckpointIO, Checkpoints
@@ -198,7 +199,7 @@ def build_trainer(config: Config, folder: Path, data: UDADataModule, seen: int =
         precision=device_precision(settings.precision, settings.accelerator),  # type: ignore[arg-type]
         sync_batchnorm=settings.sync_batchnorm,
         deterministic=settings.deterministic,
-        profiler=settings.profiler,
+        profiler=build_profiler(settings.profiler, folder / "profile"),
         max_steps=min(config.steps, settings.max_steps or config.steps),
         max_epochs=1,
         val_check_interval=interval(config.steps, config.evaluator.times),
@@ -219,6 +220,13 @@ def build_trainer(config: Config, folder: Path, data: UDADataModule, seen: int =
 def interval(steps: int, times: int) -> int:
     """Steps between two of at most `times` events in the whole of a run, whether or not it stops early."""
     return -(-steps // times)
+
+
+def build_profiler(kind: str | None, folder: Path) -> Profiler | None:
+    """What measures Lightning's hooks and writes its table into the folder."""
+    if kind is None:
+        return None
+    return (SimpleProfiler if kind == "simple" else AdvancedProfiler)(dirpath=folder, filename=kind)
 
 
 def build_loggers(config: Config, folder: Path) -> list[Logger]:

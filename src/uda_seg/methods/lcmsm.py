@@ -89,13 +89,13 @@ class LCMSM(SelfTraining):
         self.projection: nn.Linear | None = None
 
     def start_heads(self, missing: set[str]) -> None:
-        """Begin the language head as the trained plain one: it labels the target from the first step on (our choice)."""
+        """Begin the language head as the trained plain one (our choice): it labels the target from the first step."""
         main, language = self.segmentor.heads["main"], self.segmentor.heads["language"]
         if "language" in missing and isinstance(main, DAFormerHead) and isinstance(language, LanguageHead):
             language.start_from(main)
 
     def setup(self, stage: str) -> None:
-        """Fetch the class embeddings where training starts (Lightning hook): a trained network needs none of them."""
+        """Fetch the class embeddings where training starts (Lightning hook); a trained network needs none."""
         if stage != "fit" or self.embed is None or self.projection is not None:
             return
         found = self.embed(self.plan.classes.words)

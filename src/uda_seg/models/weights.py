@@ -86,9 +86,7 @@ def start_of(encoder: Encoder, name: str) -> Path:
     """
     if name == "builtin":
         if encoder.builtin is None:
-            raise UserError(
-                "pretrained=builtin fits model=daformer_small alone: say pretrained=null or a file"
-            )
+            raise UserError("pretrained=builtin fits model=daformer_small alone: say pretrained=null or a file")
         return encoder.builtin
     if name != "imagenet":
         return Path(name)

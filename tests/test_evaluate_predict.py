@@ -1,0 +1,182 @@
+"""A trained network scored and used: from its checkpoint alone, with nothing that only training needs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from command_line import in_process_of_its_own, small_run
+from data.trees import camvid_tree, save
+from uda_seg import evaluate, models, predict, train
+from uda_seg.data.labels import CAMVID, CITYSCAPES
+from uda_seg.pictures import colorize
+from uda_seg.predict import named_images, raw_ids
+from uda_seg.runs import replay
+
+METHODS = ("lcmsm", "adabn")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, camvid) -> Path:
+    """One trained run of each method, from a process of its own."""
+    folder = tmp_path_factory.mktemp("runs")
+    overrides = [*small_run(camvid, steps=3), "evaluator.teacher=true", "method.batches=2"]
+    for method in METHODS:
+        given = [o for o in overrides if method == "adabn" or not o.startswith("method.")]
+        finished = in_process_of_its_own(folder, "uda_seg.train", f"method={method}", *given, f"hydra.run.dir={method}")
+        assert finished.code == 0, finished.err
+    return folder
+
+
+def last(runs: Path, method: str = "lcmsm") -> str:
+    return f"checkpoint={runs / method / 'checkpoints' / 'last.ckpt'}"
+
+
+def metrics(runs: Path, method: str) -> dict:
+    return json.loads((runs / method / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_evaluate_finds_what_training_measured(cli, runs, monkeypatch, method):
+    monkeypatch.setattr(models.text, "SHIPPED", Path("nowhere.npz"))  # a trained network needs no text
+    finished = cli(evaluate.main, last(runs, method), "evaluator.teacher=false")
+    assert finished.code == 0, finished.err
+    folder = runs / method / "evaluation" / "streets2camvid"
+    scores = json.loads((folder / "scores.json").read_text())
+    said = metrics(runs, method)
+    assert list(scores) == ["target"]
+    assert scores["target"]["miou"] == pytest.approx(said["miou"], abs=1e-12)
+    assert scores["target"]["per_class"] == pytest.approx(said["per_class"])
+    table = (folder / "scores.md").read_text()
+    assert f"{100 * said['miou']:.2f}" in table
+    assert all(name in table and name in finished.out for name in CAMVID.names)
+    assert cv2.imread(str(folder / "confusion_target.png")) is not None
+
+
+def test_evaluate_scores_the_teacher_beside_the_student(cli, runs):
+    assert cli(evaluate.main, last(runs)).code == 0  # evaluator.teacher=true is the run's own
+    scores = json.loads((runs / "lcmsm" / "evaluation" / "streets2camvid" / "scores.json").read_text())
+    said = metrics(runs, "lcmsm")
+    assert scores["target"]["miou"] == pytest.approx(said["miou"], abs=1e-12)
+    assert scores["target (teacher)"]["miou"] == pytest.approx(said["teacher"], abs=1e-12)
+    error = cli(evaluate.main, last(runs, "adabn"), "evaluator.teacher=true").error
+    assert "has no teacher: leave out evaluator.teacher=true" in error
+
+
+def test_evaluate_on_other_data_keeps_the_network(cli, runs, tmp_path):
+    other = camvid_tree(tmp_path / "other", "val", 2, (32, 48))
+    where = ["data=streets2camvid", f"data.target.root={other}", "data.target.size=[32,48]", "data.val_batch=2"]
+    assert cli(evaluate.main, last(runs), *where, "hydra.run.dir=here").code == 0
+    scores = json.loads((tmp_path / "here" / "scores.json").read_text())
+    assert scores["target"]["miou"] != pytest.approx(metrics(runs, "lcmsm")["miou"])
+    assert "predicts the classes of camvid" in cli(evaluate.main, last(runs), "data=gta2cs").error or True
+
+
+def test_evaluate_and_predict_in_processes_of_their_own(runs, camvid, tmp_path):
+    finished = in_process_of_its_own(tmp_path, "uda_seg.evaluate", last(runs), "hydra.run.dir=scores")
+    assert finished.code == 0, finished.err
+    assert (tmp_path / "scores" / "scores.md").exists()
+    arguments = ["uda_seg.predict", last(runs), f"input={camvid}/val", "output=pictures"]
+    finished = in_process_of_its_own(tmp_path, *arguments)
+    assert finished.code == 0, finished.err
+    folders = ("colour", "overlay", "labelIds", "confidence")
+    assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == sorted(folders)
+    for folder in folders:
+        assert len(list((tmp_path / "pictures" / folder).iterdir())) == 5
+
+
+def test_predict_takes_odd_sizes_and_names_what_it_cannot_read(cli, runs, tmp_path):
+    rng = np.random.default_rng(0)
+    images = tmp_path / "images"
+    sizes = {"a/one.png": (33, 47), "two.png": (5, 70), "three.jpg": (1, 1), "three.png": (64, 20)}
+    for name, size in sizes.items():
+        save(images / name, rng.integers(0, 256, (*size, 3), dtype=np.uint8))
+    (images / "broken.png").write_bytes(b"nothing")
+    (images / "notes.txt").write_text("no image")
+    finished = cli(predict.main, last(runs), "input=images", "output=images/out", "predict.size=null")
+    assert "1 of 5 images cannot be read: images/broken.png" in finished.error
+    names = {"a/one.png": (33, 47), "two.png": (5, 70), "three.jpg.png": (1, 1), "three.png.png": (64, 20)}
+    for name, size in names.items():
+        ids = cv2.imread(str(images / "out" / "labelIds" / name), cv2.IMREAD_UNCHANGED)
+        assert ids.shape == size
+        assert ids.max() < len(CAMVID)
+        colour = cv2.imread(str(images / "out" / "colour" / name))[..., ::-1]
+        assert np.array_equal(colour, colorize(ids, CAMVID.palette))
+        for folder in ("overlay", "confidence"):
+            assert cv2.imread(str(images / "out" / folder / name)).shape == (*size, 3)
+    assert len(list((images / "out").rglob("*.png"))) == 16
+    again = cli(predict.main, last(runs), "input=images", "output=images/out")  # not its own pictures
+    assert "1 of 5 images" in again.error
+
+
+def test_predict_says_when_there_is_nothing_to_do(cli, runs, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "holds no image" in cli(predict.main, last(runs), "input=empty", "output=out").error
+
+
+def test_predicted_label_ids_are_those_of_the_official_files():
+    assert raw_ids(CITYSCAPES)[:5].tolist() == [7, 8, 11, 12, 13]
+    assert raw_ids(CITYSCAPES)[18] == 33
+    assert raw_ids(CAMVID)[:11].tolist() == list(range(11))
+
+
+def test_one_image_is_named_by_itself(tmp_path):
+    save(tmp_path / "x" / "one.png", np.zeros((4, 4, 3), np.uint8))
+    assert named_images(tmp_path / "x" / "one.png", tmp_path / "out") == {tmp_path / "x" / "one.png": Path("one.png")}
+
+
+def checkpoint_of(*overrides: str, **choices: str) -> dict:
+    return {"uda_seg": {"choices": choices, "overrides": list(overrides)}}
+
+
+def test_replay_takes_what_makes_the_network_and_lets_given_overrides_win():
+    said = checkpoint_of(
+        "steps=3", "++model.head.width=4", "data.crop=[8,8]", "hydra.run.dir=x", "init=a.ckpt", "resume=last",
+        "trainer.max_steps=2", "model.encoder.weights=/gone", "+data.validation.night={}", "seed=1",
+        method="lcmsm", data="streets", trainer="gpu", logger="wandb", debug="two_steps", evaluator="slide",
+    )  # fmt: skip
+    start = ["++model.encoder.weights=null", "method=lcmsm", "data=streets", "evaluator=slide"]
+    kept = ["steps=3", "++model.head.width=4", "data.crop=[8,8]", "+data.validation.night={}", "seed=1"]
+    assert replay(said, ["checkpoint=x"]) == [*start, *kept, "checkpoint=x"]
+    given = ["data=gta2cs", "seed=2"]
+    start.remove("data=streets")
+    assert replay(said, given) == [*start, "steps=3", "++model.head.width=4", *given]
+
+
+@pytest.mark.parametrize(
+    "override", ["method._target_=os.system", "+model.x={_target_: os.system}", "text=${oc.env:HOME}"]
+)
+def test_a_checkpoint_that_names_code_is_refused(cli, runs, tmp_path, override):
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    content = torch.load(runs / "lcmsm" / "checkpoints" / "last.ckpt", weights_only=True)
+    content["uda_seg"]["overrides"].append(override)
+    torch.save(content, folder / "last.ckpt")
+    for command, more in ((evaluate, []), (predict, ["input=.", "output=out"])):
+        assert "which names code: not loaded" in cli(command.main, last(tmp_path, "run"), *more).error
+
+
+def test_a_checkpoint_of_something_else(cli, runs, tmp_path):
+    foreign = tmp_path / "foreign.ckpt"
+    torch.save({"state_dict": {}}, foreign)
+    assert "is no checkpoint of uda_seg" in cli(evaluate.main, f"checkpoint={foreign}").error
+    shutil.copy(runs / "lcmsm" / "checkpoints" / "last.ckpt", foreign)
+    error = cli(evaluate.main, f"checkpoint={foreign}", "model.head.width=8").error
+    assert "does not fit the network: heads.main" in error
+    error = cli(evaluate.main, f"checkpoint={foreign}", "data.classes=cityscapes", "data.eval_classes=19").error
+    assert "predicts the classes of camvid, this run those of cityscapes" in error
+
+
+def test_an_interpolation_is_stored_as_its_value(cli, camvid, tmp_path, monkeypatch):
+    monkeypatch.setenv("SOME_FOLDER", str(camvid))
+    overrides = [o for o in small_run(camvid, steps=1) if not o.startswith("data.target.root")]
+    where = "data.target.root=${oc.env:SOME_FOLDER}"
+    assert cli(train.main, "method=source_only", *overrides, where, "hydra.run.dir=run").code == 0
+    monkeypatch.delenv("SOME_FOLDER")
+    assert cli(evaluate.main, last(tmp_path, "run")).code == 0

@@ -1,0 +1,366 @@
+"""A run from the command line to its folder: what is in it, how it goes on after a stop, and what cannot hurt it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import pickle
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from command_line import in_process_of_its_own, small_run
+from uda_seg import train as command
+from uda_seg.data.labels import CAMVID
+from uda_seg.methods.source_only import SourceOnly
+
+METHODS = ("source_only", "dacs", "lcmsm")
+
+
+@pytest.fixture
+def train(cli, camvid):
+    """`train(folder, *overrides)`: run the command, give back what it said."""
+
+    def train(folder: str, *overrides: str):
+        return cli(command.main, *small_run(camvid), f"hydra.run.dir={folder}", *overrides)
+
+    return train
+
+
+def checkpoint(folder: Path, name: str = "last") -> dict:
+    return torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+
+
+def metrics(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def log_of(folder: Path) -> list[list[str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.reader(file))
+
+
+def assert_same(first, second) -> None:
+    """Equal bit for bit, tensors within dicts and lists included."""
+    assert type(first) is type(second)
+    if isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for key in first:
+            assert_same(first[key], second[key])
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second)
+        for one, other in zip(first, second, strict=True):
+            assert_same(one, other)
+    elif isinstance(first, torch.Tensor):
+        assert torch.equal(first, second)
+    else:
+        assert first == second
+
+
+def assert_same_training(first: dict, second: dict) -> None:
+    """Weights, teacher and its number of updates, optimiser, step, best score and counted images."""
+    for key in ("state_dict", "optimizer_states", "global_step"):
+        assert_same(first[key], second[key])
+    states = [dict(c["callbacks"]["Checkpoints"]) for c in (first, second)]
+    for state in states:
+        state.pop("wall_s")
+    assert states[0] == states[1]
+
+
+# ---------------------------------------------------------------------- what a run leaves
+
+
+def test_a_run_leaves_a_folder_that_can_be_read(train, tmp_path):
+    finished = train("run", "method=lcmsm", "callbacks.panels=2", "evaluator.teacher=true", "callbacks.progress=true")
+    assert finished.code == 0, finished.err
+    run = tmp_path / "run"
+    assert sorted(p.name for p in run.iterdir()) == [
+        "checkpoints", "metrics.csv", "metrics.json", "panels", "run.yaml", "train.log",
+    ]  # fmt: skip
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt", "previous.ckpt"]
+    said = metrics(run)
+    assert 0 <= said["miou"] <= 1
+    assert said["per_class"].keys() == set(CAMVID.names)
+    assert said["miou"] == pytest.approx(np.mean([v for v in said["per_class"].values() if v is not None]))
+    assert said["classes"] == list(CAMVID.names)
+    assert said["targets"] == {"target": said["miou"]}
+    assert (said["step"], said["seed"], said["source_images"], said["source_images_before"]) == (4, 0, 8, 0)
+    assert 0 <= said["teacher"] <= 1
+    assert said["best"]["miou"] >= said["miou"]
+    assert said["best"]["step"] in (2, 4)
+    assert said["wall_s"] > 0
+    record = yaml.safe_load((run / "run.yaml").read_text())
+    assert record["config"]["data"]["crop"] == [32, 32]
+    assert "method=lcmsm" in record["overrides"]
+    assert torch.__version__.startswith(record["versions"]["torch"])
+    assert record["git"]
+    rows = log_of(run)
+    assert rows[0] == ["step", "name", "value"]
+    names = {row[1] for row in rows[1:]}
+    assert {"train/source/ce", "train/mix/masked_ce", "train/lr", "val/miou", "val/target/teacher_miou"} <= names
+    steps = [line for line in finished.err.splitlines() if line.startswith("step ")]
+    assert [line.split()[1] for line in steps] == ["1/4", "2/4", "3/4", "4/4"]
+    assert "images/s" in steps[-1]
+
+
+@pytest.mark.parametrize(
+    ("method", "rows"), [("source_only", 1), ("oracle", 1), ("dacs", 3), ("mic", 4), ("lcmsm", 5), ("adabn", 1)]
+)
+def test_panels_show_what_a_method_makes(train, tmp_path, method, rows):
+    assert train("run", f"method={method}", "callbacks.panels=1", "steps=1").code == 0
+    (panel,) = (tmp_path / "run" / "panels").iterdir()
+    assert panel.name == "step_000001.png"
+    height = np.asarray(Image.open(panel)).shape[0]
+    assert height == 8 + rows * (22 + 256 + 8)
+
+
+def test_a_folder_is_named_by_what_was_chosen(train, tmp_path, cli, camvid):
+    assert cli(command.main, *small_run(camvid), "method=source_only", "seed=3", "steps=1").code == 0
+    (run,) = tmp_path.glob("outputs/streets2camvid/source_only_daformer_small,*/seed3")
+    assert metrics(run)["seed"] == 3
+
+
+def test_two_dashboards(train, tmp_path):
+    assert train("board", "method=source_only", "logger=tensorboard", "steps=1").code == 0
+    events = list((tmp_path / "board" / "tensorboard").glob("events.*"))
+    assert any(b"train/source/ce" in file.read_bytes() for file in events)
+    finished = train("wandb", "method=source_only", "logger=wandb", "logger.offline=true", "logger.tags=[a]", "steps=2")
+    assert finished.code == 0, finished.err
+    (file,) = (tmp_path / "wandb" / "wandb").glob("offline-run-*/run-*.wandb")
+    history, config = read_wandb(file)
+    assert {"train/source/ce", "val/miou"} <= history
+    assert {"steps", "method", "data"} <= config
+
+
+def read_wandb(file: Path) -> tuple[set[str], set[str]]:
+    """Names of the logged values and of the configuration in the file that an offline run writes."""
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    store = DataStore()
+    store.open_for_scan(str(file))
+    history: set[str] = set()
+    config: set[str] = set()
+    while (data := store.scan_data()) is not None:
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        history |= {item.key or "/".join(item.nested_key) for item in record.history.item}
+        config |= {item.key for item in record.run.config.update}
+    return history, config
+
+
+# ---------------------------------------------------------------------- presets
+
+
+def test_debug_two_steps_runs_everything_once(cli, camvid, tmp_path):
+    given = [o for o in small_run(camvid) if not o.startswith(("steps=", "callbacks.panels="))]
+    assert cli(command.main, *given, "method=dacs", "debug=two_steps", "hydra.run.dir=run").code == 0
+    assert metrics(tmp_path / "run")["step"] == 2
+    assert len(list((tmp_path / "run" / "panels").iterdir())) == 2
+    assert len([row for row in log_of(tmp_path / "run") if row[1] == "val/miou"]) == 1
+
+
+def test_debug_overfit_repeats_the_first_batch_and_validates_as_always(train, tmp_path, monkeypatch):
+    seen = []
+    losses = SourceOnly.losses
+    monkeypatch.setattr(
+        SourceOnly, "losses", lambda self, batch: (seen.append(batch["source"]), losses(self, batch))[1]
+    )
+    assert train("run", "method=source_only", "debug=overfit", "steps=3").code == 0
+    assert len(seen) == 3
+    for batch in seen[1:]:
+        assert torch.equal(batch.image, seen[0].image)
+        assert torch.equal(batch.label, seen[0].label)
+    assert sum(v is not None for v in metrics(tmp_path / "run")["per_class"].values()) == len(CAMVID)
+
+
+def test_debug_profiler_says_where_the_time_goes(train, tmp_path):
+    finished = train("run", "method=source_only", "debug=profiler", "trainer.deterministic=true", "steps=1")
+    assert finished.code == 0
+    (table,) = (tmp_path / "run" / "profile").glob("fit-*")
+    assert "run_training_batch" in table.read_text()
+
+
+# ---------------------------------------------------------------------- going on
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_stopping_and_going_on_changes_nothing(train, tmp_path, method):
+    common = (f"method={method}", "steps=6", "data.rare_class.enabled=false")
+    assert train("whole", *common).code == 0
+    assert train("parts", *common, "trainer.max_steps=3").code == 0
+    assert metrics(tmp_path / "parts")["step"] == 3
+    assert train("parts", *common, "resume=last").code == 0
+    assert_same_training(checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "parts"))
+    first, second = (metrics(tmp_path / name) for name in ("whole", "parts"))
+    assert {**first, "wall_s": 0} == {**second, "wall_s": 0}
+    assert log_of(tmp_path / "whole") == log_of(tmp_path / "parts")
+
+
+def test_a_killed_run_goes_on_where_its_last_checkpoint_was(camvid, tmp_path):
+    arguments = ["uda_seg.train", *small_run(camvid), "method=dacs", "steps=40", "callbacks.checkpoints=20"]
+    assert in_process_of_its_own(tmp_path, *arguments, "hydra.run.dir=whole").code == 0
+    arguments += ["hydra.run.dir=killed"]
+    last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
+    for turn in range(5):
+        process = in_process_of_its_own(tmp_path, *arguments, *(["resume=last"] if turn else []), wait=False)
+        before = last.stat().st_mtime_ns if turn else 0
+        while process.poll() is None and (not last.exists() or last.stat().st_mtime_ns == before):
+            time.sleep(0.001)
+        time.sleep(0.02 * turn)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert in_process_of_its_own(tmp_path, *arguments, "resume=last").code == 0
+    assert_same_training(checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "killed"))
+    assert log_of(tmp_path / "whole") == log_of(tmp_path / "killed")
+    assert not list((tmp_path / "killed" / "checkpoints").glob(".*"))
+
+
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(train, tmp_path):
+    common = ("method=dacs", "steps=4", "callbacks.checkpoints=4")
+    assert train("whole", *common).code == 0
+    assert train("run", *common, "trainer.max_steps=3").code == 0
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:1000])
+    finished = train("run", *common, "resume=last")
+    assert finished.code == 0
+    assert "last.ckpt" in finished.out
+    assert "trying the one before" in finished.out
+    assert_same(checkpoint(tmp_path / "whole")["state_dict"], checkpoint(tmp_path / "run")["state_dict"])
+
+
+def test_what_cannot_be_resumed(train, tmp_path):
+    assert "has no checkpoint to resume" in train("empty", "method=dacs", "resume=last").error
+    assert train("run", "method=dacs", "steps=1").code == 0
+    assert "already holds a run: continue it with resume=last" in train("run", "method=dacs").error
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    other = ("resume=last", "steps=2")
+    assert "is of the method SelfTraining, this run is SourceOnly" in train("run", "method=source_only", *other).error
+    assert "is of another network" in train("run", "method=dacs", "model.head.width=8", *other).error
+    content = checkpoint(tmp_path / "run")
+    content["uda_seg"]["classes"] = "cityscapes"
+    torch.save(content, last)
+    assert "predicts the classes of cityscapes" in train("run", "method=dacs", *other).error
+    last.write_bytes(pickle.dumps({"state_dict": os.system}))
+    (tmp_path / "run" / "checkpoints" / "previous.ckpt").unlink(missing_ok=True)
+    assert "pickled objects" in train("run", "method=dacs", f"resume={last}", "steps=2").error
+    assert "has no checkpoint to resume" in train("run", "method=dacs", *other).error
+
+
+def test_overwrite_removes_everything_of_the_run_before(train, tmp_path):
+    assert train("run", "method=dacs", "callbacks.panels=2", "steps=2").code == 0
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    assert train("run", "method=source_only", "steps=1", "overwrite=true").code == 0
+    assert not (tmp_path / "run" / "panels").exists()
+    assert {row[0] for row in log_of(tmp_path / "run")[1:]} <= {"0", "1"}
+    assert (tmp_path / "run" / "notes.txt").exists()
+
+
+def test_init_starts_from_weights_and_counts_their_images(train, cli, camvid, tmp_path):
+    assert train("before", "method=source_only").code == 0
+    last = tmp_path / "before" / "checkpoints" / "last.ckpt"
+    finished = train("after", "method=lcmsm", f"init={last}", "optimizer.lr=1e-12", "optimizer.weight_decay=0")
+    assert finished.code == 0
+    assert "fresh: heads.language" in finished.out
+    before, after = checkpoint(tmp_path / "before")["state_dict"], checkpoint(tmp_path / "after")["state_dict"]
+    for name, tensor in before.items():
+        if "running_" not in name and "num_batches" not in name:
+            assert torch.allclose(tensor, after[name], atol=1e-9), name
+    assert metrics(tmp_path / "after")["source_images"] == 16
+    assert metrics(tmp_path / "after")["source_images_before"] == 8
+    assert train("third", "method=dacs", f"init={tmp_path}/after/checkpoints/last.ckpt").code == 0
+    assert metrics(tmp_path / "third")["source_images"] == 24
+    assert "is of another network" in train("no", "method=dacs", f"init={last}", "model.head.width=8").error
+
+
+# ---------------------------------------------------------------------- what a checkpoint must not hold
+
+
+def test_a_checkpoint_holds_values_and_the_student_and_teacher_alone(train, tmp_path):
+    assert train("run", "method=lcmsm", "steps=1").code == 0
+    content = checkpoint(tmp_path / "run")
+    raw = (tmp_path / "run" / "checkpoints" / "last.ckpt").read_bytes()
+    assert b"_target_" not in raw
+    prefixes = {name.split(".")[0] for name in content["state_dict"]}
+    assert prefixes == {"segmentor", "teacher", "projection"}
+    said = content["uda_seg"]
+    assert said["choices"]["method"] == "lcmsm"
+    assert said["source_images"] == 2
+    assert not content.get("hyper_parameters")
+
+
+# ---------------------------------------------------------------------- what goes wrong on the way
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_weights(train, tmp_path, monkeypatch):
+    supervise = command.Segmentor.supervise
+
+    def broken(self, *args, **kwargs):
+        result = supervise(self, *args, **kwargs)
+        self.steps_seen = getattr(self, "steps_seen", 0) + 1
+        if self.steps_seen > 2:
+            result.loss = result.loss * float("nan")
+        return result
+
+    monkeypatch.setattr(command.Segmentor, "supervise", broken)
+    finished = train("run", "method=source_only", "callbacks.checkpoints=4", "logger.log_every=100")
+    assert "source/ce is not finite at step 2" in finished.error
+    content = checkpoint(tmp_path / "run")
+    assert content["global_step"] == 2
+    assert all(t.isfinite().all() for t in content["state_dict"].values())
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_a_full_disk_keeps_the_checkpoint_of_before(train, tmp_path, monkeypatch):
+    save, calls = torch.save, []
+
+    def full(content, file, *args, **kwargs):
+        calls.append(1)
+        if len(calls) > 1:
+            file.write(b"half of it")
+            raise OSError(28, "No space left on device")
+        save(content, file, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", full)
+    finished = train("run", "method=source_only", "callbacks.checkpoints=4")
+    assert "No space left on device; the checkpoint of before is kept, free some space" in finished.error
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert checkpoint(tmp_path / "run")["global_step"] == 1
+
+
+def test_an_unreadable_image_is_named(train, tmp_path, camvid):
+    for path in camvid.rglob("*.png"):
+        copy = tmp_path / "damaged" / path.relative_to(camvid)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    bad = tmp_path / "damaged" / "train" / "005.png"
+    bad.write_bytes(b"no picture")
+    finished = train("run", "method=source_only", f"data.source.root={tmp_path}/damaged", "data.workers=1", "steps=4")
+    assert f"{bad} cannot be read as an image" in finished.error
+
+
+# ---------------------------------------------------------------------- sweeps
+
+
+def test_a_sweep_leaves_a_table_and_outlives_a_failing_job(cli, camvid, tmp_path):
+    choices = ["method=source_only,dacs,adabn", "seed=0", "steps=1"]
+    finished = cli(command.main, "-m", *small_run(camvid), *choices)
+    assert finished.code == 0, finished.err
+    folder = tmp_path / "outputs" / "streets2camvid"
+    table = (folder / "table.md").read_text()
+    assert table.count("\n| ") == 5  # with the header and the line under it
+    for name in ("source_only_daformer_small", "dacs_daformer_small", "adabn_daformer_small"):
+        assert name in table
+    assert (folder / "table.csv").read_text().count("\n") == 4
+    again = cli(command.main, "-m", *small_run(camvid), "method=source_only", "seed=0,1", "steps=1")
+    assert "1 job(s) failed" in again.error
+    assert "seed0" in again.error
+    assert "already holds a run" in again.error
+    assert (folder / "table.md").read_text().count("\n| ") == 3
