@@ -17,6 +17,9 @@ from uda_seg.data.streets.textures import Mips, Texture
 
 CUT = 110  # alpha (of 255) from which a pixel gets the label and the depth of what is drawn
 SHIFT = 4  # fractional bits of the outlines
+OPAQUE, CLEAR = np.uint8(255), np.uint8(0)
+RAMP = np.arange(1 << 14, dtype=np.float32)
+WARP = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
 
 
 @dataclass
@@ -42,81 +45,142 @@ def draw_background(camera: Camera, size: tuple[int, int], scene: Scene, paint: 
     return canvas
 
 
+@dataclass(frozen=True)
+class Patch:
+    """One parallelogram on the screen.
+
+    Attributes:
+        box: x0, y0, x1, y1 (exclusive).
+        texture: one mip level.
+        matrix: [3, 3] maps the box's own pixels to (texel x, texel y, 1) / depth.
+        plane: [3] its last row, the inverse depth, as float32.
+        outline: int32 [k, 2], the polygon in the box with `SHIFT` fractional bits.
+        tint: [4] factors of red, green and blue, and 0.
+        label: what it is.
+        solid: whether its label covers the holes.
+    """
+
+    box: tuple[int, int, int, int]
+    texture: Texture
+    matrix: NDArray[np.float64]
+    plane: Plane
+    outline: NDArray[np.int32]
+    tint: NDArray[np.float64]
+    label: int
+    solid: bool
+
+
 def draw_quads(canvas: Canvas, camera: Camera, quads: Quads, frames: float) -> None:
     """Draw all parallelograms, shadows first, then far to near, `frames` after the scene's own moment."""
     size = (canvas.label.shape[0], canvas.label.shape[1])
     origin = np.array(quads.origin) + frames * np.array(quads.velocity)
-    seen = project(camera, size, origin, np.array(quads.u), np.array(quads.v))
+    found = patches(quads, project(camera, size, origin, np.array(quads.u), np.array(quads.v)))
+    white = np.full((*size, 3), 255, np.uint8)
+    for patch in found:
+        if patch.label == SHADOW:
+            darken(canvas, patch)
+    for patch in found:
+        if patch.label != SHADOW:
+            (draw_surface if patch.texture.shape[2] == 3 else draw_cutout)(canvas, patch, white)
+
+
+def patches(quads: Quads, seen: Projection) -> list[Patch]:
+    """Everything that can be prepared for all parallelograms at once."""
     textures = [level(quads.texture[which], extent) for which, extent in zip(seen.index, seen.extent, strict=True)]
-    matrices = to_texels(seen, textures)
-    shadow = np.array(quads.label)[seen.index] == SHADOW
-    for place in np.concatenate([np.flatnonzero(shadow), np.flatnonzero(~shadow)]).tolist():
-        draw_quad(canvas, quads, seen, place, textures[place], matrices[place])
-
-
-def to_texels(seen: Projection, textures: list[Texture]) -> NDArray[np.float64]:
-    """[n, 3, 3] maps from a box's own pixels to (texel x, texel y, 1) / depth."""
     matrix = seen.matrix.copy()
     matrix[:, :, 2] += matrix[:, :, 0] * seen.box[:, :1] + matrix[:, :, 1] * seen.box[:, 1:2]
     texels = np.array([t.shape[1::-1] for t in textures], float).reshape(-1, 2, 1)
-    matrix[:, :2] = matrix[:, :2] * texels - 0.5 * matrix[:, 2:]  # texel centres lie at half-integers
-    return matrix
+    # Texel centres lie at half-integers. Opaque textures are sampled one texel within their edges, so that bilinear
+    # weights never reach the border, whose replication is slow.
+    inset = np.array([1.0 if t.shape[2] == 3 else -0.5 for t in textures]).reshape(-1, 1, 1)
+    shrink = np.where(inset > 0, 3.0, 0.0)
+    matrix[:, :2] = matrix[:, :2] * (texels - shrink) + inset * matrix[:, 2:]
+    corners = np.concatenate([np.zeros((0, 2)), *seen.polygon])
+    counts = [len(polygon) for polygon in seen.polygon]
+    corners = np.clip(corners, -1e4, 1e4) - np.repeat(seen.box[:, :2], counts, axis=0)
+    outlines = np.split(np.rint(corners * 2**SHIFT).astype(np.int32), np.cumsum(counts)[:-1])
+    tints, planes = np.zeros((len(textures), 4)), matrix[:, 2].astype(np.float32)
+    tints[:, :3] = np.array(quads.tint)[seen.index] / 255
+    return [
+        Patch(
+            (x0, y0, x1, y1),
+            textures[i],
+            matrix[i],
+            planes[i],
+            outlines[i],
+            tints[i],
+            quads.label[which],
+            quads.solid[which],
+        )
+        for i, (which, (x0, y0, x1, y1)) in enumerate(zip(seen.index.tolist(), seen.box.tolist(), strict=True))
+        if x1 > x0 and y1 > y0
+    ]
 
 
-def draw_quad(
-    canvas: Canvas, quads: Quads, seen: Projection, place: int, texture: Texture, matrix: NDArray[np.float64]
-) -> None:
-    """Warp one texture into its screen box and blend it where it is nearest."""
-    x0, y0, x1, y1 = seen.box[place].tolist()
-    if x1 <= x0 or y1 <= y0:
-        return
-    which = int(seen.index[place])
-    size, label, opaque = (x1 - x0, y1 - y0), quads.label[which], texture.shape[2] == 3
-    a, b, c = matrix[2].tolist()
-    inverse = np.arange(size[0], dtype=np.float32) * np.float32(a)
-    inverse = inverse + (np.arange(size[1], dtype=np.float32) * np.float32(b) + np.float32(c))[:, None]
-    behind, below = canvas.inverse[y0:y1, x0:x1], canvas.colour[y0:y1, x0:x1]
-    nearest = cv2.compare(inverse * np.float32(1.02) if label == SHADOW else inverse, behind, cv2.CMP_GT)
-    if opaque or quads.solid[which]:
-        points = np.clip(seen.polygon[place], -1e4, 1e4) - (x0, y0)
-        outline = np.zeros((size[1], size[0]), np.uint8)
-        cv2.fillConvexPoly(outline, np.rint(points * 2**SHIFT).astype(np.int32), 255, cv2.LINE_8, SHIFT)
-        owned = cv2.bitwise_and(outline, nearest)
-    tint = np.array(quads.tint[which], np.float32) * np.float32(1 / 255)
-    if opaque and texture.shape[:2] == (1, 1):
-        below[owned.view(np.bool_)] = texture[0, 0] * tint
+def nearness(canvas: Canvas, patch: Patch, favour: float = 1.0) -> tuple[Plane, Texture]:
+    """Inverse depth in the box, and 255 where it is nearer (after `favour`) than what is drawn already."""
+    x0, y0, x1, y1 = patch.box
+    a, b, c = patch.plane
+    inverse: Plane = np.add.outer(b * RAMP[: y1 - y0] + c, a * RAMP[: x1 - x0])
+    here = inverse * np.float32(favour) if favour > 1 else inverse
+    return inverse, np.asarray(cv2.compare(here, canvas.inverse[y0:y1, x0:x1], cv2.CMP_GT), np.uint8)
+
+
+def inside(patch: Patch, nearest: Texture) -> Texture:
+    """255 within the parallelogram where it is nearest."""
+    outline = np.zeros(nearest.shape, np.uint8)
+    cv2.fillConvexPoly(outline, patch.outline, 255, cv2.LINE_8, SHIFT)
+    return np.asarray(cv2.bitwise_and(outline, nearest), np.uint8)
+
+
+def warp(patch: Patch) -> Texture:
+    """The texture as it is seen in the box."""
+    size = (patch.box[2] - patch.box[0], patch.box[3] - patch.box[1])
+    return np.asarray(cv2.warpPerspective(patch.texture, patch.matrix, size, flags=WARP), np.uint8)
+
+
+def own(canvas: Canvas, patch: Patch, inverse: Plane, owned: Texture) -> None:
+    """Write label and depth."""
+    x0, y0, x1, y1 = patch.box
+    np.copyto(canvas.label[y0:y1, x0:x1], np.uint8(patch.label), where=owned.view(np.bool_))
+    cv2.copyTo(inverse, owned, canvas.inverse[y0:y1, x0:x1])
+
+
+def draw_surface(canvas: Canvas, patch: Patch, white: Texture) -> None:
+    """A parallelogram without holes."""
+    x0, y0, x1, y1 = patch.box
+    inverse, nearest = nearness(canvas, patch)
+    owned, tint = inside(patch, nearest), patch.tint
+    if patch.texture.shape[0] == 1:  # one colour: nothing to warp
+        picture = white[: y1 - y0, : x1 - x0]
+        tint = tint * [*(patch.texture[0, 0] / 255), 0.0]
     else:
-        border = cv2.BORDER_REPLICATE if opaque else cv2.BORDER_CONSTANT
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        warped = np.asarray(cv2.warpPerspective(texture, matrix, size, flags=flags, borderMode=border), np.uint8)
-        if opaque:
-            cv2.copyTo(tinted(warped, tint), owned, below)
-        else:
-            alpha = np.asarray(cv2.bitwise_and(warped[..., 3], nearest), np.uint8)
-            blend(below, warped, alpha, tint, is_shadow=label == SHADOW)
-            if label == SHADOW:
-                return
-            if not quads.solid[which]:
-                owned = np.where(alpha > CUT, np.uint8(255), np.uint8(0))
-    cv2.copyTo(np.full(owned.shape, label, np.uint8), owned, canvas.label[y0:y1, x0:x1])
-    cv2.copyTo(inverse, owned, behind)
+        picture = warp(patch)
+    cv2.copyTo(cv2.multiply(picture, tint, dtype=cv2.CV_32F), owned, canvas.colour[y0:y1, x0:x1])
+    own(canvas, patch, inverse, owned)
 
 
-def blend(below: Plane, warped: Texture, alpha: Texture, tint: Plane, *, is_shadow: bool) -> None:
-    """Lay premultiplied colours over what is there; a shadow only darkens, by its tint's share."""
-    if is_shadow:
-        rest = cv2.cvtColor(cv2.convertScaleAbs(alpha, alpha=float(tint[0]) * 255), cv2.COLOR_GRAY2RGB)
-        cv2.multiply(below, cv2.bitwise_not(rest), below, 1 / 255, cv2.CV_32F)
-        return
+def draw_cutout(canvas: Canvas, patch: Patch, white: Texture) -> None:
+    """A parallelogram whose texture has holes (premultiplied colours) laid over what is there."""
+    x0, y0, x1, y1 = patch.box
+    inverse, nearest = nearness(canvas, patch)
+    picture, below = warp(patch), canvas.colour[y0:y1, x0:x1]
+    alpha = np.asarray(cv2.bitwise_and(picture[..., 3], nearest), np.uint8)
     rest = cv2.bitwise_not(cv2.cvtColor(alpha, cv2.COLOR_GRAY2RGB))
     cv2.multiply(below, rest, below, 1 / 255, cv2.CV_32F)
-    seen = np.asarray(cv2.copyTo(cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB), alpha), np.uint8)
-    cv2.add(below, tinted(seen, tint), below)
+    visible = cv2.copyTo(cv2.cvtColor(picture, cv2.COLOR_RGBA2RGB), alpha)
+    cv2.add(below, cv2.multiply(visible, patch.tint, dtype=cv2.CV_32F), below)
+    own(canvas, patch, inverse, inside(patch, nearest) if patch.solid else np.where(alpha > CUT, OPAQUE, CLEAR))
 
 
-def tinted(picture: Texture, tint: Plane) -> Plane:
-    """uint8 RGB times a colour, as float32."""
-    return np.asarray(cv2.multiply(picture, np.array([*tint.tolist(), 0.0]), dtype=cv2.CV_32F), np.float32)
+def darken(canvas: Canvas, patch: Patch) -> None:
+    """A shadow, by its tint's share; it has neither label nor depth, and may lie a little under the ground."""
+    x0, y0, x1, y1 = patch.box
+    _, nearest = nearness(canvas, patch, favour=1.02)
+    alpha = cv2.bitwise_and(warp(patch)[..., 3], nearest)
+    rest = cv2.bitwise_not(cv2.convertScaleAbs(alpha, alpha=float(patch.tint[0]) * 255))
+    below = canvas.colour[y0:y1, x0:x1]
+    cv2.multiply(below, cv2.cvtColor(rest, cv2.COLOR_GRAY2RGB), below, 1 / 255, cv2.CV_32F)
 
 
 def level(texture: Mips, extent: NDArray[np.float64]) -> Texture:

@@ -140,21 +140,23 @@ class Stage:
         trunk, size = float(self.rng.uniform(1.8, 2.8)), float(self.rng.uniform(3.5, 6.5))
         bark = colour(self.rng, ((0.05, 0.1), (0.2, 0.45), (0.2, 0.36)))
         x, radius = self.x(offset, z), float(self.rng.uniform(0.13, 0.24))
-        for i, shade in enumerate((1.0, 0.7)):
+        far = z > 35.0  # fewer pieces where they would not be told apart
+        for i, shade in enumerate((0.85,) if far else (1.0, 0.7)):
+            width = 2 * radius if far else radius
             self.quads.add(
-                (x + (i - 1) * radius, -trunk, z), (radius, 0.0, 0.0), (0.0, trunk, 0.0), FLAT, VEGETATION, bark,
+                (x - radius + i * width, -trunk, z), (width, 0.0, 0.0), (0.0, trunk, 0.0), FLAT, VEGETATION, bark,
                 light=shade,
             )  # fmt: skip
         kind, tone = ("bare" if self.bare else "crown"), float(self.rng.uniform(0.8, 1.15))
         skin = self.bank.pick(kind, self.rng)
-        for dz in (0.0,) if self.bare else (0.3, -0.3):
+        for dz in (0.0,) if self.bare or far else (0.3, -0.3):
             width = size * float(self.rng.uniform(0.85, 1.0))
             top = trunk + size * (0.95 if self.bare else 0.8)
             self.quads.add(
                 (x - width / 2, -top, z + dz), (width, 0.0, 0.0), (0.0, size * (0.97 if self.bare else 1.0), 0.0), skin,
                 VEGETATION, (tone, tone, tone), light=1 - 0.15 * self.contrast,
             )  # fmt: skip
-        if not self.bare and planted:
+        if not self.bare and planted and not far:
             self.shadow(offset + 0.6 * self.sun_side, z - 1.5, size * 0.8, 3.0)
 
     def pedestrian(self, offset: float, z: float) -> None:
