@@ -99,7 +99,7 @@ def test_the_packaged_conf_is_found_where_the_package_lies():
         ("steps=0", "steps=0 must be greater than 0"),
         ("optimizer.clip_norm=-1", "optimizer.clip_norm=-1.0 must be greater than 0"),
         ("teacher.alpha=1.5", "teacher.alpha=1.5 is a fraction"),
-        ("optimizer.accumulate=9", "optimizer.accumulate=9 must lie between 1 and the batch of 8"),
+        ("optimizer.accumulate=9", "optimizer.accumulate=9 must lie between 1 and the batch of 4"),
         ("stepz=3", "did you mean steps?"),
         ("trainer.max_step=3", "did you mean trainer.max_steps?"),
         ("method.mask_ration=0.1", "method.mask_ration is unknown; did you mean mask_ratio?"),
