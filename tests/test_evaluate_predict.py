@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from command_line import in_process_of_its_own, small_run
+from command_line import forked, in_process_of_its_own, small_run
 from data.trees import camvid_tree, save
 from uda_seg import evaluate, models, predict, train
 from uda_seg.data.labels import CAMVID, CITYSCAPES
@@ -24,13 +24,13 @@ METHODS = ("lcmsm", "adabn")
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, camvid) -> Path:
-    """One trained run of each method, from a process of its own."""
+    """One trained run of each method."""
     folder = tmp_path_factory.mktemp("runs")
-    overrides = [*small_run(camvid, steps=3), "evaluator.teacher=true", "method.batches=2"]
+    overrides = [*small_run(camvid, steps=3), "evaluator.teacher=true"]
     for method in METHODS:
-        given = [o for o in overrides if method == "adabn" or not o.startswith("method.")]
-        finished = in_process_of_its_own(folder, "uda_seg.train", f"method={method}", *given, f"hydra.run.dir={method}")
-        assert finished.code == 0, finished.err
+        process = forked(train.main, folder, f"method={method}", *overrides, f"hydra.run.dir={method}")
+        process.join()
+        assert process.exitcode == 0
     return folder
 
 
@@ -75,7 +75,6 @@ def test_evaluate_on_other_data_keeps_the_network(cli, runs, tmp_path):
     assert cli(evaluate.main, last(runs), *where, "hydra.run.dir=here").code == 0
     scores = json.loads((tmp_path / "here" / "scores.json").read_text())
     assert scores["target"]["miou"] != pytest.approx(metrics(runs, "lcmsm")["miou"])
-    assert "predicts the classes of camvid" in cli(evaluate.main, last(runs), "data=gta2cs").error or True
 
 
 def test_evaluate_and_predict_in_processes_of_their_own(runs, camvid, tmp_path):
@@ -94,14 +93,14 @@ def test_evaluate_and_predict_in_processes_of_their_own(runs, camvid, tmp_path):
 def test_predict_takes_odd_sizes_and_names_what_it_cannot_read(cli, runs, tmp_path):
     rng = np.random.default_rng(0)
     images = tmp_path / "images"
-    sizes = {"a/one.png": (33, 47), "two.png": (5, 70), "three.jpg": (1, 1), "three.png": (64, 20)}
+    sizes = {"a/one.png": (33, 47), "two.png": (5, 70), "three.jpg": (7, 9), "three.png": (64, 20)}
     for name, size in sizes.items():
         save(images / name, rng.integers(0, 256, (*size, 3), dtype=np.uint8))
     (images / "broken.png").write_bytes(b"nothing")
     (images / "notes.txt").write_text("no image")
     finished = cli(predict.main, last(runs), "input=images", "output=images/out", "predict.size=null")
     assert "1 of 5 images cannot be read: images/broken.png" in finished.error
-    names = {"a/one.png": (33, 47), "two.png": (5, 70), "three.jpg.png": (1, 1), "three.png.png": (64, 20)}
+    names = {"a/one.png": (33, 47), "two.png": (5, 70), "three.jpg.png": (7, 9), "three.png.png": (64, 20)}
     for name, size in names.items():
         ids = cv2.imread(str(images / "out" / "labelIds" / name), cv2.IMREAD_UNCHANGED)
         assert ids.shape == size

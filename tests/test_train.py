@@ -7,7 +7,9 @@ import json
 import os
 import pickle
 import signal
+import struct
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ import torch
 import yaml
 from PIL import Image
 
-from command_line import in_process_of_its_own, small_run
+from command_line import forked, small_run
 from uda_seg import train as command
 from uda_seg.data.labels import CAMVID
 from uda_seg.methods.source_only import SourceOnly
@@ -141,19 +143,31 @@ def test_two_dashboards(train, tmp_path):
 
 def read_wandb(file: Path) -> tuple[set[str], set[str]]:
     """Names of the logged values and of the configuration in the file that an offline run writes."""
-    from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
+    from wandb.proto.wandb_internal_pb2 import Record
 
-    store = DataStore()
-    store.open_for_scan(str(file))
     history: set[str] = set()
     config: set[str] = set()
-    while (data := store.scan_data()) is not None:
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+    for data in logged_records(file.read_bytes()):
+        record = Record.FromString(data)
         history |= {item.key or "/".join(item.nested_key) for item in record.history.item}
         config |= {item.key for item in record.run.config.update}
     return history, config
+
+
+def logged_records(content: bytes) -> Iterator[bytes]:
+    """The records of a LevelDB log: blocks of 32 KiB of (checksum, length, kind, part of a record), 7 bytes ahead."""
+    block, header = 2**15, struct.Struct("<IHB")
+    assert content[:4] == b":W&B"
+    at, parts = 7, b""
+    while at + header.size <= len(content):
+        if block - at % block < header.size:
+            at += block - at % block
+        _, length, kind = header.unpack_from(content, at)
+        at += header.size + length
+        parts += content[at - length : at]
+        if kind in (1, 4):  # whole, or the last part
+            yield parts
+            parts = b""
 
 
 # ---------------------------------------------------------------------- presets
@@ -204,20 +218,21 @@ def test_stopping_and_going_on_changes_nothing(train, tmp_path, method):
     assert log_of(tmp_path / "whole") == log_of(tmp_path / "parts")
 
 
-def test_a_killed_run_goes_on_where_its_last_checkpoint_was(camvid, tmp_path):
-    arguments = ["uda_seg.train", *small_run(camvid), "method=dacs", "steps=40", "callbacks.checkpoints=20"]
-    assert in_process_of_its_own(tmp_path, *arguments, "hydra.run.dir=whole").code == 0
-    arguments += ["hydra.run.dir=killed"]
+def test_a_killed_run_goes_on_where_its_last_checkpoint_was(train, camvid, tmp_path):
+    overrides = ("method=dacs", "steps=40", "callbacks.checkpoints=20")
+    assert train("whole", *overrides).code == 0
+    arguments = [*small_run(camvid), *overrides, "hydra.run.dir=killed"]
     last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
     for turn in range(5):
-        process = in_process_of_its_own(tmp_path, *arguments, *(["resume=last"] if turn else []), wait=False)
-        before = last.stat().st_mtime_ns if turn else 0
-        while process.poll() is None and (not last.exists() or last.stat().st_mtime_ns == before):
+        process = forked(command.main, tmp_path, *arguments, *(["resume=last"] if turn else []))
+        before = last.stat().st_mtime_ns if turn else None
+        while process.is_alive() and (not last.exists() or last.stat().st_mtime_ns == before):
             time.sleep(0.001)
-        time.sleep(0.02 * turn)
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
-    assert in_process_of_its_own(tmp_path, *arguments, "resume=last").code == 0
+        time.sleep(0.01 * turn)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    assert train("killed", *overrides, "resume=last").code == 0
     assert_same_training(checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "killed"))
     assert log_of(tmp_path / "whole") == log_of(tmp_path / "killed")
     assert not list((tmp_path / "killed" / "checkpoints").glob(".*"))

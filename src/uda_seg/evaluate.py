@@ -38,7 +38,9 @@ def expand(given: list[str]) -> list[str]:
     """The checkpoint's own configuration below the given overrides; results go beside the checkpoint's run."""
     path = given_path(given, "checkpoint", USAGE)
     folder = path.resolve().parent.parent / "evaluation"
-    return [f"hydra.run.dir='{folder}/${{data.name}}'", *replay(read_checkpoint(path), given)]
+    replayed = replay(read_checkpoint(path), given)
+    # Nothing is cropped here, so no crop can be too large for other data.
+    return [f"hydra.run.dir='{folder}/${{data.name}}'", *replayed, "data.crop=[1,1]"]
 
 
 def evaluate(config: Config, folder: Path) -> float:
@@ -47,7 +49,6 @@ def evaluate(config: Config, folder: Path) -> float:
     path = Path(str(config.checkpoint))
     content = read_checkpoint(path)
     data = build_data(config)
-    data.setup("validate")
     module = build_module(config, data)
     # A plain module: what a method does around validation (AdaBN's statistics) is in the checkpoint already.
     scorer = SourceOnly(load_trained(module, content, path), module.plan)
@@ -55,6 +56,7 @@ def evaluate(config: Config, folder: Path) -> float:
     if config.evaluator.teacher:
         load_trained(module, content, path, teacher=True)
         scorer.teacher, scorer.evaluate_teacher = module.teacher, True
+    data.setup("validate")
     trainer = pl.Trainer(
         accelerator=config.trainer.accelerator,
         devices=1,
