@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +12,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from uda_seg.config import CONF, Config, groups, key_of, parse
 
 
 @dataclass
@@ -58,17 +62,28 @@ def in_process_of_its_own(folder: Path, *arguments: str) -> Finished:
     return Finished(done.returncode, done.stdout, done.stderr)
 
 
-def forked(main: Callable[[], None], folder: Path, *arguments: str) -> BaseProcess:
-    """The command in a process that can be killed, without the seconds that imports take."""
-
-    def child() -> None:
-        os.chdir(folder)
-        sys.argv = ["command", *arguments]
-        main()
-
-    process = multiprocessing.get_context("fork").Process(target=child)
+def forked(work: Callable[[], object]) -> BaseProcess:
+    """`work` in a process that can be killed, without the seconds that imports take."""
+    process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
     return process
+
+
+@functools.cache
+def composition(choices: tuple[str, ...]) -> DictConfig:
+    """What the groups' files say; composing is what takes most of the time of a small run."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", list(choices))
+    OmegaConf.set_struct(config, False)
+    return config
+
+
+def configured(*overrides: str) -> Config:
+    """The configuration of these overrides, as a command is given it."""
+    overrides = tuple(o.lstrip("+") for o in overrides if not key_of(o).startswith("hydra"))
+    choices = tuple(o for o in overrides if key_of(o) in groups())
+    values = OmegaConf.from_dotlist([o for o in overrides if o not in choices])
+    return parse(OmegaConf.merge(composition(choices), values))
 
 
 # A network of a few hundred weights.

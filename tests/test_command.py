@@ -93,7 +93,7 @@ def test_a_typo_in_a_process_of_its_own(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", [train, evaluate, predict])
+@pytest.mark.parametrize("command", [train, predict])
 def test_help_is_for_people(cli, command):
     finished = cli(command.main, "--help")
     assert finished.code == 0

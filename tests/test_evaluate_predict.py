@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from command_line import forked, in_process_of_its_own, small_run
+from command_line import configured, in_process_of_its_own, small_run
 from data.trees import camvid_tree, save
 from uda_seg import evaluate, models, predict, train
 from uda_seg.data.labels import CAMVID, CITYSCAPES
+from uda_seg.errors import UserError
 from uda_seg.pictures import colorize
 from uda_seg.predict import named_images, raw_ids
 from uda_seg.runs import replay
@@ -28,10 +30,27 @@ def runs(tmp_path_factory, camvid) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     overrides = [*small_run(camvid, steps=3), "evaluator.teacher=true"]
     for method in METHODS:
-        process = forked(train.main, folder, f"method={method}", *overrides, f"hydra.run.dir={method}")
-        process.join()
-        assert process.exitcode == 0
+        command_line(train.main, folder, f"method={method}", *overrides, f"hydra.run.dir={method}")
     return folder
+
+
+def command_line(main: Callable[[], None], folder: Path, *arguments: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("sys.argv", ["command", *arguments])
+        main()
+
+
+def evaluated(*overrides: str) -> dict:
+    """The scores that `evaluate` writes, without composing a configuration for each test."""
+    given = evaluate.expand(list(overrides))
+    folder = Path(given[0].partition("=")[2].strip("'").replace("${data.name}", "here"))
+    evaluate.evaluate(configured(*given), folder)
+    return json.loads((folder / "scores.json").read_text())
+
+
+def refused(said: str) -> pytest.RaisesExc[UserError]:
+    return pytest.raises(UserError, match=re.escape(said))
 
 
 def last(runs: Path, method: str = "lcmsm") -> str:
@@ -43,38 +62,35 @@ def metrics(runs: Path, method: str) -> dict:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_evaluate_finds_what_training_measured(cli, runs, monkeypatch, method):
+def test_evaluate_finds_what_training_measured(runs, monkeypatch, capsys, method):
     monkeypatch.setattr(models.text, "SHIPPED", Path("nowhere.npz"))  # a trained network needs no text
-    finished = cli(evaluate.main, last(runs, method), "evaluator.teacher=false")
-    assert finished.code == 0, finished.err
-    folder = runs / method / "evaluation" / "streets2camvid"
-    scores = json.loads((folder / "scores.json").read_text())
+    scores = evaluated(last(runs, method), "evaluator.teacher=false")
     said = metrics(runs, method)
     assert list(scores) == ["target"]
     assert scores["target"]["miou"] == pytest.approx(said["miou"], abs=1e-12)
     assert scores["target"]["per_class"] == pytest.approx(said["per_class"])
-    table = (folder / "scores.md").read_text()
+    table = (runs / method / "evaluation" / "here" / "scores.md").read_text()
     assert f"{100 * said['miou']:.2f}" in table
-    assert all(name in table and name in finished.out for name in CAMVID.names)
-    assert cv2.imread(str(folder / "confusion_target.png")) is not None
+    assert all(name in table for name in CAMVID.names)
+    assert f"{100 * said['miou']:.2f}" in capsys.readouterr().out
+    assert cv2.imread(str(runs / method / "evaluation" / "here" / "confusion_target.png")) is not None
 
 
-def test_evaluate_scores_the_teacher_beside_the_student(cli, runs):
-    assert cli(evaluate.main, last(runs)).code == 0  # evaluator.teacher=true is the run's own
-    scores = json.loads((runs / "lcmsm" / "evaluation" / "streets2camvid" / "scores.json").read_text())
+def test_evaluate_scores_the_teacher_beside_the_student(runs):
+    scores = evaluated(last(runs))  # evaluator.teacher=true is the run's own
     said = metrics(runs, "lcmsm")
     assert scores["target"]["miou"] == pytest.approx(said["miou"], abs=1e-12)
     assert scores["target (teacher)"]["miou"] == pytest.approx(said["teacher"], abs=1e-12)
-    error = cli(evaluate.main, last(runs, "adabn"), "evaluator.teacher=true").error
-    assert "has no teacher: leave out evaluator.teacher=true" in error
+    with refused("has no teacher: leave out evaluator.teacher=true"):
+        evaluated(last(runs, "adabn"), "evaluator.teacher=true")
 
 
-def test_evaluate_on_other_data_keeps_the_network(cli, runs, tmp_path):
+def test_evaluate_on_other_data_keeps_the_network(runs, tmp_path):
     other = camvid_tree(tmp_path / "other", "val", 2, (32, 48))
     where = ["data=streets2camvid", f"data.target.root={other}", "data.target.size=[32,48]", "data.val_batch=2"]
-    assert cli(evaluate.main, last(runs), *where, "hydra.run.dir=here").code == 0
-    scores = json.loads((tmp_path / "here" / "scores.json").read_text())
-    assert scores["target"]["miou"] != pytest.approx(metrics(runs, "lcmsm")["miou"])
+    assert evaluated(last(runs), *where)["target"]["miou"] != pytest.approx(metrics(runs, "lcmsm")["miou"])
+    with refused("predicts the classes of camvid, this run those of cityscapes"):
+        evaluated(last(runs), "data=gta2cs")
 
 
 def test_evaluate_and_predict_in_processes_of_their_own(runs, camvid, tmp_path):
@@ -148,28 +164,23 @@ def test_replay_takes_what_makes_the_network_and_lets_given_overrides_win():
     assert replay(said, given) == [*start, "steps=3", "++model.head.width=4", *given]
 
 
-@pytest.mark.parametrize(
-    "override", ["method._target_=os.system", "+model.x={_target_: os.system}", "text=${oc.env:HOME}"]
-)
-def test_a_checkpoint_that_names_code_is_refused(cli, runs, tmp_path, override):
-    folder = tmp_path / "run" / "checkpoints"
-    folder.mkdir(parents=True)
+@pytest.mark.parametrize("override", ["+model.x={_target_: os.system}", "text=${oc.env:HOME}"])
+def test_a_checkpoint_that_names_code_is_refused(runs, tmp_path, override):
     content = torch.load(runs / "lcmsm" / "checkpoints" / "last.ckpt", weights_only=True)
     content["uda_seg"]["overrides"].append(override)
-    torch.save(content, folder / "last.ckpt")
-    for command, more in ((evaluate, []), (predict, ["input=.", "output=out"])):
-        assert "which names code: not loaded" in cli(command.main, last(tmp_path, "run"), *more).error
+    torch.save(content, tmp_path / "last.ckpt")
+    given = [f"checkpoint={tmp_path}/last.ckpt", f"input={tmp_path}", f"output={tmp_path}"]
+    for expand in (evaluate.expand, predict.expand):
+        with refused("which names code: not loaded"):
+            expand(given)
 
 
-def test_a_checkpoint_of_something_else(cli, runs, tmp_path):
-    foreign = tmp_path / "foreign.ckpt"
-    torch.save({"state_dict": {}}, foreign)
-    assert "is no checkpoint of uda_seg" in cli(evaluate.main, f"checkpoint={foreign}").error
-    shutil.copy(runs / "lcmsm" / "checkpoints" / "last.ckpt", foreign)
-    error = cli(evaluate.main, f"checkpoint={foreign}", "model.head.width=8").error
-    assert "does not fit the network: heads.main" in error
-    error = cli(evaluate.main, f"checkpoint={foreign}", "data.classes=cityscapes", "data.eval_classes=19").error
-    assert "predicts the classes of camvid, this run those of cityscapes" in error
+def test_a_checkpoint_of_something_else(runs, tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    with refused("is no checkpoint of uda_seg"):
+        evaluated(f"checkpoint={tmp_path}/foreign.ckpt")
+    with refused("does not fit the network: heads.main"):
+        evaluated(last(runs), "model.head.width=8")
 
 
 def test_an_interpolation_is_stored_as_its_value(cli, camvid, tmp_path, monkeypatch):
