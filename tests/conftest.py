@@ -11,7 +11,7 @@ from command_line import CommandLine
 from data.trees import camvid_tree
 from uda_seg.data.batch import DomainBatch
 from uda_seg.data.labels import CITYSCAPES
-from uda_seg.methods.base import OptimizerSettings, Plan, TeacherSettings
+from uda_seg.methods.settings import OptimizerSettings, Plan, TeacherSettings
 from uda_seg.models.daformer import DAFormerHead
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.models.small import ResidualEncoder

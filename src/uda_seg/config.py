@@ -19,7 +19,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from uda_seg.data.labels import CLASS_SETS
 from uda_seg.data.settings import DataSettings
 from uda_seg.errors import UserError
-from uda_seg.methods.base import OptimizerSettings, ScheduleSettings, TeacherSettings
+from uda_seg.methods.settings import OptimizerSettings, ScheduleSettings, TeacherSettings
 
 _PACKAGE = Path(__file__).resolve().parent
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parents[1] / "conf"

@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader
 from uda_seg.callbacks.ema import TeacherEMA
 from uda_seg.data.labels import CITYSCAPES
 from uda_seg.errors import UserError
-from uda_seg.methods.base import OptimizerSettings, ScheduleSettings, fold
 from uda_seg.methods.lcmsm import LCMSM
 from uda_seg.methods.self_training import SelfTraining
+from uda_seg.methods.settings import OptimizerSettings, ScheduleSettings
 from uda_seg.methods.source_only import Oracle, SourceOnly
+from uda_seg.methods.step import fold
 
 STEPS = 3
 

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uda_seg.data.batch import DomainBatch
-from uda_seg.methods.base import Plan, fold
+from uda_seg.methods.base import Plan
+from uda_seg.methods.step import fold
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.ops.augment import draw_strong, strong_augment
 from uda_seg.ops.ema import ema_decay

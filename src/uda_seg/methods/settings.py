@@ -1,0 +1,96 @@
+"""What a run decides about optimiser, schedule, teacher and step: the values, and nothing that acts on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from uda_seg.data.labels import ClassSet
+
+
+@dataclass
+class OptimizerSettings:
+    """The optimiser and its parameter groups (defaults: DAFormer, AdamW).
+
+    Attributes:
+        name: `adamw` or `sgd`.
+        lr: learning rate of the encoder and of anything that is not a segmentation head.
+        betas: AdamW's two decay rates.
+        momentum: SGD's momentum.
+        weight_decay: decay of every parameter but the encoder's norm layers.
+        head_lr_multiplier: learning rate of the heads relative to `lr`.
+        clip_norm: largest L2 norm of the summed gradient; null leaves it alone.
+        accumulate: micro-batches a batch is split into; still one optimiser step a batch.
+    """
+
+    name: str = "adamw"
+    lr: float = 6e-5
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    momentum: float = 0.9
+    weight_decay: float = 0.01
+    head_lr_multiplier: float = 10.0
+    clip_norm: float | None = None
+    accumulate: int = 1
+
+
+@dataclass
+class ScheduleSettings:
+    """Linear warm-up, then polynomial decay to zero; `warmup` is a fraction of the run's steps."""
+
+    warmup: float = 0.0375
+    power: float = 1.0
+
+
+@dataclass
+class TeacherSettings:
+    """The mean teacher and the labels it gives.
+
+    Attributes:
+        alpha: ceiling of the average's decay, min(1 - 1/(t+1), alpha).
+        update: `start` of a step (DAFormer) or its `end` (CorDA).
+        batch_norm: `eval` uses averaged running statistics; `train` the statistics of the batch being labelled, as the
+            released DACS, DAFormer and MIC do.
+        threshold: confidence from which a pixel counts towards the pseudo-labels' quality.
+        margins: leave pseudo-labels in the target's `margins` out (DAFormer, MIC: where rectification and the ego car
+            spoil them).
+    """
+
+    alpha: float = 0.999
+    update: str = "start"
+    batch_norm: str = "eval"
+    threshold: float = 0.968
+    margins: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepPlan:
+    """What the optimiser step has to know about the run it is part of.
+
+    Attributes:
+        steps: optimiser steps of the whole run.
+        seed: drives every random draw of training.
+        log_every: steps between two logged points.
+    """
+
+    steps: int
+    seed: int
+    log_every: int = 20
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(StepPlan):
+    """What a method is told about the run it is part of.
+
+    Attributes:
+        classes: the classes the network predicts.
+        eval_classes: indices of the classes that the reported mIoU averages.
+        crop: height and width of training crops, pixels.
+        targets: names of the validation sets, in loader order.
+    """
+
+    classes: ClassSet
+    eval_classes: tuple[int, ...]
+    crop: tuple[int, int]
+    targets: tuple[str, ...] = ("target",)
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
