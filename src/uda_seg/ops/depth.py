@@ -1,0 +1,82 @@
+"""Losses and weights on inverse depth (CorDA, Wang et al., ICCV 2021).
+
+Throughout, z is inverse depth: z >= 1, and exactly 1.0 where depth is unknown or infinite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+INVALID = 1.0
+Z_SCALE = 655.36  # z = 655.36 / (metres + 0.01): 655.35 m, the farthest that 16-bit centimetres hold, gives exactly 1.0
+Reduction = Callable[[Tensor], Tensor]
+
+
+def same(value: Tensor) -> Tensor:
+    """The reduction over one rank."""
+    return value
+
+
+def inverse_depth(metres: Tensor) -> Tensor:
+    """Metres (any shape, float) -> z; unknown depth (0 or less, infinite, nan) and 655.35 m on become exactly 1.0."""
+    known = torch.isfinite(metres) & (metres > 0)
+    z = Z_SCALE / (metres.clamp(0.0, Z_SCALE - 0.01) + 0.01)
+    return torch.where(known, z, torch.full_like(z, INVALID)).clamp_min(INVALID)
+
+
+def berhu(prediction: Tensor, z: Tensor, maximum: Reduction = same, mean: Reduction = same) -> Tensor:
+    """Inverse Huber loss of inverse depth: linear up to c, a fifth of the largest error, then square.
+
+    The largest error and the number of pixels are those of the whole batch, hence the reductions.
+
+    Args:
+        prediction: [B, 1, H, W].
+        z: [B, 1, H, W]; pixels of exactly 1.0 do not count.
+        maximum: takes a 0-dim tensor to its maximum over ranks.
+        mean: takes a 0-dim tensor to its mean over ranks.
+
+    Returns:
+        float32, 0-dim: the mean over valid pixels; 0, with zero gradient, where there is none.
+    """
+    valid = z != INVALID
+    error = torch.where(valid, (prediction.float() - z).abs(), 0.0)
+    c = 0.2 * maximum(error.detach().amax())
+    square = (error**2 + c**2) / (2 * c).clamp_min(torch.finfo(c.dtype).tiny)
+    count = mean(valid.sum().float())
+    total: Tensor = torch.where(error <= c, error, square).sum()
+    return total / torch.where(count > 0, count, 1.0)
+
+
+@torch.no_grad()
+def discrepancy_weight(
+    source_depth: Tensor,
+    target_depth: Tensor,
+    z: Tensor,
+    share: Literal["own", "batch_mean"] = "own",
+    mean: Reduction = same,
+) -> Tensor:
+    """How far the depth decoders of the two domains agree, as a weight of each pixel.
+
+    w = clip(relu(1 - |D_s - D_t| / z) + 0.001 + [z invalid], 0, 1), divided by its mean over the whole batch.
+
+    Args:
+        source_depth: [B, 1, H, W], the source decoder's inverse depth.
+        target_depth: [B, 1, H, W], the target decoder's.
+        z: [B, 1, H, W], the inverse depth both are measured by; 1.0 = invalid, where the weight before division is 1.
+        share: "own" weighs each image by its own map. "batch_mean" is what the released code does by a broadcast: each
+            image is weighed by the average of all images' maps at the same place.
+        mean: takes a tensor to its mean over ranks.
+
+    Returns:
+        float32 [B, H, W], mean 1 over the batch, no gradient. Before division, 1 - it is the adaptation difficulty.
+    """
+    agreement = torch.relu(1 - (source_depth.float() - target_depth.float()).abs() / z) + 1e-3
+    weight = (agreement + (z == INVALID)).clamp(0.0, 1.0)[:, 0]
+    average = mean(weight.mean())
+    if share == "batch_mean":
+        weight = mean(weight.mean(0, keepdim=True)).expand_as(weight)
+    return weight / average
