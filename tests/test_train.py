@@ -11,17 +11,19 @@ import re
 import signal
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 import yaml
 from PIL import Image
 
 from command_line import configured, forked, small_run
 from uda_seg import train as command
+from uda_seg.callbacks.checkpoint import Checkpoints
 from uda_seg.data.labels import CAMVID
 from uda_seg.errors import UserError
 from uda_seg.methods.source_only import SourceOnly
@@ -237,6 +239,34 @@ def test_a_killed_run_goes_on_where_its_last_checkpoint_was(train, tmp_path):
     assert_same_training(checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "killed"))
     assert log_of(tmp_path / "whole") == log_of(tmp_path / "killed")
     assert not list((tmp_path / "killed" / "checkpoints").glob(".*"))
+
+
+def killed_after_save(work: Callable[[], object], step: int) -> None:
+    """Do `work`, but die as soon as the checkpoint of `step` is in its place."""
+    save = Checkpoints.save_last
+
+    def save_and_die(self: Checkpoints, trainer: pl.Trainer) -> None:
+        save(self, trainer)
+        if trainer.global_step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Checkpoints.save_last = save_and_die  # in a process of its own
+    work()
+
+
+@pytest.mark.parametrize("step", [1, 2, 4])  # after steps 2 and 4 comes a validation
+def test_what_a_checkpoint_goes_on_from_is_in_the_log(train, tmp_path, step):
+    overrides = ("method=source_only", "callbacks.checkpoints=4")
+    train("whole", *overrides)
+    process = forked(functools.partial(killed_after_save, functools.partial(train, "killed", *overrides), step))
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert checkpoint(tmp_path / "killed")["global_step"] == step
+    rows = log_of(tmp_path / "killed")
+    assert {row[0] for row in rows[1:]} == {str(n) for n in range(1, step + 1)}
+    assert [row[0] for row in rows if row[1] == "val/miou"] == [str(n) for n in (2, 4) if n <= step]
+    train("killed", *overrides, "resume=last")
+    assert log_of(tmp_path / "whole") == log_of(tmp_path / "killed")
 
 
 def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(train, tmp_path, caplog):

@@ -134,7 +134,7 @@ class PhaseClock(Profiler):
         self.timed(module, ("label_target",), "teacher")
         self.timed(module, ("mix", "augment", "mask"), "mix + augment")
         self.timed(module, ("clip_gradient_norm",), "gradient norm")
-        self.timed(module, ("log_dict",), "logging")
+        self.timed(module, ("record",), "logging")
 
 
 class TimedSteps(pl.Callback):
@@ -146,11 +146,9 @@ class TimedSteps(pl.Callback):
         self.phases: dict[str, float] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Time the optimiser and the log too, which exist only now."""
+        """Time the optimiser too, which exists only now."""
         for optimizer in trainer.optimizers:
             self.clock.timed(optimizer, ("step",), "optimiser")
-        for logger in trainer.loggers:
-            self.clock.timed(logger, ("log_metrics",), "logging")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -17,6 +17,8 @@ from uda_seg.runs import write_text
 class CSVLog(Logger):
     """Writes `step,name,value` lines to a file. What a killed run had logged after its checkpoint is logged anew.
 
+    `step` is the number of optimiser steps done: 1 beside the losses of the first.
+
     Lightning's own CSV logger deletes the file of the run that is resumed and rewrites it whenever a column is new; the
     long form needs neither.
     """
@@ -53,18 +55,20 @@ class CSVLog(Logger):
         if not self.rows:
             return
         if not self.opened:
-            self._open(self.rows[0][0])
+            self._open(*self.rows[0][:2])
         with self.path.open("a", newline="") as file:
             csv.writer(file).writerows(self.rows)
         self.rows.clear()
 
-    def _open(self, step: int) -> None:
-        """Keep of an earlier file what is older than `step`."""
+    def _open(self, step: int, name: str) -> None:
+        """Keep of an earlier file what comes before the value that is logged now, or would have."""
         kept: list[list[str]] = []
         if self.path.exists():
             with self.path.open(newline="") as file:
                 # A line that a kill cut short has no three cells.
-                kept = [row for row in list(csv.reader(file))[1:] if len(row) == 3 and int(row[0]) < step]
+                rows = [row for row in list(csv.reader(file))[1:] if len(row) == 3]
+            again = next((i for i, row in enumerate(rows) if int(row[0]) > step or row[:2] == [str(step), name]), None)
+            kept = rows[:again]
         text = io.StringIO()
         csv.writer(text).writerows([("step", "name", "value"), *kept])
         write_text(self.path, text.getvalue())

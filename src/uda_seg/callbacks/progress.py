@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -20,7 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from uda_seg.methods.base import UDAModule
+from uda_seg.methods.step import StepModule
 
 
 class ProgressBar(pl.Callback):
@@ -37,6 +38,7 @@ class ProgressBar(pl.Callback):
         self.task = TaskID(0)
         self.started = 0.0
         self.first_step = 0
+        self.losses = ""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the bar."""
@@ -56,12 +58,14 @@ class ProgressBar(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Advance; read the losses (a wait for the device) only at logged steps."""
+        """Advance, and show the losses of the last logged step."""
         if not trainer.is_global_zero:
             return
         step = trainer.global_step
-        assert isinstance(pl_module, UDAModule)
+        assert isinstance(pl_module, StepModule)
         logged = step == 1 or step % pl_module.plan.log_every == 0
+        if logged:
+            self.losses = self.spell(pl_module.recorded)
         if self.bar is not None:
             self.bar.update(self.task, completed=step)
             if logged:
@@ -79,10 +83,13 @@ class ProgressBar(pl.Callback):
 
     def status(self, trainer: pl.Trainer) -> str:
         """Latest logged losses, images/s since the start, and memory."""
-        losses = {k.removeprefix("train/"): v for k, v in trainer.logged_metrics.items() if k.startswith("train/")}
-        shown = "  ".join(f"{k} {float(v):.3f}" for k, v in losses.items() if k not in ("lr", "gradient_norm"))
         images = trainer.datamodule.images_per_step * (trainer.global_step - self.first_step)  # type: ignore[attr-defined]
-        return f"{shown}  {images / self._seconds():.1f} images/s  {memory_gib():.1f} GiB"
+        return f"{self.losses}  {images / self._seconds():.1f} images/s  {memory_gib():.1f} GiB"
+
+    def spell(self, recorded: Mapping[str, float]) -> str:
+        """The losses among the values of a logged step."""
+        losses = {name.removeprefix("train/"): value for name, value in recorded.items() if name.startswith("train/")}
+        return "  ".join(f"{name} {value:.3f}" for name, value in losses.items() if name not in ("lr", "gradient_norm"))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Close the bar."""

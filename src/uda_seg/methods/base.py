@@ -108,14 +108,15 @@ class UDAModule(StepModule):
         """Compute and log every target's scores (Lightning hook)."""
         self.scored_step = self.trainer.global_step
         self.scores = self._computed(self.evaluators)
+        values = {"val/miou": self.miou}
         for name, scores in self.scores.items():
-            self.log(f"val/{name}/miou", scores.miou)
-            self.log(f"val/{name}/pixel_accuracy", scores.pixel_accuracy)
+            values[f"val/{name}/miou"] = scores.miou
+            values[f"val/{name}/pixel_accuracy"] = scores.pixel_accuracy
         if self.evaluate_teacher and self.teacher is not None:
             self.teacher_scores = self._computed(self.teacher_evaluators)
             for name, scores in self.teacher_scores.items():
-                self.log(f"val/{name}/teacher_miou", scores.miou)
-        self.log("val/miou", self.miou)
+                values[f"val/{name}/teacher_miou"] = scores.miou
+        self.record(values)
 
     def _computed(self, evaluators: nn.ModuleList) -> dict[str, Scores]:
         scores = [e.compute() for e in evaluators if isinstance(e, SegmentationEvaluator)]

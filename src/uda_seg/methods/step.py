@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +90,9 @@ class StepModule(pl.LightningModule):
 
     Args:
         plan: length, seed, optimiser and schedule of the run.
+
+    Attributes:
+        recorded: the values logged last, by name.
     """
 
     def __init__(self, plan: StepPlan) -> None:
@@ -97,6 +100,7 @@ class StepModule(pl.LightningModule):
         self.automatic_optimization = False
         self.plan = plan
         self.watcher = NonFinite()
+        self.recorded: dict[str, float] = {}
 
     # ------------------------------------------------------------------ what a sub-class says
 
@@ -130,7 +134,18 @@ class StepModule(pl.LightningModule):
         if (step + 1) % self.plan.log_every == 0 or step == 0:
             self.watcher.raise_if_any()
             lr = optimizer.param_groups[0]["lr"]
-            self.log_dict({f"train/{k}": v for k, v in logged.items()} | {"train/lr": lr}, on_step=True, on_epoch=False)
+            self.record({f"train/{name}": value for name, value in logged.items()} | {"train/lr": lr})
+
+    def record(self, values: Mapping[str, Tensor | float]) -> None:
+        """Log values under the number of optimiser steps done, at once. Waits for the device.
+
+        Lightning's `log` hands them over only after the callbacks, one of which saves a checkpoint: of a run that is
+        killed in between, that step would never be logged.
+        """
+        self.recorded = {name: float(value) for name, value in values.items()}
+        for logger in self.trainer.loggers:
+            logger.log_metrics(self.recorded, self.trainer.global_step)
+            logger.save()
 
     def accumulate_gradients(self, batch: Any, step: int) -> dict[str, Tensor]:
         """Back-propagate every yielded term; gradients sum up in `.grad`. Returns the detached values by name."""
