@@ -1,0 +1,157 @@
+"""Contrast between pixels and class prototypes, and between pixels and sampled pixels.
+
+Nothing here is pixels x pixels: similarities are pixels x classes, or between two samples of fixed size.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from uda_seg.ops.losses import IGNORE
+
+OUT = -1e4  # a logit whose softmax is exactly 0 in float32, and finite, so that no gradient becomes NaN
+
+
+def similarity(
+    features: Tensor,
+    prototypes: Tensor,
+    present: Tensor,
+    temperature: float,
+    absent: Literal["masked", "opposite"] = "masked",
+) -> Tensor:
+    """Cosine of every pixel with every prototype of its image, over the temperature (BiCL, Lee et al. 2022).
+
+    Args:
+        features: [B, D, h, w].
+        prototypes: [B, K, D].
+        present: bool [B, K], which prototypes exist.
+        temperature: tau.
+        absent: the logit of a class without a prototype: "masked" takes it out of the softmax, "opposite" gives it
+            the cosine -1, as the released code does.
+
+    Returns:
+        float32 logits [B, K, h, w].
+    """
+    with torch.autocast(features.device.type, enabled=False):  # bfloat16 would be off by 0.03 at this scale
+        pixels = F.normalize(features.float(), dim=1)
+        logits = torch.einsum("bdhw,bkd->bkhw", pixels, F.normalize(prototypes.float(), dim=2)) / temperature
+    fill = OUT if absent == "masked" else -1.0 / temperature
+    return logits.masked_fill(~present[:, :, None, None], fill)
+
+
+def prototype_contrast(logits: Tensor, label: Tensor, shared: Tensor) -> Tensor:
+    """Pull every pixel to the prototype of its class and away from the others (BiCL's FCL and BCL).
+
+    Args:
+        logits: [B, K, h, w] of `similarity`.
+        label: uint8 [B, h, w], 255 = ignore.
+        shared: bool [B, K], the classes C* that both images of a pair have; pixels of others do not count.
+
+    Returns:
+        float32 [B], the mean over each image's counting pixels of -log softmax; 0 where there are none.
+    """
+    loss = F.cross_entropy(logits, label.long(), ignore_index=IGNORE, reduction="none")
+    table = F.pad(shared, (0, IGNORE + 1 - shared.shape[1]))
+    counts = table.gather(1, label.flatten(1).long()).view_as(label)
+    return (loss * counts).sum((1, 2)) / counts.sum((1, 2)).clamp_min(1)
+
+
+@torch.no_grad()
+def transfer_labels(logits: Tensor, threshold: float) -> Tensor:
+    """Label every pixel by its nearest prototype where the softmax is sure (BiCL's dynamic labels y_D).
+
+    Args:
+        logits: [B, K, h, w] of `similarity` with "masked" absent classes.
+        threshold: T; a pixel with a largest softmax value of at most T stays unlabelled.
+
+    Returns:
+        uint8 [B, h, w], 255 where unsure.
+    """
+    probability, label = logits.softmax(1).max(1)
+    return label.masked_fill(probability <= threshold, IGNORE).to(torch.uint8)
+
+
+class ByClass(NamedTuple):
+    """The pixels of every image in the order of their classes.
+
+    Attributes:
+        order: int64 [B, N], pixel positions: class 0 first, in random order within a class, unlabelled ones last.
+        start: int64 [B, K], where in `order` a class begins.
+        count: int64 [B, K], how many pixels it has.
+    """
+
+    order: Tensor
+    start: Tensor
+    count: Tensor
+
+
+def group_by_class(label: Tensor, num_classes: int, generator: torch.Generator | None = None) -> ByClass:
+    """Sort the pixels of labels uint8 [B, h, w] by class; labels at or above `num_classes` have none."""
+    classes = label.flatten(1).clamp(max=num_classes).long()
+    # Half a unit of noise: a whole one could round up to the next class.
+    noise = 0.5 * torch.rand(classes.shape, generator=generator, device=label.device)
+    count = torch.zeros(len(classes), num_classes + 1, dtype=torch.int64, device=label.device)
+    count = count.scatter_add(1, classes, torch.ones_like(classes))[:, :num_classes]
+    return ByClass((classes + noise).argsort(1), count.cumsum(1) - count, count)
+
+
+def draw_of_class(pixels: ByClass, number: int) -> Tensor:
+    """Positions int64 [B, K, number] of random pixels of each class: distinct ones while there are enough.
+
+    For a class without a pixel the positions are of other pixels: `pixels.count` says where.
+    """
+    turn = torch.arange(number, device=pixels.order.device)
+    place = pixels.start.unsqueeze(2) + turn % pixels.count.clamp_min(1).unsqueeze(2)
+    return _at(pixels, place)
+
+
+def draw_of_others(pixels: ByClass, number: int, generator: torch.Generator | None = None) -> Tensor:
+    """Positions int64 [B, K, number] of pixels drawn uniformly, with replacement, from all *other* classes.
+
+    Where an image has no other class the positions mean nothing.
+    """
+    others = pixels.count.sum(1, keepdim=True) - pixels.count
+    shape = (*others.shape, number)
+    uniform = torch.rand(shape, generator=generator, device=others.device)
+    others, start, count = others.unsqueeze(2), pixels.start.unsqueeze(2), pixels.count.unsqueeze(2)
+    place = torch.minimum((uniform * others).long(), (others - 1).clamp_min(0))
+    return _at(pixels, place + count * (place >= start))  # step over the class itself
+
+
+def _at(pixels: ByClass, place: Tensor) -> Tensor:
+    place = place.clamp(max=pixels.order.shape[1] - 1)
+    return pixels.order.gather(1, place.flatten(1)).view_as(place)
+
+
+def take(features: Tensor, position: Tensor) -> Tensor:
+    """The features [B, D, h, w] at positions [B, K, n] of the flattened image: [B, K, n, D]."""
+    batch, width = features.shape[:2]
+    pixels = features.flatten(2).transpose(1, 2)
+    index = position.flatten(1).unsqueeze(2).expand(-1, -1, width)
+    return pixels.gather(1, index).view(*position.shape, width)
+
+
+def info_nce(query: Tensor, positive: Tensor, negative: Tensor, usable: Tensor, temperature: float) -> Tensor:
+    """Pull queries to one positive per class and push them from sampled negatives (T2S-DA, Wang et al.).
+
+    -log( e^{q.z/tau} / (e^{q.z/tau} + sum_k e^{q.k/tau}) ), all vectors of unit length.
+
+    Args:
+        query: [B, K, n, D].
+        positive: [K, D], the prototypes z.
+        negative: [B, K, m, D], shared by the queries of a class.
+        usable: bool [B, K]; elsewhere there are no negatives, and the loss is 0.
+        temperature: tau.
+
+    Returns:
+        float32 [B, K], the mean over the queries.
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        pull = torch.einsum("bknd,kd->bkn", query.float(), positive.float()) / temperature
+        push = torch.einsum("bknd,bkmd->bknm", query.float(), negative.float()) / temperature
+        push = push.logsumexp(3).masked_fill(~usable.unsqueeze(2), OUT)
+        return F.softplus(push - pull).mean(2)
