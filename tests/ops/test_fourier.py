@@ -41,8 +41,17 @@ def test_equals_scipy(height, width, beta, seed):
         np.testing.assert_allclose(part[b].numpy(), fda(content[b], style[b], half, strength[b]), atol=2e-5)
 
 
-@pytest.mark.parametrize(("size", "beta", "half"), [((512, 1024), 0.01, 5), ((1052, 1914), 0.005, 5), ((128, 128), 0.01, 1),
-                                                    ((100, 100), 0.29, 29), ((16, 16), 0.49, 7), ((9, 9), 0.0, 0)])  # fmt: skip
+WINDOWS = [
+    ((512, 1024), 0.01, 5),
+    ((1052, 1914), 0.005, 5),
+    ((128, 128), 0.01, 1),
+    ((100, 100), 0.29, 29),
+    ((16, 16), 0.49, 7),
+    ((9, 9), 0.0, 0),
+]
+
+
+@pytest.mark.parametrize(("size", "beta", "half"), WINDOWS)
 def test_window(size, beta, half):
     assert window_of(size, beta) == half
 

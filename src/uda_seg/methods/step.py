@@ -93,6 +93,7 @@ class StepModule(pl.LightningModule):
 
     Attributes:
         recorded: the values logged last, by name.
+        noted: this step's diagnostics, by name.
     """
 
     def __init__(self, plan: StepPlan) -> None:
@@ -101,6 +102,7 @@ class StepModule(pl.LightningModule):
         self.plan = plan
         self.watcher = NonFinite()
         self.recorded: dict[str, float] = {}
+        self.noted: dict[str, Tensor] = {}
 
     # ------------------------------------------------------------------ what a sub-class says
 
@@ -115,6 +117,13 @@ class StepModule(pl.LightningModule):
     def rate_and_decay(self, name: str) -> tuple[float, float]:
         """Learning rate relative to `optimizer.lr`, and weight decay, of the parameter of this dotted name."""
         return 1.0, self.plan.optimizer.weight_decay
+
+    def finish_step(self) -> None:
+        """Move state that follows whole batches, right after the optimiser; a hook, empty here."""
+
+    def note(self, **values: Tensor) -> None:
+        """Keep 0-dim diagnostics of this step, logged as `diagnostic/<name>` whenever the losses are."""
+        self.noted |= {name: value.detach() for name, value in values.items()}
 
     # ------------------------------------------------------------------ the step
 
@@ -131,10 +140,13 @@ class StepModule(pl.LightningModule):
         self.watcher.watch(step, "gradient_norm", logged["gradient_norm"])
         optimizer.optimizer.found_inf = self.watcher.found()
         optimizer.step()
+        self.finish_step()
         if (step + 1) % self.plan.log_every == 0 or step == 0:
             self.watcher.raise_if_any()
             lr = optimizer.param_groups[0]["lr"]
-            self.record({f"train/{name}": value for name, value in logged.items()} | {"train/lr": lr})
+            diagnostics = {f"diagnostic/{name}": value for name, value in self.noted.items()}
+            self.record({f"train/{name}": value for name, value in logged.items()} | {"train/lr": lr} | diagnostics)
+        self.noted.clear()
 
     def record(self, values: Mapping[str, Tensor | float]) -> None:
         """Log values under the number of optimiser steps done, at once. Waits for the device.

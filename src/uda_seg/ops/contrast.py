@@ -129,10 +129,9 @@ def _at(pixels: ByClass, place: Tensor) -> Tensor:
 
 def take(features: Tensor, position: Tensor) -> Tensor:
     """The features [B, D, h, w] at positions [B, K, n] of the flattened image: [B, K, n, D]."""
-    batch, width = features.shape[:2]
     pixels = features.flatten(2).transpose(1, 2)
-    index = position.flatten(1).unsqueeze(2).expand(-1, -1, width)
-    return pixels.gather(1, index).view(*position.shape, width)
+    index = position.flatten(1).unsqueeze(2).expand(-1, -1, pixels.shape[2])
+    return pixels.gather(1, index).unflatten(1, position.shape[1:])
 
 
 def info_nce(query: Tensor, positive: Tensor, negative: Tensor, usable: Tensor, temperature: float) -> Tensor:
