@@ -113,10 +113,7 @@ class LCMSM(SelfTraining):
     def losses(self, batch: Batch) -> Iterator[Loss | tuple[Loss, ...]]:
         """CE(x_s) + FD + CE_L(mask x_s) + CE(mix) + CE_L(mask mix); the teacher's language head labels the target."""
         source, target = labelled(batch["source"]), batch["target"]
-        clean = self.segmentor.supervise(source.image, source.label)
-        self.show(source_image=source.image, source_label=source.label, source_prediction=clean.logits)
-        yield Loss("source/ce", clean.loss), *self.feature_distance_terms(clean.features, source)
-        del clean  # its feature maps, before the next forward makes its own
+        yield self.source_terms(source)
         yield Loss("source/masked_ce", self.masked(source))
         with torch.no_grad():
             text = self.text()

@@ -106,10 +106,7 @@ class SelfTraining(UDAModule):
     def losses(self, batch: Batch) -> Iterator[Loss | tuple[Loss, ...]]:
         """Source, mixed and, if asked for, masked target cross-entropy."""
         source, target = labelled(batch["source"]), batch["target"]
-        clean = self.segmentor.supervise(source.image, source.label)
-        self.show(source_image=source.image, source_label=source.label, source_prediction=clean.logits)
-        yield Loss("source/ce", clean.loss), *self.feature_distance_terms(clean.features, source)
-        del clean  # its feature maps, before the next forward makes its own
+        yield self.source_terms(source)
         pseudo = self.label_target(target)
         mixed = self.mix(source, pseudo)
         result = self.segmentor.supervise(mixed.image, mixed.label, mixed.weight)
@@ -122,6 +119,12 @@ class SelfTraining(UDAModule):
                 result = self.segmentor.supervise(masked, pseudo.label, pseudo.weight)
             self.show(masked_image=masked, masked_prediction=result.logits)
             yield Loss("masked/ce", result.loss, self.mask_weight)
+
+    def source_terms(self, source: Labelled) -> tuple[Loss, ...]:
+        """Cross-entropy on the source and, from the same forward, its feature distance."""
+        clean = self.segmentor.supervise(source.image, source.label)
+        self.show(source_image=source.image, source_label=source.label, source_prediction=clean.logits)
+        return Loss("source/ce", clean.loss), *self.feature_distance_terms(clean.features, source)
 
     def feature_distance_terms(self, features: Features, source: Labelled) -> tuple[Loss, ...]:
         """The feature distance as a tuple of one term, or of none where it is off (Hoyer et al. 2022, eq. 10)."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,8 @@ from torch import Tensor, nn
 from uda_seg.models.norm import batch_statistics
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.ops.ema import ema_decay, ema_update
+
+Result = TypeVar("Result")
 
 
 class Teacher(nn.Module):
@@ -56,10 +60,14 @@ class Teacher(nn.Module):
         ema_update(mine, theirs, decay)
         self.updates += 1
 
-    @torch.no_grad()
     def predict(self, image: Tensor, head: str | None = None, **context: Tensor | None) -> Tensor:
         """Logits [B, K, H, W] of images [B, 3, H, W] in [0, 1]; `no_grad`, so that they may meet autograd."""
+        return self.apply_network(lambda network: network.predict(image, head=head, **context))
+
+    @torch.no_grad()
+    def apply_network(self, function: Callable[[Segmentor], Result]) -> Result:
+        """Whatever a forward of the teacher's network gives, with its kind of batch-norm statistics, in `no_grad`."""
         if self.batch_norm == "eval":
-            return self.network.predict(image, head=head, **context)
+            return function(self.network)
         with batch_statistics(self.network):
-            return self.network.predict(image, head=head, **context)
+            return function(self.network)
