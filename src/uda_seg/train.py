@@ -131,7 +131,8 @@ def build_data(config: Config) -> UDADataModule:
         config.data,
         steps=config.steps,
         seed=config.seed,
-        needs_target=method.needs_target,
+        needs_target=method.needs_target and not (method.target_optional and config.data.target is None),
+        needs_depth=method.needs_depth,
         target_labels=method.supervised_target,
         overfit=config.trainer.overfit,
     )

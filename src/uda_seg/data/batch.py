@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -24,18 +24,21 @@ class Sample:
         image: uint8 [H, W, 3], RGB.
         label: uint8 [H, W], train ids, 255 = ignore; None where labels are not read.
         valid: uint8 [H, W], 1 where a pseudo-label may be trusted; None: everywhere.
+        depth: float32 [H, W], inverse depth, exactly 1.0 = invalid; None where depth is not read.
     """
 
     image: Array
     label: Array | None = None
     valid: Array | None = None
+    depth: NDArray[np.float32] | None = None
 
-    def map(self, image: Callable[[Array], Array], plane: Callable[[Array], Array]) -> Sample:
-        """Apply `image` to the image and `plane` to the label and the mask."""
+    def map(self, image: Callable[[Array], Array], plane: Callable[[Any], Any]) -> Sample:
+        """Apply `image` to the image and `plane`, which keeps the type, to whatever lies on its pixels."""
         return Sample(
             image(self.image),
             None if self.label is None else plane(self.label),
             None if self.valid is None else plane(self.valid),
+            None if self.depth is None else plane(self.depth),
         )
 
 
@@ -49,7 +52,7 @@ class DomainBatch:
             training). In validation it has the size of the label on disk, which may differ from the image's.
         index: int64 [B], the images' places in the sorted data set.
         valid: bool [B, H, W], false in padding and in the margins where pseudo-labels are not trusted.
-        depth: float32 [B, 1, H, W], inverse depth, exactly 1.0 = invalid; None where the data set has none.
+        depth: float32 [B, 1, H, W], inverse depth, exactly 1.0 = invalid; None where the method reads none.
         pseudo: uint8 [B, H, W], stored pseudo-labels under the image's crop and flip; None: there are none.
     """
 
@@ -86,9 +89,11 @@ def collate(samples: Sequence[Sample], indices: Sequence[int]) -> DomainBatch:
     images = np.stack([sample.image for sample in samples])
     labels = [sample.label for sample in samples if sample.label is not None]
     valid = [np.ones(s.image.shape[:2], np.uint8) if s.valid is None else s.valid for s in samples]
+    depths = [sample.depth for sample in samples if sample.depth is not None]
     return DomainBatch(
         image=torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
         label=torch.from_numpy(np.stack(labels)) if labels else None,
         index=torch.tensor(indices, dtype=torch.int64),
         valid=torch.from_numpy(np.stack(valid)).bool(),
+        depth=torch.from_numpy(np.stack(depths))[:, None] if depths else None,
     )

@@ -74,6 +74,7 @@ class UDADataModule(pl.LightningDataModule):
         seed: Drives order, crops and flips.
         needs_target: Whether the method reads unlabelled target images.
         target_labels: The oracle: train on the labelled target instead of the source.
+        needs_depth: Whether the method reads the depth of source and target.
         overfit: Train on the first batch again and again; validation stays as it is.
 
     Raises:
@@ -87,10 +88,12 @@ class UDADataModule(pl.LightningDataModule):
         seed: int,
         needs_target: bool = True,
         target_labels: bool = False,
+        needs_depth: bool = False,
         overfit: bool = False,
     ) -> None:
         super().__init__()
         self.settings, self.steps, self.seed, self.overfit = settings, steps, seed, overfit
+        self.needs_depth = needs_depth
         self.classes: ClassSet = class_set(settings.classes)
         self.eval_classes = self.classes.subset(settings.eval_classes)
         self.validation_names = tuple(settings.validation)
@@ -189,9 +192,9 @@ class UDADataModule(pl.LightningDataModule):
         return choose_workers(all(r.in_memory for r in readers), os.cpu_count() or 1, self.world)
 
     def _samples(
-        self, domain: DomainSettings, option: str, *, labeled: bool, resize_label: bool = True
+        self, domain: DomainSettings, option: str, *, labeled: bool, resize_label: bool = True, depth: bool = False
     ) -> SampleReader:
-        dataset = open_domain(domain, self.settings, self.classes, option, labeled=labeled)
+        dataset = open_domain(domain, self.settings, self.classes, option, labeled=labeled, depth=depth)
         height, width = domain.size or (0, 0)
         return SampleReader(
             dataset,
@@ -203,7 +206,7 @@ class UDADataModule(pl.LightningDataModule):
 
     def _source_stream(self) -> DomainStream:
         option, domain = self._labeled
-        samples = self._samples(domain, option, labeled=True)
+        samples = self._samples(domain, option, labeled=True, depth=self.needs_depth)
         rule = self._rule(samples, option, self.settings.crop_max_ratio)
         rare, batch = self.settings.rare_class, self.settings.source_batch
         if not rare.enabled:
@@ -222,7 +225,7 @@ class UDADataModule(pl.LightningDataModule):
         )
 
     def _target_stream(self, domain: DomainSettings) -> DomainStream:
-        samples = self._samples(domain, "data.target", labeled=False)
+        samples = self._samples(domain, "data.target", labeled=False, depth=self.needs_depth)
         rule = self._rule(samples, "data.target", max_ratio=1.0)
         order = ShuffledOrder(len(samples), self.seed, TARGET)
         return DomainStream(samples, order, rule, self.seed, TARGET, self._target_batch)

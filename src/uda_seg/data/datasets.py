@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from uda_seg.data.batch import Array, Sample
+from uda_seg.data.depth import DepthFiles, find_depth
 from uda_seg.data.labels import (
     CAMVID,
     CAMVID_RAW,
@@ -182,6 +183,7 @@ class SegmentationDataset:
         split: One of `spec.splits`.
         classes: The classes that labels are mapped to.
         labeled: Without labels no label file is looked for, opened or needed.
+        depth: Likewise depth: find the files with `find_depth` from the split's image names.
         count: Use the first `count` images; None: all.
         option: The setting that `root` comes from, for messages.
         prepare: The command that prepares the data, for messages.
@@ -198,6 +200,7 @@ class SegmentationDataset:
         classes: ClassSet,
         *,
         labeled: bool,
+        depth: Callable[[list[str]], DepthFiles] | None = None,
         count: int | None = None,
         option: str = "data.source",
         prepare: str = "",
@@ -214,6 +217,7 @@ class SegmentationDataset:
         self.names = _scan(self.image_root, spec.image_suffix)[:count]
         if not self.names:
             raise UserError(f"{spec.title}: no image {self.image_root}/**/*{spec.image_suffix}: {cure}")
+        self.depth = None if depth is None else depth(self.names)
         self._encoding = self._find_encoding(cure) if labeled else None
         if self._encoding is not None:
             mapped = class_map(spec.classes, classes)
@@ -239,17 +243,18 @@ class SegmentationDataset:
         return self.label_root / self._label_name(self.names[index], self._encoding)
 
     def read(self, index: int) -> Sample:
-        """Decode the image and, where `labeled`, the label at `index`, as on disk."""
+        """Decode the image at `index` and what was asked for beside it, as on disk."""
         image = read_image(self.image_path(index))
+        depth = None if self.depth is None else self.depth.read(index, (image.shape[0], image.shape[1]))
         if not self.labeled:
-            return Sample(image)
+            return Sample(image, depth=depth)
         label = self.read_label(index)
         if label.shape != image.shape[:2]:
             raise UserError(
                 f"{self.label_path(index)} is {label.shape[0]}x{label.shape[1]} but its image "
                 f"{self.image_path(index)} is {image.shape[0]}x{image.shape[1]} (height x width)"
             )
-        return Sample(image, label)
+        return Sample(image, label, depth=depth)
 
     def read_label(self, index: int) -> Array:
         """The label at `index` as uint8 [H, W], train ids of the wanted classes, 255 = ignore."""
@@ -295,7 +300,13 @@ def _scan(folder: Path, suffix: str) -> list[str]:
 
 
 def open_domain(
-    domain: DomainSettings, settings: DataSettings, classes: ClassSet, option: str, *, labeled: bool
+    domain: DomainSettings,
+    settings: DataSettings,
+    classes: ClassSet,
+    option: str,
+    *,
+    labeled: bool,
+    depth: bool = False,
 ) -> SegmentationDataset:
     """The data set that `domain` names; streets without a root is rendered into the cache first.
 
@@ -305,6 +316,7 @@ def open_domain(
         classes: The classes that labels are mapped to.
         option: Where `domain` stands in the configuration, e.g. ``data.source``.
         labeled: Whether labels are read.
+        depth: Whether depth is read.
     """
     if domain.dataset not in SPECS:
         raise UserError(f"{option}.dataset={domain.dataset} is unknown; choose one of {', '.join(SPECS)}")
@@ -325,10 +337,21 @@ def open_domain(
         domain.split,
         classes,
         labeled=labeled,
+        depth=_depth_finder(domain, spec, root, option) if depth else None,
         count=domain.count,
         option=option,
         prepare="" if domain.dataset == "streets" else prepare,
     )
+
+
+def _depth_finder(
+    domain: DomainSettings, spec: DatasetSpec, root: Path, option: str
+) -> Callable[[list[str]], DepthFiles]:
+    def find(names: list[str]) -> DepthFiles:
+        suffix, folder = spec.image_suffix, domain.depth
+        return find_depth(domain.dataset, root, domain.split, names, suffix, option, folder, domain.depth_encoding)
+
+    return find
 
 
 def _render(domain: DomainSettings, settings: DataSettings, option: str) -> Path:

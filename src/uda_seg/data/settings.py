@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from uda_seg.data.labels import CLASS_SETS
+from uda_seg.limits import Count, CountOrZero, OneOf, Positive, PositiveFraction
 
 
 @dataclass
@@ -19,6 +23,10 @@ class DomainSettings:
         count: Use the first `count` images; streets: how many to render.
         margins: [top, bottom, left, right] pixels of the image on disk in which pseudo-labels are not trusted
             (MIC's second version: 30, 240, 30, 30 on Cityscapes). Used for the target only.
+        depth: Folder of depth maps, named like the images and with their sub-folders; None: where the data set keeps
+            its own. Read for methods that learn from depth.
+        depth_encoding: How they hold depth, a name in `uda_seg.data.depth.ENCODINGS`; None: as the folder's
+            `depth.json` or the data set's layout says.
     """
 
     dataset: str = "streets"
@@ -26,8 +34,10 @@ class DomainSettings:
     domain: str | None = None
     split: str = "train"
     size: list[int] | None = None
-    count: int | None = None
-    margins: list[int] | None = None
+    count: Count | None = None
+    margins: list[CountOrZero] | None = None
+    depth: str | None = None
+    depth_encoding: str | None = None
 
 
 @dataclass
@@ -45,10 +55,10 @@ class RareClassSettings:
     """
 
     enabled: bool = True
-    temperature: float = 0.01
-    min_pixels: int | None = None
-    min_crop_pixels: int | None = None
-    tries: int = 10
+    temperature: Positive = 0.01
+    min_pixels: CountOrZero | None = None
+    min_crop_pixels: CountOrZero | None = None
+    tries: Count = 10
 
 
 @dataclass
@@ -77,18 +87,18 @@ class DataSettings:
     """
 
     name: str = "streets"
-    classes: str = "cityscapes"
+    classes: Annotated[str, OneOf(tuple(CLASS_SETS))] = "cityscapes"
     eval_classes: str = "19"
-    world_seed: int = 0
+    world_seed: CountOrZero = 0
     crop: list[int] = field(default_factory=lambda: [128, 128])
-    crop_max_ratio: float = 0.75
+    crop_max_ratio: PositiveFraction = 0.75
     flip: bool = True
-    source_batch: int = 2
-    target_batch: int | None = None
-    val_batch: int = 8
+    source_batch: Count = 2
+    target_batch: Count | None = None
+    val_batch: Count = 8
     source: DomainSettings = field(default_factory=DomainSettings)
     target: DomainSettings | None = None
     validation: dict[str, DomainSettings] = field(default_factory=dict)
     rare_class: RareClassSettings = field(default_factory=RareClassSettings)
-    workers: int | None = None
-    cache: str = "auto"
+    workers: CountOrZero | None = None
+    cache: Annotated[str, OneOf(("auto", "memory", "none"))] = "auto"

@@ -39,7 +39,7 @@ class SampleReader:
         self.dataset, self.size, self.margins, self.resize_label = dataset, size, margins, resize_label
         self._kept: dict[int, Sample] = {}
         first = self._decode(0)
-        planes = (first.image, first.label, first.valid)
+        planes = (first.image, first.label, first.valid, first.depth)
         total = len(dataset) * sum(plane.nbytes for plane in planes if plane is not None)
         self.in_memory = cache == "memory" or (cache == "auto" and total <= AUTO_CACHE_BYTES)
         self.image_size: tuple[int, int] = first.image.shape[:2]

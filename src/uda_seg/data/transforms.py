@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import TypeVar
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from uda_seg.data.batch import Array, Sample
 from uda_seg.data.labels import IGNORE
@@ -20,6 +22,7 @@ import albumentations.augmentations.crops.functional as crops
 import albumentations.augmentations.geometric.functional as geometric
 
 CROP_TRIES = 10
+Pixel = TypeVar("Pixel", np.uint8, np.float32)
 
 
 @dataclass(frozen=True)
@@ -67,26 +70,27 @@ def resize(sample: Sample, box: tuple[int, int]) -> Sample:
 
 
 def pad(sample: Sample, size: tuple[int, int]) -> Sample:
-    """Grow the sample to at least `size` (H, W) at the right and bottom: image 0, label 255, valid 0."""
+    """Grow the sample to at least `size` (H, W) at the right and bottom: image 0, label 255, valid 0, depth 1."""
     height, width = sample.image.shape[:2]
     bottom, right = max(0, size[0] - height), max(0, size[1] - width)
     if not bottom and not right:
         return sample
 
-    def border(array: Array, value: int) -> Array:
-        padded: Array = geometric.pad_with_params(array, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value)
+    def border(array: NDArray[Pixel], value: int) -> NDArray[Pixel]:
+        padded: NDArray[Pixel] = geometric.pad_with_params(array, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value)
         return padded
 
     valid = np.ones((height, width), np.uint8) if sample.valid is None else sample.valid
     label = None if sample.label is None else border(sample.label, IGNORE)
-    return Sample(border(sample.image, 0), label, border(valid, 0))
+    depth = None if sample.depth is None else border(sample.depth, 1)  # 1 = invalid
+    return Sample(border(sample.image, 0), label, border(valid, 0), depth)
 
 
 def crop(sample: Sample, top: int, left: int, size: tuple[int, int]) -> Sample:
     """The window of `size` (H, W) at (top, left), as views."""
 
-    def cut(array: Array) -> Array:
-        window: Array = crops.crop(array, left, top, left + size[1], top + size[0])
+    def cut(array: NDArray[Pixel]) -> NDArray[Pixel]:
+        window: NDArray[Pixel] = crops.crop(array, left, top, left + size[1], top + size[0])
         return window
 
     return sample.map(cut, cut)

@@ -25,6 +25,7 @@ class UDAModule(StepModule):
     """Base of all methods.
 
     Sub-classes implement `losses`. Class attributes say what data they want: `needs_target` (unlabelled target images),
+    `target_optional` (it does without where `data.target` is null), `needs_depth` (inverse depth of both domains),
     `supervised_target` (the labelled target *instead of* the source: the oracle).
 
     Args:
@@ -33,6 +34,8 @@ class UDAModule(StepModule):
     """
 
     needs_target = True
+    target_optional = False
+    needs_depth = False
     supervised_target = False
     plan: Plan
 

@@ -1,0 +1,239 @@
+"""Depth files of every kind as inverse depth z: z >= 1, exactly 1.0 where depth is unknown (CorDA's convention).
+
+Metric files give z = 655.36 / (metres + 0.01), so that 5, 10 and 50 metres become 130.8, 65.5 and 13.1, and 655.35 m
+(the farthest of SYNTHIA's 16-bit centimetres: its sky) becomes exactly 1.0. Disparity files give z = raw / 256 + 1: our
+own trainer writes metric z that way where it knows the baseline; a monocular one is known up to a factor only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from uda_seg.errors import UserError
+from uda_seg.ops.depth import INVALID, inverse_depth
+
+Floats = NDArray[np.float32]
+DESCRIPTION = "depth.json"  # what `python -m uda_seg.depth` leaves beside the maps it exports
+SAMPLES = 5  # files of a data set whose scale is looked at before training
+STRETCH = 1.15  # a depth file may be squeezed by so much against its image: 2:1 maps of GTA's 1.82:1 pictures
+
+
+@dataclass(frozen=True)
+class DepthEncoding:
+    """Depth files of one kind.
+
+    Args:
+        title: What they are, for messages.
+        decode: Reads a file as z, float32 [H, W].
+        median: The range in which the median z of street scenes lies: outside it the scale must be wrong.
+        explain: What that range means.
+    """
+
+    title: str
+    decode: Callable[[Path], Floats]
+    median: tuple[float, float]
+    explain: str
+
+
+def read_uint16(path: Path) -> NDArray[np.uint16]:
+    """A 16-bit PNG [H, W]; three equal channels, as SYNTHIA's have, count as one."""
+    try:
+        raw = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    except OSError as error:
+        raise UserError(f"{path} cannot be opened: {error.strerror}") from error
+    except cv2.error:
+        raw = None
+    if raw is None:
+        raise UserError(f"{path} cannot be read as an image: copy or unpack the file again")
+    if raw.dtype != np.uint16:
+        raise UserError(f"{path} is {raw.dtype}, not 16-bit depth: it was probably saved by a program that cut it")
+    if raw.ndim == 3:
+        if (raw != raw[..., :1]).any():
+            raise UserError(f"{path} has channels that differ: it is a picture, not depth")
+        raw = raw[..., 0]
+    return np.asarray(raw, np.uint16)
+
+
+def read_metres(path: Path, unit: float) -> Floats:
+    """A 16-bit PNG in steps of `unit` metres; 0 = unknown."""
+    return metric(read_uint16(path).astype(np.float64) * unit)
+
+
+def read_disparity(path: Path) -> Floats:
+    """A 16-bit PNG with z = raw / 256 + 1; 0 = unknown."""
+    return np.asarray(read_uint16(path) / 256 + 1, np.float32)
+
+
+def read_sfsu(path: Path) -> Floats:
+    """The metres of SFSU's completed stereo depth (Sakaridis et al. 2018), `depth_map` of a MATLAB file, H x W float64.
+
+    They may be infinite or negative; as in CorDA, whatever is below 0.1 m is unknown.
+    """
+    from scipy.io import loadmat  # no other data set needs it
+
+    try:
+        metres = np.asarray(loadmat(path)["depth_map"], np.float64)
+    except (OSError, ValueError, NotImplementedError) as error:
+        raise UserError(f"{path} cannot be read as a MATLAB file: copy or unpack it again") from error
+    except KeyError as error:
+        raise UserError(f"{path} holds no depth_map: is it SFSU's depth_stereoscopic?") from error
+    if metres.ndim != 2:
+        raise UserError(f"{path}: depth_map has the shape {metres.shape}, not height x width")
+    return metric(np.where(metres < 0.1, 0.0, metres))
+
+
+def metric(metres: NDArray[np.float64]) -> Floats:
+    """Metres as z."""
+    return inverse_depth(torch.from_numpy(metres)).float().numpy()
+
+
+_METRES = (3.0, 400.0)
+_EXPLAIN = "the median distance would not lie between 1.6 and 220 metres"
+ENCODINGS = {
+    "metres": DepthEncoding("16-bit PNG in 1/256 m", lambda path: read_metres(path, 1 / 256), _METRES, _EXPLAIN),
+    "centimetres": DepthEncoding("16-bit PNG in cm", lambda path: read_metres(path, 0.01), _METRES, _EXPLAIN),
+    "sfsu": DepthEncoding("SFSU .mat in metres", read_sfsu, _METRES, _EXPLAIN),
+    "disparity": DepthEncoding(
+        "16-bit PNG of disparity", read_disparity, (1.2, 240.0), "it should use the 16 bits: z = raw / 256 + 1"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class DepthLayout:
+    """Where a data set's depth lies: `folder` under its root ({split} stands for the split), the name's new end."""
+
+    folder: str
+    suffix: str
+    encoding: str
+
+
+LAYOUTS: dict[str, tuple[DepthLayout, ...]] = {
+    "streets": (DepthLayout("depth", ".png", "metres"),),
+    "synthia": (
+        DepthLayout("Depth/Depth", ".png", "centimetres"),
+        DepthLayout("Depth", ".png", "centimetres"),
+    ),
+    "gta": (DepthLayout("disparity", ".png", "disparity"),),
+    "cityscapes": (
+        DepthLayout("depth/{split}", "_depth_stereoscopic.mat", "sfsu"),
+        # Of CorDA's authors; the official package of this name holds other values in other files.
+        DepthLayout("disparity/{split}", "_leftImg8bit.png", "disparity"),
+    ),
+}
+
+
+class DepthFiles:
+    """The depth that belongs to a data set's images.
+
+    Args:
+        paths: One file per image, in the images' order.
+        encoding: A name in `ENCODINGS`.
+        option: The setting they come from, for messages.
+
+    Raises:
+        UserError: the first of several files shows a scale that cannot be.
+    """
+
+    def __init__(self, paths: Sequence[Path], encoding: str, option: str) -> None:
+        self.paths, self.encoding, self.option = list(paths), ENCODINGS[encoding], option
+        self._check_scale()
+
+    def read(self, index: int, size: tuple[int, int]) -> Floats:
+        """The z of image `index`, float32 [H, W], sampled nearest to the image's size (H, W) where it has another."""
+        z = self.encoding.decode(self.paths[index])
+        ratio = z.shape[1] / z.shape[0] * size[0] / size[1]
+        if not 1 / STRETCH <= ratio <= STRETCH:
+            raise UserError(
+                f"{self.paths[index]} is {z.shape[0]}x{z.shape[1]} but its image is {size[0]}x{size[1]} "
+                "(height x width): another shape, so it is not of this image"
+            )
+        if z.shape != size:
+            z = np.asarray(cv2.resize(z, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.float32)
+        return z
+
+    def _check_scale(self) -> None:
+        """Refuse depth whose pooled median over a few files no street has; files without a valid pixel do not count."""
+        picked = {int(i) for i in np.linspace(0, len(self.paths) - 1, SAMPLES)}
+        valid = [z[z != INVALID] for z in (self.encoding.decode(self.paths[i]) for i in sorted(picked))]
+        pooled = np.concatenate(valid)
+        low, high = self.encoding.median
+        if len(pooled) and not low <= (median := float(np.median(pooled))) <= high:
+            raise UserError(
+                f"{self.paths[0]}: as {self.encoding.title} the median inverse depth would be {median:.4g}, not "
+                f"between {low:g} and {high:g}: {self.encoding.explain}; set {self.option}_encoding to one of "
+                f"{', '.join(ENCODINGS)}"
+            )
+
+
+def find_depth(
+    dataset: str,
+    root: Path,
+    split: str,
+    names: Sequence[str],
+    image_suffix: str,
+    option: str,
+    folder: str | None = None,
+    encoding: str | None = None,
+) -> DepthFiles:
+    """Find the depth of the images `names` in the data set's own layout, or in `folder` with the images' sub-folders.
+
+    Args:
+        dataset: A name in `uda_seg.data.datasets.SPECS`.
+        root: Its folder.
+        split: Its split.
+        names: The images, relative to their folder.
+        image_suffix: The end of their names.
+        option: Where the domain stands in the configuration, e.g. ``data.source``.
+        folder: A folder of depth files; None: the data set's own.
+        encoding: A name in `ENCODINGS`; None: what the folder's `depth.json` or the data set's layout says.
+
+    Raises:
+        UserError: nothing is known about the data set's depth, files are missing (the first is named), or their scale
+            is wrong.
+    """
+    if encoding is not None and encoding not in ENCODINGS:
+        raise UserError(f"{option}.depth_encoding={encoding} is unknown: use one of {', '.join(ENCODINGS)}")
+    cure = f"set {option}.depth to a folder of depth maps (python -m uda_seg.depth makes them)"
+    candidates: list[tuple[Path, DepthLayout]] = []
+    if folder is not None:
+        place = Path(folder).expanduser()
+        said = encoding or _described(place)
+        layouts = [DepthLayout("", ".png", said or "disparity"), DepthLayout("", "_depth_stereoscopic.mat", "sfsu")]
+        candidates = [(place, layout) for layout in layouts]
+    else:
+        candidates = [(root / layout.folder.format(split=split), layout) for layout in LAYOUTS.get(dataset, ())]
+    if not candidates:
+        raise UserError(f"{option}: {dataset} has no depth of its own; {cure}")
+    stems = [name.removesuffix(image_suffix) for name in names]
+    found = [[place / (stem + layout.suffix) for stem in stems] for place, layout in candidates]
+    missing = [[path for path in paths if not path.is_file()] for paths in found]
+    best = min(range(len(found)), key=lambda i: len(missing[i]))
+    if missing[best]:
+        raise UserError(
+            f"{option}: {len(missing[best])} of {len(names)} images have no depth, the first misses "
+            f"{missing[best][0]}; {cure}"
+        )
+    return DepthFiles(found[best], encoding or candidates[best][1].encoding, f"{option}.depth")
+
+
+def _described(folder: Path) -> str | None:
+    """The encoding that a folder's `depth.json` names, None where there is none."""
+    file = folder / DESCRIPTION
+    if not file.is_file():
+        return None
+    try:
+        encoding = json.loads(file.read_text())["encoding"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} cannot be read: export the depth maps again") from error
+    if encoding not in ENCODINGS:
+        raise UserError(f"{file} names the unknown encoding {encoding}: export the depth maps again")
+    return str(encoding)
