@@ -15,15 +15,13 @@ from uda_seg.config import (
     CONF,
     Config,
     accepted,
-    check_target,
-    fits,
     groups,
     key_of,
-    nearest,
-    options,
     parse,
 )
 from uda_seg.errors import UserError
+from uda_seg.limits import Count
+from uda_seg.schema import check_target, fits, nearest, options
 
 FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.glob("*/**/*.yaml"))
 
@@ -96,15 +94,36 @@ def test_the_packaged_conf_is_found_where_the_package_lies():
         ("optimizer.name=adam", "optimizer.name=adam is none of adamw, sgd; did you mean adamw?"),
         ("logger.kind=tensorbord", "did you mean tensorboard?"),
         ("trainer.profiler=detailed", "trainer.profiler=detailed is none of simple, advanced, null"),
-        ("steps=0", "steps=0 must be greater than 0"),
+        ("steps=0", "steps=0 must be at least 1"),
+        ("seed=-1", "seed=-1 must lie between 0 and"),
+        ("text=openclp", "did you mean openclip?"),
+        ("method.text=fil", "method.text=fil is none of openclip, file, shuffled, openclip-shuffled, random, none"),
+        ("optimizer.lr=0", "optimizer.lr=0.0 must be greater than 0"),
+        ("optimizer.lr=.nan", "optimizer.lr=nan must be greater than 0"),
+        ("optimizer.betas=[0.9]", "optimizer.betas=[0.9] must be two numbers"),
+        ("optimizer.betas=[0.9,1]", "optimizer.betas=[0.9, 1.0] must be at least 0 and below 1"),
         ("optimizer.clip_norm=-1", "optimizer.clip_norm=-1.0 must be greater than 0"),
-        ("teacher.alpha=1.5", "teacher.alpha=1.5 is a fraction"),
-        ("optimizer.accumulate=9", "optimizer.accumulate=9 must lie between 1 and the batch of 4"),
+        ("optimizer.accumulate=0", "optimizer.accumulate=0 must be at least 1"),
+        ("optimizer.accumulate=3", "optimizer.accumulate=3 must divide data.source_batch=4"),
+        ("schedule.warmup=1", "schedule.warmup=1.0 must be at least 0 and below 1"),
+        ("teacher.alpha=1.5", "teacher.alpha=1.5 must lie between 0 and 1"),
+        ("teacher.threshold=-0.1", "teacher.threshold=-0.1 must lie between 0 and 1"),
+        ("data.workers=-1", "data.workers=-1 must be at least 0"),
+        ("data.source.count=0", "data.source.count=0 must be at least 1"),
+        ("data.validation.target.count=-2", "data.validation.target.count=-2 must be at least 1"),
+        ("data.target.margins=[1,2]", "data.target.margins=[1, 2] must be four numbers"),
+        ("data.rare_class.tries=0", "data.rare_class.tries=0 must be at least 1"),
+        ("data.rare_class.temperature=0", "data.rare_class.temperature=0.0 must be greater than 0"),
+        ("data.crop_max_ratio=0", "data.crop_max_ratio=0.0 must be greater than 0 and at most 1"),
+        ("method.temperature=0", "method.temperature=0 must be greater than 0"),
+        ("method.mask_ratio=1.5", "method.mask_ratio=1.5 must lie between 0 and 1"),
+        ("method.width=0", "method.width=0 must be at least 1"),
+        ("model.head.dropout=1", "model.head.dropout=1 must be at least 0 and below 1"),
         ("stepz=3", "did you mean steps?"),
         ("trainer.max_step=3", "did you mean trainer.max_steps?"),
         ("method.mask_ration=0.1", "method.mask_ration is unknown; did you mean mask_ratio?"),
         ("method.mask_ratio=much", "method.mask_ratio=much is of the wrong type: expected float"),
-        ("method.mix_classes=both", "expected Literal['image', 'batch']"),
+        ("method.mix_classes=both", "method.mix_classes=both is none of image, batch"),
         ("model.head.dilations=3", "model.head.dilations=3 is of the wrong type"),
         ("data.name=${no.such.key}", "no.such.key"),
     ],
@@ -156,7 +175,7 @@ def test_accepted_keys_are_those_of_the_schema_and_of_the_signatures(parsed):
 
 
 def test_options_are_what_the_class_takes():
-    assert options("uda_seg.methods.source_only.AdaBN", "method") == {"batches": int}
+    assert options("uda_seg.methods.source_only.AdaBN", "method") == {"batches": Count}
 
 
 @pytest.mark.parametrize(
@@ -178,10 +197,26 @@ def test_options_are_what_the_class_takes():
         ("image", Literal["image", "batch"], True),
         ("other", Literal["image", "batch"], False),
         (object(), Any, True),
+        (0, Count | None, False),
+        (None, Count | None, True),
+        ([1, 0], list[Count], False),
     ],
 )
 def test_fits(value, hint, expected):
     assert fits(value, hint) is expected
+
+
+def test_micro_batches_are_whole_in_both_domains(parsed):
+    assert parsed("optimizer.accumulate=2", "data.target_batch=6").optimizer.accumulate == 2
+    with pytest.raises(UserError, match=r"optimizer.accumulate=4 must divide data.target_batch=6"):
+        parsed("optimizer.accumulate=4", "data.target_batch=6")
+
+
+def test_a_sliding_window_leaves_no_pixel_out(parsed):
+    slide = ("evaluator.inference=slide", "evaluator.window=[64,96]")
+    assert parsed(*slide, "evaluator.stride=[64,96]").evaluator.stride == [64, 96]
+    with pytest.raises(UserError, match=r"evaluator.stride=\[64, 97\] is larger than evaluator.window=\[64, 96\]"):
+        parsed(*slide, "evaluator.stride=[64,97]")
 
 
 def test_nearest_names_one_or_lists_what_there_is():

@@ -20,9 +20,10 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from uda_seg.config import CONF, Config, accepted, groups, key_of, leaves, nearest, parse
+from uda_seg.config import CONF, Config, accepted, groups, key_of, parse
 from uda_seg.data.datasets import user_error
 from uda_seg.errors import UserError
+from uda_seg.schema import leaves, nearest
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ def _run_name(checkpoint: str) -> str:
 
 
 OmegaConf.register_new_resolver("variant", variant, replace=True)
+OmegaConf.register_new_resolver("differs", lambda value, other: value != other, replace=True)
 
 
 def run(

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
-import functools
-import inspect
-import types
-import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from uda_seg.data.labels import CLASS_SETS
 from uda_seg.data.settings import DataSettings
 from uda_seg.errors import UserError
+from uda_seg.limits import Count, CountOrZero, Interval, OneOf
 from uda_seg.methods.settings import OptimizerSettings, ScheduleSettings, TeacherSettings
+from uda_seg.models.text import SOURCES
+from uda_seg.schema import check_settings, check_target, fits, leaves, nearest, options
 
 _PACKAGE = Path(__file__).resolve().parent
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parents[1] / "conf"
@@ -44,13 +41,13 @@ class TrainerSettings:
 
     accelerator: str = "auto"
     devices: Any = "auto"
-    num_nodes: int = 1
+    num_nodes: Count = 1
     strategy: str = "auto"
-    precision: str = "auto"
-    max_steps: int | None = None
+    precision: Annotated[str, OneOf(("auto", "32-true", "bf16-mixed"))] = "auto"
+    max_steps: Count | None = None
     sync_batchnorm: bool = False
     deterministic: Any = False
-    profiler: str | None = None
+    profiler: Annotated[str | None, OneOf(("simple", "advanced", None))] = None
     overfit: bool = False
 
 
@@ -66,8 +63,8 @@ class LoggerSettings:
         tags: W&B tags.
     """
 
-    kind: str = "csv"
-    log_every: int = 20
+    kind: Annotated[str, OneOf(("csv", "wandb", "tensorboard"))] = "csv"
+    log_every: Count = 20
     project: str = "uda_seg"
     offline: bool = False
     tags: list[str] = field(default_factory=list)
@@ -83,8 +80,8 @@ class CallbackSettings:
         progress: show a progress bar (plain lines where there is no terminal).
     """
 
-    checkpoints: int = 5
-    panels: int = 4
+    checkpoints: Count = 5
+    panels: CountOrZero = 4
     progress: bool = True
 
 
@@ -101,11 +98,11 @@ class EvaluatorSettings:
         teacher: score the teacher too.
     """
 
-    times: int = 2
-    inference: str = "whole"
+    times: Count = 2
+    inference: Annotated[str, OneOf(("whole", "slide"))] = "whole"
     window: list[int] = field(default_factory=lambda: [512, 512])
     stride: list[int] = field(default_factory=lambda: [256, 256])
-    windows_per_batch: int = 8
+    windows_per_batch: Count = 8
     teacher: bool = False
 
 
@@ -134,9 +131,9 @@ class BenchSettings:
     """
 
     what: list[str] = field(default_factory=lambda: ["all"])
-    pairs: int = 5
-    steps: int = 10
-    scenes: int = 100
+    pairs: Count = 5
+    steps: Count = 10
+    scenes: Count = 100
     output: str = "outputs/bench/bench.json"
 
 
@@ -157,8 +154,8 @@ class Config:
         output: `predict`: where its pictures go.
     """
 
-    steps: int
-    seed: int
+    steps: Count
+    seed: Annotated[int, Interval(0, 2**32 - 1)]
     model: dict[str, Any]
     method: dict[str, Any]
     data: DataSettings = field(default_factory=DataSettings)
@@ -175,53 +172,22 @@ class Config:
     resume: str | None = None
     checkpoint: str | None = None
     overwrite: bool = False
-    text: str = "openclip"
+    text: Annotated[str, OneOf((*SOURCES, "none"))] = "openclip"
     pretrained: str | None = None
     input: str | None = None
     output: str | None = None
-
-
-# What a value may be, where its type alone does not say.
-CHOICES: dict[str, tuple[str | None, ...]] = {
-    "optimizer.name": ("adamw", "sgd"),
-    "teacher.update": ("start", "end"),
-    "teacher.batch_norm": ("eval", "train"),
-    "data.cache": ("auto", "memory", "none"),
-    "data.classes": tuple(CLASS_SETS),
-    "trainer.precision": ("auto", "32-true", "bf16-mixed"),
-    "trainer.profiler": ("simple", "advanced", None),
-    "evaluator.inference": ("whole", "slide"),
-    "logger.kind": ("csv", "wandb", "tensorboard"),
-}
-POSITIVE = (
-    "steps",
-    "optimizer.lr",
-    "optimizer.clip_norm",
-    "data.source_batch",
-    "data.target_batch",
-    "data.val_batch",
-    "trainer.max_steps",
-    "trainer.num_nodes",
-    "evaluator.times",
-    "evaluator.windows_per_batch",
-    "callbacks.checkpoints",
-    "logger.log_every",
-    "bench.pairs",
-    "bench.steps",
-    "bench.scenes",
-)
-FRACTIONS = ("schedule.warmup", "teacher.alpha", "teacher.threshold")
 
 
 def parse(raw: DictConfig) -> Config:
     """Check a composed configuration against the schema and give it as dataclasses.
 
     Raises:
-        UserError: an unknown key (with the nearest known one), a value of the wrong type, or sizes that cannot be.
+        UserError: an unknown key (with the nearest known one), a value of the wrong type or outside its limits, or
+            sizes that cannot be.
     """
     typed = OmegaConf.structured(Config)
     try:
-        plain = OmegaConf.to_container(raw, resolve=True)
+        plain = _without_null_validation(OmegaConf.to_container(raw, resolve=True))
         config = OmegaConf.to_object(OmegaConf.merge(typed, plain))
     except OmegaConfBaseException as error:
         key = str(error.full_key or error.key or "?")
@@ -231,9 +197,20 @@ def parse(raw: DictConfig) -> Config:
     assert isinstance(config, Config)
     check_target(config.method, "method")
     check_target(config.model, "model")
-    _check_values(config)
+    check_settings(config)
+    _check_data(config)
     _check_sizes(config)
     return config
+
+
+def _without_null_validation(tree: Any) -> Any:
+    """A validation set that is null is none: so a data set can leave out one that it inherits."""
+    data = tree.get("data")
+    sets = data.get("validation") if isinstance(data, Mapping) else None
+    if not isinstance(sets, Mapping):
+        return tree
+    kept = {name: domain for name, domain in sets.items() if domain is not None}
+    return {**tree, "data": {**data, "validation": kept}}
 
 
 def key_of(override: str) -> str:
@@ -246,22 +223,6 @@ def groups() -> set[str]:
     return {path.name for path in CONF.iterdir() if path.is_dir()}
 
 
-def nearest(key: str, known: Iterable[str]) -> str:
-    """`did you mean X?`, or the list of what there is where nothing is near."""
-    known = list(known)
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known)[:12])}"
-
-
-def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every dotted key of nested dicts, inner nodes included, with its value."""
-    if isinstance(tree, Mapping):
-        for key, value in tree.items():
-            name = f"{prefix}{key}"
-            yield name, value
-            yield from leaves(value, f"{name}.")
-
-
 def accepted(tree: Mapping[str, Any]) -> Iterator[str]:
     """Every dotted key that a composed tree could hold: the schema's, and what the classes it names take."""
     yield from (key for key, _ in leaves(OmegaConf.to_container(OmegaConf.structured(Config))))
@@ -270,92 +231,17 @@ def accepted(tree: Mapping[str, Any]) -> Iterator[str]:
             yield from (f"{key}.{option}" for option in options(node["_target_"], key))
 
 
-def options(target: object, where: str) -> dict[str, Any]:
-    """Option -> annotated type of the class that a `_target_` at the key `where` names.
-
-    Raises:
-        UserError: there is no such class, or it is not one of this package.
-    """
-    wrong = UserError(f"{where}._target_={target}: only classes of uda_seg can be configured")
-    if not isinstance(target, str):
-        raise wrong
-    try:
-        found = get_class(target)
-    except Exception as error:  # Hydra reports a missing module or class by errors of several kinds
-        raise wrong from error
-    if found.__module__.partition(".")[0] != "uda_seg":
-        raise wrong
-    hints = typing.get_type_hints(found.__init__)  # type: ignore[misc]
-    given = ("segmentor", "plan", "num_classes", "channels")  # by the code that builds it
-    return {name: hints.get(name, Any) for name in inspect.signature(found).parameters if name not in given}
-
-
-def check_target(node: Mapping[str, Any], where: str) -> None:
-    """Check a `_target_` node against the signature of what it names: that signature is its schema.
-
-    Args:
-        node: keys and values, `_target_` among them; nested targets are checked too.
-        where: dotted name for messages.
-
-    Raises:
-        UserError: a key the target does not take, or a value of another type.
-    """
-    known = options(node.get("_target_"), where)
-    for key, value in node.items():
-        name = f"{where}.{key}"
-        if key in ("_target_", "_partial_"):
-            continue
-        if key not in known:
-            raise UserError(f"{name} is unknown; {nearest(key, known)}")
-        if isinstance(value, Mapping) and "_target_" in value:
-            check_target(value, name)
-        elif "_target_" in str(value):
-            raise UserError(f"{name}={value}: a class can be configured at its own key only")
-        elif not fits(value, known[key]):
-            raise UserError(f"{name}={value} is of the wrong type: expected {_spell(known[key])}")
-
-
-def _spell(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-
-
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a plain YAML value has the annotated type (an int passes as a float, a list as a tuple)."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any or origin is typing.Literal:
-        return hint is Any or value in arguments
-    if origin in (typing.Union, types.UnionType):
-        return any(fits(value, option) for option in arguments)
-    if hint is type(None) or value is None:
-        return hint is type(None) and value is None
-    if origin in (list, tuple, Sequence):
-        element = arguments[0] if arguments else Any
-        return isinstance(value, list | tuple) and all(fits(item, element) for item in value)
-    if origin in (dict, Mapping):
-        return isinstance(value, Mapping)
-    if hint is bool or isinstance(value, bool):
-        return hint is bool and isinstance(value, bool)
-    if hint is float:
-        return isinstance(value, int | float)
-    return not isinstance(hint, type) or isinstance(value, hint)
-
-
-def _check_values(config: Config) -> None:
-    for key, choices in CHOICES.items():
-        if (value := _select(config, key)) not in choices:
-            words = ["null" if choice is None else choice for choice in choices]
-            raise UserError(f"{key}={value} is none of {', '.join(words)}; {nearest(str(value), words)}")
-    for key in POSITIVE:
-        if (value := _select(config, key)) is not None and value <= 0:
-            raise UserError(f"{key}={value} must be greater than 0")
-    for key in FRACTIONS:
-        if not 0 <= (value := _select(config, key)) <= 1:
-            raise UserError(f"{key}={value} is a fraction: between 0 and 1")
-    CLASS_SETS[config.data.classes].subset(config.data.eval_classes)
-    data, optimizer = config.data, config.optimizer
-    batch = min(data.source_batch, data.target_batch or data.source_batch)
-    if not 1 <= optimizer.accumulate <= batch:
-        raise UserError(f"optimizer.accumulate={optimizer.accumulate} must lie between 1 and the batch of {batch}")
+def _check_data(config: Config) -> None:
+    data, parts = config.data, config.optimizer.accumulate
+    CLASS_SETS[data.classes].subset(data.eval_classes)
+    if len(config.optimizer.betas) != 2:
+        raise UserError(f"optimizer.betas={config.optimizer.betas} must be two numbers")
+    if data.target is not None and data.target.margins is not None and len(data.target.margins) != 4:
+        raise UserError(f"data.target.margins={data.target.margins} must be four numbers: top, bottom, left, right")
+    batches = {"data.source_batch": data.source_batch, "data.target_batch": data.target_batch or data.source_batch}
+    for key, batch in batches.items():
+        if batch % parts:
+            raise UserError(f"optimizer.accumulate={parts} must divide {key}={batch}")
 
 
 def _check_sizes(config: Config) -> None:
@@ -372,7 +258,10 @@ def _check_sizes(config: Config) -> None:
         size = sizes.get(key)
         if size is not None and (data.crop[0] > size[0] or data.crop[1] > size[1]):
             raise UserError(f"data.crop={data.crop} is larger than {key}={size} (height, width): make the crop smaller")
-
-
-def _select(config: Config, key: str) -> Any:
-    return functools.reduce(getattr, key.split("."), config)
+    if evaluator.inference == "slide":
+        for window, stride in zip(evaluator.window, evaluator.stride, strict=True):
+            if stride > window:
+                raise UserError(
+                    f"evaluator.stride={evaluator.stride} is larger than evaluator.window={evaluator.window}: "
+                    "pixels between two windows would have no prediction"
+                )

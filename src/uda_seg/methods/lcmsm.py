@@ -10,18 +10,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
+from uda_seg.limits import Count, Fraction, NotNegative, OneOf, Positive, PositiveFraction
 from uda_seg.methods.base import Batch, Loss, Plan
 from uda_seg.methods.self_training import Labelled, SelfTraining, labelled
 from uda_seg.models.daformer import DILATIONS, DAFormerHead
 from uda_seg.models.language import LanguageHead, correlate
 from uda_seg.models.norm import frozen_statistics
 from uda_seg.models.segmentor import Segmentor
-from uda_seg.models.text import TextEmbeddings, text_embeddings
+from uda_seg.models.text import SOURCES, TextEmbeddings, text_embeddings
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +35,9 @@ class LCMSM(SelfTraining):
     Args:
         segmentor: the student; the language head is attached to it as `language`.
         plan: what the run is.
-        text: where the class embeddings come from: `openclip`, `file`, `shuffled` (of the file, permuted among the
-            classes), `random`, or `none`: the control, the same head and budget without the correlation map.
+        text: where the class embeddings come from: `openclip`, `file`, `shuffled` and `openclip-shuffled` (the
+            same, each class with another's), `random`, or `none`: the control, the same head and budget without the
+            correlation map.
         text_model: OpenCLIP model name.
         text_tag: OpenCLIP weights tag, or the path of a weights file.
         text_file: embeddings by prompt, for `file` and `shuffled`; null is the file shipped with the package.
@@ -54,16 +56,16 @@ class LCMSM(SelfTraining):
         segmentor: Segmentor,
         plan: Plan,
         *,
-        text: str = "openclip",
+        text: Annotated[str, OneOf((*SOURCES, "none"))] = "openclip",
         text_model: str = "ViT-H-14",
         text_tag: str = "laion2b_s32b_b79k",
         text_file: str | None = None,
-        width: int | None = None,
-        temperature: float = 0.07,
-        mask_block: float = 0.0625,
-        mask_ratio: float = 0.5,
-        feature_distance: float = 0.005,
-        feature_distance_ratio: float = 0.75,
+        width: Count | None = None,
+        temperature: Positive = 0.07,
+        mask_block: PositiveFraction = 0.0625,
+        mask_ratio: Fraction = 0.5,
+        feature_distance: NotNegative = 0.005,
+        feature_distance_ratio: Fraction = 0.75,
         mix_classes: Literal["image", "batch"] = "image",
     ) -> None:
         correlation = text != "none"

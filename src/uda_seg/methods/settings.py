@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from uda_seg.data.labels import ClassSet
+from uda_seg.limits import Count, Fraction, FractionBelowOne, NotNegative, OneOf, Positive
 
 
 @dataclass
@@ -22,22 +24,22 @@ class OptimizerSettings:
         accumulate: micro-batches a batch is split into; still one optimiser step a batch.
     """
 
-    name: str = "adamw"
-    lr: float = 6e-5
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    momentum: float = 0.9
-    weight_decay: float = 0.01
-    head_lr_multiplier: float = 10.0
-    clip_norm: float | None = None
-    accumulate: int = 1
+    name: Annotated[str, OneOf(("adamw", "sgd"))] = "adamw"
+    lr: Positive = 6e-5
+    betas: list[FractionBelowOne] = field(default_factory=lambda: [0.9, 0.999])
+    momentum: FractionBelowOne = 0.9
+    weight_decay: NotNegative = 0.01
+    head_lr_multiplier: Positive = 10.0
+    clip_norm: Positive | None = None
+    accumulate: Count = 1
 
 
 @dataclass
 class ScheduleSettings:
     """Linear warm-up, then polynomial decay to zero; `warmup` is a fraction of the run's steps."""
 
-    warmup: float = 0.0375
-    power: float = 1.0
+    warmup: FractionBelowOne = 0.0375
+    power: NotNegative = 1.0
 
 
 @dataclass
@@ -54,10 +56,10 @@ class TeacherSettings:
             spoil them).
     """
 
-    alpha: float = 0.999
-    update: str = "start"
-    batch_norm: str = "eval"
-    threshold: float = 0.968
+    alpha: Fraction = 0.999
+    update: Annotated[str, OneOf(("start", "end"))] = "start"
+    batch_norm: Annotated[str, OneOf(("eval", "train"))] = "eval"
+    threshold: Fraction = 0.968
     margins: bool = False
 
 

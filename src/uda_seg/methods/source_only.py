@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+from uda_seg.limits import Count
 from uda_seg.methods.base import Batch, Loss, Plan, UDAModule
 from uda_seg.models.norm import batch_norms, batch_statistics
 from uda_seg.models.segmentor import Segmentor
@@ -60,7 +61,7 @@ class AdaBN(SourceOnly):
 
     needs_target = True
 
-    def __init__(self, segmentor: Segmentor, plan: Plan, *, batches: int = 40) -> None:
+    def __init__(self, segmentor: Segmentor, plan: Plan, *, batches: Count = 40) -> None:
         super().__init__(segmentor, plan)
         self.batches = batches
 

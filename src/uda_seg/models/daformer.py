@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from uda_seg.limits import FractionBelowOne
 from uda_seg.models.segmentor import Head, resize
 
 DILATIONS = (1, 6, 12, 18)
@@ -29,7 +30,7 @@ class DAFormerHead(Head):
         num_classes: int,
         width: int = 256,
         dilations: Sequence[int] = DILATIONS,
-        dropout: float = 0.1,
+        dropout: FractionBelowOne = 0.1,
     ) -> None:
         super().__init__()
         self.width = width

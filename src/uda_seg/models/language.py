@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from uda_seg.limits import FractionBelowOne, Positive
 from uda_seg.models.daformer import DAFormerHead, classifier
 
 
@@ -30,8 +31,8 @@ class LanguageHead(DAFormerHead):
         num_classes: int,
         width: int = 512,
         dilations: Sequence[int] = (1, 6, 12, 18),
-        dropout: float = 0.1,
-        temperature: float = 0.07,
+        dropout: FractionBelowOne = 0.1,
+        temperature: Positive = 0.07,
         correlation: bool = True,
     ) -> None:
         super().__init__(channels, num_classes, width, dilations, dropout)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
+from uda_seg.limits import FractionBelowOne
 from uda_seg.models.segmentor import Encoder
 from uda_seg.models.weights import load_encoder
 
@@ -50,7 +51,7 @@ class MixVisionTransformer(Encoder):
         variant: str = "b5",
         dims: Sequence[int] | None = None,
         depths: Sequence[int] | None = None,
-        drop_path: float = 0.1,
+        drop_path: FractionBelowOne = 0.1,
         weights: str | Path | None = None,
     ) -> None:
         super().__init__()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from uda_seg.limits import FractionBelowOne
 from uda_seg.models.daformer import ConvBN, LinearEmbedding, classifier
 from uda_seg.models.segmentor import Head, resize
 
@@ -23,7 +24,9 @@ class SegFormerHead(Head):
         dropout: of whole channels, before the classifier.
     """
 
-    def __init__(self, channels: Sequence[int], num_classes: int, width: int = 768, dropout: float = 0.1) -> None:
+    def __init__(
+        self, channels: Sequence[int], num_classes: int, width: int = 768, dropout: FractionBelowOne = 0.1
+    ) -> None:
         super().__init__()
         self.width = width
         self.stages = len(channels)
