@@ -95,7 +95,7 @@ def check_settings(settings: Any, where: str = "") -> None:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a plain YAML value has the annotated type (an int passes as a float, a list as a tuple) and its limits."""
+    """Whether a plain YAML value has the annotated type and limits; an int passes as a float, a list as a tuple."""
     return complaint(value, hint) is None
 
 
