@@ -50,6 +50,7 @@ def test_a_validation_set_can_be_added_and_deleted():
     [
         ([], ""),
         (["method=dacs", "data=streets", "seed=3", "trainer.max_steps=2", "logger=wandb", "resume=last"], ""),
+        (["sweep=controls", "method=dacs"], ""),
         (["data.target.root=/x", "data.workers=2", "evaluator.teacher=true", "hydra/launcher=basic"], ""),
         (["method.text=none", "steps=5"], ",method.text=none,steps=5"),
         (["steps=5", "++method.text=none"], ",method.text=none,steps=5"),

@@ -72,6 +72,26 @@ def test_later_groups_win_over_earlier_and_the_command_line_over_all():
     assert config.schedule.power == 2
 
 
+def test_groups_come_in_their_order():
+    defaults = [
+        key
+        for entry in OmegaConf.load(CONF / "config.yaml").defaults
+        for key in (entry if entry != "_self_" else [entry])
+    ]
+    assert defaults == [
+        *("_self_", "model", "trainer", "logger", "callbacks", "evaluator"),
+        *("method", "data", "experiment", "sweep", "debug"),
+    ]  # fmt: skip
+
+
+def test_the_sweep_of_controls_holds_them_and_methods_that_there_are():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        hydra = compose("config", ["sweep=controls"], return_hydra_config=True).hydra
+    methods = hydra.sweeper.params.method.split(",")
+    assert {"source_only", "source_only_strong", "adabn", "oracle"} < set(methods) <= set(names("method"))
+    assert hydra.mode.name == "MULTIRUN"
+
+
 def test_the_packaged_conf_is_found_where_the_package_lies():
     assert (CONF / "config.yaml").is_file()
     assert {"method", "model", "data", "trainer", "logger", "experiment", "debug"} <= groups()

@@ -412,8 +412,8 @@ def test_an_unreadable_image_that_a_worker_meets_is_named(cli, tmp_path, camvid)
 
 
 def test_a_sweep_leaves_a_table_and_outlives_a_failing_job(cli, camvid, tmp_path):
-    choices = ["method=source_only,adabn", "seed=0", "steps=1"]
-    finished = cli(command.main, "-m", *small_run(camvid), *choices)
+    choices = ["sweep=controls", "hydra.sweeper.params.method='source_only,adabn'", "seed=0", "steps=1"]
+    finished = cli(command.main, *small_run(camvid), *choices)
     assert finished.code == 0, finished.err
     folder = tmp_path / "outputs" / "streets2camvid"
     table = (folder / "table.md").read_text()

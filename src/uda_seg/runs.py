@@ -126,7 +126,7 @@ def describe(config: Config) -> dict[str, Any]:
 
 # Not taken from a checkpoint: where a run was, how it was started, and what its network started from.
 _NOT_REPLAYED = re.compile(
-    r"^(init|resume|overwrite|checkpoint|input|output|pretrained|trainer|logger|callbacks|debug)$"
+    r"^(init|resume|overwrite|checkpoint|input|output|pretrained|trainer|logger|callbacks|sweep|debug)$"
     r"|^(hydra|trainer|logger|callbacks)[./]|^model\..*weights$"
 )
 
@@ -211,7 +211,8 @@ def load_trained(module: UDAModule, content: Mapping[str, Any], path: Path, teac
         raise UserError(f"{path} has no teacher: leave out evaluator.teacher=true")
     network = module.teacher.network if teacher and module.teacher is not None else module.segmentor
     prefix = "teacher.network." if teacher else "segmentor."
-    used = ("encoder.", f"heads.{network.eval_head}.")
+    head = network.heads[network.eval_head]
+    used = ("encoder.", *(f"heads.{name}." for name in (network.eval_head, *getattr(head, "reads", ()))))
     wanted = {n: t for n, t in network.state_dict().items() if n.startswith(used)}
     found = {n: content["state_dict"][prefix + n] for n in wanted if prefix + n in content["state_dict"]}
     wrong = [n for n, tensor in wanted.items() if n not in found or found[n].shape != tensor.shape]
