@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from uda_seg.ops.contrast import (
+    draw_equal_negatives,
     draw_of_class,
     draw_of_others,
     group_by_class,
@@ -144,12 +145,34 @@ def test_negatives_never_contain_the_class_and_cover_all_others():
 
 
 def test_take_gathers_features():
-    features = torch.randn(2, 3, 4, 5)
+    features = torch.randn(2, 3, 20)
     position = torch.randint(0, 20, (2, K, 6))
     taken = take(features, position)
     for b, c, n in ((0, 0, 0), (1, 4, 5), (0, 2, 3)):
-        row, column = divmod(int(position[b, c, n]), 5)
-        torch.testing.assert_close(taken[b, c, n], features[b, :, row, column])
+        torch.testing.assert_close(taken[b, c, n], features[b, :, int(position[b, c, n])])
+
+
+def test_negatives_come_in_equal_numbers_from_both_images():
+    g = torch.Generator().manual_seed(6)
+    source, target = random_labels(g, 3, 4, 5), random_labels(g, 3, 4, 4)
+    target[1] = 255  # nothing to draw from
+    source[2] = 0
+    source[2, 0, 0] = 255
+    sides = group_by_class(source, K, g), group_by_class(target, K, g)
+    position, there_are, one_sided = draw_equal_negatives(*sides, 8, g)
+    for b in range(3):
+        label = torch.cat([source[b].flatten(), target[b].flatten()])
+        for c in range(K):
+            first, second = (any(0 <= v < K and v != c for v in y[b].flatten().tolist()) for y in (source, target))
+            assert there_are[b, c] == (first or second)
+            assert one_sided[b, c] == (first != second)
+            if first or second:
+                drawn = position[b, c]
+                assert ((label[drawn] != c) & (label[drawn] != 255)).all()
+                assert int((drawn < 20).sum()) == (8 * first if first != second else 4)
+    alone, there_are, _ = draw_equal_negatives(sides[0], None, 8, g)
+    assert (alone < 20).all()
+    assert there_are[2].tolist() == [False, True, True, True, True]
 
 
 def test_info_nce_term_by_term():

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uda_seg.ops.prototypes import class_sums, nearest
+from uda_seg.ops.prototypes import class_sums, crowding, nearest
 
 
 def random_labels(g, *shape, classes=5):
@@ -54,3 +54,11 @@ def test_nearest_samples_at_pixel_centres():
     for size in ((3, 5), (6, 10), (24, 40), (5, 7)):
         expected = cv2.resize(label[0], size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
         np.testing.assert_array_equal(nearest(torch.from_numpy(label), size)[0].numpy(), expected)
+
+
+def test_crowding_is_the_mean_over_pairs_of_present_classes():
+    unit = torch.nn.functional.normalize(torch.randn(4, 3), dim=1)
+    present = torch.tensor([True, False, True, True])
+    expected = (unit[0] @ unit[2] + unit[0] @ unit[3] + unit[2] @ unit[3]) / 3
+    torch.testing.assert_close(crowding(unit, present), expected)
+    assert torch.isnan(crowding(unit, torch.tensor([True, False, False, False])))

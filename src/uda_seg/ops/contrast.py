@@ -128,10 +128,37 @@ def _at(pixels: ByClass, place: Tensor) -> Tensor:
 
 
 def take(features: Tensor, position: Tensor) -> Tensor:
-    """The features [B, D, h, w] at positions [B, K, n] of the flattened image: [B, K, n, D]."""
-    pixels = features.flatten(2).transpose(1, 2)
+    """The features [B, D, N] at positions [B, K, n]: [B, K, n, D]."""
+    pixels = features.transpose(1, 2)
     index = position.flatten(1).unsqueeze(2).expand(-1, -1, pixels.shape[2])
     return pixels.gather(1, index).unflatten(1, position.shape[1:])
+
+
+def draw_equal_negatives(
+    own: ByClass, other: ByClass | None, number: int, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw negatives for every class of an image, as many from its own pixels as from another image's (T2S-DA).
+
+    Args:
+        own: the pixels of the first images, [B, N].
+        other: the pixels of the second images, [B, N']; None: there are none, all negatives are drawn from the first.
+        number: m, per class; the first half is the first image's. A side without pixels of other classes leaves all of
+            them to the other side.
+        generator: of the device.
+
+    Returns:
+        Positions int64 [B, K, m] in the first image's pixels followed by the second's; bool [B, K], where there are any
+        negatives; and bool [B, K], where one side alone gave them.
+    """
+    mine = draw_of_others(own, number, generator)
+    has_mine = own.count.sum(1, keepdim=True) > own.count
+    if other is None:
+        return mine, has_mine, torch.zeros_like(has_mine)
+    theirs = draw_of_others(other, number, generator) + own.order.shape[1]
+    has_theirs = other.count.sum(1, keepdim=True) > other.count
+    first_half = torch.arange(number, device=mine.device) < number // 2
+    from_own = has_mine.unsqueeze(2) & (first_half | ~has_theirs.unsqueeze(2))
+    return torch.where(from_own, mine, theirs), has_mine | has_theirs, has_mine ^ has_theirs
 
 
 def info_nce(query: Tensor, positive: Tensor, negative: Tensor, usable: Tensor, temperature: float) -> Tensor:

@@ -58,3 +58,10 @@ def nearest(plane: Tensor, size: Sequence[int]) -> Tensor:
     if plane.shape[-2:] == tuple(size):
         return plane
     return F.interpolate(plane.unsqueeze(1), size=tuple(size), mode="nearest-exact")[:, 0]
+
+
+def crowding(prototypes: Tensor, present: Tensor) -> Tensor:
+    """Mean cosine between the prototypes [K, D], unit vectors, of different present classes [K]; NaN below two."""
+    cosine = prototypes @ prototypes.T
+    pairs = (present.unsqueeze(0) & present.unsqueeze(1)).float().fill_diagonal_(0.0)
+    return (cosine * pairs).sum() / pairs.sum()

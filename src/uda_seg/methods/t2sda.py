@@ -1,0 +1,238 @@
+"""T2S-DA: pulling target to source (Wang et al., IJCV 2024, arXiv 2305.13752).
+
+Source features tell classes apart; so target features are pulled towards them, and never the other way round. The
+target that is pulled is the source image in the target's style, whose labels are exact: the student's pixels of it are
+queries, the teacher's class prototypes of the original source are positives, and the teacher's pixels of other classes,
+of source and target in equal numbers, are negatives. A class counts the more, the worse the network still is at it.
+
+Public are the claims, the figure and, measured in it, the Fourier window. All other numbers are our choice, and each is
+an option. It is added to DACS, DAFormer or MIC; without a target it is the paper's domain generalisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from uda_seg.data.batch import DomainBatch
+from uda_seg.limits import Count, Fraction, FractionBelowOne, NotNegative, Positive, PositiveFraction
+from uda_seg.methods.base import Batch, Loss, Plan
+from uda_seg.methods.class_average import ClassAverage
+from uda_seg.methods.self_training import Labelled, SelfTraining, labelled
+from uda_seg.methods.translation import Style, Translation
+from uda_seg.models.projection import attach_projection, project
+from uda_seg.models.segmentor import Segmentor, resize
+from uda_seg.ops.contrast import draw_equal_negatives, draw_of_class, group_by_class, info_nce, take
+from uda_seg.ops.image import to_float
+from uda_seg.ops.losses import IGNORE, cross_entropy
+from uda_seg.ops.prototypes import class_sums, crowding, nearest
+from uda_seg.ops.pseudo_label import pseudo_label
+from uda_seg.ops.reweight import class_weights, confidence_by_class, overlap_by_class, share_by_class
+
+# What `base` stands for among SelfTraining's switches; rare-class sampling, the third, is the data's.
+BASES = {
+    "dacs": {"feature_distance": 0.0, "mask_weight": 0.0},
+    "daformer": {"feature_distance": 0.005, "mask_weight": 0.0},
+    "mic": {"feature_distance": 0.005, "mask_weight": 1.0},
+}
+
+
+class Pixels(NamedTuple):
+    """Unit vectors [B, D, h, w] of an image's pixels with the labels uint8 [B, h, w] they go by."""
+
+    features: Tensor
+    label: Tensor
+
+
+class T2SDA(SelfTraining):
+    """The base's terms and L_pull.
+
+    Args:
+        segmentor: the student; the projection g is attached to it.
+        plan: what the run is.
+        base: `dacs`, `daformer` or `mic`, the self-training it is added to.
+        pull_weight: lambda of L_pull (not public: 0.1).
+        temperature: tau of the contrast (not public: 0.2).
+        queries: pixels drawn per class and image (not public: 64, so 128 at the usual two images).
+        negatives: pixels of other classes they are pushed from, half of them source, half target (not public: 1024);
+            drawn from the query's own pair of images, so that ranks need no pixels of each other.
+        width: channels of g (not public); null: as the fused map has, 256 at most.
+        style: what translates, see `Translation`; `fourier` is measured in the paper's figure.
+        fourier_beta: half width of its window over the shorter side (measured: 5 of 512 rows, 0.01).
+        style_weights: folder of the published style augmentor, for `style=file`.
+        style_alpha: its strength (released: 0.5).
+        translated_weight: of the cross-entropy on translated images (the figure shows none: 0).
+        reweight: the power beta of w_c = ((1 - r_c) / max_j (1 - r_j))^beta (not public: 0.5; 0 is uniform).
+        proxy: what the performance r_c of a class is read off (not public): the teacher's `confidence` where it
+            predicts the class on the target, the student's `source_iou` on translated images, or the class's
+            `frequency` in the source.
+        proxy_momentum: of r_c's moving average, which starts at 0.5; null: the teacher's alpha.
+        prototype_momentum: of a memory of prototypes (not public: 0, those of the batch).
+        target_keys: target negatives are `confident` pixels, above the teacher's threshold and within its margins, or
+            `all` (not public).
+        feature_distance: null: the base's; as the rest, see SelfTraining.
+        feature_distance_ratio: see SelfTraining.
+        mask_weight: null: the base's.
+        mask_block: see SelfTraining.
+        mask_ratio: see SelfTraining.
+        mask_augment: see SelfTraining.
+        mix_classes: see SelfTraining.
+    """
+
+    target_optional = True
+
+    def __init__(
+        self,
+        segmentor: Segmentor,
+        plan: Plan,
+        *,
+        base: Literal["dacs", "daformer", "mic"] = "daformer",
+        pull_weight: NotNegative = 0.1,
+        temperature: Positive = 0.2,
+        queries: Count = 64,
+        negatives: Count = 1024,
+        width: Count | None = None,
+        style: Style = "fourier",
+        fourier_beta: FractionBelowOne = 0.01,
+        style_weights: str | None = None,
+        style_alpha: Fraction = 0.5,
+        translated_weight: NotNegative = 0.0,
+        reweight: NotNegative = 0.5,
+        proxy: Literal["confidence", "source_iou", "frequency"] = "confidence",
+        proxy_momentum: Fraction | None = None,
+        prototype_momentum: Fraction = 0.0,
+        target_keys: Literal["confident", "all"] = "confident",
+        feature_distance: NotNegative | None = None,
+        feature_distance_ratio: Fraction = 0.75,
+        mask_weight: NotNegative | None = None,
+        mask_block: PositiveFraction = 0.0625,
+        mask_ratio: Fraction = 0.7,
+        mask_augment: bool = True,
+        mix_classes: Literal["image", "batch"] = "image",
+    ) -> None:
+        width = attach_projection(segmentor, width)
+        switches = BASES[base]
+        super().__init__(
+            segmentor,
+            plan,
+            feature_distance=switches["feature_distance"] if feature_distance is None else feature_distance,
+            feature_distance_ratio=feature_distance_ratio,
+            mask_weight=switches["mask_weight"] if mask_weight is None else mask_weight,
+            mask_block=mask_block,
+            mask_ratio=mask_ratio,
+            mask_augment=mask_augment,
+            mix_classes=mix_classes,
+        )
+        self.pull_weight, self.temperature, self.translated_weight = pull_weight, temperature, translated_weight
+        self.queries, self.negatives, self.target_keys = queries, negatives, target_keys
+        self.reweight, self.proxy = reweight, proxy
+        self.translate = Translation(style, fourier_beta, style_weights, style_alpha)
+        classes = len(plan.classes)
+        momentum = plan.teacher.alpha if proxy_momentum is None else proxy_momentum
+        self.performance = ClassAverage([classes], momentum, start=0.5)
+        self.prototypes = ClassAverage([classes, width], prototype_momentum)
+
+    def losses(self, batch: Batch) -> Iterator[Loss | tuple[Loss, ...]]:
+        """The base's terms, or the source's alone where there is no target; then L_pull."""
+        source = labelled(batch["source"])
+        if "target" in batch:
+            yield from super().losses(batch)
+        else:
+            yield self.source_terms(source)
+        yield self.pull_terms(source, batch.get("target"))
+
+    def pull_terms(self, source: Labelled, target: DomainBatch | None) -> tuple[Loss, ...]:
+        """L_pull, and from the same forward the translated images' cross-entropy if it is asked for."""
+        assert self.teacher is not None
+        teacher, images = self.teacher, len(source.image)
+        partner = torch.arange(images, device=source.image.device) % (images if target is None else len(target.image))
+        translated = self.translate(source.image, None if target is None else to_float(target.image)[partner])
+        self.show(translated_image=translated)
+        keys, key_logits = teacher.apply_network(lambda network: embed(network, source.image))
+        own = Pixels(keys, nearest(source.label, keys.shape[-2:]))
+        other = None
+        if target is not None:
+            image = to_float(target.image)
+            keys, key_logits = teacher.apply_network(lambda network: embed(network, image))
+            other = Pixels(keys[partner], self.target_labels(key_logits, target)[partner])
+        query, logits = embed(self.segmentor, translated)
+        self.observe(key_logits, logits.detach(), own.label)
+        terms = [Loss("translated/pull", self.pull(query, own, other), self.pull_weight)]
+        if self.translated_weight > 0:
+            value = cross_entropy(resize(logits.float(), source.label.shape[-2:]), source.label)
+            terms.append(Loss("translated/ce", value, self.translated_weight))
+        return tuple(terms)
+
+    def target_labels(self, logits: Tensor, target: DomainBatch) -> Tensor:
+        """The classes target keys go by, uint8 [B, h, w]: the teacher's, where it may be believed."""
+        pseudo = pseudo_label(logits, self.plan.teacher.threshold)
+        if self.target_keys == "all":
+            return pseudo.label
+        trusted = pseudo.confidence >= self.plan.teacher.threshold
+        if self.plan.teacher.margins:
+            trusted &= nearest(target.valid.to(torch.uint8), logits.shape[-2:]).bool()
+        return pseudo.label.masked_fill(~trusted, IGNORE)
+
+    def pull(self, query: Tensor, own: Pixels, other: Pixels | None) -> Tensor:
+        """L_pull = sum_c w_c l_c / |C| over the classes C of the source; l_c is the mean over its queries.
+
+        Args:
+            query: the student's unit vectors of the translated images, [B, D, h, w], with own's labels.
+            own: the teacher's pixels of the source.
+            other: the teacher's pixels of the paired target images.
+        """
+        classes = len(self.plan.classes)
+        sums = class_sums(own.features, own.label, classes)
+        total, count = sums.total.sum(0), sums.count.sum(0)
+        prototypes = self.prototypes.after(self.mean_over_ranks(total), self.mean_over_ranks(count))
+        self.prototypes.observe(total, count)
+        positive = F.normalize(prototypes, dim=1)
+        pixels = group_by_class(own.label, classes)
+        others = None if other is None else group_by_class(other.label, classes)
+        position, usable, one_sided = draw_equal_negatives(pixels, others, self.negatives)
+        keys = own.features.flatten(2)
+        if other is not None:
+            keys = torch.cat([keys, other.features.flatten(2)], dim=2)
+        queries = take(query.flatten(2), draw_of_class(pixels, self.queries))
+        loss = info_nce(queries, positive, take(keys, position), usable, self.temperature)
+        # A class's mean over the images of all ranks that have it, so that n ranks compute what one process would.
+        here = (pixels.count > 0).float()
+        images = self.mean_over_ranks(here.sum(0))
+        per_class = (loss * here).sum(0) / images.where(images > 0, 1.0)
+        weight = class_weights(self.performance.value, self.reweight)
+        self.note(**{"pull/one_sided": one_sided.float().mean(), "pull/class_cosine": crowding(positive, count > 0)})
+        if other is not None:
+            self.note_alignment(positive, count > 0, other)
+        return (weight * per_class).sum() / (images > 0).sum().clamp_min(1)
+
+    def observe(self, teacher: Tensor, student: Tensor, label: Tensor) -> None:
+        """Read the classes' performance off the teacher's logits, or the student's of translated images."""
+        classes = len(self.plan.classes)
+        if self.proxy == "confidence":
+            self.performance.observe(*confidence_by_class(teacher, classes))
+        elif self.proxy == "source_iou":
+            self.performance.observe(*overlap_by_class(student, label, classes))
+        else:
+            self.performance.observe(*share_by_class(label, classes))
+
+    def note_alignment(self, positive: Tensor, present: Tensor, target: Pixels) -> None:
+        """Log, class by class, the cosine of the source prototype with the target's centroid: it should rise."""
+        sums = class_sums(target.features, target.label, len(self.plan.classes))
+        centroid, count = F.normalize(sums.total.sum(0), dim=1), sums.count.sum(0)
+        cosine = (positive * centroid).sum(1).masked_fill(~(present & (count > 0)), torch.nan)
+        self.note(**{f"alignment/{name}": c for name, c in zip(self.plan.classes.names, cosine, strict=True)})
+
+    def finish_step(self) -> None:
+        """Move the classes' scores and the memory of prototypes."""
+        self.performance.move(self.mean_over_ranks)
+        self.prototypes.move(self.mean_over_ranks)
+
+
+def embed(network: Segmentor, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit vectors g [B, D, h, w] and plain logits [B, K, h, w] of images [B, 3, H, W] in [0, 1]."""
+    logits, fused = network.decode(network.features(image))
+    return F.normalize(project(network, fused).float(), dim=1), logits

@@ -1,0 +1,38 @@
+"""A projection of the fused map, in which pixels are compared (T2S-DA's g; an option of BiCL)."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor, nn
+
+from uda_seg.models.daformer import ConvBN
+from uda_seg.models.segmentor import Head, Segmentor
+
+WIDTH = 256  # of the papers' networks; smaller where the fused map is
+
+
+class ProjectionHead(nn.Sequential):
+    """Two 3x3 convolutions with batch norm and ReLU, then 1x1: [B, inputs, h, w] -> [B, width, h, w]."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__(ConvBN(inputs, width, 3), ConvBN(width, width, 3), nn.Conv2d(width, width, 1))
+
+
+def attach_projection(segmentor: Segmentor, width: int | None = None) -> int:
+    """Attach a projection of the plain head's fused map as `projection`; returns its channels.
+
+    Args:
+        segmentor: before its teacher is copied, so that the teacher averages the projection too.
+        width: channels D; None: as many as the fused map has, 256 at most.
+    """
+    inputs = cast(Head, segmentor.heads["main"]).width
+    width = width or min(WIDTH, inputs)
+    segmentor.attach("projection", ProjectionHead(inputs, width))
+    return width
+
+
+def project(segmentor: Segmentor, fused: Tensor) -> Tensor:
+    """The attached projection of a fused map, [B, D, h, w]; not normalised."""
+    projected: Tensor = segmentor.heads["projection"](fused)
+    return projected

@@ -1,0 +1,182 @@
+"""Random styles from the published weights of style augmentation (Jackson et al., CVPR Workshops 2019).
+
+An arbitrary-style network (Ghiasi et al., BMVC 2017) paints an image in the style of a 100-dimensional embedding, drawn
+from the normal distribution that embeddings of paintings follow. The weights are three files of
+`philipjackson/style-augmentation`, which T2S-DA's authors use for domain generalisation; none comes with this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.inception import BasicConv2d, InceptionA, InceptionB, InceptionC
+
+from uda_seg.errors import UserError
+from uda_seg.models.weights import read_tensors
+
+EMBEDDING = 100
+FILES = ("checkpoint_transformer.pth", "checkpoint_embeddings.pth", "checkpoint_stylepredictor.pth")
+
+
+class PlainConv(nn.Module):
+    """Reflection padding, convolution, instance norm, ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
+        super().__init__()
+        self.margin = kernel // 2
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride)
+
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        """[B, inputs, H, W] -> [B, outputs, H / stride, W / stride]; the style plays no part."""
+        return F.relu(F.instance_norm(_convolve(x, self.conv, self.margin)))
+
+
+class StyledConv(nn.Module):
+    """As `PlainConv`, with a scale and a shift of every channel that the style decides, after doubling the size."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, double: bool = True, activate: bool = True) -> None:
+        super().__init__()
+        self.margin, self.double, self.activate = kernel // 2, double, activate
+        self.conv = nn.Conv2d(inputs, outputs, kernel)
+        self.fc_beta = nn.Linear(EMBEDDING, outputs)
+        self.fc_gamma = nn.Linear(EMBEDDING, outputs)
+
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        """[B, inputs, H, W], [B, 100] -> [B, outputs, 2 H, 2 W]."""
+        x = F.interpolate(x, scale_factor=2.0) if self.double else x
+        x = _restyle(_convolve(x, self.conv, self.margin), self.fc_gamma(style), self.fc_beta(style))
+        return F.relu(x) if self.activate else x
+
+
+class StyledBlock(nn.Module):
+    """Two styled 3x3 convolutions around a shortcut."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(width, width, 3), nn.Conv2d(width, width, 3)
+        self.fc_beta1, self.fc_gamma1 = nn.Linear(EMBEDDING, width), nn.Linear(EMBEDDING, width)
+        self.fc_beta2, self.fc_gamma2 = nn.Linear(EMBEDDING, width), nn.Linear(EMBEDDING, width)
+
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        """[B, width, H, W], [B, 100] -> [B, width, H, W]."""
+        y = F.relu(_restyle(_convolve(x, self.conv1, 1), self.fc_gamma1(style), self.fc_beta1(style)))
+        return x + _restyle(_convolve(y, self.conv2, 1), self.fc_gamma2(style), self.fc_beta2(style))
+
+
+def _convolve(x: Tensor, conv: nn.Conv2d, margin: int) -> Tensor:
+    out: Tensor = conv(F.pad(x, (margin,) * 4, mode="reflect"))
+    return out
+
+
+def _restyle(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return F.instance_norm(x) * scale[:, :, None, None] + shift[:, :, None, None]
+
+
+class StylePainter(nn.Module):
+    """The arbitrary-style network: images [B, 3, H, W] in [0, 1], H and W multiples of 4, and styles [B, 100]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        down = [PlainConv(3, 32, 9), PlainConv(32, 64, 3, 2), PlainConv(64, 128, 3, 2)]
+        up = [StyledConv(128, 64, 3), StyledConv(64, 32, 3), StyledConv(32, 3, 9, double=False, activate=False)]
+        self.layers = nn.ModuleList([*down, *(StyledBlock(128) for _ in range(5)), *up])
+
+    def forward(self, image: Tensor, style: Tensor) -> Tensor:
+        """Painted images [B, 3, H, W] in [0, 1]."""
+        for layer in self.layers:
+            image = layer(image, style)
+        return image.sigmoid()
+
+
+class StylePredictor(nn.Module):
+    """An image's own style: Inception-v3 up to Mixed_6e, averaged, and one linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.Conv2d_1a_3x3 = BasicConv2d(3, 32, kernel_size=3, stride=2)
+        self.Conv2d_2a_3x3 = BasicConv2d(32, 32, kernel_size=3)
+        self.Conv2d_2b_3x3 = BasicConv2d(32, 64, kernel_size=3, padding=1)
+        self.Conv2d_3b_1x1 = BasicConv2d(64, 80, kernel_size=1)
+        self.Conv2d_4a_3x3 = BasicConv2d(80, 192, kernel_size=3)
+        self.Mixed_5b = InceptionA(192, pool_features=32)
+        self.Mixed_5c = InceptionA(256, pool_features=64)
+        self.Mixed_5d = InceptionA(288, pool_features=64)
+        self.Mixed_6a = InceptionB(288)
+        for name, width in (("b", 128), ("c", 160), ("d", 160), ("e", 192)):
+            self.add_module(f"Mixed_6{name}", InceptionC(768, channels_7x7=width))
+        self.fc = nn.Linear(768, EMBEDDING)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1], at least 75 pixels high and wide, -> styles [B, 100]."""
+        x = 2.0 * image - 1.0  # Inception's range; the released code reaches it in two steps, blue a little beside it
+        for name, layer in self.named_children():
+            if name == "fc":
+                break
+            x = layer(x)
+            if name in ("Conv2d_2b_3x3", "Conv2d_4a_3x3"):
+                x = F.max_pool2d(x, 3, 2)
+        style: Tensor = self.fc(x.mean((2, 3)))
+        return style
+
+
+class RandomStyle:
+    """Paints images in random styles; not a module, so that no checkpoint ever holds it.
+
+    Args:
+        folder: of the three files; without the predictor's the average embedding of photographs stands for the image's
+            own style, which is the released code's other choice.
+        alpha: how far from its own style an image is taken towards the random one, 0.5 in the papers.
+
+    Raises:
+        UserError: a file is missing, or does not fit.
+    """
+
+    def __init__(self, folder: str | Path, alpha: float = 0.5) -> None:
+        painter, embeddings, predictor = (Path(folder).expanduser() / name for name in FILES)
+        for path in (painter, embeddings):
+            if not path.is_file():
+                raise UserError(
+                    f"{path} is missing: method.style_weights must be the folder of {', '.join(FILES)} from "
+                    "github.com/philipjackson/style-augmentation, or choose method.style=fourier"
+                )
+        self.alpha = alpha
+        self.painter = _load(StylePainter(), read_tensors(painter), "state_dict_ghiasi", painter)
+        self.predictor: nn.Module | None = None
+        if predictor.is_file():
+            content = read_tensors(predictor)
+            self.predictor = _load(StylePredictor(), content, "state_dict_stylepredictor", predictor)
+        found = read_tensors(embeddings)
+        missing = [name for name in ("pbn_embedding_mean", "pbn_embedding_covariance") if name not in found]
+        if missing:
+            raise UserError(f"{embeddings} has no {missing[0]}: it is no file of style-augmentation")
+        self.mean = found["pbn_embedding_mean"].reshape(1, EMBEDDING).float()
+        self.typical = found.get("imagenet_embedding_mean", self.mean).reshape(1, EMBEDDING).float()
+        vectors, variances, _ = torch.linalg.svd(found["pbn_embedding_covariance"].double())
+        self.root = (vectors * variances.sqrt()).float()
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Paint images [B, 3, H, W] in [0, 1], each in a style of its own; H and W may be any."""
+        device, (height, width) = image.device, image.shape[-2:]
+        noise = torch.randn(len(image), EMBEDDING, generator=generator, device=device)
+        style = noise @ self.root.to(device).T + self.mean.to(device)
+        own = self.typical.to(device) if self.predictor is None else self.predictor.to(device)(image)
+        fitting = F.pad(image, (0, -width % 4, 0, -height % 4), mode="replicate")
+        painted: Tensor = self.painter.to(device)(fitting, torch.lerp(own.expand_as(style), style, self.alpha))
+        return painted[..., :height, :width]
+
+
+def _load(network: nn.Module, content: Mapping[str, Tensor], key: str, path: Path) -> nn.Module:
+    found = content.get(key, content)
+    assert isinstance(found, Mapping)
+    wanted = network.state_dict()
+    wrong = [n for n, tensor in wanted.items() if n not in found or found[n].shape != tensor.shape]
+    wrong = [n for n in wrong if not n.endswith("num_batches_tracked")]  # older than batch norm's counter
+    if wrong:
+        raise UserError(f"{path} does not fit: {wrong[0]} is missing or of another size")
+    network.load_state_dict({name: found.get(name, wanted[name]) for name in wanted})
+    return network.requires_grad_(False).eval()
