@@ -25,12 +25,14 @@ class Sample:
         label: uint8 [H, W], train ids, 255 = ignore; None where labels are not read.
         valid: uint8 [H, W], 1 where a pseudo-label may be trusted; None: everywhere.
         depth: float32 [H, W], inverse depth, exactly 1.0 = invalid; None where depth is not read.
+        window: (top, left, mirrored): where in the resized image the sample lies, and whether it is mirrored (0 or 1).
     """
 
     image: Array
     label: Array | None = None
     valid: Array | None = None
     depth: NDArray[np.float32] | None = None
+    window: tuple[int, int, int] = (0, 0, 0)
 
     def map(self, image: Callable[[Array], Array], plane: Callable[[Any], Any]) -> Sample:
         """Apply `image` to the image and `plane`, which keeps the type, to whatever lies on its pixels."""
@@ -39,6 +41,7 @@ class Sample:
             None if self.label is None else plane(self.label),
             None if self.valid is None else plane(self.valid),
             None if self.depth is None else plane(self.depth),
+            self.window,
         )
 
 
@@ -54,6 +57,7 @@ class DomainBatch:
         valid: bool [B, H, W], false in padding and in the margins where pseudo-labels are not trusted.
         depth: float32 [B, 1, H, W], inverse depth, exactly 1.0 = invalid; None where the method reads none.
         pseudo: uint8 [B, H, W], stored pseudo-labels under the image's crop and flip; None: there are none.
+        window: int64 [B, 3], top, left and mirroring of each image, as in `Sample`; None: not known.
     """
 
     image: Tensor
@@ -62,6 +66,7 @@ class DomainBatch:
     valid: Tensor
     depth: Tensor | None = None
     pseudo: Tensor | None = None
+    window: Tensor | None = None
 
     def _each(self, function: Callable[[Tensor], Tensor]) -> Self:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -96,4 +101,5 @@ def collate(samples: Sequence[Sample], indices: Sequence[int]) -> DomainBatch:
         index=torch.tensor(indices, dtype=torch.int64),
         valid=torch.from_numpy(np.stack(valid)).bool(),
         depth=torch.from_numpy(np.stack(depths))[:, None] if depths else None,
+        window=torch.tensor([sample.window for sample in samples], dtype=torch.int64),
     )

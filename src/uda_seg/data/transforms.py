@@ -7,7 +7,7 @@ generator that the caller owns, so that a sample is a pure function of (seed, po
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import cv2
@@ -93,12 +93,13 @@ def crop(sample: Sample, top: int, left: int, size: tuple[int, int]) -> Sample:
         window: NDArray[Pixel] = crops.crop(array, left, top, left + size[1], top + size[0])
         return window
 
-    return sample.map(cut, cut)
+    return replace(sample.map(cut, cut), window=(top, left, 0))
 
 
 def flip(sample: Sample) -> Sample:
     """Mirror the sample left-right."""
-    return sample.map(geometric.hflip, geometric.hflip)
+    top, left, mirrored = sample.window
+    return replace(sample.map(geometric.hflip, geometric.hflip), window=(top, left, 1 - mirrored))
 
 
 def is_dominated(label: Array, max_ratio: float) -> bool:
