@@ -22,7 +22,7 @@ from uda_seg.data.streets.styles import style_of
 from uda_seg.data.streets.world import BASELINE, STRIDE, VIEWS, render
 from uda_seg.errors import UserError
 
-VERSION = 3  # of the renderer: part of every folder's name, so that a new look never meets an old one
+VERSION = 4  # of the renderer: part of every folder's name, so that a new look never meets an old one
 DEPTH_SCALE = 256  # depth files hold round(256 * metres) as uint16; 0 = no depth (sky, ego car, or farther than 255 m)
 # Scenes of different splits never meet: each split counts from its own first index.
 SPLIT_SIZE = 1_000_000

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+YZX, ZXY = [1, 2, 0], [2, 0, 1]
 NEAR = 0.4  # metres; nothing nearer is drawn
 
 
@@ -90,47 +91,57 @@ class Projection:
     polygon: list[Floats]
 
 
-def _clip_near(corners: Floats) -> Floats:
-    """Clip a polygon of camera points [4, 3] at the near plane (Sutherland-Hodgman)."""
+def _clip_near(corners: list[list[float]]) -> Floats:
+    """Clip a polygon of camera points at the near plane (Sutherland-Hodgman)."""
     kept = []
-    for a, b in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+    for a, b in zip(corners, corners[1:] + corners[:1], strict=True):
         if a[2] >= NEAR:
             kept.append(a)
         if (a[2] >= NEAR) != (b[2] >= NEAR):
-            kept.append(a + (b - a) * ((NEAR - a[2]) / (b[2] - a[2])))
+            share = (NEAR - a[2]) / (b[2] - a[2])
+            kept.append([p + (q - p) * share for p, q in zip(a, b, strict=True)])
     return np.array(kept)
 
 
+def cross(a: Floats, b: Floats) -> Floats:
+    """Cross products of rows [n, 3]; in a third of `np.cross`'s time."""
+    return np.asarray(a[:, YZX] * b[:, ZXY] - a[:, ZXY] * b[:, YZX])
+
+
 def project(
-    camera: Camera, size: tuple[int, int], origin: Floats, u: Floats, v: Floats, smallest: float = 1.6
+    camera: Camera, size: tuple[int, int], origin: Floats, u: Floats, v: Floats, smallest: float = 2.0
 ) -> Projection:
     """Project parallelograms origin + s u + r v, 0 <= s, r <= 1 (each [n, 3], world) and cull what cannot be seen.
 
-    Those that measure less than ``smallest`` pixels along their longer side are dropped.
+    Those that measure less than ``smallest`` pixels along their longer side, or an eighth of it along the other, are
+    dropped.
     """
     height, width = size
-    to_camera, k = camera.rotation.T, camera.intrinsics
-    base, du, dv = (origin - camera.position) @ to_camera.T, u @ to_camera.T, v @ to_camera.T
+    k = camera.intrinsics
+    base, du, dv = (origin - camera.position) @ camera.rotation, u @ camera.rotation, v @ camera.rotation
     corners = np.stack([base, base + du, base + du + dv, base + dv], axis=1)  # [n, 4, 3]
     depth = corners[..., 2]
-    seen = (depth > NEAR).any(1)
-    safe = np.maximum(depth, 1e-6)
-    pixels = corners[..., :2] / safe[..., None] * k[0, 0] + k[:2, 2]
+    nearest = depth.min(1)
+    seen = depth.max(1) > NEAR
+    pixels = corners[..., :2] * (k[0, 0] / np.maximum(depth, 1e-6))[..., None] + k[:2, 2]
     low, high = pixels.min(1), pixels.max(1)
-    cut = seen & (depth <= NEAR).any(1)
-    outline = list(pixels)
-    for i in np.flatnonzero(cut):
-        clipped = _clip_near(corners[i])
-        outline[i] = clipped[:, :2] / clipped[:, 2:] * k[0, 0] + k[:2, 2]
-        low[i], high[i] = outline[i].min(0), outline[i].max(0)
+    clipped = {}
+    for i in np.flatnonzero(seen & (nearest <= NEAR)).tolist():
+        polygon = _clip_near(corners[i].tolist())
+        clipped[i] = polygon[:, :2] / polygon[:, 2:] * k[0, 0] + k[:2, 2]
+        low[i], high[i] = clipped[i].min(0), clipped[i].max(0)
     extent = high - low
     seen &= (high[:, 0] >= 0) & (low[:, 0] <= width - 1) & (high[:, 1] >= 0) & (low[:, 1] <= height - 1)
-    seen &= extent.max(1) >= smallest
-    plane = np.stack([du, dv, base], axis=2)  # columns: s, r, 1
-    seen &= np.abs(np.linalg.det(plane)) > 1e-6  # seen edge-on
+    seen &= (extent.max(1) >= smallest) & (extent.min(1) >= smallest / 8)
+    normal = cross(du, dv)
+    volume = (normal * base).sum(1)  # of the parallelepiped du, dv, base
+    seen &= np.abs(volume) > 1e-6  # else seen edge-on
     index = np.flatnonzero(seen)
     index = index[np.argsort(-depth[index].mean(1), kind="stable")]
-    matrix = np.linalg.inv(plane[index]) @ np.linalg.inv(k)
+    base, du, dv = base[index], du[index], dv[index]
+    # Rows of the inverse of the matrix with the columns du, dv, base.
+    matrix = np.stack([cross(dv, base), cross(base, du), normal[index]], axis=1) / volume[index, None, None]
     box = np.concatenate([np.floor(low[index]), np.ceil(high[index]) + 1], axis=1)
     box = np.clip(box, 0, [width, height, width, height]).astype(np.int64)
-    return Projection(index, matrix, box, extent[index], [outline[i] for i in index])
+    outline = [clipped[i] if i in clipped else pixels[i] for i in index.tolist()]
+    return Projection(index, matrix @ np.linalg.inv(k), box, extent[index], outline)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import cv2
 import numpy as np
 
 from uda_seg.data.streets.styles import Colour, Style, colour
-from uda_seg.data.streets.textures import RNG, Texture, noise, rgb8
+from uda_seg.data.streets.textures import RNG, Texture, brightened, noise, rgb8
 
 Joint = tuple[float, float]
 SKIN: tuple[Colour, ...] = ((0.87, 0.68, 0.56), (0.72, 0.52, 0.4), (0.5, 0.34, 0.25), (0.32, 0.21, 0.16))
@@ -29,16 +30,10 @@ class _Figure:
         """A chain of tapering capsules."""
         paint = (*rgb8(ink, gain), 255)
         for i, (a, b) in enumerate(pairwise(joints)):
-            p, q = np.array(a), np.array(b)
-            normal = np.array([q[1] - p[1], p[0] - q[0]])
-            normal /= max(float(np.hypot(*normal)), 1e-6)
-            quad = [
-                p + normal * widths[i],
-                q + normal * widths[i + 1],
-                q - normal * widths[i + 1],
-                p - normal * widths[i],
-            ]
-            outline = np.array([self.at((float(x), float(y))) for x, y in quad])
+            length = max(math.dist(a, b), 1e-6)
+            x, y = (b[1] - a[1]) / length, (a[0] - b[0]) / length  # the normal
+            edge = ((a, widths[i]), (b, widths[i + 1]), (b, -widths[i + 1]), (a, -widths[i]))
+            outline = np.array([self.at((p[0] + x * width, p[1] + y * width)) for p, width in edge])
             cv2.fillConvexPoly(self.picture, outline, paint, cv2.LINE_AA, 3)
         for joint, width in zip(joints, widths, strict=True):
             cv2.circle(self.picture, self.at(joint), round(width * self.scale * 8), paint, -1, cv2.LINE_AA, 3)
@@ -57,9 +52,7 @@ class _Figure:
         height, width = self.picture.shape[:2]
         light = np.linspace(1.18, 0.78, width, dtype=np.float32)[None, :]
         folds = 0.1 * noise(rng, height, width, 10) + 0.07 * noise(rng, height, width, 28)
-        gain = (light * (1 + folds))[..., None]
-        self.picture[..., :3] = np.clip(self.picture[..., :3] * gain, 0, 255)
-        return self.picture
+        return brightened(self.picture, np.asarray(light * (1 + folds), np.float32))
 
 
 def _head(figure: _Figure, rng: RNG, x: float, y: float, skin: Colour, helmet: Colour | None = None) -> None:

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uda_seg.data.streets.camera import Camera
-from uda_seg.data.streets.plan import ROAD, SIDEWALK, TERRAIN, Layout
+from uda_seg.data.streets.plan import FAR, ROAD, SIDEWALK, TERRAIN, Layout
 from uda_seg.data.streets.styles import Style, colour, draw
 
 Plane = NDArray[np.float32]
 KERB = 0.16  # metres, width of the kerb stones
+LEVELS = 200  # the byte of a drawn colour of 1: there is room for what is a little brighter
 HORIZON = 400.0  # metres; what lies beyond is sky
 ASPHALT, PAVING, GRASS, STONE = range(4)
 LABELS = np.array([ROAD, SIDEWALK, TERRAIN, SIDEWALK], np.uint8)
@@ -43,75 +44,108 @@ def ground_paint(style: Style, grain: Plane, rng: np.random.Generator) -> Ground
 
 def draw_ground(
     camera: Camera, size: tuple[int, int], first: int, layout: Layout, paint: GroundPaint
-) -> tuple[Plane, NDArray[np.uint8], Plane]:
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Plane]:
     """The ground in the rows from `first` on.
 
     Returns:
-        colour [h, W, 3], label [h, W], inverse depth [h, W]; the inverse depth is 0 where a ray meets no ground.
+        colour [h, W, 3] as `as_bytes` holds it, label [h, W], inverse depth [h, W]; the inverse depth is 0 where a ray
+        meets no ground.
     """
     dx, dy, dz = camera.rays(size, first)
     inverse = np.maximum(dy, np.float32(1e-5)) * np.float32(-1 / camera.position[1])
     depth = np.asarray(1 / inverse, np.float32)
     z = np.asarray(np.float32(camera.position[2]) + depth * dz, np.float32)
-    x = np.float32(camera.position[0]) + depth * dx
-    across = np.asarray(x - np.float32(layout.bend) * z * z, np.float32)
+    across = np.asarray(np.float32(camera.position[0]) + depth * dx, np.float32)
+    if layout.bend:
+        across -= np.float32(layout.bend) * z * z
     kerb = layout.off_road(across, z)
     path = np.float32(layout.verge)
     paved = (kerb > path) & (kerb < path + np.float32(layout.pavement))
     material = np.where(paved, np.uint8(PAVING), np.uint8(GRASS))
-    material[kerb < KERB] = STONE
-    material[kerb < 0] = ASPHALT
-    footprint = np.asarray(depth * np.float32(1 / camera.intrinsics[0, 0]), np.float32)  # metres per pixel
-    marks = markings(across, z, kerb, footprint, layout)
-    steel = rails(across, footprint, layout) * (material == ASPHALT)
+    np.copyto(material, np.uint8(STONE), where=kerb < KERB)
+    np.copyto(material, np.uint8(ASPHALT), where=kerb < 0)
+    sharpness = np.asarray(inverse * np.float32(camera.intrinsics[0, 0]), np.float32)  # pixels per metre
+    marks = markings(across, z, kerb, sharpness, layout)
+    steel = None if layout.rails is None else rails(across, sharpness, layout.rails) * (material == ASPHALT)
     bright = relief(across, z, depth, material, paint)
     planes = []
     for channel in range(3):
-        plane = paint.tones[:, channel][material]
+        plane = by_material(paint.tones[:, channel], material)
         plane += marks * (paint.marking[channel] - plane)
-        plane += steel * (np.float32(0.14) - plane)
-        planes.append(plane * bright)
-    inverse[(dy < 1e-4) | (depth > HORIZON) | (np.abs(z) > HORIZON)] = 0
-    return np.asarray(cv2.merge(planes), np.float32), LABELS[material], inverse
+        if steel is not None:
+            plane += steel * (np.float32(0.14) - plane)
+        plane *= bright
+        planes.append(plane)
+    inverse *= (dy >= 1e-4) & (depth <= HORIZON) & (np.abs(z) <= HORIZON)
+    return as_bytes(planes), LABELS[material], inverse
 
 
-def markings(across: Plane, z: Plane, kerb: Plane, footprint: Plane, layout: Layout) -> Plane:
+def as_bytes(planes: list[Plane]) -> NDArray[np.uint8]:
+    """Three planes of colours from 0 on -> uint8 [H, W, 3], `LEVELS` times the colour."""
+    return np.asarray(cv2.merge([cv2.convertScaleAbs(plane, alpha=LEVELS) for plane in planes]), np.uint8)
+
+
+def by_material(values: Plane, material: NDArray[np.uint8]) -> Plane:
+    """One of the values [4] for every pixel."""
+    table = np.zeros(256, np.float32)
+    table[: len(values)] = values
+    return np.asarray(cv2.LUT(material, table), np.float32)
+
+
+def phase(position: Plane, period: float) -> Plane:
+    """Position within a period, in [0, 1)."""
+    turns = position * np.float32(1 / period)
+    turns -= np.floor(turns)
+    return turns
+
+
+def cover(distance: Plane, half: float, sharpness: Plane) -> Plane:
+    """Coverage in [0, 1] of pixels by a line, by their distance from its middle and its half width."""
+    share = np.float32(half) - distance
+    share *= sharpness
+    share += np.float32(0.5)
+    np.maximum(share, 0, out=share)
+    np.minimum(share, 1, out=share)
+    return share
+
+
+def markings(across: Plane, z: Plane, kerb: Plane, sharpness: Plane, layout: Layout) -> Plane:
     """Coverage in [0, 1] by lines between lanes and at the edges, and by a zebra before the crossing."""
     start, end = layout.crossing
     distance = np.abs(across)
-
-    def line(centre: float, half: float) -> Plane:
-        gap = (np.float32(half) - np.abs(distance - np.float32(centre))) / footprint
-        return np.asarray(np.clip(gap + np.float32(0.5), 0, 1), np.float32)
-
-    marks = np.maximum(line(0.0, 0.09), line(layout.lanes * layout.lane_width, 0.06) if layout.parking else 0)
-    dashed = z % np.float32(6.0) < 3.0
+    marks = cover(distance, 0.09, sharpness)
+    if layout.parking:
+        edge = np.abs(distance - np.float32(layout.lanes * layout.lane_width))
+        np.maximum(marks, cover(edge, 0.06, sharpness), out=marks)
     for lane in range(1, layout.lanes):
-        marks = np.maximum(marks, line(lane * layout.lane_width, 0.07) * dashed)
-    marks *= (z < start - 4.5) | (z > end + 4.5)
-    zebra = (np.abs(z - np.float32(start - 2.4)) < 1.6) & (across % np.float32(1.1) < 0.55)
-    marks = np.maximum(marks, zebra)
-    return np.asarray(marks * (kerb < -0.05), np.float32)
+        dashes = cover(np.abs(distance - np.float32(lane * layout.lane_width)), 0.07, sharpness)
+        np.maximum(marks, dashes * (phase(z, 6.0) < 0.5), out=marks)
+    if start < FAR:
+        marks *= (z < start - 4.5) | (z > end + 4.5)
+        zebra = (np.abs(z - np.float32(start - 2.4)) < 1.6) & (phase(across, 1.1) < 0.5)
+        np.maximum(marks, zebra, out=marks)
+    marks *= kerb < -0.05
+    return marks
 
 
-def rails(across: Plane, footprint: Plane, layout: Layout) -> Plane:
+def rails(across: Plane, sharpness: Plane, middle: float) -> Plane:
     """Coverage in [0, 1] by the two rails of a tram's track."""
-    if layout.rails is None:
-        return np.zeros_like(across)
-    gap = np.abs(np.abs(across - np.float32(layout.rails)) - np.float32(0.72))
-    return np.asarray(np.clip((np.float32(0.07) - gap) / footprint + np.float32(0.5), 0, 1), np.float32)
+    return cover(np.abs(np.abs(across - np.float32(middle)) - np.float32(0.72)), 0.07, sharpness)
 
 
 def relief(across: Plane, z: Plane, depth: Plane, material: NDArray[np.uint8], paint: GroundPaint) -> Plane:
     """Brightness of the ground: two octaves of grain that fade with distance, and the joints of paving."""
+    side = len(paint.grain)  # a power of two
 
     def grain(scale: float) -> Plane:
-        maps = across * np.float32(scale), z * np.float32(scale)
-        return np.asarray(cv2.remap(paint.grain, *maps, cv2.INTER_NEAREST, borderMode=cv2.BORDER_WRAP), np.float32)
+        row, column = ((p * np.float32(scale) + np.float32(65536.5)).astype(np.int32) & (side - 1) for p in (z, across))
+        return paint.grain.ravel().take(row * side + column)
 
-    rough = np.float32(paint.roughness) * np.array([1, 1, 2.2, 1], np.float32)[material]
-    fine, wide = grain(14.0), grain(1.7)
-    bright = 1 + rough * (fine / (1 + depth * np.float32(1 / 14)) + np.float32(0.6) * wide)
-    joint = (across % np.float32(paint.paver) < 0.05) | (z % np.float32(paint.paver) < 0.07)
-    bright[(material == PAVING) & joint & (depth < 18)] *= np.float32(0.82)
-    return np.asarray(bright, np.float32)
+    bright = grain(14.0)
+    bright /= 1 + depth * np.float32(1 / 14)
+    bright += np.float32(0.6) * grain(1.7)
+    bright *= by_material(paint.roughness * np.array([1, 1, 2.2, 1], np.float32), material)
+    bright += 1
+    joint = (phase(across, paint.paver) < 0.05 / paint.paver) | (phase(z, paint.paver) < 0.07 / paint.paver)
+    bright *= 1 - np.float32(0.18) * (joint & (material == PAVING) & (depth < 18))
+    return bright

@@ -75,11 +75,13 @@ class Layout:
 
     def off_road(self, across: NDArray[np.float32], z: NDArray[np.float32]) -> NDArray[np.float32]:
         """Distance from the kerb, positive beside the road; also around the corners of a crossing."""
-        beside = np.abs(across) - np.float32(self.road)
+        beside = np.abs(across)
+        beside -= np.float32(self.road)
         if self.crossing[0] < FAR:
             outside = np.maximum(np.float32(self.crossing[0]) - z, z - np.float32(self.crossing[1]))
-            arm = np.array(self.arms)[(across > 0).astype(np.intp)]
-            beside = np.where(arm, np.minimum(beside, outside), beside)
+            if not all(self.arms):  # the other side has no corners
+                np.copyto(outside, np.float32(np.inf), where=across > 0 if self.arms[0] else across <= 0)
+            np.minimum(beside, outside, out=beside)
         return np.maximum(beside, z - np.float32(self.far)) if self.ends else beside
 
 

@@ -2,39 +2,51 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import accumulate
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from uda_seg.data.streets.camera import Camera, Projection, project
-from uda_seg.data.streets.ground import GroundPaint, Plane, draw_ground
+from uda_seg.data.streets.ground import LEVELS, GroundPaint, Plane, draw_ground
 from uda_seg.data.streets.plan import SKY
 from uda_seg.data.streets.scene import Scene
 from uda_seg.data.streets.stage import SHADOW, Quads
+from uda_seg.data.streets.styles import Colour
 from uda_seg.data.streets.textures import Mips, Texture
 
 CUT = 110  # alpha (of 255) from which a pixel gets the label and the depth of what is drawn
 SHIFT = 4  # fractional bits of the outlines
-OPAQUE, CLEAR = np.uint8(255), np.uint8(0)
+BRIGHTEST = 1.2  # tint; what shines more is multiplied later
 RAMP = np.arange(1 << 14, dtype=np.float32)
 WARP = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+Mask = NDArray[np.uint8]
 
 
 @dataclass
 class Canvas:
-    """colour float32 [H, W, 3] in [0, 1]; label uint8 [H, W]; inverse depth float32 [H, W], 0 = infinitely far."""
+    """What is drawn so far.
 
-    colour: Plane
-    label: NDArray[np.uint8]
+    Attributes:
+        colour: uint8 [H, W, 3], `LEVELS` times the colour.
+        label: uint8 [H, W].
+        inverse: float32 [H, W], the inverse depth, 0 = infinitely far.
+        glow: float32 [H, W], factor of the colour where something shines; None if nothing does.
+    """
+
+    colour: Texture
+    label: Mask
     inverse: Plane
+    glow: Plane | None = None
 
 
-def draw_background(camera: Camera, size: tuple[int, int], scene: Scene, paint: GroundPaint, sky: Plane) -> Canvas:
-    """Sky above the horizon, ground below it."""
+def draw_background(camera: Camera, size: tuple[int, int], scene: Scene, paint: GroundPaint, sky: Texture) -> Canvas:
+    """Sky above the horizon, ground below it, drawn over the given sky."""
     height, width = size
-    canvas = Canvas(sky.copy(), np.full(size, SKY, np.uint8), np.zeros(size, np.float32))
+    canvas = Canvas(sky, np.full(size, SKY, np.uint8), np.zeros(size, np.float32))
     first = max(0, int(min(camera.horizon(width))) + 1)
     if first < height:
         colour, label, inverse = draw_ground(camera, size, first, scene.layout, paint)
@@ -45,7 +57,7 @@ def draw_background(camera: Camera, size: tuple[int, int], scene: Scene, paint: 
     return canvas
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Patch:
     """One parallelogram on the screen.
 
@@ -53,9 +65,9 @@ class Patch:
         box: x0, y0, x1, y1 (exclusive).
         texture: one mip level.
         matrix: [3, 3] maps the box's own pixels to (texel x, texel y, 1) / depth.
-        plane: [3] its last row, the inverse depth, as float32.
+        plane: its last row, the inverse depth.
         outline: int32 [k, 2], the polygon in the box with `SHIFT` fractional bits.
-        tint: [4] factors of red, green and blue, and 0.
+        tint: factors of red, green and blue; equal ones where there is a texture.
         label: what it is.
         solid: whether its label covers the holes.
     """
@@ -63,30 +75,56 @@ class Patch:
     box: tuple[int, int, int, int]
     texture: Texture
     matrix: NDArray[np.float64]
-    plane: Plane
+    plane: list[float]
     outline: NDArray[np.int32]
-    tint: NDArray[np.float64]
+    tint: Colour
     label: int
     solid: bool
 
 
+@dataclass(slots=True)
+class View:
+    """The part of a patch that is nearer than what is drawn already.
+
+    Attributes:
+        patch: what is seen.
+        corner: the part's first column and row in the patch's box.
+        area: rows and columns of the canvas.
+        inverse: inverse depth there.
+        mask: 255 where it is nearer.
+    """
+
+    patch: Patch
+    corner: tuple[int, int]
+    area: tuple[slice, slice]
+    inverse: Plane
+    mask: Mask
+
+
 def draw_quads(canvas: Canvas, camera: Camera, quads: Quads, frames: float) -> None:
-    """Draw all parallelograms, shadows first, then far to near, `frames` after the scene's own moment."""
+    """Draw all parallelograms `frames` after the scene's own moment.
+
+    Shadows first; then surfaces without holes, near to far, so that the hidden ones are never warped; then those with
+    holes, far to near.
+    """
     size = (canvas.label.shape[0], canvas.label.shape[1])
     origin = np.array(quads.origin) + frames * np.array(quads.velocity)
     found = patches(quads, project(camera, size, origin, np.array(quads.u), np.array(quads.v)))
-    white = np.full((*size, 3), 255, np.uint8)
+    things = [patch for patch in found if patch.label != SHADOW]
     for patch in found:
         if patch.label == SHADOW:
             darken(canvas, patch)
-    for patch in found:
-        if patch.label != SHADOW:
-            (draw_surface if patch.texture.shape[2] == 3 else draw_cutout)(canvas, patch, white)
+    views = [draw_surface(canvas, patch) for patch in reversed(things) if patch.texture.shape[2] == 3]
+    views += [draw_cutout(canvas, patch) for patch in things if patch.texture.shape[2] == 4]
+    for view in views:
+        if view and max(view.patch.tint) > BRIGHTEST:
+            shine(canvas, view)
 
 
 def patches(quads: Quads, seen: Projection) -> list[Patch]:
     """Everything that can be prepared for all parallelograms at once."""
-    textures = [level(quads.texture[which], extent) for which, extent in zip(seen.index, seen.extent, strict=True)]
+    index = seen.index.tolist()
+    textures = [level(quads.texture[i], *extent) for i, extent in zip(index, seen.extent.tolist(), strict=True)]
     matrix = seen.matrix.copy()
     matrix[:, :, 2] += matrix[:, :, 0] * seen.box[:, :1] + matrix[:, :, 1] * seen.box[:, 1:2]
     texels = np.array([t.shape[1::-1] for t in textures], float).reshape(-1, 2, 1)
@@ -95,98 +133,126 @@ def patches(quads: Quads, seen: Projection) -> list[Patch]:
     inset = np.array([1.0 if t.shape[2] == 3 else -0.5 for t in textures]).reshape(-1, 1, 1)
     shrink = np.where(inset > 0, 3.0, 0.0)
     matrix[:, :2] = matrix[:, :2] * (texels - shrink) + inset * matrix[:, 2:]
-    corners = np.concatenate([np.zeros((0, 2)), *seen.polygon])
+    planes = matrix[:, 2].tolist()
+    fine = (seen.extent.min(1) > 1).tolist()  # a shadow's fraction of a row darkens nothing
     counts = [len(polygon) for polygon in seen.polygon]
+    corners = np.concatenate([np.zeros((0, 2)), *seen.polygon])
     corners = np.clip(corners, -1e4, 1e4) - np.repeat(seen.box[:, :2], counts, axis=0)
-    outlines = np.split(np.rint(corners * 2**SHIFT).astype(np.int32), np.cumsum(counts)[:-1])
-    tints, planes = np.zeros((len(textures), 4)), matrix[:, 2].astype(np.float32)
-    tints[:, :3] = np.array(quads.tint)[seen.index] / 255
+    corners = np.rint(corners * 2**SHIFT).astype(np.int32)
+    ends = list(accumulate(counts))
     return [
         Patch(
-            (x0, y0, x1, y1),
-            textures[i],
-            matrix[i],
-            planes[i],
-            outlines[i],
-            tints[i],
-            quads.label[which],
-            quads.solid[which],
+            (x0, y0, x1, y1), textures[i], matrix[i], planes[i], corners[ends[i] - counts[i] : ends[i]],
+            quads.tint[which], quads.label[which], quads.solid[which],
         )
-        for i, (which, (x0, y0, x1, y1)) in enumerate(zip(seen.index.tolist(), seen.box.tolist(), strict=True))
-        if x1 > x0 and y1 > y0
-    ]
+        for i, (which, (x0, y0, x1, y1)) in enumerate(zip(index, seen.box.tolist(), strict=True))
+        if x1 > x0 and y1 > y0 and (quads.label[which] != SHADOW or fine[i])
+    ]  # fmt: skip
 
 
-def nearness(canvas: Canvas, patch: Patch, favour: float = 1.0) -> tuple[Plane, Texture]:
-    """Inverse depth in the box, and 255 where it is nearer (after `favour`) than what is drawn already."""
+def look_at(canvas: Canvas, patch: Patch, outline: bool, favour: float = 1.0) -> View | None:
+    """Where a patch is at least as near (after `favour`) as what is drawn, within its `outline` if one asks for it."""
     x0, y0, x1, y1 = patch.box
     a, b, c = patch.plane
     inverse: Plane = np.add.outer(b * RAMP[: y1 - y0] + c, a * RAMP[: x1 - x0])
     here = inverse * np.float32(favour) if favour > 1 else inverse
-    return inverse, np.asarray(cv2.compare(here, canvas.inverse[y0:y1, x0:x1], cv2.CMP_GT), np.uint8)
+    order = cv2.CMP_GE if outline else cv2.CMP_GT  # near to far, or far to near: the farther wins a tie
+    mask = np.asarray(cv2.compare(here, canvas.inverse[y0:y1, x0:x1], order), np.uint8)
+    if outline:
+        mask = inside(patch, mask)
+    x, y, width, height = cv2.boundingRect(mask)
+    if width == 0:
+        return None
+    rows, columns = slice(y, y + height), slice(x, x + width)
+    area = slice(y0 + y, y0 + y + height), slice(x0 + x, x0 + x + width)
+    return View(patch, (x, y), area, inverse[rows, columns], mask[rows, columns])
 
 
-def inside(patch: Patch, nearest: Texture) -> Texture:
-    """255 within the parallelogram where it is nearest."""
-    outline = np.zeros(nearest.shape, np.uint8)
-    cv2.fillConvexPoly(outline, patch.outline, 255, cv2.LINE_8, SHIFT)
-    return np.asarray(cv2.bitwise_and(outline, nearest), np.uint8)
+def inside(patch: Patch, mask: Mask, corner: tuple[int, int] = (0, 0)) -> Mask:
+    """What of a mask lies within the parallelogram; the mask starts at a corner of the patch's box."""
+    outline = np.zeros(mask.shape, np.uint8)
+    corners = patch.outline - np.array(corner, np.int32) * 2**SHIFT if any(corner) else patch.outline
+    cv2.fillConvexPoly(outline, corners, 255, cv2.LINE_8, SHIFT)
+    return np.asarray(cv2.bitwise_and(outline, mask), np.uint8)
 
 
-def warp(patch: Patch) -> Texture:
-    """The texture as it is seen in the box."""
-    size = (patch.box[2] - patch.box[0], patch.box[3] - patch.box[1])
-    return np.asarray(cv2.warpPerspective(patch.texture, patch.matrix, size, flags=WARP), np.uint8)
+def warp(view: View) -> Texture:
+    """The texture as it is seen."""
+    matrix, (x, y) = view.patch.matrix, view.corner
+    if x or y:
+        matrix = matrix.copy()
+        matrix[:, 2] += matrix[:, 0] * x + matrix[:, 1] * y
+    size = (view.mask.shape[1], view.mask.shape[0])
+    return np.asarray(cv2.warpPerspective(view.patch.texture, matrix, size, flags=WARP), np.uint8)
 
 
-def own(canvas: Canvas, patch: Patch, inverse: Plane, owned: Texture) -> None:
+def own(canvas: Canvas, view: View) -> None:
     """Write label and depth."""
-    x0, y0, x1, y1 = patch.box
-    np.copyto(canvas.label[y0:y1, x0:x1], np.uint8(patch.label), where=owned.view(np.bool_))
-    cv2.copyTo(inverse, owned, canvas.inverse[y0:y1, x0:x1])
+    cv2.copyTo(np.full(view.mask.shape, view.patch.label, np.uint8), view.mask, canvas.label[view.area])
+    cv2.copyTo(view.inverse, view.mask, canvas.inverse[view.area])
 
 
-def draw_surface(canvas: Canvas, patch: Patch, white: Texture) -> None:
+def draw_surface(canvas: Canvas, patch: Patch) -> View | None:
     """A parallelogram without holes."""
-    x0, y0, x1, y1 = patch.box
-    inverse, nearest = nearness(canvas, patch)
-    owned, tint = inside(patch, nearest), patch.tint
+    view = look_at(canvas, patch, outline=True)
+    if view is None:
+        return None
+    gain = LEVELS / 255 / max(1.0, max(patch.tint) / BRIGHTEST)
     if patch.texture.shape[0] == 1:  # one colour: nothing to warp
-        picture = white[: y1 - y0, : x1 - x0]
-        tint = tint * [*(patch.texture[0, 0] / 255), 0.0]
+        ink = [min(255, round(v * t * gain)) for v, t in zip(patch.texture[0, 0].tolist(), patch.tint, strict=True)]
+        picture = np.empty((*view.mask.shape, 3), np.uint8)
+        picture[:] = ink
     else:
-        picture = warp(patch)
-    cv2.copyTo(cv2.multiply(picture, tint, dtype=cv2.CV_32F), owned, canvas.colour[y0:y1, x0:x1])
-    own(canvas, patch, inverse, owned)
+        picture = np.asarray(cv2.convertScaleAbs(warp(view), alpha=gain * patch.tint[0]), np.uint8)
+    cv2.copyTo(picture, view.mask, canvas.colour[view.area])
+    own(canvas, view)
+    return view
 
 
-def draw_cutout(canvas: Canvas, patch: Patch, white: Texture) -> None:
+def draw_cutout(canvas: Canvas, patch: Patch) -> View | None:
     """A parallelogram whose texture has holes (premultiplied colours) laid over what is there."""
-    x0, y0, x1, y1 = patch.box
-    inverse, nearest = nearness(canvas, patch)
-    picture, below = warp(patch), canvas.colour[y0:y1, x0:x1]
-    alpha = np.asarray(cv2.bitwise_and(picture[..., 3], nearest), np.uint8)
-    rest = cv2.bitwise_not(cv2.cvtColor(alpha, cv2.COLOR_GRAY2RGB))
-    cv2.multiply(below, rest, below, 1 / 255, cv2.CV_32F)
+    view = look_at(canvas, patch, outline=False)
+    if view is None:
+        return None
+    picture = warp(view)
+    alpha = cv2.bitwise_and(cv2.extractChannel(picture, 3), view.mask)
+    gain = LEVELS / 255 / max(1.0, patch.tint[0] / BRIGHTEST)
     visible = cv2.copyTo(cv2.cvtColor(picture, cv2.COLOR_RGBA2RGB), alpha)
-    cv2.add(below, cv2.multiply(visible, patch.tint, dtype=cv2.CV_32F), below)
-    own(canvas, patch, inverse, inside(patch, nearest) if patch.solid else np.where(alpha > CUT, OPAQUE, CLEAR))
+    visible = cv2.convertScaleAbs(visible, alpha=gain * patch.tint[0])
+    below = canvas.colour[view.area]
+    cv2.multiply(below, cv2.cvtColor(cv2.bitwise_not(alpha), cv2.COLOR_GRAY2RGB), below, 1 / 255)
+    cv2.add(below, visible, below)
+    if patch.solid:
+        view.mask = inside(patch, view.mask, view.corner)
+    else:
+        view.mask = np.asarray(cv2.threshold(alpha, CUT, 255, cv2.THRESH_BINARY)[1], np.uint8)
+    own(canvas, view)
+    return view
 
 
 def darken(canvas: Canvas, patch: Patch) -> None:
     """A shadow, by its tint's share; it has neither label nor depth, and may lie a little under the ground."""
-    x0, y0, x1, y1 = patch.box
-    _, nearest = nearness(canvas, patch, favour=1.02)
-    alpha = cv2.bitwise_and(warp(patch)[..., 3], nearest)
-    rest = cv2.bitwise_not(cv2.convertScaleAbs(alpha, alpha=float(patch.tint[0]) * 255))
-    below = canvas.colour[y0:y1, x0:x1]
-    cv2.multiply(below, cv2.cvtColor(rest, cv2.COLOR_GRAY2RGB), below, 1 / 255, cv2.CV_32F)
+    view = look_at(canvas, patch, outline=False, favour=1.02)
+    if view is None:
+        return
+    alpha = cv2.bitwise_and(cv2.extractChannel(warp(view), 3), view.mask)
+    rest = cv2.bitwise_not(cv2.convertScaleAbs(alpha, alpha=patch.tint[0]))
+    below = canvas.colour[view.area]
+    cv2.multiply(below, cv2.cvtColor(rest, cv2.COLOR_GRAY2RGB), below, 1 / 255)
 
 
-def level(texture: Mips, extent: NDArray[np.float64]) -> Texture:
-    """The coarsest mip level that still has a texel for every pixel."""
+def shine(canvas: Canvas, view: View) -> None:
+    """Let a patch that is brighter than the canvas can hold shine where nothing was drawn over it."""
+    if canvas.glow is None:
+        canvas.glow = np.ones(canvas.label.shape, np.float32)
+    bare = (view.mask > 0) & (canvas.inverse[view.area] == view.inverse)
+    canvas.glow[view.area][bare] = max(view.patch.tint) / BRIGHTEST
+
+
+def level(texture: Mips, across: float, down: float) -> Texture:
+    """The coarsest mip level that still has a texel for every pixel of an image so large."""
     if len(texture) == 1:
         return texture[0]
     height, width = texture[0].shape[:2]
-    shrink = min(width / max(extent[0], 1.0), height / max(extent[1], 1.0))
-    return texture[min(max(0, int(np.log2(max(shrink, 1.0)) + 0.3)), len(texture) - 1)]
+    shrink = min(width / max(across, 1.0), height / max(down, 1.0))
+    return texture[min(int(math.log2(max(shrink, 1.0)) + 0.3), len(texture) - 1)]

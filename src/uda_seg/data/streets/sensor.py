@@ -5,18 +5,20 @@ Images are worked on as three planes [3, H, W]: whatever weighs pixels then runs
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from uda_seg.data.streets.ground import HORIZON, Plane
+from uda_seg.data.labels import IGNORE
+from uda_seg.data.streets.ground import HORIZON, LEVELS, Plane, as_bytes
 from uda_seg.data.streets.raster import Canvas
 from uda_seg.data.streets.styles import Style, colour, draw
 
-IGNORE = 255
 LUMA = (0.299, 0.587, 0.114)
+STREAK = 9  # pixels
 
 
 @lru_cache(maxsize=1)
@@ -25,20 +27,27 @@ def noise_bank() -> NDArray[np.float32]:
     return np.random.default_rng(0).standard_normal(1 << 20, dtype=np.float32)
 
 
-def draw_sky(size: tuple[int, int], style: Style, rng: np.random.Generator) -> Plane:
-    """A gradient from zenith to horizon with clouds, [H, W, 3]; dull skies blow out to white."""
+def draw_sky(size: tuple[int, int], style: Style, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """A gradient from zenith to horizon with clouds, as `as_bytes` holds it [H, W, 3]; dull skies blow out to white."""
     height, width = size
     top, low = (np.array(colour(rng, p), np.float32) for p in (style.sky_top, style.sky_low))
     ramp = np.minimum(np.linspace(0, 1 / 0.55, height, dtype=np.float32), 1)[:, None]
     cover = max(0.0, draw(rng, style.clouds))
     grid = rng.normal(0, 1, (7, 11)).astype(np.float32) + 0.5 * rng.normal(0, 1, (7, 11)).astype(np.float32)
-    clouds = cv2.resize(grid * np.float32(0.5), (width, height), interpolation=cv2.INTER_CUBIC)
-    clouds = np.clip(clouds + np.float32(cover - 0.3), 0, 1)
+    resized = cv2.resize(grid * np.float32(0.5), (width, height), interpolation=cv2.INTER_CUBIC)
+    clouds = np.asarray(resized, np.float32)
+    clouds += np.float32(cover - 0.3)
+    np.maximum(clouds, 0, out=clouds)
+    np.minimum(clouds, 1, out=clouds)
+    dither = np.float32(0.4 / LEVELS) * shot_noise(size, rng.spawn(1)[0])  # else the bytes of the canvas show as bands
     planes = []
     for start, end in zip(top, low, strict=True):
         clear = start + (end - start) * ramp
-        planes.append(clear + clouds * (end * np.float32(1.02) - clear))
-    return np.asarray(cv2.merge(planes), np.float32)
+        plane = clouds * (end * np.float32(1.02) - clear)
+        plane += clear
+        plane += dither
+        planes.append(plane)
+    return as_bytes(planes)
 
 
 def expose(canvas: Canvas, style: Style, look: np.random.Generator, grain: np.random.Generator) -> NDArray[np.uint8]:
@@ -51,24 +60,23 @@ def expose(canvas: Canvas, style: Style, look: np.random.Generator, grain: np.ra
         grain: this very picture's stream: two views never share their noise.
     """
     ambient = draw(look, style.ambient) + 0.5 * draw(look, style.sun)
-    image = np.asarray(cv2.split(canvas.colour), np.float32)
-    image *= np.where(canvas.inverse == 0, np.float32(1), np.float32(ambient))
-    night(image, canvas, style, look, grain)
-    haze(image, canvas, draw(look, style.haze), np.array(colour(look, style.sky_low), np.float32) * np.float32(0.92))
+    light = np.where(canvas.inverse == 0, np.float32(1 / LEVELS), np.float32(ambient / LEVELS))
+    if canvas.glow is not None:
+        light *= canvas.glow
+    image = np.asarray(cv2.split(canvas.colour)).astype(np.float32)
+    night(image, light, canvas, style, look, grain)
+    haze(image, canvas, draw(look, style.haze), [0.92 * c for c in colour(look, style.sky_low)])
     hood(image, canvas, style, look)
     balance(image, style, look)
-    lens(image, style, look)
-    exposure, gamma, noise = draw(look, style.exposure), draw(look, style.gamma), max(0.0, draw(look, style.noise))
-    image *= np.float32(exposure)
-    knee(image)
-    image = np.asarray(cv2.pow(image.reshape(-1, image.shape[2]), gamma), np.float32).reshape(image.shape)
-    if noise > 0:
-        image += np.float32(noise) * shot_noise(image.shape, grain) * np.sqrt(image + np.float32(0.05))
-    pixels = np.asarray(cv2.merge([cv2.convertScaleAbs(np.maximum(p, 0), alpha=255) for p in image]), np.uint8)
+    shade = lens(image, style, look)
+    shade *= np.float32(draw(look, style.exposure))
+    gamma, noise = draw(look, style.gamma), max(0.0, draw(look, style.noise))
+    specks = shot_noise(image.shape, grain) if noise > 0 else image
+    planes = [develop(*each, shade, gamma, noise) for each in zip(image, specks, strict=True)]
     quality = int(draw(look, style.jpeg))
     if quality >= 98:
-        return pixels
-    packed = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+        return np.asarray(cv2.merge(planes), np.uint8)
+    packed = cv2.imencode(".jpg", cv2.merge(planes[::-1]), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
     unpacked = cv2.imdecode(packed, cv2.IMREAD_COLOR_RGB)
     assert unpacked is not None
     return np.asarray(unpacked, np.uint8)
@@ -83,80 +91,119 @@ def shot_noise(shape: tuple[int, ...], grain: np.random.Generator) -> Plane:
     return bank[start : start + count].reshape(shape)
 
 
-def haze(image: Plane, canvas: Canvas, density: float, air: Plane) -> None:
+def haze(image: Plane, canvas: Canvas, density: float, air: list[float]) -> None:
     """Air light over distance, Koschmieder's law: I = J t + A (1 - t), t = exp(-density depth)."""
     if density > 0:
-        depth = 1 / np.maximum(canvas.inverse, np.float32(1 / HORIZON))
-        clear = cv2.exp(depth * np.float32(-density))
-        clear[canvas.inverse == 0] = np.exp(-density * 120)  # the sky is as hazy as the end of the street
-        image *= clear
-        image += air[:, None, None] * (1 - clear)
+        depth = np.float32(-density) / np.maximum(canvas.inverse, np.float32(1 / HORIZON))
+        # The sky is as hazy as the end of the street.
+        np.copyto(depth, np.float32(-density * 120), where=canvas.inverse == 0)
+        clear = np.asarray(cv2.exp(depth), np.float32)
+        veil = 1 - clear
+        for plane, tone in zip(image, air, strict=True):
+            plane *= clear
+            cv2.scaleAdd(veil, tone, plane, plane)
 
 
 def night(
-    image: Plane, canvas: Canvas, style: Style, look: np.random.Generator, grain: np.random.Generator
+    image: Plane, light: Plane, canvas: Canvas, style: Style, look: np.random.Generator, grain: np.random.Generator
 ) -> None:  # fmt: skip
-    """Street lamps, head lights on the road, a wet ground that mirrors what stands on it, streaks of rain."""
+    """Light; at night street lamps, head lights on the road, a wet ground that mirrors what stands on it, and rain."""
     height, width = canvas.label.shape
     lamps, beam, wet, rain = (
         max(0.0, draw(look, r)) for r in (style.lamp_light, style.headlight, style.wetness, style.rain)
     )
     if lamps + beam > 0:
         u = (np.arange(width, dtype=np.float32) - width / 2) / width
-        reach = np.minimum(canvas.inverse * 9, 1.0) * np.exp(-(u**2) / np.float32(0.06))
-        pools = 0.6 + 0.4 * np.sin(np.minimum(1 / np.maximum(canvas.inverse, 1e-3), 400) * np.float32(0.45))
-        image *= 1 + np.float32(beam) * reach + np.float32(lamps) * pools * (canvas.inverse > 0)
+        reach = np.minimum(canvas.inverse * np.float32(9), 1)
+        reach *= np.float32(beam) * np.exp(-(u**2) / np.float32(0.06))
+        pools = np.sin(np.float32(0.45) / np.maximum(canvas.inverse, np.float32(1 / 400)))
+        pools *= np.float32(0.4 * lamps)
+        pools += np.float32(0.6 * lamps)
+        pools *= canvas.inverse > 0
+        reach += pools
+        reach += 1
+        light *= reach
+    image *= light
     ground = canvas.label <= 1
     if wet > 0 and ground.any():
         horizon = int(np.argmax(ground.any(1)))
-        rows = np.clip(2 * horizon - np.arange(height), 0, height - 1)
-        share = ground * np.float32(0.45 * wet)
+        rows = np.maximum(2 * horizon - np.arange(horizon, height), 0)
+        share = ground[horizon:] * np.float32(0.45 * wet)
         for plane in image:
-            mirror = cv2.blur(plane[rows], (1, max(3, height // 16)))
-            plane += share * (mirror - plane)
+            mirror = np.asarray(cv2.blur(plane[rows], (1, max(3, height // 16))), np.float32)
+            mirror -= plane[horizon:]
+            mirror *= share
+            plane[horizon:] += mirror
     if rain > 0:
-        drops = (grain.random((height, width), dtype=np.float32) < 0.004 * rain / 0.1).astype(np.float32)
-        image += np.float32(0.35) * cv2.filter2D(drops, -1, np.eye(9, dtype=np.float32)[:, ::-1] / 3)
+        image += streaks((height, width), 0.004 * rain / 0.1, grain)
+
+
+def streaks(size: tuple[int, int], density: float, grain: np.random.Generator) -> Plane:
+    """Light of rain drops, each a slanted line; `density` of them per pixel."""
+    height, width = size
+    count = int(grain.binomial(height * width, density))
+    row, column = (grain.integers(n, size=count) for n in size)
+    field = np.zeros((height + STREAK, width + STREAK), np.float32)
+    for k in range(STREAK):
+        field[row + k, column + STREAK - k] += np.float32(0.35 / 3)
+    return field[STREAK // 2 :, STREAK // 2 :][:height, :width]
 
 
 def hood(image: Plane, canvas: Canvas, style: Style, look: np.random.Generator) -> None:
     """The ego car's bonnet along the lower edge."""
     share = draw(look, style.hood)
-    tone = np.array(colour(look, ((0.0, 1.0), (0.0, 0.3), (0.03, 0.2))), np.float32)
+    tone = colour(look, ((0.0, 1.0), (0.0, 0.3), (0.03, 0.2)))
     if share <= 0:
         return
     height, width = canvas.label.shape
+    first = int(height * (1 - share))
     u = (np.arange(width) - width / 2) / (width / 2)
-    inside = np.arange(height)[:, None] >= height * (1 - share * (1 - 0.45 * u**2))
-    canvas.label[inside] = IGNORE
-    canvas.inverse[inside] = np.inf
-    image[:, inside] = tone[:, None]
+    inside = np.arange(first, height)[:, None] >= height * (1 - share * (1 - 0.45 * u**2))
+    np.copyto(canvas.label[first:], np.uint8(IGNORE), where=inside)
+    np.copyto(canvas.inverse[first:], np.float32(np.inf), where=inside)
+    for plane, value in zip(image, tone, strict=True):
+        np.copyto(plane[first:], np.float32(value), where=inside)
 
 
 def balance(image: Plane, style: Style, look: np.random.Generator) -> None:
     """White balance, then saturation: a mixture of the colours and their luma (ITU-R BT.601)."""
     warm, green = draw(look, style.warmth), draw(look, style.green)
-    keep = np.float32(max(0.0, draw(look, style.saturation)))
-    for plane, gain in zip(image, (1 + warm / 2, 1 + green, 1 - warm / 2), strict=True):
-        plane *= np.float32(gain)
-    luma = sum(np.float32(share) * plane for share, plane in zip(LUMA, image, strict=True))
-    image *= keep
-    image += (1 - keep) * luma
+    keep, gains = max(0.0, draw(look, style.saturation)), (1 + warm / 2, 1 + green, 1 - warm / 2)
+    r, g, b = (share * gain for share, gain in zip(LUMA, gains, strict=True))
+    luma = cv2.scaleAdd(image[2], b, cv2.addWeighted(image[0], r, image[1], g, 0))
+    for plane, gain in zip(image, gains, strict=True):
+        cv2.addWeighted(plane, keep * gain, luma, 1 - keep, 0, plane)
 
 
-def lens(image: Plane, style: Style, look: np.random.Generator) -> None:
-    """Blur and vignette."""
+def lens(image: Plane, style: Style, look: np.random.Generator) -> Plane:
+    """Blur; returns the vignette [H, W], what of the light gets to the chip."""
     height, width = image.shape[1:]
     sigma, dark = max(0.0, draw(look, style.blur)) * width / 512, max(0.0, draw(look, style.vignette))
     if sigma > 0.12:
+        side = 2 * math.ceil(3 * sigma) + 1
         for plane in image:
-            cv2.GaussianBlur(plane, (0, 0), sigma, plane)
+            cv2.GaussianBlur(plane, (side, side), sigma, plane)
     x, y = np.linspace(-1, 1, width, dtype=np.float32), np.linspace(-1, 1, height, dtype=np.float32)[:, None]
-    image *= 1 - np.float32(0.5 * dark) * (x * x + y * y)
+    return np.asarray(1 - np.float32(0.5 * dark) * (x * x + y * y), np.float32)
 
 
-def knee(image: Plane) -> None:
-    """Compress what is brighter than 0.8, as sensors do: a parabola that reaches 1 at 1.2, level."""
-    np.clip(image, 0, 1.2, out=image)
-    bright = np.maximum(image - np.float32(0.8), 0)
-    image -= bright * bright * np.float32(1.25)
+def develop(plane: Plane, specks: Plane, shade: Plane, gamma: float, noise: float) -> NDArray[np.uint8]:
+    """One plane [H, W] as the chip reads it: its light, times `shade`, through knee and gamma, with noise.
+
+    The knee compresses what is brighter than 0.8, as sensors do: a parabola that reaches 1 at 1.2, level. Shot noise
+    grows with the root of the light.
+    """
+    plane *= shade
+    np.maximum(plane, 0, out=plane)
+    np.minimum(plane, np.float32(1.2), out=plane)
+    bright = np.maximum(plane - np.float32(0.8), 0)
+    bright *= bright
+    cv2.scaleAdd(bright, -1.25, plane, plane)
+    cv2.pow(plane, gamma, plane)
+    if noise > 0:
+        root = plane + np.float32(0.05)
+        np.sqrt(root, out=root)
+        root *= specks
+        cv2.scaleAdd(root, noise, plane, plane)
+        np.maximum(plane, 0, out=plane)
+    return np.asarray(cv2.convertScaleAbs(plane, alpha=255), np.uint8)

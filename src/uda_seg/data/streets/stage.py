@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from uda_seg.data.streets.bank import Bank
-from uda_seg.data.streets.camera import Floats
 from uda_seg.data.streets.plan import PERSON, POLE, VEGETATION, draw_layout
 from uda_seg.data.streets.styles import Colour, Style, colour, draw
 from uda_seg.data.streets.textures import Mips, flat
@@ -17,8 +17,7 @@ Vector = tuple[float, float, float]
 SHADOW = 254  # darkens what lies below and has no label of its own
 WHITE: Colour = (1.0, 1.0, 1.0)
 FLAT = flat(WHITE)
-UP = np.array([0.0, -1.0, 0.0])
-EYE = np.array([0.0, -1.6, 0.0])  # about where the cameras are
+EYE = (0.0, -1.6, 0.0)  # about where the cameras are
 
 
 @dataclass
@@ -75,10 +74,11 @@ class Stage:
 
     def free(self, offset: float, z: float, width: float, length: float) -> bool:
         """Claim a rectangle of ground (from z on, centred at offset), unless something stands there."""
-        for x1, z1, w1, l1 in self.taken:
-            if abs(offset - x1) < (width + w1) / 2 and z < z1 + l1 and z1 < z + length:
+        left, right, end = offset - width / 2, offset + width / 2, z + length
+        for x0, x1, z0, z1 in self.taken:
+            if z < z1 and z0 < end and left < x1 and x0 < right:
                 return False
-        self.taken.append((offset, z, width, length))
+        self.taken.append((left, right, z, end))
         return True
 
     def facing(self, side: int) -> float:
@@ -105,7 +105,7 @@ class Stage:
         tint: Colour = WHITE, *, base: float = 0.0, turn: float = 0.0, velocity: Vector = (0.0, 0.0, 0.0),
     ) -> None:  # fmt: skip
         """An upright picture, turned by `turn` from facing the camera, standing `base` metres above the ground."""
-        x, c, d = self.x(offset, z), width * float(np.cos(turn)), width * float(np.sin(turn))
+        x, c, d = self.x(offset, z), width * math.cos(turn), width * math.sin(turn)
         self.quads.add(
             (x - c / 2, -base - height, z - d / 2), (c, 0.0, d), (0.0, height, 0.0), self.bank.pick(kind, self.rng),
             label, tint, light=1 - 0.2 * self.contrast, velocity=velocity,
@@ -170,32 +170,25 @@ class Stage:
 
     def vehicle(self, car: Vehicle, label: int, offset: float, z: float, heading: float, speed: float) -> None:
         """A vehicle centred on a place, looking along `heading` (radians, 0: away from the camera)."""
-        heading += float(np.arctan(2 * self.layout.bend * z))
-        forward = np.array([np.sin(heading), 0.0, np.cos(heading)])
-        across = np.array([np.cos(heading), 0.0, -np.sin(heading)])
-        ground, half = np.array([self.x(offset, z), 0.0, z]), car.body.width / 2
-        velocity, gain = _vector(forward * speed), float(self.rng.uniform(0.85, 1.1))
-        profile = np.array([ground + forward * a + UP * b for a, b in car.body.profile])
-        ahead = np.arange(len(profile) - 1) < len(profile) // 2  # the faces one sees from in front
-        upper = np.where(ahead[:, None], profile[1:], profile[:-1])
-        lower = np.where(ahead[:, None], profile[:-1], profile[1:])
-        right = np.where(ahead[:, None], -across, across)
-        front = ground + forward * car.body.profile[0][0] + UP * car.height
-        flanks = np.stack([front - across * half, front + across * half])
-        origin = np.concatenate([upper - right * half, flanks])
-        u = np.concatenate([right * 2 * half, [-forward * car.length] * 2])
-        v = np.concatenate([lower - upper, [-UP * car.height] * 2])
-        inward = np.cross(u, v)
-        inward[-1] *= -1  # the right flank shows the left one's picture, mirrored
-        inward /= np.maximum(np.linalg.norm(inward, axis=1, keepdims=True), 1e-9)
-        towards = ((origin + u / 2 - EYE) * inward).sum(1) > -1.5  # the others look away from the cameras
-        for i in np.flatnonzero(towards).tolist():
-            skin = car.strips[i] if i < len(car.strips) else car.side
-            light = gain * self.sheen(*inward[i].tolist())
-            place = _vector(origin[i]), _vector(u[i]), _vector(v[i])
-            self.quads.add(*place, skin, label, light=light, velocity=velocity)
+        heading += math.atan(2 * self.layout.bend * z)
+        sine, cosine, x = math.sin(heading), math.cos(heading), self.x(offset, z)
+        velocity, gain = (sine * speed, 0.0, cosine * speed), float(self.rng.uniform(0.85, 1.1))
+
+        def turned(across: float, up: float, ahead: float) -> Vector:
+            return cosine * across + sine * ahead, -up, cosine * ahead - sine * across
+
+        for skin, corner, along, drop, mirrored in car.faces:
+            place, u, v = turned(*corner), turned(*along), turned(*drop)
+            origin = (x + place[0], place[1], z + place[2])
+            inward = (u[1] * v[2] - u[2] * v[1], u[2] * v[0] - u[0] * v[2], u[0] * v[1] - u[1] * v[0])
+            size = max(math.hypot(*inward), 1e-9) * (-1 if mirrored else 1)
+            nx, ny, nz = (component / size for component in inward)
+            right, down, away = (o + a / 2 - e for o, a, e in zip(origin, u, EYE, strict=True))
+            if right * nx + down * ny + away * nz > -1.5:  # the others look away from the cameras
+                light = gain * self.sheen(nx, ny, nz)
+                self.quads.add(origin, u, v, skin, label, light=light, velocity=velocity)
         wide, long = car.body.width + 0.5, car.length + 0.4
-        if abs(np.sin(heading)) > 0.7:
+        if abs(sine) > 0.7:
             wide, long = long, wide
         self.shadow(offset, z - long / 2, wide, long, velocity)
 
@@ -206,8 +199,3 @@ class Stage:
         if y > 0.2:
             return 0.95
         return 0.93 if abs(z) > 0.7 else self.facing(-1 if x > 0 else 1)
-
-
-def _vector(values: Floats) -> Vector:
-    x, y, z = values.tolist()
-    return x, y, z

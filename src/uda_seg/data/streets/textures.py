@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +26,8 @@ class Canvas:
         self.pixels = np.zeros((height * SUPER, width * SUPER, 4), np.uint8)
 
     def _points(self, points: list[tuple[float, float]]) -> NDArray[np.int32]:
-        scale = np.array([self.pixels.shape[1], self.pixels.shape[0]])
-        return np.asarray(np.round(np.array(points) * scale), np.int32)
+        height, width = self.pixels.shape[:2]
+        return np.array([(round(x * width), round(y * height)) for x, y in points], np.int32)
 
     def polygon(self, points: list[tuple[float, float]], rgb: tuple[int, ...]) -> None:
         """Fill a polygon."""
@@ -53,13 +55,18 @@ class Canvas:
 
 def average(rgba: Texture, size: tuple[int, int]) -> Texture:
     """Shrink to (width, height) with colours weighted by alpha, so that edges do not darken."""
-    alpha = np.ascontiguousarray(rgba[..., 3])
-    if alpha.min() == 255:
+    if rgba[..., 3].min() == 255:
         return np.asarray(cv2.resize(rgba, size, interpolation=cv2.INTER_AREA), np.uint8)
-    weighted = cv2.multiply(rgba[..., :3], cv2.merge([alpha] * 3), scale=1 / 255)
-    small = cv2.resize(np.dstack([weighted, alpha]), size, interpolation=cv2.INTER_AREA)
-    colours = small[..., :3].astype(np.float32) * (255 / np.maximum(small[..., 3:], 1).astype(np.float32))
-    return np.dstack([colours.clip(0, 255).astype(np.uint8), small[..., 3]])
+    small = cv2.resize(premultiplied(rgba), size, interpolation=cv2.INTER_AREA)
+    alpha = cv2.extractChannel(small, 3)
+    colours = cv2.divide(small, cv2.merge([alpha] * 4), scale=255)
+    return np.asarray(cv2.insertChannel(alpha, colours, 3), np.uint8)
+
+
+def premultiplied(rgba: Texture) -> Texture:
+    """The same sheet with its colours weighted by alpha."""
+    alpha = cv2.extractChannel(rgba, 3)
+    return np.asarray(cv2.multiply(rgba, cv2.merge([alpha] * 3 + [np.full_like(alpha, 255)]), scale=1 / 255), np.uint8)
 
 
 def mips(texture: Texture) -> Mips:
@@ -67,8 +74,7 @@ def mips(texture: Texture) -> Mips:
     if texture.shape[2] == 4 and texture[..., 3].min() == 255:
         texture = np.ascontiguousarray(texture[..., :3])
     elif texture.shape[2] == 4:
-        alpha = texture[..., 3:].astype(np.uint16)
-        texture = np.concatenate([((texture[..., :3] * alpha + 127) // 255).astype(np.uint8), texture[..., 3:]], axis=2)
+        texture = premultiplied(texture)
     levels = [texture]
     while min(levels[-1].shape[:2]) > 7:
         height, width = levels[-1].shape[:2]
@@ -99,9 +105,13 @@ def roughen(texture: Texture, rng: np.random.Generator, strength: float, cells: 
     """Modulate the colours by two octaves of noise."""
     height, width = texture.shape[:2]
     grain = 1 + strength * (0.10 * noise(rng, height, width, cells) + 0.05 * noise(rng, height, width, cells * 4))
-    rough = texture.copy()
-    rough[..., :3] = (texture[..., :3] * grain[..., None]).clip(0, 255)
-    return rough
+    return brightened(texture, np.asarray(grain, np.float32))
+
+
+def brightened(texture: Texture, gain: NDArray[np.float32]) -> Texture:
+    """The texture with its colours multiplied by a gain for every pixel [H, W]."""
+    gains = cv2.merge([gain] * 3 + [np.ones_like(gain)])
+    return np.asarray(cv2.multiply(texture, gains, dtype=cv2.CV_8U), np.uint8)
 
 
 def plain(rgb: tuple[int, int, int], height: int = 8, width: int = 8) -> Texture:
@@ -191,10 +201,11 @@ def crown(style: Style, rng: np.random.Generator) -> Texture:
     which, side = rng.integers(len(lobes), size=260), size * SUPER
     angle, reach = rng.uniform(0, 2 * np.pi, 260), np.sqrt(rng.random(260))
     blobs, shades = rng.uniform(0.02, 0.045, 260), rng.uniform(0.75, 1.2, 260)
-    for i, (x0, y0, r0) in enumerate(lobes[k] for k in which):
-        x, y = x0 + r0 * reach[i] * np.cos(angle[i]), y0 + r0 * reach[i] * np.sin(angle[i])
-        ink = (*rgb8(tone, (0.62 + 0.55 * (1 - y)) * shades[i]), 255)
-        cv2.circle(canvas.pixels, (round(x * side), round(y * side)), round(blobs[i] * side), ink, -1)
+    x0, y0, r0 = np.array(lobes)[which].T
+    places = np.stack([x0 + r0 * reach * np.cos(angle), y0 + r0 * reach * np.sin(angle)], axis=1).tolist()
+    for (x, y), blob_size, shade in zip(places, blobs.tolist(), shades.tolist(), strict=True):
+        ink = (*rgb8(tone, (0.62 + 0.55 * (1 - y)) * shade), 255)
+        cv2.circle(canvas.pixels, (round(x * side), round(y * side)), round(blob_size * side), ink, -1)
     return canvas.done()
 
 
@@ -203,10 +214,10 @@ def bare(style: Style, rng: np.random.Generator) -> Texture:
     canvas, tone = Canvas(112, 112), rgb8(colour(rng, ((0.05, 0.1), (0.1, 0.35), (0.18, 0.32))))
 
     def branch(x: float, y: float, angle: float, length: float, depth: int) -> None:
-        x1, y1 = x + length * np.sin(angle), y - length * np.cos(angle)
+        x1, y1 = x + length * math.sin(angle), y - length * math.cos(angle)
         canvas.line([(x, y), (x1, y1)], 0.006 + 0.006 * depth, tone)
         if depth:
-            for turn in rng.uniform(-0.75, 0.75, 3):
+            for turn in rng.uniform(-0.75, 0.75, 3).tolist():
                 branch(x1, y1, angle + turn, length * rng.uniform(0.65, 0.85), depth - 1)
 
     branch(0.5, 1.0, 0.0, 0.26, 4)
@@ -272,5 +283,5 @@ def blob() -> Texture:
 def ground_grain(rng: np.random.Generator) -> NDArray[np.float32]:
     """Noise for the ground, [256, 256] about 0, fine and coarse; it tiles."""
     fine, coarse = rng.normal(0, 1, (2, GRAIN, GRAIN)).astype(np.float32)
-    coarse = cv2.GaussianBlur(np.tile(coarse, (3, 3)), (0, 0), 9)[GRAIN : 2 * GRAIN, GRAIN : 2 * GRAIN]
+    coarse = cv2.GaussianBlur(np.pad(coarse, 36, mode="wrap"), (0, 0), 9)[36:-36, 36:-36]
     return np.asarray((0.45 * fine + 0.8 * coarse / coarse.std()).clip(-2.5, 2.5), np.float32)

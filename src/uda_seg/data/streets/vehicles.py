@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import cv2
@@ -11,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uda_seg.data.streets.styles import Colour, Style, colour
-from uda_seg.data.streets.textures import RNG, Mips, Texture, flat, mips, rgb8
+from uda_seg.data.streets.textures import RNG, Mips, Texture, brightened, flat, mips, rgb8
 
 Point = tuple[float, float]
+Vector = tuple[float, float, float]  # to the right, up, and ahead of the middle on the ground
+Face = tuple[Mips, Vector, Vector, Vector, bool]  # skin, upper left corner, along, down, and whether it is mirrored
 FRONT_LAMPS: Colour = (1.0, 0.97, 0.85)
 REAR_LAMPS: Colour = (0.85, 0.05, 0.05)
 
@@ -133,6 +136,20 @@ class Vehicle:
         """Of the roof, metres."""
         return max(y for _, y in self.body.profile)
 
+    @cached_property
+    def faces(self) -> list[Face]:
+        """The strips, then the left and the right flank, which shows the left one's picture mirrored."""
+        profile, half = self.body.profile, self.body.width / 2
+        faces: list[Face] = []
+        for i, (skin, first, second) in enumerate(zip(self.strips, profile, profile[1:], strict=False)):
+            ahead = i < len(profile) // 2  # one sees it from in front
+            (z, y), (end, low), side = (second, first, -half) if ahead else (first, second, half)
+            faces.append((skin, (-side, y, z), (2 * side, 0.0, 0.0), (0.0, low - y, end - z), False))
+        along, down = (0.0, 0.0, -self.length), (0.0, -self.height, 0.0)
+        for side in (-half, half):
+            faces.append((self.side, (side, self.height, profile[0][0]), along, down, side > 0))
+        return faces
+
 
 def paint_vehicle(rng: RNG, kind: str, which: int, style: Style) -> Vehicle:
     """A vehicle of one kind in a colour of the style."""
@@ -187,9 +204,8 @@ def _side(rng: RNG, body: Body, base: Colour, kind: str) -> Mips:
         cv2.circle(picture, centre, round(body.wheel * 0.58 * scale), (135, 138, 140, 255), -1, cv2.LINE_AA)
         cv2.circle(picture, centre, round(body.wheel * 0.2 * scale), (60, 60, 60, 255), -1, cv2.LINE_AA)
     picture[rows - 1, :] = 0
-    fade = np.linspace(1.12, 0.75, rows, dtype=np.float32)[:, None, None]
-    picture[..., :3] = np.clip(picture[..., :3] * fade, 0, 255)
-    return mips(picture)
+    fade = np.linspace(1.12, 0.75, rows, dtype=np.float32)[:, None]
+    return mips(brightened(picture, np.repeat(fade, width, axis=1)))
 
 
 def _flank(
@@ -201,7 +217,6 @@ def _flank(
     body: Body,
 ) -> None:
     rows, width = picture.shape[:2]
-    inside = picture[..., 3] > 0
     coloured = picture.copy()
     if kind == "truck":  # the load's cover in a colour of its own, chassis below
         cover = colour(rng, ((0.0, 1.0), (0.0, 0.6), (0.4, 0.9)))
@@ -220,7 +235,7 @@ def _flank(
         cv2.line(coloured, (0, int(rows * 0.62)), (width, int(rows * 0.6)), (*rgb8(base, 1.25), 255), 2)
         cv2.rectangle(coloured, (2, int(rows * 0.5)), (10, int(rows * 0.58)), (225, 225, 210, 255), -1)
         cv2.rectangle(coloured, (width - 10, int(rows * 0.45)), (width - 2, int(rows * 0.56)), (170, 20, 20, 255), -1)
-    picture[inside] = coloured[inside]
+    cv2.copyTo(coloured, cv2.extractChannel(picture, 3), picture)
 
 
 def _face(rng: RNG, body: Body, base: Colour, kind: str, lamps: Colour, height: float) -> Mips:
