@@ -61,7 +61,8 @@ def predict(config: Config, folder: Path) -> int:
     checkpoint, source, output = (Path(str(p)) for p in (config.checkpoint, config.input, config.output))
     images = named_images(source, output)
     classes = CLASS_SETS[config.data.classes]
-    plan = Plan(config.steps, config.seed, classes, classes.subset(config.data.eval_classes), (1, 1))
+    eval_classes = classes.subset(config.data.eval_classes)
+    plan = Plan(steps=config.steps, seed=config.seed, classes=classes, eval_classes=eval_classes, crop=(1, 1))
     module = instantiate_module(config, plan)
     network = load_trained(module, read_checkpoint(checkpoint), checkpoint, teacher=config.evaluator.teacher)
     device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
