@@ -132,6 +132,7 @@ def build_data(config: Config) -> UDADataModule:
         steps=config.steps,
         seed=config.seed,
         needs_target=method.needs_target and not (method.target_optional and config.data.target is None),
+        target_in_step=method.target_in_step,
         needs_depth=method.needs_depth,
         target_labels=method.supervised_target,
         overfit=config.trainer.overfit,

@@ -205,11 +205,22 @@ def test_batches_for_statistics_are_those_of_training(settings):
     assert_equal([{"t": b} for b in trained], [{"t": b} for b in module.target_batches(3)])
 
 
+def test_a_target_read_between_the_steps_is_not_read_in_them(settings, monkeypatch):
+    whole, module = make(settings), make(settings, target_in_step=False)
+    expected = [{"t": b} for b in whole.target_batches(2)]
+    opened, read = [], SegmentationDataset.read
+    monkeypatch.setattr(SegmentationDataset, "read", lambda self, i: opened.append(self.root.name) or read(self, i))
+    assert all(set(batch) == {"source"} for batch in module.train_dataloader())
+    assert set(opened) == {"source"}
+    assert_equal(expected, [{"t": b} for b in module.target_batches(2)])
+
+
 def test_counts_of_images(settings):
     assert make(settings).source_images_per_step == 3
     assert make(settings).images_per_step == 5
     assert make(settings, rank(0, 2)).images_per_step == 10
     assert make(settings, needs_target=False).images_per_step == 3
+    assert make(settings, target_in_step=False).images_per_step == 3
     settings.target_batch = None
     assert make(settings).images_per_step == 6
 

@@ -178,6 +178,26 @@ def test_teacher_in_train_mode_uses_batch_statistics_and_keeps_its_buffers_out_o
     assert not any(m.training for m in teacher.modules() if isinstance(m, torch.nn.BatchNorm2d))
 
 
+def test_the_number_of_updates_is_a_tensor_of_the_state(make_segmentor):
+    from uda_seg.methods.teacher import Teacher
+
+    student = make_segmentor()
+    teacher, other = Teacher(student, 0.9), Teacher(student, 0.9)
+    for _ in range(3):
+        teacher.update(student)
+    state = copy.deepcopy(teacher.state_dict())
+    assert state["update_count"].dtype == torch.int64
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
+    other.load_state_dict(state)
+    assert other.updates == state["update_count"] == 3
+    teacher.update(student)
+    other.update(make_segmentor(1))
+    assert other.state_dict()["update_count"] == 4
+    weight = next(iter(other.network.parameters()))
+    first, second = (next(iter(s.parameters())) for s in (student, make_segmentor(1)))
+    torch.testing.assert_close(weight, 0.75 * first + 0.25 * second)
+
+
 def test_smaller_source_batches_are_reused_in_order(make_segmentor, make_plan, make_batch):
     """Target b mixes with source b mod B_s."""
     module = SelfTraining(make_segmentor(), make_plan())

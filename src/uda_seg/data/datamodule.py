@@ -73,6 +73,7 @@ class UDADataModule(pl.LightningDataModule):
         steps: The length of the whole run.
         seed: Drives order, crops and flips.
         needs_target: Whether the method reads unlabelled target images.
+        target_in_step: Whether it reads them in every step; otherwise `target_batches` alone gives them.
         target_labels: The oracle: train on the labelled target instead of the source.
         needs_depth: Whether the method reads the depth of source and target.
         overfit: Train on the first batch again and again; validation stays as it is.
@@ -87,13 +88,14 @@ class UDADataModule(pl.LightningDataModule):
         steps: int,
         seed: int,
         needs_target: bool = True,
+        target_in_step: bool = True,
         target_labels: bool = False,
         needs_depth: bool = False,
         overfit: bool = False,
     ) -> None:
         super().__init__()
         self.settings, self.steps, self.seed, self.overfit = settings, steps, seed, overfit
-        self.needs_depth = needs_depth
+        self.target_in_step, self.needs_depth = target_in_step, needs_depth
         self.classes: ClassSet = class_set(settings.classes)
         self.eval_classes = self.classes.subset(settings.eval_classes)
         self.validation_names = tuple(settings.validation)
@@ -126,7 +128,8 @@ class UDADataModule(pl.LightningDataModule):
     @property
     def images_per_step(self) -> int:
         """Images of both domains that all ranks together read in a step."""
-        return self.source_images_per_step + (self._target_batch * self.world if self._target else 0)
+        target = self._target_batch * self.world if self._target and self.target_in_step else 0
+        return self.source_images_per_step + target
 
     def prepare_data(self) -> None:
         """Render and count whatever the cache lacks (Lightning calls it once per machine, before `setup`)."""
@@ -147,7 +150,8 @@ class UDADataModule(pl.LightningDataModule):
     def train_dataloader(self) -> StepLoader:
         """One batch per item, from the trainer's step on."""
         start = self.trainer.global_step if self.trainer else 0
-        streams = {name: self._of_rank(stream) for name, stream in self._streams.items()}
+        read = ("source", "target") if self.target_in_step else ("source",)
+        streams = {name: self._of_rank(stream) for name, stream in self._streams.items() if name in read}
         workers = self._workers([stream.samples for stream in streams.values()])
         return StepLoader(
             PairedSteps(streams, self.steps),

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uda_seg.errors import UserError
-
-IGNORE = 255  # the train id of pixels that no loss and no metric counts
+from uda_seg.ops import IGNORE as IGNORE
 
 
 @dataclass(frozen=True)

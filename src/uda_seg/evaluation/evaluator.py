@@ -10,8 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from uda_seg.errors import UserError
-
-IGNORE = 255
+from uda_seg.ops import IGNORE
 
 
 class Scores(NamedTuple):

@@ -14,6 +14,7 @@ from uda_seg.methods.settings import Plan
 from uda_seg.methods.step import Loss, StepModule
 from uda_seg.methods.teacher import Teacher
 from uda_seg.models.segmentor import Segmentor, resize
+from uda_seg.ops.augment import draw_strong, strong_augment
 from uda_seg.ops.image import to_float
 
 __all__ = ["Batch", "Loss", "Plan", "UDAModule"]
@@ -26,7 +27,8 @@ class UDAModule(StepModule):
 
     Sub-classes implement `losses`. Class attributes say what data they want: `needs_target` (unlabelled target images),
     `target_optional` (it does without where `data.target` is null), `needs_depth` (inverse depth of both domains),
-    `supervised_target` (the labelled target *instead of* the source: the oracle).
+    `supervised_target` (the labelled target *instead of* the source: the oracle). `target_in_step` is false where the
+    target images are read between the steps alone.
 
     Args:
         segmentor: the student network; heads a method needs are attached to it in the method's constructor.
@@ -34,6 +36,7 @@ class UDAModule(StepModule):
     """
 
     needs_target = True
+    target_in_step = True
     target_optional = False
     needs_depth = False
     supervised_target = False
@@ -72,6 +75,10 @@ class UDAModule(StepModule):
         """Keep the first sample of each tensor for the picture panels, if a panel was asked for at this step."""
         if self.panel is not None:
             self.panel.update({name: tensor[:1].detach().float().cpu() for name, tensor in tensors.items()})
+
+    def augment(self, image: Tensor) -> Tensor:
+        """Colour jitter and Gaussian blur of [B, 3, H, W] in [0, 1], with draws of their own."""
+        return strong_augment(image, draw_strong(len(image), device=image.device))
 
     def part(self, batch: Batch, index: int, parts: int) -> Batch:
         """The `index`-th of `parts` equal micro-batches of every domain."""

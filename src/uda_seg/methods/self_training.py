@@ -27,7 +27,6 @@ from uda_seg.methods.base import Batch, Loss, Plan, UDAModule
 from uda_seg.methods.teacher import Teacher
 from uda_seg.models.norm import frozen_statistics
 from uda_seg.models.segmentor import Features, Segmentor
-from uda_seg.ops.augment import draw_strong, strong_augment
 from uda_seg.ops.image import to_float
 from uda_seg.ops.losses import feature_distance
 from uda_seg.ops.masking import draw_block_mask, mask_image
@@ -167,10 +166,6 @@ class SelfTraining(UDAModule):
         assert mixed.weight is not None
         self.show(mixed_image=mixed.image, mixed_label=mixed.label, mixed_weight=mixed.weight)
         return mixed
-
-    def augment(self, image: Tensor) -> Tensor:
-        """Colour jitter and Gaussian blur of [B, 3, H, W] in [0, 1], with draws of their own."""
-        return strong_augment(image, draw_strong(len(image), device=image.device))
 
     def mask(self, image: Tensor) -> Tensor:
         """Cover random blocks of [B, 3, H, W] with the mean colour (zero after normalisation)."""

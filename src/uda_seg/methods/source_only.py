@@ -8,9 +8,9 @@ import torch
 
 from uda_seg.limits import Count
 from uda_seg.methods.base import Batch, Loss, Plan, UDAModule
+from uda_seg.methods.self_training import labelled
 from uda_seg.models.norm import batch_norms, batch_statistics
 from uda_seg.models.segmentor import Segmentor
-from uda_seg.ops.augment import draw_strong, strong_augment
 from uda_seg.ops.image import to_float
 
 
@@ -32,11 +32,8 @@ class SourceOnly(UDAModule):
 
     def losses(self, batch: Batch) -> Iterator[Loss | tuple[Loss, ...]]:
         """One term: cross-entropy on the labelled images."""
-        source = batch["source"]
-        image = to_float(source.image)
-        if self.strong_augment:
-            image = strong_augment(image, draw_strong(len(image), device=image.device))
-        assert source.label is not None, "the source has labels"
+        source = labelled(batch["source"])
+        image = self.augment(source.image) if self.strong_augment else source.image
         result = self.segmentor.supervise(image, source.label)
         self.show(source_image=image, source_label=source.label, source_prediction=result.logits)
         yield Loss("source/ce", result.loss)
@@ -60,6 +57,7 @@ class AdaBN(SourceOnly):
     """
 
     needs_target = True
+    target_in_step = False
 
     def __init__(self, segmentor: Segmentor, plan: Plan, *, batches: Count = 40) -> None:
         super().__init__(segmentor, plan)

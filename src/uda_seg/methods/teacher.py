@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,25 +28,26 @@ class Teacher(nn.Module):
     The number of updates is part of the state dict, so a resumed run goes on where it stopped.
     """
 
+    update_count: Tensor
+
     def __init__(self, student: Segmentor, alpha: float, batch_norm: str = "eval") -> None:
         super().__init__()
         self.network = copy.deepcopy(student).requires_grad_(False)
         self.alpha = alpha
         self.batch_norm = batch_norm
+        # The decay is computed on the host, from a number there; the buffer follows it where the state is saved.
         self.updates = 0
+        self.register_buffer("update_count", torch.zeros((), dtype=torch.int64))
+        self.register_load_state_dict_post_hook(_take_update_count)
         self.eval()
 
     def train(self, mode: bool = True) -> Teacher:
         """Stay in eval mode whatever the trainer asks: a teacher has neither dropout nor drop-path."""
         return super().train(False)
 
-    def get_extra_state(self) -> dict[str, int]:
-        """Number of updates so far; kept on the host because the decay is computed there."""
-        return {"updates": self.updates}
-
-    def set_extra_state(self, state: dict[str, int]) -> None:
-        """Take the number of updates from a checkpoint."""
-        self.updates = state["updates"]
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        self.update_count.fill_(self.updates)
+        super()._save_to_state_dict(destination, prefix, keep_vars)
 
     @torch.no_grad()
     def update(self, student: Segmentor) -> None:
@@ -71,3 +72,8 @@ class Teacher(nn.Module):
             return function(self.network)
         with batch_statistics(self.network):
             return function(self.network)
+
+
+def _take_update_count(teacher: nn.Module, _: object) -> None:
+    assert isinstance(teacher, Teacher)
+    teacher.updates = int(teacher.update_count)

@@ -57,7 +57,10 @@ HeadBuilder = Callable[..., nn.Module]
 
 @dataclass
 class Features:
-    """What the encoder saw: its stages, fine to coarse, each [B, channels, h, w]."""
+    """What the encoder saw: its stages, fine to coarse, each [B, channels, h, w].
+
+    The fused map is a head's, and there may be several: `decode` and `supervise` give it.
+    """
 
     stages: list[Tensor]
 

@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from uda_seg.ops import IGNORE as IGNORE
 from uda_seg.ops.image import upload
-
-IGNORE = 255
 
 
 def cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
