@@ -19,6 +19,7 @@ from uda_seg.errors import UserError
 from uda_seg.models.weights import read_tensors
 
 EMBEDDING = 100
+STATISTICS = ("pbn_embedding_mean", "pbn_embedding_covariance", "imagenet_embedding_mean")
 FILES = ("checkpoint_transformer.pth", "checkpoint_embeddings.pth", "checkpoint_stylepredictor.pth")
 
 
@@ -38,16 +39,16 @@ class PlainConv(nn.Module):
 class StyledConv(nn.Module):
     """As `PlainConv`, with a scale and a shift of every channel that the style decides, after doubling the size."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, double: bool = True, activate: bool = True) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int, enlarge: bool = True, activate: bool = True) -> None:
         super().__init__()
-        self.margin, self.double, self.activate = kernel // 2, double, activate
+        self.margin, self.enlarge, self.activate = kernel // 2, enlarge, activate
         self.conv = nn.Conv2d(inputs, outputs, kernel)
         self.fc_beta = nn.Linear(EMBEDDING, outputs)
         self.fc_gamma = nn.Linear(EMBEDDING, outputs)
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         """[B, inputs, H, W], [B, 100] -> [B, outputs, 2 H, 2 W]."""
-        x = F.interpolate(x, scale_factor=2.0) if self.double else x
+        x = F.interpolate(x, scale_factor=2.0) if self.enlarge else x
         x = _restyle(_convolve(x, self.conv, self.margin), self.fc_gamma(style), self.fc_beta(style))
         return F.relu(x) if self.activate else x
 
@@ -82,7 +83,7 @@ class StylePainter(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         down = [PlainConv(3, 32, 9), PlainConv(32, 64, 3, 2), PlainConv(64, 128, 3, 2)]
-        up = [StyledConv(128, 64, 3), StyledConv(64, 32, 3), StyledConv(32, 3, 9, double=False, activate=False)]
+        up = [StyledConv(128, 64, 3), StyledConv(64, 32, 3), StyledConv(32, 3, 9, enlarge=False, activate=False)]
         self.layers = nn.ModuleList([*down, *(StyledBlock(128) for _ in range(5)), *up])
 
     def forward(self, image: Tensor, style: Tensor) -> Tensor:
@@ -149,13 +150,13 @@ class RandomStyle:
         if predictor.is_file():
             content = read_tensors(predictor)
             self.predictor = _load(StylePredictor(), content, "state_dict_stylepredictor", predictor)
-        found = read_tensors(embeddings)
-        missing = [name for name in ("pbn_embedding_mean", "pbn_embedding_covariance") if name not in found]
+        found = {name: value for name, value in read_tensors(embeddings).items() if isinstance(value, Tensor)}
+        missing = [name for name in STATISTICS if name not in found]
         if missing:
             raise UserError(f"{embeddings} has no {missing[0]}: it is no file of style-augmentation")
-        self.mean = found["pbn_embedding_mean"].reshape(1, EMBEDDING).float()
-        self.typical = found.get("imagenet_embedding_mean", self.mean).reshape(1, EMBEDDING).float()
-        vectors, variances, _ = torch.linalg.svd(found["pbn_embedding_covariance"].double())
+        mean, covariance, typical = (found[name] for name in STATISTICS)
+        self.mean, self.typical = mean.reshape(1, EMBEDDING).float(), typical.reshape(1, EMBEDDING).float()
+        vectors, variances, _ = torch.linalg.svd(covariance.double())
         self.root = (vectors * variances.sqrt()).float()
 
     @torch.no_grad()
@@ -170,7 +171,7 @@ class RandomStyle:
         return painted[..., :height, :width]
 
 
-def _load(network: nn.Module, content: Mapping[str, Tensor], key: str, path: Path) -> nn.Module:
+def _load(network: nn.Module, content: Mapping[str, object], key: str, path: Path) -> nn.Module:
     found = content.get(key, content)
     assert isinstance(found, Mapping)
     wanted = network.state_dict()

@@ -5,7 +5,8 @@ Nothing here is pixels x pixels: similarities are pixels x classes, or between t
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -75,7 +76,8 @@ def transfer_labels(logits: Tensor, threshold: float) -> Tensor:
     return label.masked_fill(probability <= threshold, IGNORE).to(torch.uint8)
 
 
-class ByClass(NamedTuple):
+@dataclass(frozen=True)
+class ByClass:
     """The pixels of every image in the order of their classes.
 
     Attributes:
@@ -131,7 +133,7 @@ def take(features: Tensor, position: Tensor) -> Tensor:
     """The features [B, D, N] at positions [B, K, n]: [B, K, n, D]."""
     pixels = features.transpose(1, 2)
     index = position.flatten(1).unsqueeze(2).expand(-1, -1, pixels.shape[2])
-    return pixels.gather(1, index).unflatten(1, position.shape[1:])
+    return pixels.gather(1, index).view(*position.shape, -1)
 
 
 def draw_equal_negatives(

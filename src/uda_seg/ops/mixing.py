@@ -16,7 +16,7 @@ LABEL_VALUES = 256  # a label is uint8: a table with 256 columns has an entry fo
 def draw_classes(
     label: Tensor,
     num_classes: int,
-    per: Literal["image", "batch"] = "image",
+    per: Literal["image", "image_and_ignore", "batch"] = "image",
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Draw which classes of each source image are pasted: half of those present, rounded up.
@@ -27,6 +27,7 @@ def draw_classes(
         per: "image" draws from the classes of that very image, as DACS describes. "batch" is the quirk of the
             released code of DAFormer and its heirs: every image draws from the labels of the whole batch, and
             the ignore label counts as one, so that an image may give fewer than half of its own classes.
+            "image_and_ignore" is that of CorDA's: the image's own labels, the ignore label among them.
         generator: of the label's device; None = that device's default generator.
 
     Returns:
@@ -38,7 +39,7 @@ def draw_classes(
     present = present.index_fill_(0, (label.flatten(1) + offset).flatten(), True).view(batch, LABEL_VALUES)
     if per == "batch":
         present = present.any(0, keepdim=True).expand(batch, -1)
-    else:
+    elif per == "image":
         present[:, num_classes:] = False
     half = (present.sum(1, keepdim=True) + 1) // 2
     scores = torch.rand(present.shape, generator=generator, device=label.device)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-class ClassSums(NamedTuple):
+@dataclass(frozen=True)
+class ClassSums:
     """Features summed by class; sums of images, batches and ranks add up, means do not.
 
     Attributes:
