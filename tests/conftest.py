@@ -63,9 +63,16 @@ def blocks(generator: torch.Generator, batch: int) -> torch.Tensor:
     return label.repeat_interleave(8, 1).repeat_interleave(8, 2)
 
 
+def inverse_depths(generator: torch.Generator, batch: int) -> torch.Tensor:
+    """Distances between 4 and 60 metres, a fifth of the pixels unknown."""
+    metres = 4 + 56 * torch.rand(batch, 1, *CROP, generator=generator)
+    unknown = torch.rand(metres.shape, generator=generator) < 0.2
+    return torch.where(unknown, 1.0, 655.36 / (metres + 0.01))
+
+
 @pytest.fixture
 def make_batch():
-    def make(seed: int = 0, batch: int = 2) -> dict[str, DomainBatch]:
+    def make(seed: int = 0, batch: int = 2, depth: bool = False) -> dict[str, DomainBatch]:
         g = torch.Generator().manual_seed(seed)
 
         def domain(labelled: bool) -> DomainBatch:
@@ -74,6 +81,7 @@ def make_batch():
                 label=blocks(g, batch) if labelled else None,
                 index=torch.arange(batch),
                 valid=torch.ones(batch, *CROP, dtype=torch.bool),
+                depth=inverse_depths(g, batch) if depth else None,
             )
 
         return {"source": domain(True), "target": domain(False)}

@@ -113,6 +113,56 @@ def daformer(student, batch, *, reference, things, weight, **rest):
     ce(logits_of(student, x_m)[0], y_m, w_m).backward()
 
 
+def berhu(prediction, z):
+    """The valid pixels of the batch in one list (test_depth.py has the loop)."""
+    error = (prediction - z).abs()[z != 1.0]
+    c = 0.2 * error.max().detach()
+    small, large = error[error <= c], error[error > c]
+    return (small.sum() + ((large**2 + c**2) / (2 * c)).sum()) / len(error)
+
+
+def corda_tasks(student, image):
+    """The two-task network written out, from the stages to six maps at the image's size."""
+    head, main = student.heads["two_task"], student.heads["main"]
+    shared = main.fuse(student.encoder((image - student.mean) / student.std))
+    f_s, f_d = head.segmentation_features(shared), head.depth_features(shared)
+    to_s, to_d = head.to_segmentation, head.to_depth
+    g_s = f_s + to_s.conv(f_d) * torch.sigmoid(to_s.gate(f_d))
+    g_d = f_d + to_d.conv(f_s) * torch.sigmoid(to_d.gate(f_s))
+
+    def pyramid(module, features):
+        return sum(conv(features) for conv in module.conv2d_list)
+
+    maps = (
+        pyramid(head.segmentation, g_s), pyramid(head.source_depth, g_d), pyramid(head.target_depth, g_d),
+        head.initial_segmentation(f_s), head.initial_source_depth(f_d), head.initial_target_depth(f_d),
+    )  # fmt: skip
+    return [F.interpolate(m, image.shape[-2:], mode="bilinear", align_corners=False) for m in maps]
+
+
+def corda(student, batch, *, teacher, threshold, classes, **_):
+    """Source: both segmentations and the source decoders' depth. Mixture: the same, weighted by the discrepancy."""
+    s, d_s, _, s0, d_s0, _ = corda_tasks(student, batch["x_s"])
+    labelled = batch["y_s"].numel() / (batch["y_s"] != 255).sum()
+    depth = berhu(d_s, batch["z_s"]) + berhu(d_s0, batch["z_s"])
+    ((ce(s, batch["y_s"]) + ce(s0, batch["y_s"])) * labelled + 0.01 * depth).backward()
+    with torch.no_grad():
+        confidence, y_t = corda_tasks(teacher, batch["x_t"])[0].softmax(1).max(1)
+    quality = (confidence >= threshold).float().mean()
+    table = draw_classes(batch["y_s"], classes)
+    keep = torch.stack([table[b][batch["y_s"][b].long()] for b in range(len(y_t))])
+    x_m = torch.where(keep[:, None], batch["x_s"], batch["x_t"])
+    x_m = strong_augment(x_m, draw_strong(len(x_m), strength=0.25))
+    y_m = torch.where(keep, batch["y_s"].long(), y_t)
+    z_m = torch.where(keep[:, None], batch["z_s"], batch["z_t"])
+    s, d_s, d_t, s0, d_s0, d_t0 = corda_tasks(student, x_m)
+    w = torch.relu(1 - (d_s - d_t).detach().abs() / z_m) + 1e-3
+    w = (w + (z_m == 1.0)).clamp(0, 1)[:, 0]
+    weight = torch.where(keep, 1.0, quality) * w / w.mean()
+    d_m, d_m0 = torch.where(keep[:, None], d_s, d_t), torch.where(keep[:, None], d_s0, d_t0)
+    (ce(s, y_m, weight) + ce(s0, y_m, weight) + 0.001 * (berhu(d_m, z_m) + berhu(d_m0, z_m))).backward()
+
+
 def lcmsm(student, batch, *, teacher, threshold, classes, mask_block, mask_ratio, project, **_):
     """Source; masked source; pseudo-labels by the teacher's language head; mix; masked mix."""
 

@@ -51,7 +51,7 @@ def test_method_runs_on_network(method, model, make_plan, make_batch):
     torch.manual_seed(0)
     module = instantiate_module(config, make_plan(steps=2))
     before = torch.cat([p.detach().flatten() for p in module.segmentor.parameters()])
-    trainer = fit(module, [make_batch(seed) for seed in range(2)])
+    trainer = fit(module, [make_batch(seed, depth=module.needs_depth) for seed in range(2)])
     after = torch.cat([p.detach().flatten() for p in module.segmentor.parameters()])
     assert trainer.global_step == 2
     assert torch.isfinite(after).all()

@@ -48,7 +48,7 @@ def run_plain(step_of, student, teacher, batches, plan, extra=(), **context):
     warmup = round(plan.schedule.warmup * plan.steps)
     student.train()
     for step, batch in enumerate(batches):
-        if teacher is not None:
+        if teacher is not None and plan.teacher.update == "start":
             reference.ema(teacher, student, step, plan.teacher.alpha)
         torch.manual_seed(fold(plan.seed, step, 0))
         factor = (1 - step / plan.steps) ** plan.schedule.power
@@ -61,9 +61,13 @@ def run_plain(step_of, student, teacher, batches, plan, extra=(), **context):
             "x_s": batch["source"].image / 255.0,
             "y_s": batch["source"].label,
             "x_t": batch["target"].image / 255.0,
+            "z_s": batch["source"].depth,
+            "z_t": batch["target"].depth,
         }
         step_of(student, plain, teacher=teacher, threshold=plan.teacher.threshold, classes=19, **context)
         optimizer.step()
+        if teacher is not None and plan.teacher.update == "end":
+            reference.ema(teacher, student, step, plan.teacher.alpha)
 
 
 def equal_weights(module, student):

@@ -23,6 +23,10 @@ ROWS = (
     ("target", ("target_image", "pseudo_label", "pseudo_confidence")),
     ("mixed", ("mixed_image", "mixed_label", "mixed_weight", "mixed_prediction")),
     ("masked", ("masked_image", "masked_prediction")),
+    (
+        "depth",
+        ("source_depth", "source_depth_estimate", "mixed_depth", "mixed_depth_estimate", "adaptation_difficulty"),
+    ),
 )
 TEXT_MAPS = 4  # class-text maps a panel has room for: those of the classes that cover most of the picture
 

@@ -38,11 +38,21 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Labelled:
-    """Images [B, 3, H, W] in [0, 1], labels uint8 [B, H, W] and per-pixel loss weights [B, H, W] (None: all 1)."""
+    """Images with what is known of them.
+
+    Attributes:
+        image: [B, 3, H, W] in [0, 1].
+        label: uint8 [B, H, W].
+        weight: per-pixel loss weights [B, H, W]; None: all 1.
+        depth: inverse depth [B, 1, H, W], 1.0 = invalid; None where the method reads none.
+        pasted: of a mixture, bool [B, 1, H, W], true where the pixel is the source's.
+    """
 
     image: Tensor
     label: Tensor
     weight: Tensor | None = None
+    depth: Tensor | None = None
+    pasted: Tensor | None = None
 
 
 class FrozenReference:
@@ -72,7 +82,8 @@ class SelfTraining(UDAModule):
         mask_ratio: expected share of masked pixels.
         mask_augment: colour jitter and blur on the masked image too.
         mix_classes: `image` draws half of each image's own classes (as DACS describes); `batch` draws from the
-            classes of the whole batch and counts 255 as one, as the released code does.
+            classes of the whole batch and counts 255 as one, as the released code does; `image_and_ignore` counts 255
+            among the image's own (released CorDA).
     """
 
     def __init__(
@@ -86,7 +97,7 @@ class SelfTraining(UDAModule):
         mask_block: PositiveFraction = 0.0625,
         mask_ratio: Fraction = 0.7,
         mask_augment: bool = True,
-        mix_classes: Literal["image", "batch"] = "image",
+        mix_classes: Literal["image", "image_and_ignore", "batch"] = "image",
     ) -> None:
         super().__init__(segmentor, plan)
         self.teacher = Teacher(segmentor, plan.teacher.alpha, plan.teacher.batch_norm)
@@ -162,7 +173,10 @@ class SelfTraining(UDAModule):
             self.augment(class_mix(image, target.image, keep)),
             class_mix(label[:, None], target.label[:, None], keep)[:, 0],
             torch.where(keep[:, 0], torch.ones_like(target.weight), target.weight),
-        )
+            None if source.depth is None or target.depth is None
+            else class_mix(source.depth[partner], target.depth, keep),
+            keep,
+        )  # fmt: skip
         assert mixed.weight is not None
         self.show(mixed_image=mixed.image, mixed_label=mixed.label, mixed_weight=mixed.weight)
         return mixed
@@ -177,4 +191,4 @@ class SelfTraining(UDAModule):
 def labelled(batch: DomainBatch) -> Labelled:
     """Source images as the step wants them."""
     assert batch.label is not None, "the source has labels"
-    return Labelled(to_float(batch.image), batch.label)
+    return Labelled(to_float(batch.image), batch.label, depth=batch.depth)

@@ -203,6 +203,13 @@ class StepModule(pl.LightningModule):
             value /= self.trainer.world_size
         return value
 
+    def max_over_ranks(self, value: Tensor) -> Tensor:
+        """The largest of the ranks' values of a batch-level quantity."""
+        if self.trainer.world_size > 1:
+            value = value.clone()
+            dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        return value
+
     def clip_gradient_norm(self) -> Tensor:
         """Scale the gradient to `clip_norm` where it is longer; returns its L2 norm before that, 0-dim."""
         trained = [p for p in self.parameters() if p.grad is not None]

@@ -121,6 +121,7 @@ class DeepLabV2Head(Head):
     def __init__(self, channels: Sequence[int], num_classes: int, dilations: Sequence[int] = (6, 12, 18, 24)) -> None:
         super().__init__()
         self.width = channels[-1]
+        self.dilations = tuple(dilations)
         self.conv2d_list = nn.ModuleList(
             nn.Conv2d(self.width, num_classes, 3, padding=dilation, dilation=dilation) for dilation in dilations
         )

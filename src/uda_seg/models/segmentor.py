@@ -40,9 +40,11 @@ class Head(nn.Module):
 
     Attributes:
         width: channels D of the fused map.
+        reads: names of the segmentor's other heads that this one computes with.
     """
 
     width: int
+    reads: tuple[str, ...] = ()
     # fuse(stages) -> [B, D, h, w];  classify(fused, **context) -> logits [B, C, h, w]
     fuse: Callable[[list[Tensor]], Tensor]
     classify: Callable[..., Tensor]

@@ -1,0 +1,178 @@
+"""CorDA: domain adaptation with self-supervised depth (Wang, Dai, Hoyer, Van Gool and Fink, ICCV 2021).
+
+DACS with a second task. Depth costs no labels in either domain; the network predicts it beside the classes, the two
+tasks exchange features (models/two_task.py), and where the depth decoders of the two domains disagree, the target looks
+unlike the source and pseudo-labels count less.
+
+Depth is inverse depth z (ops/depth.py), regressed as it is. The paper's text was not at hand: what is here follows what
+is known of the released code, and where its two scripts differ or it does something odd, there is an option.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from uda_seg.errors import UserError
+from uda_seg.limits import Fraction, NotNegative
+from uda_seg.methods.base import Batch
+from uda_seg.methods.repeated_sgd import RepeatedSGD, repeated_groups
+from uda_seg.methods.self_training import Labelled, SelfTraining, labelled
+from uda_seg.methods.settings import Plan
+from uda_seg.methods.step import Loss
+from uda_seg.models.segmentor import Head, Segmentor
+from uda_seg.models.two_task import Tasks, TwoTaskHead
+from uda_seg.ops.augment import draw_strong, strong_augment
+from uda_seg.ops.depth import Z_SCALE, berhu, discrepancy_weight
+from uda_seg.ops.losses import IGNORE, cross_entropy
+from uda_seg.ops.mixing import class_mix
+
+
+class CorDA(SelfTraining):
+    """CE(S) + CE(S0) + a [berHu(D_s) + berHu(D_s0)] on the source; the same, weighted, on the mixture with b for a.
+
+    S and D are the final predictions, S0 and D0 the initial ones. On the mixture D is the source decoder's where a
+    source pixel was pasted and the target decoder's elsewhere: the target decoder learns there alone.
+
+    Args:
+        segmentor: the student; the decoder of both tasks is attached to it as `two_task`.
+        plan: what the run is.
+        source_depth: weight a of the depth losses on source images (0.01); 0 switches them off.
+        mixed_depth: weight b of the depth losses on mixed images (0.001).
+        depth_weight: how pseudo-labels are weighed by the decoders' discrepancy: each image by its `own`; by the
+            `batch_mean` of all images' at the same place, as the released code does (its published numbers come from
+            that); `none`.
+        correlation: exchange features between the tasks; false is the control.
+        width: channels of the tasks' features; null: as wide as the main head's map, at most the paper's 256.
+        dilations: of the final heads; null: the main head's. DeepLab-V2's are 6, 12, 18, 24, of which the released
+            code uses the first two.
+        initial: the initial segmentation comes from the task's `features` (released SYNTHIA model) or from the `main`
+            head (released GTA model).
+        label_by_initial: fraction of the run in which the teacher's main head gives the pseudo-labels, before its final
+            segmentation does (released GTA script: 0.1); needs `initial=main`.
+        jitter: strength of the colour jitter (0.25).
+        jitter_order: channel order in which colours are jittered: `rgb`, or `bgr` as released.
+        mix_classes: see SelfTraining; `image_and_ignore` draws from the image's own labels, 255 among them (released).
+        encoder_updates: `once` a step; `released` repeats SGD's update 3 or 4 times for the encoder, whose parameters
+            the released code lists so often.
+    """
+
+    needs_depth = True
+
+    def __init__(
+        self,
+        segmentor: Segmentor,
+        plan: Plan,
+        *,
+        source_depth: NotNegative = 0.01,
+        mixed_depth: NotNegative = 0.001,
+        depth_weight: Literal["own", "batch_mean", "none"] = "own",
+        correlation: bool = True,
+        width: int | None = None,
+        dilations: Sequence[int] | None = None,
+        initial: Literal["features", "main"] = "features",
+        label_by_initial: Fraction = 0.0,
+        jitter: Fraction = 0.25,
+        jitter_order: Literal["rgb", "bgr"] = "rgb",
+        mix_classes: Literal["image", "image_and_ignore", "batch"] = "image",
+        encoder_updates: Literal["once", "released"] = "once",
+    ) -> None:
+        if label_by_initial > 0 and initial != "main":
+            raise UserError("method.label_by_initial needs method.initial=main: other initial heads cannot label alone")
+        main = segmentor.heads["main"]
+        assert isinstance(main, Head)
+        head = TwoTaskHead(main, len(plan.classes), width, dilations, correlation, initial)
+        segmentor.attach("two_task", head)
+        segmentor.eval_head = "two_task"
+        super().__init__(segmentor, plan, mix_classes=mix_classes)
+        self.depth_weight = depth_weight
+        self.source_depth_weight, self.mixed_depth_weight = source_depth, mixed_depth
+        self.initial_steps = round(label_by_initial * plan.steps)
+        self.jitter, self.jitter_order, self.encoder_updates = jitter, jitter_order, encoder_updates
+
+    def losses(self, batch: Batch) -> Iterator[Loss | tuple[Loss, ...]]:
+        """The source's terms, then the mixture's; each from one forward."""
+        source, target = labelled(batch["source"]), batch["target"]
+        yield self.source_terms(source)
+        head = "main" if self.trainer.global_step < self.initial_steps else None
+        yield self.mixed_terms(self.mix(source, replace(self.label_target(target, head), depth=target.depth)))
+
+    def source_terms(self, source: Labelled) -> tuple[Loss, ...]:
+        """Cross-entropy over labelled pixels and depth of the source decoder, initial and final."""
+        tasks, z = self.predict_tasks(source.image), depth_of(source)
+        share = self.mean_over_ranks((source.label != IGNORE).float().mean())
+        weight = 1 / torch.where(share > 0, share, 1.0)  # makes the mean over all pixels one over labelled pixels
+        self.show(
+            source_image=source.image, source_label=source.label, source_prediction=tasks.segmentation,
+            source_depth=shown(z), source_depth_estimate=shown(tasks.source_depth),
+        )  # fmt: skip
+        return (
+            Loss("source/ce", cross_entropy(tasks.segmentation, source.label, weight)),
+            Loss("source/initial_ce", cross_entropy(tasks.initial_segmentation, source.label, weight)),
+            Loss("source/depth", self.depth_loss(tasks.source_depth, z), self.source_depth_weight),
+            Loss("source/initial_depth", self.depth_loss(tasks.initial_source_depth, z), self.source_depth_weight),
+        )
+
+    def mixed_terms(self, mixed: Labelled) -> tuple[Loss, ...]:
+        """Weighted cross-entropy and depth of the decoder each pixel belongs to, initial and final."""
+        tasks, z, pasted = self.predict_tasks(mixed.image), depth_of(mixed), mixed.pasted
+        assert mixed.weight is not None
+        assert pasted is not None
+        weight = mixed.weight
+        if self.depth_weight != "none":
+            agreement = discrepancy_weight(
+                tasks.source_depth, tasks.target_depth, z, self.depth_weight, self.mean_over_ranks
+            )
+            weight = weight * agreement
+            self.show(adaptation_difficulty=1 - agreement / agreement.amax())
+        depth = class_mix(tasks.source_depth, tasks.target_depth, pasted)
+        initial_depth = class_mix(tasks.initial_source_depth, tasks.initial_target_depth, pasted)
+        self.show(mixed_prediction=tasks.segmentation, mixed_depth=shown(z), mixed_depth_estimate=shown(depth))
+        return (
+            Loss("mix/ce", cross_entropy(tasks.segmentation, mixed.label, weight)),
+            Loss("mix/initial_ce", cross_entropy(tasks.initial_segmentation, mixed.label, weight)),
+            Loss("mix/depth", self.depth_loss(depth, z), self.mixed_depth_weight),
+            Loss("mix/initial_depth", self.depth_loss(initial_depth, z), self.mixed_depth_weight),
+        )
+
+    def predict_tasks(self, image: Tensor) -> Tasks:
+        """Both tasks' predictions at the size of the images [B, 3, H, W]."""
+        head = self.segmentor.heads["two_task"]
+        assert isinstance(head, TwoTaskHead)
+        return head.tasks(head.fuse(self.segmentor.features(image).stages)).resized(image.shape[-2:])
+
+    def depth_loss(self, prediction: Tensor, z: Tensor) -> Tensor:
+        """BerHu over the valid pixels of all ranks."""
+        return berhu(prediction, z, self.max_over_ranks, self.mean_over_ranks)
+
+    def augment(self, image: Tensor) -> Tensor:
+        """Colour jitter, in the order of channels that was chosen, and blur."""
+        draw = draw_strong(len(image), device=image.device, strength=self.jitter)
+        if self.jitter_order == "bgr":
+            return strong_augment(image.flip(1), draw).flip(1)
+        return strong_augment(image, draw)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The configured optimiser, or SGD with the released code's repetitions (Lightning hook)."""
+        settings = self.plan.optimizer
+        if self.encoder_updates == "once":
+            return super().configure_optimizers()
+        if settings.name != "sgd":
+            raise UserError("method.encoder_updates=released needs optimizer.name=sgd")
+        return RepeatedSGD(repeated_groups(self), lr=settings.lr, momentum=settings.momentum)
+
+
+def depth_of(images: Labelled) -> Tensor:
+    """The inverse depth [B, 1, H, W] of a batch that must have it."""
+    assert images.depth is not None, "CorDA's data has depth"
+    return images.depth
+
+
+def shown(z: Tensor) -> Tensor:
+    """Inverse depth as a picture in [0, 1]: logarithmic, invalid and the farthest at 0, one metre at 1."""
+    return z.detach().clamp(1.0, Z_SCALE).log() / math.log(Z_SCALE)

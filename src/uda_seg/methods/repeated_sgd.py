@@ -1,0 +1,52 @@
+"""A quirk of CorDA's released code: its optimiser lists most of the encoder's tensors three or four times.
+
+The generator of parameters walks nested modules and gives every descendant at each level, and PyTorch then updates a
+tensor as often as it is listed: momentum, weight decay and all, with one gradient. Listing duplicates is undefined in
+today's fused optimisers, so the repetition is written out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from uda_seg.methods.step import StepModule
+
+
+class RepeatedSGD(torch.optim.SGD):
+    """SGD whose groups are each updated `repeats` times a step."""
+
+    def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float) -> None:
+        super().__init__(groups, lr=lr, momentum=momentum, fused=True)
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """All groups once, then those with more repetitions again."""
+        groups = self.param_groups
+        loss = super().step(closure)
+        for done in range(1, max(group["repeats"] for group in groups)):
+            self.param_groups = [group for group in groups if group["repeats"] > done]
+            super().step()
+        self.param_groups = groups
+        return loss
+
+
+def repeated_groups(module: StepModule) -> list[dict[str, Any]]:
+    """The module's parameter groups, split by how often the released code lists each tensor."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    split: list[dict[str, Any]] = []
+    for group in module.parameter_groups():
+        members: dict[int, list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            members.setdefault(repeats_of(names[id(parameter)]), []).append(parameter)
+        split += [{**group, "params": found, "repeats": times} for times, found in members.items()]
+    return split
+
+
+def repeats_of(name: str) -> int:
+    """How often a parameter is listed: in a block's shortcut 4 times, elsewhere in a stage 3 times, otherwise once."""
+    if not name.startswith("segmentor.encoder.layer"):
+        return 1
+    return 4 if ".downsample." in name else 3

@@ -1,0 +1,140 @@
+"""CorDA's two-task decoder: segmentation and inverse depth that inform each other (Wang et al., ICCV 2021).
+
+As in PAD-Net (Xu et al., CVPR 2018), each task first makes features and a prediction of its own; then each takes from
+the other's features what an attention lets through, and predicts again. The domains' depth has different sources and
+scales, so each has its own last layer in both places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from uda_seg.models.deeplab import EXPANSION, Bottleneck, DeepLabV2Head
+from uda_seg.models.segmentor import Head, resize
+
+WIDTH = 256  # of both tasks' features in the paper's network
+DILATIONS = (6, 12, 18, 24)
+
+
+@dataclass
+class Tasks:
+    """What the decoder predicts of a batch: logits [B, C, h, w] and inverse depths [B, 1, h, w], linear, float32.
+
+    Attributes:
+        segmentation: the final logits.
+        source_depth: the final inverse depth on the source's scale.
+        target_depth: the final inverse depth on the target's scale.
+        initial_segmentation: the logits before the tasks meet.
+        initial_source_depth: likewise.
+        initial_target_depth: likewise.
+    """
+
+    segmentation: Tensor
+    source_depth: Tensor
+    target_depth: Tensor
+    initial_segmentation: Tensor
+    initial_source_depth: Tensor
+    initial_target_depth: Tensor
+
+    def resized(self, size: Sequence[int]) -> Tasks:
+        """All maps bilinearly at (H, W)."""
+        return Tasks(*(resize(getattr(self, f.name).float(), size) for f in fields(self)))
+
+
+class Attention(nn.Module):
+    """What one task lets the other have: conv3x3(F) * sigmoid(conv3x3(F)), without bias or norm."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.gate = nn.Conv2d(width, width, 3, padding=1, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, width, h, w] -> [B, width, h, w]."""
+        result: Tensor = self.conv(features) * torch.sigmoid(self.gate(features))
+        return result
+
+
+class TwoTaskHead(Head):
+    """Initial predictions, task-feature correlation both ways, final predictions.
+
+    It reads the map that the segmentor's main head fuses: of DeepLab-V2 the encoder's last stage, as in the paper; of
+    the other decoders their fusion of all stages, because the last stage of a pyramid is too coarse for depth.
+
+    Args:
+        main: the segmentor's main head; not a part of this one.
+        num_classes: C.
+        width: channels of each task's features, a multiple of 4; None: as wide as the fused map, at most 256.
+        dilations: of the final heads, one 3x3 convolution each, summed; None: the main head's.
+        correlation: False keeps the tasks' features apart, the control.
+        initial: where the initial segmentation comes from: a 1x1 convolution on the task's "features" (the released
+            SYNTHIA model), or the "main" head's own classifier (the released GTA model).
+    """
+
+    reads = ("main",)
+
+    def __init__(
+        self,
+        main: Head,
+        num_classes: int,
+        width: int | None = None,
+        dilations: Sequence[int] | None = None,
+        correlation: bool = True,
+        initial: Literal["features", "main"] = "features",
+    ) -> None:
+        super().__init__()
+        self.main = (main,)  # in a tuple, so that its weights stay where they are: under `heads.main`
+        self.width = main.width
+        width = width or min(WIDTH, main.width // EXPANSION * EXPANSION)
+        dilations = dilations or getattr(main, "dilations", DILATIONS)
+        self.segmentation_features, self.depth_features = (task_features(main.width, width) for _ in range(2))
+        self.initial_segmentation = nn.Conv2d(width, num_classes, 1) if initial == "features" else None
+        self.initial_source_depth, self.initial_target_depth = (nn.Conv2d(width, 1, 1) for _ in range(2))
+        self.to_segmentation = Attention(width) if correlation else None
+        self.to_depth = Attention(width) if correlation else None
+        self.segmentation = DeepLabV2Head([width], num_classes, dilations)
+        self.source_depth, self.target_depth = (DeepLabV2Head([width], 1, dilations) for _ in range(2))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.01)
+
+    def fuse(self, stages: list[Tensor]) -> Tensor:
+        """Stages -> the main head's map [B, D, h, w]."""
+        return self.main[0].fuse(stages)
+
+    def classify(self, fused: Tensor) -> Tensor:
+        """The final logits [B, C, h, w] alone: all that is needed at test."""
+        return self.segmentation.classify(self.correlated(self.segmentation_features(fused), fused)[0])
+
+    def tasks(self, fused: Tensor) -> Tasks:
+        """Everything, from the main head's map [B, D, h, w]."""
+        own = self.segmentation_features(fused)
+        segmentation, depth, own_depth = self.correlated(own, fused)
+        main = self.main[0]
+        initial = main.classify(fused) if self.initial_segmentation is None else self.initial_segmentation(own)
+        return Tasks(
+            self.segmentation.classify(segmentation),
+            self.source_depth.classify(depth),
+            self.target_depth.classify(depth),
+            initial,
+            self.initial_source_depth(own_depth),
+            self.initial_target_depth(own_depth),
+        )
+
+    def correlated(self, segmentation: Tensor, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Both tasks' features after they met, and depth's before: F_S + A(F_D), F_D + A(F_S), F_D."""
+        depth: Tensor = self.depth_features(fused)
+        if self.to_segmentation is None or self.to_depth is None:
+            return segmentation, depth, depth
+        return segmentation + self.to_segmentation(depth), depth + self.to_depth(segmentation), depth
+
+
+def task_features(inputs: int, width: int) -> nn.Sequential:
+    """Two residual bottlenecks, [B, inputs, h, w] -> [B, width, h, w], the first with a projected shortcut."""
+    inner = width // EXPANSION
+    return nn.Sequential(Bottleneck(inputs, inner, 1, 1, True), Bottleneck(width, inner, 1, 1, True))
