@@ -19,9 +19,10 @@ from uda_seg.config import (
     key_of,
     parse,
 )
+from uda_seg.data.settings import DomainSettings
 from uda_seg.errors import UserError
 from uda_seg.limits import Count
-from uda_seg.schema import check_target, fits, nearest, options
+from uda_seg.schema import check_target, fits, leaves, nearest, options
 
 FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.glob("*/**/*.yaml"))
 
@@ -90,6 +91,22 @@ def test_the_sweep_of_controls_holds_them_and_methods_that_there_are():
     methods = hydra.sweeper.params.method.split(",")
     assert {"source_only", "source_only_strong", "adabn", "oracle"} < set(methods) <= set(names("method"))
     assert hydra.mode.name == "MULTIRUN"
+
+
+def test_defaults_of_the_schema_are_those_of_the_files():
+    """What is not composed (tests, notebooks) means the same as what is."""
+    typed = OmegaConf.to_container(OmegaConf.structured(Config))
+    typed["data"] |= {
+        domain: OmegaConf.to_container(OmegaConf.structured(DomainSettings)) for domain in ("source", "target")
+    }
+    plain = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))
+    for group, file in (("trainer", "auto"), ("logger", "csv"), ("callbacks", "default"), ("evaluator", "whole")):
+        plain[group] = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{file}.yaml"))
+    said = {key: value for key, value in leaves(plain) if not key.startswith(("defaults", "hydra")) and value != "???"}
+    known = dict(leaves(typed))
+    both = [key for key, value in said.items() if not isinstance(value, dict) and known[key] != "???"]
+    assert len(both) > 80
+    assert {key: known[key] for key in both} == {key: said[key] for key in both}
 
 
 def test_the_packaged_conf_is_found_where_the_package_lies():

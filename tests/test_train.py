@@ -294,6 +294,8 @@ def test_what_cannot_be_resumed(train, tmp_path):
     again = ("resume=last", "steps=2")
     with refused("is of the method SelfTraining, this run is SourceOnly"):
         train("run", "method=source_only", *again)
+    with refused("was trained with method.mask_weight=0.0, this run has 1.0"):
+        train("run", "method=dacs", "method.mask_weight=1.0", *again)
     with refused("is of another network"):
         train("run", "method=dacs", "model.head.width=8", *again)
     content = checkpoint(tmp_path / "run")
@@ -316,6 +318,12 @@ def test_a_finished_run_can_be_resumed_without_harm(train, tmp_path):
     assert {**metrics(tmp_path / "run"), "wall_s": 0} == {**said, "wall_s": 0}
 
 
+def test_missing_class_text_is_told_before_any_data_is_touched(train, tmp_path, monkeypatch):
+    monkeypatch.setattr(command.UDADataModule, "prepare_data", lambda self: pytest.fail("data came first"))
+    with refused("nowhere.npz: no such file of class-text vectors"):
+        train("run", "method=lcmsm", f"method.text_file={tmp_path}/nowhere.npz")
+
+
 def test_overwrite_removes_everything_of_the_run_before(train, tmp_path):
     train("run", "method=dacs", "callbacks.panels=2", "steps=2")
     (tmp_path / "run" / "notes.txt").write_text("mine")
@@ -335,6 +343,14 @@ def test_init_starts_from_weights_and_counts_their_images(train, tmp_path, caplo
     for name, tensor in before.items():
         if "running_" not in name and "num_batches" not in name:
             assert torch.allclose(tensor, after[name], atol=1e-9), name
+    with caplog.at_level("INFO"):
+        train("again", "method=lcmsm", f"init={tmp_path}/after/checkpoints/last.ckpt", "optimizer.lr=1e-12", "seed=1")
+    again = checkpoint(tmp_path / "again")["state_dict"]
+    assert torch.allclose(after["projection.weight"], again["projection.weight"], atol=1e-9)
+    assert caplog.text.count("fresh: ") == 1
+    with caplog.at_level("INFO"):
+        train("other", "method=lcmsm", "text=random", f"init={tmp_path}/after/checkpoints/last.ckpt", "steps=1")
+    assert "fresh: projection\n" in caplog.text  # random vectors are wider
     assert metrics(tmp_path / "after")["source_images"] == 16
     assert metrics(tmp_path / "after")["source_images_before"] == 8
     train("third", "method=dacs", f"init={tmp_path}/after/checkpoints/last.ckpt")

@@ -173,7 +173,7 @@ class Config:
     checkpoint: str | None = None
     overwrite: bool = False
     text: Annotated[str, OneOf((*SOURCES, "none"))] = "openclip"
-    pretrained: str | None = None
+    pretrained: str | None = "imagenet"
     input: str | None = None
     output: str | None = None
 

@@ -15,7 +15,8 @@ from uda_seg.command import fail
 from uda_seg.errors import UserError
 from uda_seg.evaluation.tables import Table, percent
 from uda_seg.pictures import Captioned, Row, colorize, panel_grid, save_png
-from uda_seg.runs import load_trained, read_checkpoint, replay, write_text
+from uda_seg.records import write_text
+from uda_seg.runs import load_trained, read_checkpoint, replay
 from uda_seg.train import build_data, build_module
 
 FOLDER = Path("outputs/demo")

@@ -19,7 +19,7 @@ from uda_seg.data.settings import DomainSettings
 from uda_seg.data.statistics import class_statistics
 from uda_seg.evaluation.tables import Table
 from uda_seg.pictures import Captioned, Row, colorize, legend, panel_grid, save_png
-from uda_seg.runs import write_text
+from uda_seg.records import write_text
 
 log = logging.getLogger(__name__)
 

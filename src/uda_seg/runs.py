@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
+import inspect
 import logging
-import math
-import os
-import platform
 import re
 import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_class
 from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
@@ -34,16 +30,6 @@ log = logging.getLogger(__name__)
 MADE = (
     *("checkpoints", "panels", "evaluation", "profile", "wandb", "tensorboard"),
     *("metrics.csv", "metrics.json", "run.yaml"),
-)
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "pytorch-lightning",
-    "torchmetrics",
-    "hydra-core",
-    "timm",
-    "open_clip_torch",
-    "albumentations",
 )
 
 
@@ -119,9 +105,22 @@ def describe(config: Config) -> dict[str, Any]:
         "choices": choices,
         "overrides": overrides,
         "classes": config.data.classes,
-        "method": str(config.method["_target_"]).rpartition(".")[2],
+        "method": method_name(config),
+        "options": method_options(config),
         "seed": config.seed,
     }
+
+
+def method_name(config: Config) -> str:
+    """The name of the method's class."""
+    return str(config.method["_target_"]).rpartition(".")[2]
+
+
+def method_options(config: Config) -> dict[str, Any]:
+    """The method's options, plain values, with the defaults of those that are not given."""
+    parameters = inspect.signature(get_class(config.method["_target_"])).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    return defaults | {name: value for name, value in config.method.items() if name != "_target_"}
 
 
 # Not taken from a checkpoint: where a run was, how it was started, and what its network started from.
@@ -147,17 +146,25 @@ def replay(checkpoint: Mapping[str, Any], given: list[str]) -> list[str]:
     return [o for o in stored if key_of(o) not in keys] + given
 
 
-def check_same(module: UDAModule, path: Path) -> None:
+def check_same(module: UDAModule, path: Path, config: Config) -> None:
     """Check that a checkpoint is of the run that goes on from it.
 
     Raises:
-        UserError: another method, class set or network.
+        UserError: another method or option of it, class set or network.
     """
     content = read_checkpoint(path)
     check_classes(content, module, path)
-    theirs, mine = content["uda_seg"]["method"], type(module).__name__
-    if theirs != mine:
-        raise UserError(f"{path} is of the method {theirs}, this run is {mine}: resume with the same method=")
+    said, mine = content["uda_seg"], method_options(config)
+    if said["method"] != method_name(config):
+        raise UserError(
+            f"{path} is of the method {said['method']}, this run is {method_name(config)}: resume with the same method="
+        )
+    for name in sorted(mine):
+        if said["options"].get(name) != mine[name]:
+            raise UserError(
+                f"{path} was trained with method.{name}={said['options'].get(name)}, this run has {mine[name]}: "
+                "resume with the same method= and options"
+            )
     networks = ("segmentor.", "teacher.network.")
     wanted = {n: t.shape for n, t in module.state_dict().items() if n.startswith(networks)}
     found = {n: t.shape for n, t in content["state_dict"].items() if n.startswith(networks)}
@@ -168,6 +175,8 @@ def check_same(module: UDAModule, path: Path) -> None:
 
 def load_weights(module: UDAModule, path: Path) -> str:
     """Start a new run from a checkpoint's student, the teacher too; what heads it lacks start from, the method says.
+
+    What the method trains outside of the network (the projection of class text) is taken where its shape fits.
 
     Returns a line for the log.
 
@@ -190,8 +199,14 @@ def load_weights(module: UDAModule, path: Path) -> str:
     module.start_heads({name.split(".")[1] for name in missing})
     if module.teacher is not None:
         module.teacher.network.load_state_dict(module.segmentor.state_dict())
-    fresh = sorted({".".join(name.split(".")[:2]) for name in missing})
-    return f"{len(found)} tensors from {path}" + (f", fresh: {', '.join(fresh)}" if fresh else "")
+    outside = {n: p for n, p in module.named_parameters() if not n.startswith(("segmentor.", "teacher."))}
+    unfit = {n.split(".")[0] for n, p in outside.items() if n not in theirs or theirs[n].shape != p.shape}
+    kept = {n: theirs[n] for n in outside if n.split(".")[0] not in unfit}
+    with torch.no_grad():
+        for name, tensor in kept.items():
+            outside[name].copy_(tensor)
+    fresh = sorted({".".join(name.split(".")[:2]) for name in missing} | unfit)
+    return f"{len(found) + len(kept)} tensors from {path}" + (f", fresh: {', '.join(fresh)}" if fresh else "")
 
 
 def load_trained(module: UDAModule, content: Mapping[str, Any], path: Path, teacher: bool = False) -> Segmentor:
@@ -227,65 +242,6 @@ def check_classes(content: Mapping[str, Any], module: UDAModule, path: Path) -> 
     theirs, mine = content["uda_seg"]["classes"], module.plan.classes.name
     if theirs != mine:
         raise UserError(f"{path} predicts the classes of {theirs}, this run those of {mine}: choose data= accordingly")
-
-
-# ---------------------------------------------------------------------- records
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON whole or not at all; NaN becomes null."""
-    write_text(path, json.dumps(_without_nan(content), indent=2) + "\n")
-
-
-def _without_nan(content: Any) -> Any:
-    if isinstance(content, Mapping):
-        return {key: _without_nan(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_without_nan(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
-
-
-@rank_zero_only
-def write_record(folder: Path, config: Config) -> None:
-    """Write `run.yaml`: resolved configuration, overrides, versions and the state of the code."""
-    overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-    record = {
-        "overrides": overrides,
-        "versions": {"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}},
-        "uda_seg": importlib.metadata.version("uda_seg"),
-        "git": _git(),
-        "config": asdict(config),
-    }
-    write_text(folder / "run.yaml", yaml.safe_dump(record, sort_keys=False))
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _git() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return found.stdout.strip() or "unknown"
 
 
 def device_precision(wanted: str, accelerator: str = "auto") -> str:

@@ -28,6 +28,7 @@ from uda_seg.data.datamodule import UDADataModule
 from uda_seg.methods.base import Plan, UDAModule
 from uda_seg.models.inference import slide_logits
 from uda_seg.models.segmentor import Segmentor
+from uda_seg.records import write_json, write_record
 from uda_seg.runs import (
     check_same,
     describe,
@@ -35,8 +36,6 @@ from uda_seg.runs import (
     load_weights,
     prepare_folder,
     read_checkpoint,
-    write_json,
-    write_record,
 )
 from uda_seg.sweep import Sweep
 
@@ -55,15 +54,16 @@ def train(config: Config, folder: Path) -> float:
     resume = prepare_folder(folder, config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = build_data(config)
+    module = build_module(config, data)
+    module.setup("fit")  # what cannot be had (weights, class text) is told before anything is rendered
     data.prepare_data()
     data.setup()
-    module = build_module(config, data)
     seen = 0
     if config.init is not None:
         log.info("init: %s", load_weights(module, Path(config.init)))
         seen = int(read_checkpoint(Path(config.init))["uda_seg"]["source_images"])
     if resume is not None:
-        check_same(module, resume)
+        check_same(module, resume, config)
     write_record(folder, config)
     trainer = build_trainer(config, folder, data, seen)
     try:

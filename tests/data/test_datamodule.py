@@ -145,7 +145,7 @@ def test_every_position_has_a_crop_of_its_own(settings):
 
 def test_rare_classes_are_drawn_and_sought_in_one_decoded_image(settings, tmp_path, monkeypatch):
     settings.cache, settings.target = "none", None
-    settings.rare_class = RareClassSettings(min_pixels=0, min_crop_pixels=10**6, tries=10)
+    settings.rare_class = RareClassSettings(enabled=True, min_pixels=0, min_crop_pixels=10**6)
     module = make(settings, needs_target=False)
     reads, read = [], SegmentationDataset.read
     monkeypatch.setattr(SegmentationDataset, "read", lambda self, i: reads.append(i) or read(self, i))

@@ -19,7 +19,9 @@ def tiny(weights: Path | None = None) -> MixVisionTransformer:
     return MixVisionTransformer("b0", dims=(4, 4, 10, 8), depths=(1, 1, 1, 1), weights=weights)
 
 
-@pytest.mark.parametrize("prefix", ["", "backbone.", "module.", "module.backbone.", "encoder."])
+@pytest.mark.parametrize(
+    "prefix", ["", "backbone.", "module.", "module.backbone.", "encoder.", "segmentor.encoder.", "model.backbone."]
+)
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
 def test_known_wrappings_load(tmp_path: Path, prefix: str, wrapper: str | None) -> None:
     source = tiny()

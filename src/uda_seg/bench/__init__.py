@@ -24,10 +24,11 @@ from uda_seg.bench.overhead import measure_overhead
 from uda_seg.bench.parts import measure_ema, measure_evaluator, measure_mixing, measure_render
 from uda_seg.bench.phases import StepProfile, profile_step
 from uda_seg.command import run
-from uda_seg.config import Config, nearest
+from uda_seg.config import Config
 from uda_seg.errors import UserError
 from uda_seg.evaluation.tables import Table
-from uda_seg.runs import PACKAGES, write_json
+from uda_seg.records import PACKAGES, write_json
+from uda_seg.schema import nearest
 from uda_seg.train import quiet_lightning
 
 log = logging.getLogger(__name__)

@@ -51,10 +51,10 @@ class RareClassSettings:
             1914 x 1052, scaled by the label's area.
         min_crop_pixels: A crop should show more than this many pixels of the class. None: 1500 at 512 x 512,
             scaled by the crop's area.
-        tries: How many crops of the same image are tried for that; the last one is kept.
+        tries: How often a crop without them is drawn anew from the same image; the last one is kept.
     """
 
-    enabled: bool = True
+    enabled: bool = False
     temperature: Positive = 0.01
     min_pixels: CountOrZero | None = None
     min_crop_pixels: CountOrZero | None = None
@@ -90,12 +90,12 @@ class DataSettings:
     classes: Annotated[str, OneOf(tuple(CLASS_SETS))] = "cityscapes"
     eval_classes: str = "19"
     world_seed: CountOrZero = 0
-    crop: list[int] = field(default_factory=lambda: [128, 128])
+    crop: list[int] = field(default_factory=lambda: [512, 512])
     crop_max_ratio: PositiveFraction = 0.75
     flip: bool = True
     source_batch: Count = 2
     target_batch: Count | None = None
-    val_batch: Count = 8
+    val_batch: Count = 1
     source: DomainSettings = field(default_factory=DomainSettings)
     target: DomainSettings | None = None
     validation: dict[str, DomainSettings] = field(default_factory=dict)

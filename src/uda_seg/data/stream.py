@@ -83,7 +83,7 @@ class DomainStream:
         rank: This process.
         world: How many processes read the stream.
         rare_pixels: Pixels that a crop should show of the class it was drawn for.
-        rare_tries: In how many crops that is tried.
+        rare_tries: How often a crop without them is drawn anew.
     """
 
     samples: SampleReader
@@ -95,7 +95,7 @@ class DomainStream:
     rank: int = 0
     world: int = 1
     rare_pixels: float = 0.0
-    rare_tries: int = 1
+    rare_tries: int = 0
 
     def batch_at(self, step: int) -> DomainBatch:
         """The batch of this rank at `step`: the same in whatever process and run it is asked for."""

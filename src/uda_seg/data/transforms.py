@@ -42,7 +42,7 @@ class CropRule:
 
 @dataclass(frozen=True)
 class RareClass:
-    """The class that a crop should show: more than `min_pixels` of `train_id`, in at most `tries` crops."""
+    """The class that a crop should show: more than `min_pixels` of `train_id`, after at most `tries` further draws."""
 
     train_id: int
     min_pixels: float
@@ -127,13 +127,13 @@ def training_crop(sample: Sample, rule: CropRule, rng: np.random.Generator, rare
         sample: The decoded and resized sample; it is not changed.
         rule: Size of the crop, rule on dominating classes, flip.
         rng: Where every draw comes from.
-        rare: The class wanted in the crop (it needs a label); after `rare.tries` crops the last is kept.
+        rare: The class wanted in the crop (it needs a label); after `rare.tries` further draws the last is kept.
 
     Returns:
         A sample of exactly `rule.size`.
     """
     sample = pad(sample, rule.size)
-    for _ in range(rare.tries if rare else 1):
+    for _ in range(1 + (rare.tries if rare else 0)):
         window = random_crop(sample, rule, rng)
         if rare is None or window.label is None:
             break

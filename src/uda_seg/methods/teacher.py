@@ -38,7 +38,6 @@ class Teacher(nn.Module):
         # The decay is computed on the host, from a number there; the buffer follows it where the state is saved.
         self.updates = 0
         self.register_buffer("update_count", torch.zeros((), dtype=torch.int64))
-        self.register_load_state_dict_post_hook(_take_update_count)
         self.eval()
 
     def train(self, mode: bool = True) -> Teacher:
@@ -48,6 +47,10 @@ class Teacher(nn.Module):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         self.update_count.fill_(self.updates)
         super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.updates = int(self.update_count)
 
     @torch.no_grad()
     def update(self, student: Segmentor) -> None:
@@ -72,8 +75,3 @@ class Teacher(nn.Module):
             return function(self.network)
         with batch_statistics(self.network):
             return function(self.network)
-
-
-def _take_update_count(teacher: nn.Module, _: object) -> None:
-    assert isinstance(teacher, Teacher)
-    teacher.updates = int(teacher.update_count)

@@ -19,8 +19,9 @@ log = logging.getLogger(__name__)
 
 # Classifiers that ImageNet / COCO files carry besides the encoder (SegFormer, torchvision, DeepLab).
 CLASSIFIERS = ("head.", "fc.", "layer5.", "layer6.")
-# Wrappers: DataParallel, the file of DeepLab's ImageNet weights, mmseg's and our own segmentors.
-PREFIXES = ("module.", "Scale.", "backbone.", "encoder.")
+# Wrappers, outer to inner: DataParallel, self-training's students (ours, and the released ones'), the file of DeepLab's
+# ImageNet weights, mmseg's and our own segmentors.
+PREFIXES = ("module.", "model.", "segmentor.", "Scale.", "backbone.", "encoder.")
 
 
 @dataclass(frozen=True)
