@@ -104,8 +104,8 @@ def complaint(value: Any, hint: Any) -> str | None:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         limits = (limit for limit in arguments[1:] if isinstance(limit, Interval | OneOf))
-        wrongs = itertools.chain([complaint(value, arguments[0])], (limit.complaint(value) for limit in limits))
-        return next((wrong for wrong in wrongs if wrong is not None), None)
+        found = itertools.chain([complaint(value, arguments[0])], (limit.complaint(value) for limit in limits))
+        return next((wrong for wrong in found if wrong is not None), None)
     if origin is typing.Literal:
         return OneOf(arguments).complaint(value)
     if origin in (typing.Union, types.UnionType):
