@@ -437,7 +437,14 @@ def test_a_sweep_leaves_a_table_and_outlives_a_failing_job(cli, camvid, tmp_path
     for name in ("source_only_daformer_small", "adabn_daformer_small"):
         assert name in table
     assert (folder / "table.csv").read_text().count("\n") == 3
-    again = cli(command.main, "-m", *small_run(camvid), "method=source_only", "seed=0,1", "steps=1")
+    [last] = folder.glob("source_only_*/seed0/checkpoints/last.ckpt")
+    before = last.stat().st_mtime_ns
+    wider = ["-m", *small_run(camvid), "method=source_only", "seed=0,1", "steps=1"]
+    assert cli(command.main, *wider).code == 0
+    assert last.stat().st_mtime_ns == before, "a finished run was trained again"
+    assert (folder / "table.csv").read_text().count("\n") == 2
+    (last.parents[1] / "metrics.json").unlink()
+    again = cli(command.main, *wider)
     assert "1 job(s) failed" in again.error
     assert "seed0" in again.error
     assert "already holds a run" in again.error

@@ -6,9 +6,11 @@ import functools
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 
@@ -30,14 +32,22 @@ class Sweep:
         self.jobs: list[Path] = []
 
     def watch(self, work: Callable[[Config, Path], Any]) -> Callable[[Config, Path], Any]:
-        """The same command, with the folders of the jobs that succeeded remembered."""
+        """The same command, with the folders of the jobs that succeeded remembered.
+
+        A multirun that is started again, or widened, takes a run that an earlier one finished as it is.
+        """
 
         @functools.wraps(work)
         def job(config: Config, folder: Path) -> Any:
-            result = work(config, folder)
-            if is_multirun():
-                self.folder = Path(HydraConfig.get().sweep.dir)
-                self.jobs.append(folder)
+            if not is_multirun():
+                return work(config, folder)
+            if not config.overwrite and finished(folder, config):
+                log.info("%s holds this very run, finished: its row is taken", folder)
+                result = json.loads((folder / "metrics.json").read_text())["miou"]
+            else:
+                result = work(config, folder)
+            self.folder = Path(HydraConfig.get().sweep.dir)
+            self.jobs.append(folder)
             return result
 
         return job
@@ -52,6 +62,19 @@ class Sweep:
         write_text(self.folder / "table.csv", runs_csv(groups))
         Console().print(table.rich())
         log.info("table: %s", self.folder / "table.md")
+
+
+def finished(folder: Path, config: Config) -> bool:
+    """Whether `folder` holds a run of this configuration that reached its last step."""
+    try:
+        metrics = json.loads((folder / "metrics.json").read_text())
+        recorded = yaml.safe_load((folder / "run.yaml").read_text())["config"]
+    except OSError:
+        return False
+    wanted = asdict(config)
+    # How it was started, and what it ran on, do not make it another run.
+    same = all(recorded.get(key) == wanted[key] for key in wanted if key not in ("resume", "overwrite", "trainer"))
+    return same and bool(metrics["step"] == config.steps)
 
 
 def read_metrics(folder: Path, sweep: Path) -> dict[str, object]:
