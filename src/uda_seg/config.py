@@ -13,7 +13,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from uda_seg.data.labels import CLASS_SETS
 from uda_seg.data.settings import DataSettings
 from uda_seg.errors import UserError
-from uda_seg.limits import Count, CountOrZero, Interval, OneOf
+from uda_seg.limits import Count, CountOrZero, Fraction, Interval, NotNegative, OneOf, Positive
 from uda_seg.methods.settings import OptimizerSettings, ScheduleSettings, TeacherSettings
 from uda_seg.models.text import SOURCES
 from uda_seg.schema import check_settings, check_target, fits, leaves, nearest, options
@@ -119,6 +119,51 @@ class PredictSettings:
 
 
 @dataclass
+class DepthSettings:
+    """How `depth` learns, and from what; defaults: Monodepth2 (Godard et al. 2019).
+
+    Attributes:
+        supervision: `stereo` pairs, `monocular` sequences, or `both`.
+        domains: whose images are learnt from: source, target.
+        steps: optimiser steps.
+        batch: images per step and rank.
+        lr: learning rate of Adam, decayed polynomially.
+        encoder_lr: that of the depth network's encoder relative to `lr`.
+        clip_norm: largest L2 norm of the gradient; null leaves it alone.
+        widths: channels of the decoder, full resolution first.
+        scales: levels of the decoder that are supervised.
+        smooth: weight of the smoothness at the finest level.
+        auto_mask: leave pixels out that stand still relative to the camera.
+        nearest: depth at disparity 1, in the network's unit (ten of which are a stereo baseline).
+        farthest: depth at disparity 0.
+        crop: [height, width] of the window depth is learnt in; null: whole images.
+        flip: mirror half of the images.
+        jitter: strength of the colour jitter.
+        val_count: images of streets' validation split that are scored.
+        export: write depth maps of the source and the target.
+    """
+
+    supervision: Annotated[str, OneOf(("stereo", "monocular", "both"))] = "stereo"
+    domains: list[str] = field(default_factory=lambda: ["source", "target"])
+    steps: Count = 40000
+    batch: Count = 12
+    lr: Positive = 1e-4
+    encoder_lr: Positive = 1.0
+    clip_norm: Positive | None = None
+    widths: list[int] = field(default_factory=lambda: [16, 32, 64, 128, 256])
+    scales: Count = 4
+    smooth: NotNegative = 1e-3
+    auto_mask: bool = True
+    nearest: Positive = 0.1
+    farthest: Positive = 100.0
+    crop: list[int] | None = None
+    flip: bool = True
+    jitter: Fraction = 0.1
+    val_count: Count = 100
+    export: bool = False
+
+
+@dataclass
 class BenchSettings:
     """What `bench` measures.
 
@@ -167,6 +212,7 @@ class Config:
     callbacks: CallbackSettings = field(default_factory=CallbackSettings)
     evaluator: EvaluatorSettings = field(default_factory=EvaluatorSettings)
     predict: PredictSettings = field(default_factory=PredictSettings)
+    depth: DepthSettings = field(default_factory=DepthSettings)
     bench: BenchSettings = field(default_factory=BenchSettings)
     init: str | None = None
     resume: str | None = None

@@ -207,7 +207,9 @@ def find_depth(
     if folder is not None:
         place = Path(folder).expanduser()
         said = encoding or _described(place)
-        layouts = [DepthLayout("", ".png", said or "disparity"), DepthLayout("", "_depth_stereoscopic.mat", "sfsu")]
+        png = said or "disparity"
+        layouts = [DepthLayout("", ".png", png), DepthLayout("", f"{Path(image_suffix).stem}.png", png)]
+        layouts.append(DepthLayout("", "_depth_stereoscopic.mat", "sfsu"))
         candidates = [(place, layout) for layout in layouts]
     else:
         candidates = [(root / layout.folder.format(split=split), layout) for layout in LAYOUTS.get(dataset, ())]

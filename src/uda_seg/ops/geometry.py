@@ -94,3 +94,24 @@ def stereo_motion(offset: Tensor) -> Tensor:
     motion = torch.eye(4, device=offset.device).repeat(len(offset), 1, 1)
     motion[:, :3, 3] = translation
     return motion
+
+
+def crop_intrinsics(intrinsics: Tensor, top: int, left: int) -> Tensor:
+    """Intrinsics [B, 3, 3] of the window whose first pixel is (left, top): the principal point moves against it."""
+    shift = torch.zeros_like(intrinsics)
+    shift[:, 0, 2], shift[:, 1, 2] = left, top
+    return intrinsics - shift
+
+
+def flip_intrinsics(intrinsics: Tensor, width: int) -> Tensor:
+    """Intrinsics [B, 3, 3] of images mirrored left-right: c_x -> W - 1 - c_x."""
+    mirror = torch.tensor([[-1.0, 0, width - 1], [0, 1, 0], [0, 0, 1]], device=intrinsics.device)
+    axis = torch.tensor([-1.0, 1, 1], device=intrinsics.device)  # the camera's x axis is mirrored too
+    return mirror @ intrinsics * axis
+
+
+def scale_intrinsics(intrinsics: Tensor, before: tuple[int, int], after: tuple[int, int]) -> Tensor:
+    """Intrinsics [B, 3, 3] after a resize from (H, W) to (H', W'): pixel centres stay on their half-pixel places."""
+    y, x = after[0] / before[0], after[1] / before[1]
+    change = torch.tensor([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]], device=intrinsics.device)
+    return change @ intrinsics

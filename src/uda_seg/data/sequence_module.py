@@ -1,0 +1,136 @@
+"""SequenceData: the loaders of the self-supervised depth trainer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader
+
+from uda_seg.data.datamodule import StepSampler
+from uda_seg.data.labels import ClassSet, class_set
+from uda_seg.data.sequences import VIEWS, SequenceBatch, SequenceDataset, SequenceSteps, stack
+from uda_seg.data.settings import DataSettings, DomainSettings
+from uda_seg.errors import UserError
+
+
+class SequenceLoader(DataLoader[SequenceBatch]):
+    """A loader without a state: what it reads follows from the step. Saying so lets Lightning resume it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to load: `SequenceData.train_dataloader` starts at the trainer's step."""
+
+
+class SequenceData(pl.LightningDataModule):
+    """Sequences and stereo pairs of the named domains; streets is validated against its exact depth.
+
+    Args:
+        settings: The `data` node.
+        domains: `source`, `target` or both.
+        supervision: A key of `VIEWS`.
+        batch: Images per step and rank.
+        steps: The length of the run.
+        seed: Drives the order.
+        val_count: Images of streets' validation split, per domain.
+
+    Raises:
+        UserError: a domain that is not there, or whatever is wrong with its files.
+    """
+
+    def __init__(
+        self,
+        settings: DataSettings,
+        domains: Sequence[str],
+        supervision: str,
+        batch: int,
+        steps: int,
+        seed: int,
+        val_count: int = 100,
+    ) -> None:
+        super().__init__()
+        self.settings, self.batch, self.steps, self.seed, self.val_count = settings, batch, steps, seed, val_count
+        self.classes: ClassSet = class_set(settings.classes)
+        self.views = VIEWS[supervision]
+        self.domains = {name: self.domain(name) for name in domains}
+        self.validation_names = tuple(n for n, domain in self.domains.items() if domain.dataset == "streets")
+        self.train: list[SequenceDataset] = []
+        self.validation: dict[str, SequenceDataset] = {}
+
+    def domain(self, name: str) -> DomainSettings:
+        """The settings of `source` or `target`."""
+        found = {"source": self.settings.source, "target": self.settings.target}.get(name)
+        if found is None:
+            raise UserError(f"depth.domains names {name}, but data={self.settings.name} has no such domain")
+        return found
+
+    @property
+    def images_per_step(self) -> int:
+        """Images that all ranks together read in a step."""
+        return self.batch * (self.trainer.world_size if self.trainer else 1)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the data sets; streets renders what its cache lacks."""
+        if not self.validation:
+            for name in self.validation_names:
+                domain = replace(self.domains[name], split="val", count=self.val_count)
+                self.validation[name] = self._open(domain, name, (), depth=True)
+        if stage in (None, "fit") and not self.train:
+            self.train = [self._open(domain, name, self.views) for name, domain in self.domains.items()]
+
+    def prepare_data(self) -> None:
+        """Render what is missing (Lightning calls it once per machine, before `setup`)."""
+        self.setup()
+
+    def _open(self, domain: DomainSettings, name: str, views: Sequence[str], depth: bool = False) -> SequenceDataset:
+        return SequenceDataset(domain, self.settings, self.classes, f"data.{name}", views, depth)
+
+    def train_dataloader(self) -> SequenceLoader:
+        """One batch per item, from the trainer's step on."""
+        trainer = self.trainer
+        rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        start = trainer.global_step if trainer else 0
+        in_memory = self.settings.workers is None and all(d.in_memory for d in self.train)
+        workers = self.settings.workers or 0
+        if self.settings.workers is None and not in_memory:
+            workers = min(4, max(1, (os.cpu_count() or 1) // world - 1))
+        return SequenceLoader(
+            SequenceSteps(self.train, self.batch, self.steps, self.seed, rank, world),
+            batch_size=None,
+            sampler=StepSampler(start, self.steps),
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def val_dataloader(self) -> list[DataLoader[SequenceBatch]]:
+        """A loader per domain with exact depth; ranks share the images without repeating any."""
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return [
+            DataLoader(
+                Views(samples),
+                batch_size=self.settings.val_batch,
+                sampler=range(rank, len(samples), world),
+                collate_fn=stack,
+            )
+            for samples in self.validation.values()
+        ]
+
+
+class Views(torch.utils.data.Dataset[SequenceBatch]):
+    """A SequenceDataset in the form a loader wants."""
+
+    def __init__(self, samples: SequenceDataset) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> SequenceBatch:
+        return self.samples[index]

@@ -1,0 +1,290 @@
+"""Images with their neighbours in time and their stereo partner, and the camera that took them."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from uda_seg.data.datasets import open_domain, read_image
+from uda_seg.data.depth import DepthFiles, find_depth
+from uda_seg.data.labels import ClassSet
+from uda_seg.data.sampling import ShuffledOrder, positions
+from uda_seg.data.settings import DataSettings, DomainSettings
+from uda_seg.data.transforms import fit_inside
+from uda_seg.errors import UserError
+from uda_seg.ops.depth import INVALID, Z_SCALE
+from uda_seg.ops.geometry import scale_intrinsics
+
+log = logging.getLogger(__name__)
+
+VIEWS = {"stereo": ("right",), "monocular": ("previous", "next"), "both": ("previous", "next", "right")}
+KEEP_BYTES = 2**30  # samples are kept in memory up to here
+
+
+@dataclass
+class SequenceBatch:
+    """Images and the views they are explained by.
+
+    Args:
+        image: uint8 [B, 3, H, W], RGB: the left camera, now.
+        views: uint8 [B, V, 3, H, W], in the order of `VIEWS`.
+        intrinsics: float32 [B, 3, 3] in pixels; whole coordinates are pixel centres.
+        baseline: float32 [B], metres from the left to the right camera; 0 = unknown.
+        depth: float32 [B, 1, H, W], exact depth in metres, 0 = unknown; None where there is none.
+    """
+
+    image: Tensor
+    views: Tensor
+    intrinsics: Tensor
+    baseline: Tensor
+    depth: Tensor | None = None
+
+    def _each(self, function: Callable[[Tensor], Tensor]) -> Self:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: function(t) for name, t in values.items() if t is not None})
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> Self:
+        """A copy on `device`; asynchronous towards a GPU only, as the host would read half-written memory."""
+        asynchronous = non_blocking and torch.device(device).type == "cuda"
+        return self._each(lambda tensor: tensor.to(device, non_blocking=asynchronous))
+
+    def part(self, index: int, parts: int) -> Self:
+        """Micro-batch `index` of `parts` nearly equal ones, as views."""
+        return self._each(lambda tensor: tensor.tensor_split(parts)[index])
+
+    def pin_memory(self) -> Self:
+        """A copy in page-locked memory (the loader calls it when a GPU waits)."""
+        return self._each(Tensor.pin_memory)
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Intrinsics [3, 3] in pixels of the image on disk, and the stereo baseline in metres (0 = unknown)."""
+
+    intrinsics: Tensor
+    baseline: float
+
+
+def pinhole(fx: float, fy: float, cx: float, cy: float, baseline: float) -> Camera:
+    """A camera from its focal lengths and principal point in pixels."""
+    return Camera(torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), baseline)
+
+
+@dataclass(frozen=True)
+class SequenceLayout:
+    """Where a data set keeps views and cameras; both get the root, the split and the image's relative name."""
+
+    view: Callable[[Path, str, str, str], Path]
+    camera: Callable[[Path, str, str], Camera]
+    wanted: str
+
+
+def _streets_view(root: Path, split: str, name: str, view: str) -> Path:
+    return root / f"image_{view}" / name
+
+
+def _streets_camera(root: Path, split: str, name: str) -> Camera:
+    content = _read_json(root / "camera" / Path(name).with_suffix(".json"))
+    return Camera(torch.tensor(content["intrinsics"]), _read_json(root / "world.json")["baseline"])
+
+
+@functools.lru_cache(maxsize=4096)
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read: it belongs to the images beside it, fetch or render them again"
+        ) from error
+
+
+def _cityscapes_view(root: Path, split: str, name: str, view: str) -> Path:
+    if view == "right":
+        return root / "rightImg8bit" / split / name.replace("_leftImg8bit", "_rightImg8bit")
+    found = re.fullmatch(r"(.*_)(\d{6})(_leftImg8bit\.png)", name)
+    if found is None:
+        return root / "leftImg8bit_sequence" / split / name  # which is not there
+    frame = int(found[2]) + (1 if view == "next" else -1)
+    return root / "leftImg8bit_sequence" / split / f"{found[1]}{frame:06d}{found[3]}"
+
+
+def _cityscapes_camera(root: Path, split: str, name: str) -> Camera:
+    path = root / "camera" / split / name.replace("_leftImg8bit.png", "_camera.json")
+    if not path.is_file():  # the commonest of the data set's calibrations, at 2048 x 1024
+        return pinhole(2262.52, 2265.3017905988554, 1096.98, 513.137, 0.209313)
+    content = _read_json(path)
+    inner, outer = content["intrinsic"], content["extrinsic"]
+    return pinhole(inner["fx"], inner["fy"], inner["u0"], inner["v0"], outer["baseline"])
+
+
+LAYOUTS = {
+    "streets": SequenceLayout(_streets_view, _streets_camera, "image_right/, image_previous/ and image_next/"),
+    "cityscapes": SequenceLayout(
+        _cityscapes_view, _cityscapes_camera, "rightImg8bit/ (stereo) and leftImg8bit_sequence/ (monocular)"
+    ),
+}
+
+
+class SequenceDataset:
+    """The images of one domain that have all the views wanted, decoded and resized with their cameras.
+
+    Args:
+        domain: Which images; `size` is what they are fitted inside.
+        settings: The whole `data` node.
+        classes: Not read; the data set behind wants to know.
+        option: Where `domain` stands in the configuration.
+        views: Which views.
+        depth: Whether exact depth is read, where the data set has it.
+
+    Raises:
+        UserError: the data set has no sequences, or no image has its views.
+    """
+
+    def __init__(
+        self,
+        domain: DomainSettings,
+        settings: DataSettings,
+        classes: ClassSet,
+        option: str,
+        views: Sequence[str],
+        depth: bool = False,
+    ) -> None:
+        self.layout = LAYOUTS.get(domain.dataset)
+        if self.layout is None:
+            raise UserError(f"{option}.dataset={domain.dataset} has no sequences here: use one of {', '.join(LAYOUTS)}")
+        if domain.dataset == "streets" and domain.root is None and views:
+            _render_views(domain, settings, views)
+        images = open_domain(domain, settings, classes, option, labeled=False)
+        self.root, self.split, self.image_root, self.size = images.root, domain.split, images.image_root, domain.size
+        self.names = [n for n in images.names if all(self._view(n, view).is_file() for view in views)]
+        self.views, self.depth = tuple(views), None
+        if not self.names:
+            raise UserError(
+                f"{option}: no image under {self.image_root} has its {' and '.join(views)}: {images.spec.title} needs "
+                f"{self.layout.wanted}; choose another depth.supervision or fetch them"
+            )
+        if len(self.names) < len(images.names):
+            log.info(
+                "%s: %d of %d images have no %s and are left out", option, len(images.names) - len(self.names),
+                len(images.names), " and ".join(views),
+            )  # fmt: skip
+        if depth:
+            suffix = images.spec.image_suffix
+            self.depth = find_depth(domain.dataset, images.root, domain.split, self.names, suffix, option)
+        self._kept: dict[int, SequenceBatch] = {}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether all samples are small enough to be kept."""
+        first = self[0]
+        return (first.image.nbytes + first.views.nbytes) * len(self) <= KEEP_BYTES
+
+    def _view(self, name: str, view: str) -> Path:
+        assert self.layout is not None
+        return self.layout.view(self.root, self.split, name, view)
+
+    def __getitem__(self, index: int) -> SequenceBatch:
+        """One sample as a batch of one."""
+        if index not in self._kept:
+            sample = self._decode(index)
+            if (sample.image.nbytes + sample.views.nbytes) * len(self) > KEEP_BYTES:
+                return sample
+            self._kept[index] = sample
+        return self._kept[index]
+
+    def _decode(self, index: int) -> SequenceBatch:
+        assert self.layout is not None
+        name = self.names[index]
+        camera = self.layout.camera(self.root, self.split, name)
+        whole = read_image(self.image_root / name)
+        before = (whole.shape[0], whole.shape[1])
+        after = before if self.size is None else fit_inside(before, (self.size[0], self.size[1]))
+        pictures = [whole]
+        for view in self.views:
+            path = self._view(name, view)
+            picture = read_image(path)
+            if picture.shape != whole.shape:
+                raise UserError(f"{path} has another size than {self.image_root / name}, whose view it should be")
+            pictures.append(picture)
+        if after != before:
+            pictures = [
+                np.asarray(cv2.resize(p, after[::-1], interpolation=cv2.INTER_AREA), np.uint8) for p in pictures
+            ]
+        stack = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+        return SequenceBatch(
+            image=stack[:1],
+            views=stack[None, 1:],
+            intrinsics=scale_intrinsics(camera.intrinsics[None].float(), before, after),
+            baseline=torch.tensor([camera.baseline]),
+            depth=None if self.depth is None else _metres(self.depth, index, after),
+        )
+
+
+def _metres(files: DepthFiles, index: int, size: tuple[int, int]) -> Tensor:
+    """Depth [1, 1, H, W] in metres, 0 = unknown."""
+    z = torch.from_numpy(files.read(index, size))[None, None]
+    return torch.where(z == INVALID, torch.zeros_like(z), Z_SCALE / z - 0.01)
+
+
+def _render_views(domain: DomainSettings, settings: DataSettings, views: Sequence[str]) -> None:
+    from uda_seg.data.streets.cache import ensure_rendered  # other data sets need no renderer
+
+    if domain.domain is not None and domain.count is not None and domain.size is not None:
+        size, names = (domain.size[0], domain.size[1]), ("left", *views)
+        ensure_rendered(settings.world_seed, domain.domain, domain.split, domain.count, size, views=names)
+
+
+def stack(samples: Sequence[SequenceBatch]) -> SequenceBatch:
+    """One batch of several samples of one size; different sizes are a UserError."""
+    sizes = sorted({tuple(sample.image.shape[-2:]) for sample in samples})
+    if len(sizes) > 1:
+        raise UserError(f"images of the sizes {sizes} cannot share a batch: give the domains one data.*.size")
+    depths = [sample.depth for sample in samples if sample.depth is not None]
+    return SequenceBatch(
+        torch.cat([sample.image for sample in samples]),
+        torch.cat([sample.views for sample in samples]),
+        torch.cat([sample.intrinsics for sample in samples]),
+        torch.cat([sample.baseline for sample in samples]),
+        torch.cat(depths) if depths else None,
+    )
+
+
+class SequenceSteps(torch.utils.data.Dataset[SequenceBatch]):
+    """Whole training batches as functions of the step: item `step` mixes the domains' samples in shuffled passes.
+
+    Args:
+        domains: Where samples come from; each is drawn as often as it is large.
+        batch: Images per step and rank.
+        steps: The length of the run.
+        seed: Drives the order.
+        rank: This process.
+        world: How many processes train.
+    """
+
+    def __init__(
+        self, domains: Sequence[SequenceDataset], batch: int, steps: int, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
+        self.samples = [(domain, index) for domain in domains for index in range(len(domain))]
+        self.order = ShuffledOrder(len(self.samples), seed, domain=0)
+        self.batch, self.steps, self.rank, self.world = batch, steps, rank, world
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> SequenceBatch:
+        picks = [self.samples[self.order.pick(p).image] for p in positions(step, self.batch, self.rank, self.world)]
+        return stack([domain[index] for domain, index in picks])

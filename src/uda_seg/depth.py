@@ -1,0 +1,282 @@
+"""`python -m uda_seg.depth data=...`: learn depth from sequences and stereo pairs, evaluate it, export maps for CorDA.
+
+depth.supervision=stereo|monocular|both   what depth is learnt from
+depth.domains=[source,target]             whose images
+checkpoint=FILE                           a trained network instead of training one
+depth.export=true                         write maps of data.source and data.target into the run's folder, <run>/maps;
+                                          then train method=corda data.source.depth=<run>/maps/game
+                                          data.target.depth=<run>/maps/camera
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from hydra.utils import instantiate
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import Tensor
+
+from uda_seg.callbacks.checkpoint import AtomicCheckpointIO
+from uda_seg.callbacks.csv_log import CSVLog
+from uda_seg.callbacks.progress import ProgressBar
+from uda_seg.command import given_path, run
+from uda_seg.config import Config
+from uda_seg.data.sequence_module import SequenceData
+from uda_seg.data.sequences import SequenceDataset, stack
+from uda_seg.depth_maps import Scale, export_domain
+from uda_seg.errors import UserError
+from uda_seg.evaluation.depth import DepthEvaluator, DepthScores
+from uda_seg.evaluation.tables import Table
+from uda_seg.methods.depth import SelfSupervisedDepth
+from uda_seg.methods.settings import OptimizerSettings, ScheduleSettings, StepPlan
+from uda_seg.models.depth import DepthHead, PoseNetwork
+from uda_seg.pictures import Captioned, Row, heat, panel_grid, save_png
+from uda_seg.records import write_json, write_record, write_text
+from uda_seg.runs import describe, device_precision, prepare_folder, read_checkpoint, replay
+from uda_seg.train import interval, quiet_lightning
+
+log = logging.getLogger(__name__)
+
+SCENES = 4  # in the picture
+MEDIAN_SCENES = 200  # training images behind the baseline of pixel medians
+USAGE = "python -m uda_seg.depth checkpoint=<run>/checkpoints/last.ckpt"
+
+
+def main() -> None:
+    """Entry point."""
+    run("config", depth, expand=expand)
+
+
+def expand(given: list[str]) -> list[str]:
+    """A folder beside the segmentation runs on the same data; with a checkpoint its own folder and configuration."""
+    if not any(override.startswith("checkpoint=") for override in given):
+        name = "depth_${hydra:runtime.choices.model}${variant:${hydra:overrides.task}}"
+        return [f"hydra.run.dir='outputs/${{data.name}}/{name}/seed${{seed}}'", *given]
+    path = given_path(given, "checkpoint", USAGE)
+    return [f"hydra.run.dir='{path.absolute().parent.parent}'", *replay(read_checkpoint(path), given)]
+
+
+def depth(config: Config, folder: Path) -> float:
+    """Train or load, evaluate, draw, export; returns the first domain's abs-rel (nan where nothing is exact)."""
+    quiet_lightning()
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    data = build_data(config)
+    module = build_module(config, data)
+    if config.checkpoint is None:
+        trainer, scale = learn(config, folder, data, module)
+    else:
+        data.setup("validate")
+        trainer, scale = build_trainer(config, folder, data, {}), load(module, Path(config.checkpoint))
+    report(module, data, trainer, folder)
+    if config.depth.export and trainer.is_global_zero:
+        export(config, module, scale, folder)
+    return next((scores.abs_rel for scores in module.scores.values()), float("nan"))
+
+
+def learn(config: Config, folder: Path, data: SequenceData, module: SelfSupervisedDepth) -> tuple[pl.Trainer, Scale]:
+    """Train; returns the trainer and what the network's unit of depth is."""
+    resume = prepare_folder(folder, config)
+    data.prepare_data()
+    scale = Scale(float(data.train[0][0].baseline[0]), [d.domain or d.dataset for d in data.domains.values()])
+    write_record(folder, config)
+    log.info("learning depth from %d images", sum(len(domain) for domain in data.train))
+    trainer = build_trainer(config, folder, data, describe(config) | {"depth": asdict(scale)})
+    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    return trainer, scale
+
+
+def build_data(config: Config) -> SequenceData:
+    """The loaders."""
+    s = config.depth
+    return SequenceData(config.data, s.domains, s.supervision, s.batch, s.steps, config.seed, s.val_count)
+
+
+def build_module(config: Config, data: SequenceData) -> SelfSupervisedDepth:
+    """Depth and pose network on the configured encoder."""
+    s = config.depth
+    model = {key: value for key, value in config.model.items() if key != "head"}
+    network = instantiate(model, head=partial(DepthHead, widths=s.widths), num_classes=1)
+    pose = None if s.supervision == "stereo" else PoseNetwork(instantiate(config.model["encoder"]))
+    plan = StepPlan(
+        steps=s.steps,
+        seed=config.seed,
+        log_every=config.logger.log_every,
+        optimizer=OptimizerSettings(lr=s.lr, weight_decay=0.0, clip_norm=s.clip_norm),
+        schedule=ScheduleSettings(warmup=0.0, power=0.9),
+    )
+    return SelfSupervisedDepth(
+        network,
+        pose,
+        plan,
+        views=data.views,
+        targets=data.validation_names,
+        scales=s.scales,
+        smooth=s.smooth,
+        auto_mask=s.auto_mask,
+        nearest=s.nearest,
+        farthest=s.farthest,
+        crop=s.crop,
+        flip=s.flip,
+        jitter=s.jitter,
+        encoder_lr=s.encoder_lr,
+    )
+
+
+class KeepLast(pl.Callback):
+    """Writes `last.ckpt` now and then and at the end; none with bad weights."""
+
+    def __init__(self, path: Path, every: int, content: dict[str, Any]) -> None:
+        self.path, self.every, self.content = path, every, content
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add what builds the network again."""
+        assert isinstance(pl_module, SelfSupervisedDepth)
+        pl_module.watcher.raise_if_any()
+        checkpoint["uda_seg"] = self.content
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Save where it is due."""
+        if trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
+            trainer.save_checkpoint(self.path, weights_only=False)
+
+
+def build_trainer(config: Config, folder: Path, data: SequenceData, content: dict[str, Any]) -> pl.Trainer:
+    """Lightning's trainer; a batch is a step. `content` goes into checkpoints, to build the network again."""
+    settings, steps = config.trainer, config.depth.steps
+    callbacks: list[pl.Callback] = [ProgressBar()] if config.callbacks.progress else []
+    callbacks.append(KeepLast(folder / "checkpoints/last.ckpt", interval(steps, config.callbacks.checkpoints), content))
+    return pl.Trainer(
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        num_nodes=settings.num_nodes,
+        strategy=settings.strategy,
+        precision=device_precision(settings.precision, settings.accelerator),  # type: ignore[arg-type]
+        max_steps=min(steps, settings.max_steps or steps),
+        max_epochs=1,
+        val_check_interval=interval(steps, config.evaluator.times),
+        check_val_every_n_epoch=None,
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
+        limit_val_batches=1.0 if data.validation_names else 0,
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        logger=[CSVLog(folder / "metrics.csv")] if config.checkpoint is None else False,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=folder,
+    )
+
+
+def load(module: SelfSupervisedDepth, path: Path) -> Scale:
+    """Fill the depth network from a checkpoint of this command; returns what its unit of depth is.
+
+    Raises:
+        UserError: it is of another network, or no depth network at all.
+    """
+    content = read_checkpoint(path)
+    if "depth" not in content["uda_seg"]:
+        raise UserError(f"{path} is no checkpoint of python -m uda_seg.depth")
+    found = {n: t for n, t in content["state_dict"].items() if n.startswith("network.")}
+    shapes = {n: t.shape for n, t in found.items()}
+    wanted = {n: t.shape for n, t in module.state_dict().items() if n.startswith("network.")}
+    if shapes != wanted:
+        first = min(n for n, _ in set(shapes.items()) ^ set(wanted.items()))
+        raise UserError(
+            f"{path} is of another network: {first} does not fit; leave model= and depth= to the checkpoint"
+        )
+    module.load_state_dict(found, strict=False)
+    return Scale(**content["uda_seg"]["depth"])
+
+
+# ---------------------------------------------------------------------- evaluation
+
+
+def report(module: SelfSupervisedDepth, data: SequenceData, trainer: pl.Trainer, folder: Path) -> None:
+    """Score against exact depth beside what needs no learning; print it, write it, draw it."""
+    if not data.validation:
+        log.info("no exact depth to compare with")
+        return
+    if not module.scores:
+        trainer.validate(module, datamodule=data, verbose=False)
+    if not trainer.is_global_zero:
+        return
+    rows: dict[str, DepthScores] = {}
+    for name, scores in module.scores.items():
+        rows[name] = scores
+        rows[f"{name}, each pixel's median"] = median_baseline(data, name, not module.metric)
+    scaling = "in metres" if module.metric else "after median scaling"
+    table = Table(
+        ("depth", "abs-rel", "sq-rel", "rmse", "log", "d1", "d2", "d3"),
+        tuple((name, *(f"{value:.3f}" for value in scores)) for name, scores in rows.items()),
+        f"predicted against exact depth, {scaling}, below 80 m; dn: share within a factor of 1.25^n",
+    )
+    Console().print(table.rich())
+    write_text(folder / "depth.md", table.markdown())
+    write_json(folder / "depth_metrics.json", {name: scores._asdict() for name, scores in rows.items()})
+    save_png(folder / "depth.png", picture(module, data))
+
+
+def median_baseline(data: SequenceData, name: str, median_scaling: bool) -> DepthScores:
+    """What predicting each pixel's median over training images scores on the same validation images."""
+    train = SequenceDataset(data.domains[name], data.settings, data.classes, f"data.{name}", (), depth=True)
+    depths = [train[i].depth for i in range(min(len(train), MEDIAN_SCENES))]
+    known = torch.cat([depth for depth in depths if depth is not None])
+    constant = torch.where(known > 0, known, torch.nan).nanmedian(0, keepdim=True).values.nan_to_num(80.0)
+    evaluator = DepthEvaluator(median_scaling)
+    for index in range(len(data.validation[name])):
+        exact = data.validation[name][index].depth
+        assert exact is not None
+        evaluator.update(constant, exact)
+    return evaluator.compute()
+
+
+@torch.no_grad()
+def picture(module: SelfSupervisedDepth, data: SequenceData) -> NDArray[np.uint8]:
+    """Images, exact and predicted depth of a few scenes of every domain."""
+    module.eval()
+    rows = []
+    for name, samples in data.validation.items():
+        batch = stack([samples[int(i)] for i in np.linspace(0, len(samples) - 1, SCENES)]).to(module.device)
+        assert batch.depth is not None
+        predicted = module.depth(batch.image / 255, batch.baseline)
+        if not module.metric:
+            predicted = predicted * (batch.depth[batch.depth > 0].median() / predicted.median())
+        rows.append(Row(name, [Captioned("", image.permute(1, 2, 0).cpu().numpy()) for image in batch.image]))
+        rows.append(Row("exact", [Captioned("", shade(metres)) for metres in batch.depth]))
+        rows.append(Row("predicted", [Captioned("", shade(metres)) for metres in predicted]))
+    return panel_grid(rows, height=160)
+
+
+def shade(metres: Tensor) -> NDArray[np.uint8]:
+    """Depth [1, H, W] as a picture: near yellow, far dark, unknown grey; logarithmic from 2 to 80 m."""
+    nearness = 1 - (metres[0].clamp(2.0, 80.0) / 2.0).log() / np.log(40.0)
+    return heat(torch.where(metres[0] > 0, nearness, torch.nan).float().cpu().numpy())
+
+
+# ---------------------------------------------------------------------- maps
+
+
+def export(config: Config, module: SelfSupervisedDepth, scale: Scale, folder: Path) -> None:
+    """Maps of every image of source and target, in `maps/<domain>`."""
+    device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
+    module = module.to(device).eval()
+    for name, domain in (("source", config.data.source), ("target", config.data.target)):
+        if domain is not None:
+            place = folder / "maps" / (domain.domain or domain.dataset)
+            export_domain(config, module, domain, f"data.{name}", place, scale)
+
+
+if __name__ == "__main__":
+    main()

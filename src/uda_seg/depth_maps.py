@@ -1,0 +1,117 @@
+"""Depth maps of whole data sets, in the format that CorDA's data reads: 16-bit PNG with z = raw / 256 + 1."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from uda_seg.config import Config
+from uda_seg.data.datasets import open_domain, read_image
+from uda_seg.data.depth import DESCRIPTION
+from uda_seg.data.labels import class_set
+from uda_seg.data.settings import DomainSettings
+from uda_seg.data.transforms import fit_inside
+from uda_seg.errors import UserError
+from uda_seg.methods.depth import SelfSupervisedDepth
+from uda_seg.ops.depth import inverse_depth
+from uda_seg.records import write_json
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Scale:
+    """What a depth network's unit is, and where it learnt it.
+
+    Attributes:
+        baseline: metres between the stereo cameras it was trained with; 0 = unknown.
+        domains: streets' domains, or data sets, it was trained on.
+    """
+
+    baseline: float
+    domains: list[str]
+
+
+@torch.no_grad()
+def export_domain(
+    config: Config, module: SelfSupervisedDepth, domain: DomainSettings, option: str, folder: Path, scale: Scale
+) -> None:
+    """Write the maps of a domain that are missing, named like its images; `depth.json` says what they are.
+
+    Raises:
+        UserError: the folder holds maps of another network, or the disk does not take them.
+    """
+    mine = domain.domain or domain.dataset
+    if mine not in scale.domains:
+        log.info("%s: no sequence of %s was learnt from: zero-shot from %s", option, mine, ", ".join(scale.domains))
+    images = open_domain(domain, config.data, class_set(config.data.classes), option, labeled=False)
+    said = {
+        "encoding": "disparity",
+        "z": "655.36 / (metres + 0.01)" if module.metric else "256 * disparity + 1, in no unit",
+        "learnt_from": ", ".join(scale.domains),
+        "weights": fingerprint(module),
+    }
+    describe_maps(folder, said, config.overwrite)
+    paths = [folder / (n.removesuffix(images.spec.image_suffix) + ".png") for n in images.names]
+    missing = [i for i, path in enumerate(paths) if not path.is_file()]
+    hidden = not config.callbacks.progress
+    for index in track(missing, f"depth of {option}", console=Console(stderr=True), disable=hidden):
+        image = read_image(images.image_path(index))
+        if domain.size is not None:
+            size = fit_inside((image.shape[0], image.shape[1]), (domain.size[0], domain.size[1]))
+            image = np.asarray(cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA), np.uint8)
+        tensor = torch.from_numpy(image).to(module.device).permute(2, 0, 1)[None].float() / 255
+        save_raw(paths[index], encode(module, tensor, scale.baseline))
+    log.info("%d depth maps in %s, %d of them new", len(paths), folder, len(missing))
+
+
+def encode(module: SelfSupervisedDepth, image: Tensor, baseline: float) -> NDArray[np.uint16]:
+    """Inverse depth of one image as raw = 256 (z - 1), at least 1: nothing that is predicted is invalid.
+
+    Metres are kept from 2.55 m on; what is nearer is cut to it by the 16 bits. Depth in no unit is written as the
+    authors of CorDA do, 65535 times the network's disparity.
+    """
+    if module.metric:
+        raw = 256 * (inverse_depth(module.depth(image, torch.tensor([baseline], device=image.device))) - 1)
+    else:
+        raw = 65535 * module.network.predict(image)
+    return np.asarray(raw[0, 0].round().clamp(1, 65535).cpu().numpy(), np.uint16)
+
+
+def save_raw(path: Path, raw: NDArray[np.uint16]) -> None:
+    """Write a 16-bit PNG whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(cv2.imencode(".png", raw)[1].tobytes())
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; free some space and run it again") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def describe_maps(folder: Path, said: dict[str, str], overwrite: bool) -> None:
+    """Write `depth.json`, or make sure that the maps already there are of the same network."""
+    file = folder / DESCRIPTION
+    if file.is_file() and json.loads(file.read_text()) != said:
+        if not overwrite:
+            raise UserError(f"{folder} holds maps of another network: replace them with overwrite=true")
+        for path in folder.rglob("*.png"):
+            path.unlink()
+    write_json(file, said)
+
+
+def fingerprint(module: SelfSupervisedDepth) -> str:
+    """A number that changes with the weights."""
+    return f"{sum(float(p.double().abs().sum()) for p in module.network.parameters()):.9g}"
