@@ -28,7 +28,7 @@ from uda_seg.models.weights import read_tensors
 log = logging.getLogger(__name__)
 
 MADE = (
-    *("checkpoints", "panels", "evaluation", "profile", "wandb", "tensorboard"),
+    *("checkpoints", "pseudo_labels", "panels", "evaluation", "profile", "wandb", "tensorboard"),
     *("metrics.csv", "metrics.json", "run.yaml"),
 )
 

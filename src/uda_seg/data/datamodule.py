@@ -178,6 +178,25 @@ class UDADataModule(pl.LightningDataModule):
             for name, samples in self._validation.items()
         }
 
+    @property
+    def target_shape(self) -> tuple[int, int, int]:
+        """How many target images there are for training, and the height and width that each fits inside."""
+        samples = self._streams["target"].samples
+        height, width = samples.size or samples.image_size
+        return len(samples), height, width
+
+    def target_images(self, batches: Sequence[Sequence[int]]) -> DataLoader[tuple[Sample, int]]:
+        """Whole target images of training, unlabelled, in the given batches of places."""
+        samples = self._streams["target"].samples
+        return DataLoader(
+            ValidationImages(samples),
+            batch_sampler=batches,
+            num_workers=self._workers([samples]),
+            collate_fn=_collate,
+            worker_init_fn=_start_worker,
+            pin_memory=torch.cuda.is_available(),
+        )
+
     def target_batches(self, count: int) -> Iterator[DomainBatch]:
         """The first `count` target batches of training, whatever the step (for batch statistics)."""
         stream = self._of_rank(self._streams["target"])

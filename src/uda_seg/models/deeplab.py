@@ -42,6 +42,7 @@ class ResNet101(Encoder):
         if stem not in ("caffe", "v1c"):
             raise ValueError(f"stem must be 'caffe' or 'v1c', not {stem!r}")
         caffe = stem == "caffe"
+        self.first_stage = ("conv1", "bn1", "layer1") if caffe else ("stem", "layer1")
         self.channels = tuple(width * EXPANSION * 2**stage for stage in range(4))
         if caffe:
             self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
@@ -133,9 +134,13 @@ class DeepLabV2Head(Head):
         """Stages -> the last one, [B, channels[-1], h, w]."""
         return stages[-1]
 
+    def branches(self, fused: Tensor) -> Tensor:
+        """[B, channels[-1], h, w] -> the logits of every dilation, [B, dilations, C, h, w]."""
+        return torch.stack([conv(fused) for conv in self.conv2d_list], dim=1)
+
     def classify(self, fused: Tensor) -> Tensor:
         """[B, channels[-1], h, w] -> logits [B, C, h, w]."""
-        return torch.stack([conv(fused) for conv in self.conv2d_list]).sum(dim=0)
+        return self.branches(fused).sum(dim=1)
 
 
 def _deep_stem(width: int) -> nn.Sequential:

@@ -45,6 +45,7 @@ class MixVisionTransformer(Encoder):
     """
 
     strides = (4, 8, 16, 32)
+    first_stage = ("patch_embed1", "block1", "norm1")
 
     def __init__(
         self,

@@ -26,6 +26,7 @@ class Encoder(nn.Module):
         pretrained: whether weights were loaded (set by `weights.load_encoder`).
         imagenet: name of the file that `pretrained=imagenet` loads, None where there is none.
         builtin: the file that `pretrained=builtin` loads, None where there is none.
+        first_stage: dotted names of the modules that the first map comes from; empty where they cannot be told apart.
     """
 
     channels: tuple[int, ...]
@@ -33,6 +34,7 @@ class Encoder(nn.Module):
     pretrained: bool = False
     imagenet: str | None = None
     builtin: Path | None = None
+    first_stage: tuple[str, ...] = ()
 
 
 class Head(nn.Module):

@@ -28,6 +28,7 @@ class ResidualEncoder(Encoder):
 
     strides = (4, 8, 16, 32)
     builtin = BUILTIN
+    first_stage = ("stem", "stages.0")
 
     def __init__(
         self,

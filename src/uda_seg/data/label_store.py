@@ -1,0 +1,118 @@
+"""Labels that a network gave a whole data set, on disk: one file a version, read under the crops of training."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from uda_seg.data.labels import IGNORE
+from uda_seg.errors import UserError
+
+
+class LabelStore:
+    """Versions of labels uint8 [N, H, W], each a memory-mapped file that is there whole or not at all.
+
+    Args:
+        folder: where the files lie.
+        count: images N.
+        size: (H, W) that every image fits inside; beyond a smaller one lies 255.
+    """
+
+    def __init__(self, folder: Path, count: int, size: tuple[int, int]) -> None:
+        self.folder, self.count, self.size = folder, count, size
+        self._open: tuple[int, NDArray[np.uint8]] | None = None
+
+    def path(self, version: int) -> Path:
+        """The finished file of a version."""
+        return self.folder / f"round_{version:03d}.npy"
+
+    def has(self, version: int) -> bool:
+        """Whether a version is finished."""
+        return self.path(version).is_file()
+
+    def forget_from(self, version: int) -> None:
+        """Delete this version and later ones, unfinished ones too."""
+        for path in self.folder.glob("round_*"):
+            if int(path.stem.removeprefix("round_")) >= version:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def read(self, version: int, index: Tensor, window: Tensor, crop: tuple[int, int]) -> Tensor:
+        """The labels of training crops.
+
+        Args:
+            version: a finished one.
+            index: int64 [B], places of the images.
+            window: int64 [B, 3], where each crop lies and whether it is mirrored, as in `Sample`.
+            crop: (h, w).
+
+        Returns:
+            uint8 [B, h, w]; 255 where a crop reaches beyond its image.
+        """
+        labels = self._map(version)
+        out = np.full((len(index), *crop), IGNORE, np.uint8)
+        for i, (image, (top, left, mirrored)) in enumerate(zip(index.tolist(), window.tolist(), strict=True)):
+            piece = labels[image, top : top + crop[0], left : left + crop[1]]
+            row = out[i, :, ::-1] if mirrored else out[i]
+            row[: piece.shape[0], : piece.shape[1]] = piece
+        return torch.from_numpy(out)
+
+    def _map(self, version: int) -> NDArray[np.uint8]:
+        if self._open is None or self._open[0] != version:
+            path = self.path(version)
+            try:
+                labels = np.load(path, mmap_mode="r")
+            except (OSError, ValueError) as error:
+                raise UserError(
+                    f"cannot read the pseudo-labels {path}: {error}; resume=last makes them anew"
+                ) from error
+            if labels.shape != (self.count, *self.size):
+                raise UserError(f"{path} holds labels of other target images: start the run anew with overwrite=true")
+            self._open = (version, labels)
+        return self._open[1]
+
+
+class LabelDraft:
+    """An unfinished version: predictions and their certainty levels, batch of images by batch of images.
+
+    Args:
+        store: where it will belong.
+        version: its number.
+        batches: how many batches it is made in.
+        identity: of the network that makes it; a draft of another one is begun anew.
+    """
+
+    def __init__(self, store: LabelStore, version: int, batches: int, identity: str) -> None:
+        self.store, self.folder = store, store.folder / f"round_{version:03d}"
+        self.version, self.batches, self.identity = version, batches, identity
+
+    def begin(self) -> None:
+        """Make the files, or leave those of an interrupted draft of the same network."""
+        tag = self.folder / "network.txt"
+        if tag.is_file() and tag.read_text() == self.identity:
+            return
+        shutil.rmtree(self.folder, ignore_errors=True)
+        try:
+            self.folder.mkdir(parents=True)
+            shape = (self.store.count, *self.store.size)
+            for name, kind in (("label", np.uint8), ("level", np.int16), ("selected", np.uint8)):
+                np.lib.format.open_memmap(self.folder / f"{name}.npy", "w+", np.dtype(kind), shape).flush()
+            np.save(self.folder / "done.npy", np.zeros(self.batches, np.uint8))
+            tag.write_text(self.identity)
+        except OSError as error:
+            raise UserError(f"cannot write pseudo-labels into {self.folder}: {error}; free some space") from error
+
+    def plane(self, name: str) -> NDArray[np.generic]:
+        """`label`, `level`, `selected` [N, H, W] or `done` [batches], mapped for reading and writing."""
+        plane: NDArray[np.generic] = np.load(self.folder / f"{name}.npy", mmap_mode="r+")
+        return plane
+
+    def finish(self) -> None:
+        """Put `selected` in its place and drop the rest."""
+        os.replace(self.folder / "selected.npy", self.store.path(self.version))
+        shutil.rmtree(self.folder)

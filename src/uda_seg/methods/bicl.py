@@ -1,0 +1,222 @@
+"""BiCL: bi-directional contrastive learning (Lee, Oh, Kim, Noh and Ham, ECCV 2022, arXiv 2207.10892).
+
+Target pixels are pulled to source prototypes (forward) and source pixels to target prototypes (backward), pair by pair
+of images. The target's labels are hybrid: static ones y_F, which the network itself gives the whole target in rounds,
+and, where those are silent, dynamic ones y_D, transferred from the paired source image's prototypes after these were
+moved, class by class, by what the target was found to differ.
+
+The released code has neither y_D nor the calibration; this follows the paper's text and figures. How far a prototype
+moves is not public, so ours, as are all numbers that are not marked as released.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from uda_seg.data.batch import DomainBatch
+from uda_seg.limits import Count, Fraction, NotNegative, Positive
+from uda_seg.methods.base import Batch, Loss, Plan, UDAModule
+from uda_seg.methods.class_average import ClassAverage
+from uda_seg.methods.rounds import RoundSchedule, Shares, StaticLabels
+from uda_seg.methods.self_training import labelled
+from uda_seg.models.deeplab import DeepLabV2Head
+from uda_seg.models.projection import attach_projection, project
+from uda_seg.models.segmentor import Segmentor, Supervision
+from uda_seg.models.stem import DomainStem
+from uda_seg.ops.contrast import prototype_contrast, similarity, transfer_labels
+from uda_seg.ops.entropy import entropy
+from uda_seg.ops.image import to_float
+from uda_seg.ops.losses import IGNORE
+from uda_seg.ops.prototypes import ClassSums, class_sums, nearest
+
+LADDER = ("source", "self_training", "forward", "backward", "dynamic", "calibration")
+
+
+class BiCL(UDAModule):
+    """CE_s + 0.3 CE_t + lambda_1 FCL + lambda_2 BCL, after a warm-up of CE_s alone; no teacher.
+
+    Args:
+        segmentor: the network; a projection is attached to it if that is the feature.
+        plan: what the run is. `teacher.batch_norm` says by which statistics the network labels the target.
+        until: the last rung of the ablation ladder that is used; each adds one thing: source-only, self-training on
+            y_F, the forward term, the backward term, dynamic labels, their calibration.
+        warmup: fraction of the run that trains on the source alone before the first round (released: a run of its own;
+            ours: 0.25). With `init=` it can be 0.
+        rounds: of static labels, equally long (released: 10).
+        class_share: most confident share of each predicted class that is labelled (released: 0.1).
+        image_share: and of each image (released: 0.1).
+        target_weight: of CE on y_F, a mean over its labelled pixels, and of the target in the entropy term (released:
+            0.3).
+        forward_weight: lambda_1 (released: 0.2, elsewhere 0.1).
+        backward_weight: lambda_2 (likewise).
+        temperature: tau (released: 0.1).
+        dynamic_threshold: T, above which a transferred label counts (released: 0.8).
+        calibration_momentum: share of a class's displacement xi that stays in a step (not public: 0.99; 1 keeps it 0).
+        absent: logit of a class that the other image has not: `masked` out, or `opposite`, the cosine -1 (released).
+        feature: what is compared: the classifier's `logits` (released: those of DeepLab's four branches, side by side),
+            the `backbone`'s last stage, or a `projection` of the fused map (the last two ours).
+        width: channels of the projection; null: as the fused map, 256 at most.
+        entropy_weight: of the entropy term, which the paper does not show (released: 0.4; 0).
+        entropy_kind: `double_softmax` (released, see `uda_seg.ops.entropy`) or `shannon`.
+        stem: `shared` as the paper draws, or `own`: another first stage for the source (released); the plain one is the
+            target's, and that of the test. Both start as the one that the warm-up trained.
+    """
+
+    def __init__(
+        self,
+        segmentor: Segmentor,
+        plan: Plan,
+        *,
+        until: Literal["source", "self_training", "forward", "backward", "dynamic", "calibration"] = "calibration",
+        warmup: Fraction = 0.25,
+        rounds: Count = 10,
+        class_share: Fraction = 0.1,
+        image_share: Fraction = 0.1,
+        target_weight: NotNegative = 0.3,
+        forward_weight: NotNegative = 0.2,
+        backward_weight: NotNegative = 0.2,
+        temperature: Positive = 0.1,
+        dynamic_threshold: Fraction = 0.8,
+        calibration_momentum: Fraction = 0.99,
+        absent: Literal["masked", "opposite"] = "masked",
+        feature: Literal["logits", "backbone", "projection"] = "logits",
+        width: Count | None = None,
+        entropy_weight: NotNegative = 0.0,
+        entropy_kind: Literal["double_softmax", "shannon"] = "double_softmax",
+        stem: Literal["shared", "own"] = "shared",
+    ) -> None:
+        channels = attach_projection(segmentor, width) if feature == "projection" else _channels(segmentor, feature)
+        super().__init__(segmentor, plan)
+        self.rung = LADDER.index(until)
+        self.target_weight, self.forward_weight, self.backward_weight = target_weight, forward_weight, backward_weight
+        self.temperature, self.dynamic_threshold, self.absent = temperature, dynamic_threshold, absent
+        self.feature, self.entropy_weight, self.entropy_kind = feature, entropy_weight, entropy_kind
+        self.schedule = RoundSchedule(plan.steps, warmup if self.rung > 0 else 1.0, rounds)
+        self.static = StaticLabels(self, self.schedule, Shares(class_share, image_share))
+        self.calibration = ClassAverage([len(plan.classes), channels], calibration_momentum)  # xi
+        self.source_stem = DomainStem(segmentor.encoder) if stem == "own" else None
+
+    def losses(self, batch: Batch) -> Iterator[Loss | tuple[Loss, ...]]:
+        """CE_s alone in the warm-up; then all terms, of one forward a domain."""
+        source, target = labelled(batch["source"]), batch["target"]
+        with self.of_source():
+            s = self.segmentor.supervise(source.image, source.label)
+        self.show(source_image=source.image, source_label=source.label, source_prediction=s.logits)
+        terms = [Loss("source/ce", s.loss), *self.entropy_terms("source", s, self.entropy_weight)]
+        if target.pseudo is not None and self.rung > 0:
+            y_f = target.pseudo
+            if self.plan.teacher.margins:
+                y_f = y_f.masked_fill(~target.valid, IGNORE)
+            image, share = to_float(target.image), (y_f != IGNORE).float().mean()
+            # The weight turns a mean over all pixels into one over those that are labelled.
+            weight = (1.0 / self.mean_over_ranks(share).clamp_min(1e-6)).expand(y_f.shape)
+            t = self.segmentor.supervise(image, y_f, weight)
+            self.show(target_image=image, pseudo_label=y_f)
+            terms.append(Loss("target/ce", t.loss, self.target_weight))
+            terms += self.entropy_terms("target", t, self.entropy_weight * self.target_weight)
+            self.note(**{"labelled/static": share})
+            if self.rung > 1:
+                partner = torch.arange(len(image), device=image.device) % len(source.image)
+                terms += self.contrast(self.features(s)[partner], source.label[partner], self.features(t), y_f)
+        yield tuple(terms)
+
+    def contrast(self, f_s: Tensor, y_s: Tensor, f_t: Tensor, y_f: Tensor) -> tuple[Loss, ...]:
+        """FCL and BCL of pairs of images, each a mean over pixels, then over pairs.
+
+        Args:
+            f_s: source features [B, D, h, w].
+            y_s: source labels uint8 [B, H, W].
+            f_t: target features [B, D, h, w].
+            y_f: static target labels uint8 [B, H, W].
+        """
+        classes, tau = len(self.plan.classes), self.temperature
+        y_s, y_f = nearest(y_s, f_s.shape[-2:]), nearest(y_f, f_t.shape[-2:])
+        rho_s = class_sums(f_s, y_s, classes)
+        y_t = y_f
+        if self.rung >= LADDER.index("dynamic"):
+            calibrated = rho_s.mean.detach() + self.calibration.value  # before the cosine's normalisation
+            transferred = similarity(f_t.detach(), calibrated, rho_s.present, tau)
+            y_d = transfer_labels(transferred, self.dynamic_threshold)
+            y_t = torch.where(y_f == IGNORE, y_d, y_f)
+        rho_t = class_sums(f_t, y_t, classes)
+        shared = rho_s.present & rho_t.present  # C*
+        self.observe(rho_s, rho_t, shared)
+        self.note(**{"labelled/hybrid": (y_t != IGNORE).float().mean()})
+        self.show(hybrid_label=nearest(y_t, y_f.shape[-2:]))
+        forward = similarity(f_t, rho_s.mean, rho_s.present, tau, self.absent)
+        terms = [Loss("contrast/forward", prototype_contrast(forward, y_t, shared).mean(), self.forward_weight)]
+        if self.rung >= LADDER.index("backward"):
+            backward = similarity(f_s, rho_t.mean, rho_t.present, tau, self.absent)
+            value = prototype_contrast(backward, y_s, shared).mean()
+            terms.append(Loss("contrast/backward", value, self.backward_weight))
+        return tuple(terms)
+
+    def observe(self, rho_s: ClassSums, rho_t: ClassSums, shared: Tensor) -> None:
+        """Calibrate: xi <- momentum xi + (1 - momentum) (rho_T - rho_S), over the pairs that share a class."""
+        if self.rung < LADDER.index("calibration"):
+            return
+        difference = (rho_t.mean - rho_s.mean).detach() * shared.unsqueeze(2)
+        self.calibration.observe(difference.sum(0), shared.float().sum(0))
+        norms = self.calibration.value.norm(dim=1)
+        self.note(**{f"calibration/{name}": n for name, n in zip(self.plan.classes.names, norms, strict=True)})
+
+    def entropy_terms(self, domain: str, result: Supervision, weight: float) -> tuple[Loss, ...]:
+        """The entropy of a prediction as a tuple of one term, or of none where it is off."""
+        if self.entropy_weight == 0:
+            return ()
+        return (Loss(f"{domain}/entropy", entropy(result.logits, self.entropy_kind), weight),)
+
+    def features(self, result: Supervision) -> Tensor:
+        """What is compared, [B, D, h, w], from a supervised forward."""
+        head = self.segmentor.heads["main"]
+        if self.feature == "projection":
+            return project(self.segmentor, result.fused)
+        if self.feature == "backbone":
+            return result.features.stages[-1]
+        return head.branches(result.fused).flatten(1, 2) if isinstance(head, DeepLabV2Head) else result.logits
+
+    def of_source(self) -> AbstractContextManager[None]:
+        """The source's own first stage, if it has one."""
+        stem = self.source_stem
+        return nullcontext() if stem is None else stem.inside(self.segmentor.encoder)
+
+    def finish_step(self) -> None:
+        """Move xi; at the end of the warm-up the target's first stage becomes the source's."""
+        self.calibration.move(self.mean_over_ranks)
+        if self.source_stem is not None and self.trainer.global_step == self.schedule.first:
+            self.source_stem.copy_to(self.segmentor.encoder)
+
+    def start_heads(self, missing: set[str]) -> None:
+        """After `init=`: the source's first stage begins as the network's."""
+        if self.source_stem is not None:
+            self.source_stem.copy_from(self.segmentor.encoder)
+
+    # ------------------------------------------------------------------ rounds
+
+    def on_train_start(self) -> None:
+        """Find or make the labels of the round that training starts in (Lightning hook)."""
+        super().on_train_start()
+        self.static.start()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Between two steps, after whatever was saved of the first: begin the round that is due (Lightning hook)."""
+        self.static.advance()
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Lay the static labels beside a training batch's target images (Lightning hook)."""
+        target = batch.get("target") if isinstance(batch, dict) else None
+        return batch | {"target": self.static.give(target)} if isinstance(target, DomainBatch) else batch
+
+
+def _channels(segmentor: Segmentor, feature: str) -> int:
+    """Channels of what is compared, projection aside."""
+    if feature == "backbone":
+        return segmentor.encoder.channels[-1]
+    head = segmentor.heads["main"]
+    branches = len(head.dilations) if isinstance(head, DeepLabV2Head) else 1
+    return branches * segmentor.num_classes

@@ -1,0 +1,219 @@
+"""Self-training in rounds: a network labels the whole target, learns from that for a while, and labels it again."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from uda_seg.data.batch import DomainBatch
+from uda_seg.data.datamodule import UDADataModule
+from uda_seg.data.label_store import LabelDraft, LabelStore
+from uda_seg.methods.base import UDAModule
+from uda_seg.models.norm import batch_statistics, frozen_statistics
+from uda_seg.ops.confident import LEVELS, certainty, histogram, select, top_share
+from uda_seg.ops.image import to_float
+
+log = logging.getLogger(__name__)
+
+FOLDER = "pseudo_labels"
+
+
+@dataclass(frozen=True)
+class RoundSchedule:
+    """When rounds begin: after the warm-up, at equal distances.
+
+    Args:
+        steps: length of the run.
+        warmup: fraction of the steps before the first round.
+        rounds: how many there are, at most one a step.
+    """
+
+    steps: int
+    warmup: float
+    rounds: int
+
+    @property
+    def first(self) -> int:
+        """The step at which the first round begins."""
+        return round(self.warmup * self.steps)
+
+    def at(self, step: int) -> int | None:
+        """The round that `step` belongs to; None in the warm-up and after the end."""
+        if not self.first <= step < self.steps:
+            return None
+        return (step - self.first) * self.rounds // (self.steps - self.first)
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What is sure enough to be a label (CCM, Li et al., ECCV 2020).
+
+    Args:
+        of_class: the most confident share of all pixels that are predicted as a class, over the whole target.
+        of_image: the most confident share of an image's pixels.
+    """
+
+    of_class: float
+    of_image: float
+
+
+class StaticLabels:
+    """The labels y_F of the round a run is in, made by the run's own network and read under its target crops.
+
+    They follow from the weights at the round's start, so that an interrupted or resumed run makes or finds the same.
+
+    Args:
+        module: whose network labels, and whose batches get the labels.
+        schedule: of the rounds.
+        shares: which predictions become labels.
+    """
+
+    def __init__(self, module: UDAModule, schedule: RoundSchedule, shares: Shares) -> None:
+        self.module, self.schedule, self.shares = module, schedule, shares
+        self.store: LabelStore | None = None
+        self.round: int | None = None
+
+    def start(self) -> None:
+        """Find or make the labels of the step that training starts at; drop what another run left for later rounds.
+
+        A trainer without a data module brings the labels with its batches.
+        """
+        data = getattr(self.module.trainer, "datamodule", None)
+        if not isinstance(data, UDADataModule):
+            return
+        count, height, width = data.target_shape
+        folder = Path(self.module.trainer.default_root_dir) / FOLDER
+        self.store, self.round = LabelStore(folder, count, (height, width)), None
+        current = self.schedule.at(self.module.trainer.global_step)
+        if self.module.trainer.is_global_zero:
+            self.store.forget_from(0 if current is None else current + 1)
+        _barrier()
+        self.advance()
+
+    def advance(self) -> None:
+        """Between two steps: if the next one begins a round, label the target.
+
+        Every round's labels stay, because a run may be resumed from a checkpoint of an earlier one.
+        """
+        trainer = self.module.trainer
+        current = self.schedule.at(trainer.global_step)
+        if self.store is None or current is None or current == self.round or trainer.global_step >= trainer.max_steps:
+            return
+        if not self.store.has(current):
+            self.make(self.store, current)
+        self.round = current
+
+    def give(self, target: DomainBatch) -> DomainBatch:
+        """The batch with this round's labels; itself in the warm-up, or if it brings its own."""
+        if self.store is None or self.round is None or target.pseudo is not None:
+            return target
+        assert target.window is not None, "the data module says where crops lie"
+        size = (target.image.shape[2], target.image.shape[3])
+        return replace(target, pseudo=self.store.read(self.round, target.index, target.window, size))
+
+    # ------------------------------------------------------------------ one round
+
+    def make(self, store: LabelStore, current: int) -> None:
+        """Label every target image: predictions first, then the thresholds over all of them, then the selection."""
+        module, data = self.module, self.module.trainer.datamodule  # type: ignore[attr-defined]
+        size = data.settings.val_batch
+        batches = [list(range(i, min(i + size, store.count))) for i in range(0, store.count, size)]
+        mine = range(module.global_rank, len(batches), module.trainer.world_size)
+        draft = LabelDraft(store, current, len(batches), identity(module.segmentor))
+        if module.trainer.is_global_zero:
+            draft.begin()
+        _barrier()
+        self.predict(draft, data, batches, mine)
+        _barrier()
+        counts = torch.zeros(len(module.plan.classes), LEVELS, dtype=torch.float64)
+        for label, level, _ in _images(draft, batches, mine):
+            counts += histogram(label, level, len(counts))
+        counts = module.mean_over_ranks(counts.to(module.device)).cpu()
+        thresholds = top_share(counts, self.shares.of_class)
+        missing = [c for c in range(len(counts)) if c not in module.plan.eval_classes]
+        thresholds[missing] = (
+            LEVELS  # a class that is not evaluated is not in the source: SYNTHIA's terrain, truck, train
+        )
+        kept = torch.zeros(2, dtype=torch.float64)
+        for label, level, out in _images(draft, batches, mine):
+            by_image = torch.stack([histogram(*pair, len(counts)).sum(0) for pair in zip(label, level, strict=True)])
+            chosen = select(label, level, thresholds, top_share(by_image, self.shares.of_image))
+            out[:] = chosen.numpy()
+            kept += torch.tensor([(chosen < len(counts)).sum(), chosen.numel()], dtype=torch.float64)
+        _barrier()
+        if module.trainer.is_global_zero:
+            draft.finish()
+            share = (kept[0] / kept[1]).item()
+            log.info("round %d of %d: %.1f %% of the target labelled", current + 1, self.schedule.rounds, 100 * share)
+        _barrier()
+
+    def predict(self, draft: LabelDraft, data: UDADataModule, batches: list[list[int]], mine: Sequence[int]) -> None:
+        """Write this rank's predictions, those of an interrupted draft aside; a bar shows how far they are."""
+        label, level, done = (draft.plane(name) for name in ("label", "level", "done"))
+        left = [i for i in mine if not done[i]]
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        hidden = not self.module.trainer.is_global_zero
+        with Progress(*columns, console=Console(stderr=True), disable=hidden) as bar, labelling(self.module):
+            task = bar.add_task(f"labelling the target, round {draft.version + 1}", total=len(mine))
+            bar.advance(task, len(mine) - len(left))
+            for i, batch in zip(left, data.target_images([batches[i] for i in left]), strict=True):
+                height, width = batch.image.shape[2:]
+                found = certainty(
+                    self.module.infer(self.module.segmentor, to_float(batch.image.to(self.module.device)))
+                )
+                label[batches[i]], level[batches[i]] = 255, 0
+                label[batches[i], :height, :width] = found.label.cpu().numpy()
+                level[batches[i], :height, :width] = found.level.cpu().numpy()
+                done[i] = 1
+                bar.advance(task)
+
+
+def identity(network: nn.Module) -> str:
+    """A fingerprint of a network's weights and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def labelling(module: UDAModule) -> Iterator[None]:
+    """Within the block the network predicts as a teacher would: `teacher.batch_norm` says by which statistics."""
+    network, mode = module.segmentor, module.segmentor.training
+    network.eval()
+    try:
+        with torch.no_grad(), module.trainer.precision_plugin.forward_context():
+            if module.plan.teacher.batch_norm == "eval":
+                yield
+            else:
+                with batch_statistics(network), frozen_statistics(network):
+                    yield
+    finally:
+        network.train(mode)
+
+
+def _images(
+    draft: LabelDraft, batches: Sequence[Sequence[int]], mine: Sequence[int]
+) -> Iterator[tuple[Tensor, Tensor, NDArray[np.generic]]]:
+    """Labels and levels of each batch in memory, and where its selection is written."""
+    label, level, selected = (draft.plane(name) for name in ("label", "level", "selected"))
+    for i in mine:
+        place = slice(batches[i][0], batches[i][-1] + 1)
+        yield torch.from_numpy(label[place].copy()), torch.from_numpy(level[place].copy()), selected[place]
+
+
+def _barrier() -> None:
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()

@@ -1,0 +1,57 @@
+"""A second first stage of an encoder, for images of another domain."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from uda_seg.errors import UserError
+from uda_seg.models.segmentor import Encoder
+
+
+class DomainStem(nn.Module):
+    """A copy of an encoder's first stage that takes its place within a block; all other stages are shared.
+
+    Args:
+        encoder: one that says what its `first_stage` is.
+
+    Raises:
+        UserError: the encoder does not say.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        if not encoder.first_stage:
+            raise UserError(f"{type(encoder).__name__} has no first stage of its own: set method.stem=shared")
+        self.names = encoder.first_stage
+        self.stage = nn.ModuleList(copy.deepcopy(encoder.get_submodule(name)) for name in self.names)
+
+    @contextmanager
+    def inside(self, encoder: Encoder) -> Iterator[None]:
+        """Within the block the encoder's forward goes through this stage."""
+        own = [encoder.get_submodule(name) for name in self.names]
+        try:
+            self._put(encoder, list(self.stage))
+            yield
+        finally:
+            self._put(encoder, own)
+
+    def _put(self, encoder: Encoder, modules: list[nn.Module]) -> None:
+        for name, module in zip(self.names, modules, strict=True):
+            encoder.set_submodule(name, module)
+
+    @torch.no_grad()
+    def copy_from(self, encoder: Encoder) -> None:
+        """Take the encoder's weights and statistics."""
+        for name, module in zip(self.names, self.stage, strict=True):
+            module.load_state_dict(encoder.get_submodule(name).state_dict())
+
+    @torch.no_grad()
+    def copy_to(self, encoder: Encoder) -> None:
+        """Give the encoder this stage's weights and statistics."""
+        for name, module in zip(self.names, self.stage, strict=True):
+            encoder.get_submodule(name).load_state_dict(module.state_dict())
