@@ -7,7 +7,8 @@ import itertools
 import logging
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +197,25 @@ def composed(overrides: Sequence[str], name: str = "config") -> Config:
     """Compose and check a configuration without a command line (tests, notebooks, bench)."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return parse(compose(name, list(overrides)))
+
+
+# What a method's own file decides, and a data set's or the command line may decide otherwise.
+RECIPE = ("steps", "pretrained", "text", "running_statistics", "optimizer", "schedule", "teacher", "masking")
+
+
+def departures(config: Config) -> list[str]:
+    """What a run does otherwise than its method's file by itself: `key value (the method's value)`, sorted.
+
+    `data=streets` is why there are any: a small network, from other weights, for minutes.
+    """
+    if not HydraConfig.initialized():
+        return []
+    chosen = HydraConfig.get().runtime.choices
+    tree = compose("config", [f"method={chosen['method']}", "~data"], return_hydra_config=True)
+    own_model = tree.hydra.runtime.choices["model"]
+    found = [] if own_model == chosen["model"] else [f"model {chosen['model']} ({own_model})"]
+    for key, value in leaves({key: asdict(config)[key] for key in RECIPE}):
+        own = OmegaConf.select(tree, key)
+        if not isinstance(value, Mapping) and own != value:
+            found.append(f"{key} {value} ({own})")
+    return sorted(found)

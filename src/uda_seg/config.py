@@ -107,6 +107,19 @@ class EvaluatorSettings:
 
 
 @dataclass
+class MaskingSettings:
+    """How methods that predict from half-covered images cover them.
+
+    Attributes:
+        weight: of the loss on such images.
+        ratio: expected share of covered pixels.
+    """
+
+    weight: NotNegative = 1.0
+    ratio: Fraction = 0.7
+
+
+@dataclass
 class PredictSettings:
     """How `predict` reads images.
 
@@ -193,6 +206,7 @@ class Config:
         resume: `last`, or a checkpoint, to continue a run from.
         checkpoint: what `evaluate` and `predict` read.
         overwrite: allow a run folder that is not empty.
+        running_statistics: images of self-training that batch norm remembers for the test: `all` or `mixed`.
         text: where LC-MSM's class-text embeddings come from.
         pretrained: the encoder's start: `imagenet`, the path of a weights file, or null.
         input: `predict`: a folder of images, or one image.
@@ -207,6 +221,7 @@ class Config:
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    masking: MaskingSettings = field(default_factory=MaskingSettings)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     logger: LoggerSettings = field(default_factory=LoggerSettings)
     callbacks: CallbackSettings = field(default_factory=CallbackSettings)
@@ -218,6 +233,7 @@ class Config:
     resume: str | None = None
     checkpoint: str | None = None
     overwrite: bool = False
+    running_statistics: Annotated[str, OneOf(("all", "mixed"))] = "all"
     text: Annotated[str, OneOf((*SOURCES, "none"))] = "openclip"
     pretrained: str | None = "imagenet"
     input: str | None = None

@@ -22,7 +22,7 @@ from uda_seg.callbacks.csv_log import CSVLog
 from uda_seg.callbacks.ema import TeacherEMA
 from uda_seg.callbacks.panels import Panels
 from uda_seg.callbacks.progress import ProgressBar
-from uda_seg.command import run
+from uda_seg.command import departures, run
 from uda_seg.config import Config
 from uda_seg.data.datamodule import UDADataModule
 from uda_seg.methods.base import Plan, UDAModule
@@ -52,6 +52,8 @@ def train(config: Config, folder: Path) -> float:
     """Train and evaluate one run; returns the mIoU of the last iterate, in [0, 1]."""
     quiet_lightning()
     resume = prepare_folder(folder, config)
+    if changed := departures(config):
+        log.info("otherwise than the method's own recipe (in brackets): %s", ", ".join(changed))
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = build_data(config)
     module = build_module(config, data)
@@ -153,6 +155,7 @@ def build_module(config: Config, data: UDADataModule) -> UDAModule:
         optimizer=config.optimizer,
         schedule=config.schedule,
         teacher=config.teacher,
+        running_statistics=config.running_statistics,
     )
     return instantiate_module(config, plan)
 

@@ -147,6 +147,20 @@ def test_gradients_reach_what_they_should_and_nothing_else(make_segmentor, make_
     )
 
 
+def test_running_statistics_can_be_those_of_the_mixed_images(make_segmentor, make_plan, make_batch, monkeypatch):
+    module = SelfTraining(make_segmentor(), make_plan(running_statistics="mixed"))
+    plain, mixed, mix = copy.deepcopy(module.segmentor).train(), [], module.mix
+    monkeypatch.setattr(module, "mix", lambda *args: mixed.append(mix(*args)) or mixed[-1])
+    fit(module, [make_batch()])
+    with torch.no_grad():
+        plain.features(mixed[0].image)
+    seen = dict(module.segmentor.encoder.named_buffers())
+    assert any(name.endswith("running_mean") for name in seen)
+    for name, wanted in plain.encoder.named_buffers():
+        if not name.endswith("num_batches_tracked"):
+            torch.testing.assert_close(seen[name], wanted)
+
+
 def test_nan_stops_the_run_and_keeps_the_weights(make_segmentor, make_plan, make_batch):
     module = SourceOnly(make_segmentor(), make_plan())
     with torch.no_grad():

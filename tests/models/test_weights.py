@@ -112,6 +112,12 @@ def test_timm_encoder_gives_a_pyramid_from_stride_4(name: str) -> None:
     assert not encoder.pretrained
 
 
+def test_the_built_in_start_knows_no_natural_images() -> None:
+    encoder = ResidualEncoder(weights="builtin")
+    assert not encoder.pretrained
+    assert (encoder.stem.get_submodule("norm").get_buffer("running_mean") != 0).any()
+
+
 def test_timm_encoder_loads_a_file(tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     torch.manual_seed(1)

@@ -44,6 +44,7 @@ class LCMSM(SelfTraining):
         width: channels of the language head and of the projected text; null is the plain DAFormer head's own width, as
             in the paper (512 both), and 512 beside any other head. Likewise its dilations.
         temperature: the correlation is the cosine divided by it (0.07).
+        mask_weight: weight of the two masked terms (1).
         mask_block: side of the masked blocks, as a fraction of the crop's height (32 / 512).
         mask_ratio: expected share of masked pixels.
         feature_distance: weight of DAFormer's feature distance.
@@ -62,6 +63,7 @@ class LCMSM(SelfTraining):
         text_file: str | None = None,
         width: Count | None = None,
         temperature: Positive = 0.07,
+        mask_weight: NotNegative = 1.0,
         mask_block: PositiveFraction = 0.0625,
         mask_ratio: Fraction = 0.5,
         feature_distance: NotNegative = 0.005,
@@ -80,6 +82,7 @@ class LCMSM(SelfTraining):
             plan,
             feature_distance=feature_distance,
             feature_distance_ratio=feature_distance_ratio,
+            mask_weight=mask_weight,
             mask_block=mask_block,
             mask_ratio=mask_ratio,
             mix_classes=mix_classes,
@@ -116,7 +119,7 @@ class LCMSM(SelfTraining):
         """CE(x_s) + FD + CE_L(mask x_s) + CE(mix) + CE_L(mask mix); the teacher's language head labels the target."""
         source, target = labelled(batch["source"]), batch["target"]
         yield self.source_terms(source)
-        yield Loss("source/masked_ce", self.masked(source))
+        yield Loss("source/masked_ce", self.masked(source), self.mask_weight)
         with torch.no_grad():
             text = self.text()
         mixed = self.mix(source, self.label_target(target, head="language", text=text))
@@ -124,7 +127,7 @@ class LCMSM(SelfTraining):
         self.show(mixed_prediction=result.logits)
         yield Loss("mix/ce", result.loss)
         del result
-        yield Loss("mix/masked_ce", self.masked(mixed))
+        yield Loss("mix/masked_ce", self.masked(mixed), self.mask_weight)
 
     def masked(self, images: Labelled) -> Tensor:
         """The language head's cross-entropy on the jittered, blurred and block-masked images, 0-dim."""

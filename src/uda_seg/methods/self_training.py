@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,8 +75,8 @@ class SelfTraining(UDAModule):
     Args:
         segmentor: the student.
         plan: what the run is.
-        feature_distance: weight of the feature distance (DAFormer: 0.005); needs an encoder that was loaded from
-            pretrained weights and is off, with a word in the log, for one that was not.
+        feature_distance: weight of the feature distance (DAFormer: 0.005); needs an encoder that knows natural images
+            and is off, with a word in the log, for one that does not.
         feature_distance_ratio: share of a feature cell's pixels its class must hold to count.
         mask_weight: weight of the masked-image loss (MIC: 1); 0 switches it off.
         mask_block: side of the masked blocks, as a fraction of the crop's height (32 / 512).
@@ -112,7 +113,7 @@ class SelfTraining(UDAModule):
         if feature_distance > 0 and segmentor.encoder.pretrained:
             self.reference = FrozenReference(segmentor.encoder)
         elif feature_distance > 0:
-            log.info("differs from the paper: the encoder has no pretrained weights, so the feature distance is off")
+            log.info("differs from the paper: the encoder knows no natural images, so the feature distance is off")
 
     def losses(self, batch: Batch) -> Iterator[Loss | tuple[Loss, ...]]:
         """Source, mixed and, if asked for, masked target cross-entropy."""
@@ -133,9 +134,14 @@ class SelfTraining(UDAModule):
 
     def source_terms(self, source: Labelled) -> tuple[Loss, ...]:
         """Cross-entropy on the source and, from the same forward, its feature distance."""
-        clean = self.segmentor.supervise(source.image, source.label)
+        with self.statistics_of_source():
+            clean = self.segmentor.supervise(source.image, source.label)
         self.show(source_image=source.image, source_label=source.label, source_prediction=clean.logits)
         return Loss("source/ce", clean.loss), *self.feature_distance_terms(clean.features, source)
+
+    def statistics_of_source(self) -> AbstractContextManager[None]:
+        """Within the block, the source leaves the running statistics alone where the mixed images set them."""
+        return frozen_statistics(self.segmentor) if self.plan.running_statistics == "mixed" else nullcontext()
 
     def feature_distance_terms(self, features: Features, source: Labelled) -> tuple[Loss, ...]:
         """The feature distance as a tuple of one term, or of none where it is off (Hoyer et al. 2022, eq. 10)."""

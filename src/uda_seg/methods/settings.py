@@ -89,6 +89,8 @@ class Plan(StepPlan):
         eval_classes: indices of the classes that the reported mIoU averages.
         crop: height and width of training crops, pixels.
         targets: names of the validation sets, in loader order.
+        running_statistics: which images of self-training batch norm remembers for the test: `all`, as released, or the
+            `mixed` ones alone, which are nearer to the target. (A network without batch norm has no such choice.)
     """
 
     classes: ClassSet
@@ -96,3 +98,4 @@ class Plan(StepPlan):
     crop: tuple[int, int]
     targets: tuple[str, ...] = ("target",)
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    running_statistics: str = "all"

@@ -23,7 +23,8 @@ class Encoder(nn.Module):
     Attributes:
         channels: channels of each stage, fine to coarse.
         strides: input pixels per feature cell of each stage.
-        pretrained: whether weights were loaded (set by `weights.load_encoder`).
+        pretrained: whether it starts from weights that know natural images: any that were loaded but the built-in ones,
+            which know renderings alone (set by `weights.load_encoder`). DAFormer's feature distance needs such.
         imagenet: name of the file that `pretrained=imagenet` loads, None where there is none.
         builtin: the file that `pretrained=builtin` loads, None where there is none.
         first_stage: dotted names of the modules that the first map comes from; empty where they cannot be told apart.

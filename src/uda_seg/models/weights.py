@@ -44,7 +44,7 @@ def load_encoder(encoder: Encoder, path: str | Path) -> LoadReport:
     """Fill all of an encoder from a file (NVlabs `mit_b*.pth`, ResNet or DeepLab files, or a segmentor's).
 
     Args:
-        encoder: its `pretrained` becomes true.
+        encoder: its `pretrained` becomes true, unless the start is the built-in one.
         path: `imagenet`, `builtin`, or a file of tensors, possibly below `state_dict` or `model`, with a known prefix.
 
     Returns:
@@ -53,6 +53,7 @@ def load_encoder(encoder: Encoder, path: str | Path) -> LoadReport:
     Raises:
         UserError: no such file, a file with pickled objects, or one that does not fill the whole encoder.
     """
+    rendered = str(path) == "builtin"
     path = start_of(encoder, str(path))
     found = _unwrap(read_tensors(path))
     wanted = encoder.state_dict()
@@ -71,7 +72,7 @@ def load_encoder(encoder: Encoder, path: str | Path) -> LoadReport:
                 "give weights of the same variant (pretrained=FILE)"
             )
     encoder.load_state_dict({name: found.get(name, tensor) for name, tensor in wanted.items()})
-    encoder.pretrained = True
+    encoder.pretrained = not rendered
     extra = [name for name in found if name not in wanted]
     unused = tuple(name for name in extra if not name.startswith(CLASSIFIERS))
     report = LoadReport(path, sum(name in found for name in wanted), len(extra) - len(unused), unused)
