@@ -11,6 +11,7 @@ import torch
 from uda_seg.errors import UserError
 from uda_seg.models.deeplab import ResNet101
 from uda_seg.models.mit import MixVisionTransformer
+from uda_seg.models.small import ResidualEncoder
 from uda_seg.models.timm_encoder import TimmEncoder
 from uda_seg.models.weights import load_encoder
 
