@@ -91,7 +91,12 @@ def close_loggers(trainer: pl.Trainer) -> None:
 def quiet_lightning() -> None:
     """Leave out Lightning's advertisements, and warnings about what is meant: a teacher in eval mode, few workers."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    for message in (".*in eval mode at the start.*", ".*does not have many workers.*", ".*isinstance.treespec.*"):
+    for message in (
+        ".*in eval mode at the start.*",
+        ".*have overridden `on_before_batch_transfer`.*",
+        ".*does not have many workers.*",
+        ".*isinstance.treespec.*",
+    ):
         warnings.filterwarnings("ignore", message)
 
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from uda_seg.ops.augment import draw_strong, strong_augment
+from uda_seg.ops.contrast import draw_equal_negatives, draw_of_class, group_by_class
 from uda_seg.ops.masking import draw_block_mask
 from uda_seg.ops.mixing import draw_classes
 
@@ -177,3 +178,120 @@ def lcmsm(student, batch, *, teacher, threshold, classes, mask_block, mask_ratio
     x_m, y_m, w_m = mix(batch["x_s"], batch["y_s"], batch["x_t"], y_t, w_t, classes)
     ce(logits_of(student, x_m)[0], y_m, w_m).backward()
     masked(x_m, y_m, w_m)
+
+
+def bicl(student, batch, y_f, xi, rung, temperature, threshold, momentum):
+    """Pair by pair, class by class, pixel by pixel; `xi` [K, D] is moved in place."""
+    s, _ = logits_of(student, batch["x_s"])
+    y_s, labelled = batch["y_s"], (y_f != 255).float().mean()
+    loss = ce(s, y_s) + 0.4 * shannon(s)
+    if rung > 0:
+        t, _ = logits_of(student, batch["x_t"])
+        loss = loss + 0.3 * ce(t, y_f) / labelled + 0.4 * 0.3 * shannon(t)
+    moves = {}
+    if rung > 1:
+        size = s.shape[-2:]
+        step = (y_s.shape[-2] // size[0], y_s.shape[-1] // size[1])
+        forward, backward = [], []
+        for b in range(len(s)):
+            # The pixel nearest to the centre of a cell of even side is the one right below the centre.
+            mine, static = (y[b, step[0] // 2 :: step[0], step[1] // 2 :: step[1]] for y in (y_s, y_f))
+            rho_s = {c: s[b][:, mine == c].mean(1) for c in range(19) if (mine == c).any()}
+            hybrid = static.clone()
+            if rung >= 4:
+                share = cosines(t[b], {c: rho + xi[c] for c, rho in rho_s.items()}).div(temperature).softmax(0)
+                for i, j in torch.nonzero(static == 255).tolist():
+                    if share[:, i, j].max() > threshold:
+                        hybrid[i, j] = list(rho_s)[int(share[:, i, j].argmax())]
+            rho_t = {c: t[b][:, hybrid == c].mean(1) for c in range(19) if (hybrid == c).any()}
+            common = set(rho_s) & set(rho_t)
+            for c in common:
+                moves.setdefault(c, []).append((rho_t[c] - rho_s[c]).detach())
+            forward.append(pixel_contrast(t[b], hybrid, rho_s, common, temperature))
+            backward.append(pixel_contrast(s[b], mine, rho_t, common, temperature))
+        loss = loss + 0.2 * sum(forward) / len(forward)
+        if rung > 2:
+            loss = loss + 0.2 * sum(backward) / len(backward)
+    loss.backward()
+    if rung > 4:
+        for c, found in moves.items():
+            xi[c] = momentum * xi[c] + (1 - momentum) * sum(found) / len(found)
+
+
+def shannon(logits):
+    probability = logits.softmax(1)
+    return -(probability * probability.log()).sum(1).mean()
+
+
+def cosines(features, prototypes):
+    """Of every pixel with every prototype, one prototype at a time: [C, h, w]."""
+    length = features.norm(dim=0)
+    return torch.stack([(features * p[:, None, None]).sum(0) / (length * p.norm()) for p in prototypes.values()])
+
+
+def pixel_contrast(features, label, prototypes, common, temperature):
+    """Mean of -log softmax over the pixels whose class both images have."""
+    losses, scores = [], cosines(features, prototypes) / temperature
+    for number, c in enumerate(prototypes):
+        if c in common:
+            losses += list((scores.logsumexp(0) - scores[number])[label == c])
+    return sum(losses) / len(losses) if losses else features.sum() * 0
+
+
+def fda(content, style, half):
+    """One image [3, H, W]: the centred square of low frequencies gets the style's amplitude."""
+    out = []
+    for mine, theirs in zip(content.double(), style.double(), strict=True):
+        f, g = (torch.fft.fftshift(torch.fft.fft2(x)) for x in (mine, theirs))
+        amplitude, row, column = f.abs(), mine.shape[0] // 2, mine.shape[1] // 2
+        square = (slice(row - half, row + half + 1), slice(column - half, column + half + 1))
+        amplitude[square] = g.abs()[square]
+        out.append(torch.fft.ifft2(torch.fft.ifftshift(torch.polar(amplitude, f.angle()))).real)
+    return torch.stack(out).float().clamp(0, 1)
+
+
+def embedded(network, image):
+    """Unit vectors of the projection, and the plain logits."""
+    stages = network.encoder((image - network.mean) / network.std)
+    fused = network.heads["main"].fuse(stages)
+    logits = network.heads["main"].classify(fused)
+    vectors = network.heads["projection"](fused)
+    return vectors / vectors.norm(dim=1, keepdim=True), logits
+
+
+def t2sda(student, batch, *, score, half, queries, negatives, temperature, weight, power, momentum, **rest):
+    """DACS; then, class by class and image by image, L_pull; `score` [K] is moved in place."""
+    dacs(student, batch, **rest)
+    x_p = torch.stack([fda(x_s, x_t, half) for x_s, x_t in zip(batch["x_s"], batch["x_t"], strict=True)])
+    with torch.no_grad():
+        k_s, _ = embedded(rest["teacher"], batch["x_s"])
+        k_t, logits = embedded(rest["teacher"], batch["x_t"])
+        confidence, z = logits.softmax(1).max(1)
+    q, _ = embedded(student, x_p)
+    step = (batch["y_s"].shape[-2] // q.shape[-2], batch["y_s"].shape[-1] // q.shape[-1])
+    y = batch["y_s"][:, step[0] // 2 :: step[0], step[1] // 2 :: step[1]]
+    sure = torch.where(confidence >= rest["threshold"], z, 255).to(torch.uint8)
+    own, other = group_by_class(y, 19), group_by_class(sure, 19)
+    position, *_ = draw_equal_negatives(own, other, negatives)
+    drawn = draw_of_class(own, queries)
+    w = ((1 - score) / (1 - score).max()) ** power
+    total, present = 0.0, [c for c in range(19) if (y == c).any()]
+    for c in present:
+        pixels = torch.cat([k_s[b][:, y[b] == c] for b in range(len(y))], dim=1)
+        prototype = pixels.mean(1) / pixels.mean(1).norm()
+        images = []
+        for b in range(len(y)):
+            if (y[b] == c).any():
+                keys = torch.cat([k_s[b].flatten(1), k_t[b].flatten(1)], dim=1)[:, position[b, c]]
+                query = q[b].flatten(1)[:, drawn[b, c]]
+                terms = [
+                    torch.cat([(v @ prototype)[None], v @ keys]).div(temperature).logsumexp(0)
+                    - (v @ prototype) / temperature
+                    for v in query.T
+                ]
+                images.append(sum(terms) / len(terms))
+        total = total + w[c] * sum(images) / len(images)
+    (weight * total / len(present)).backward()
+    for c in range(19):
+        if (z == c).any():
+            score[c] = momentum * score[c] + (1 - momentum) * confidence[z == c].mean()

@@ -19,8 +19,8 @@ Picture = NDArray[np.uint8]
 
 # One row a line: the pieces a method may show, in the order they are read.
 ROWS = (
-    ("source", ("source_image", "source_label", "source_prediction")),
-    ("target", ("target_image", "pseudo_label", "pseudo_confidence")),
+    ("source", ("source_image", "source_label", "source_prediction", "translated_image")),
+    ("target", ("target_image", "pseudo_label", "hybrid_label", "pseudo_confidence")),
     ("mixed", ("mixed_image", "mixed_label", "mixed_weight", "mixed_prediction")),
     ("masked", ("masked_image", "masked_prediction")),
     (

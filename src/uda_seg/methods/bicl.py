@@ -25,6 +25,7 @@ from uda_seg.methods.class_average import ClassAverage
 from uda_seg.methods.rounds import RoundSchedule, Shares, StaticLabels
 from uda_seg.methods.self_training import labelled
 from uda_seg.models.deeplab import DeepLabV2Head
+from uda_seg.models.norm import frozen_statistics
 from uda_seg.models.projection import attach_projection, project
 from uda_seg.models.segmentor import Segmentor, Supervision
 from uda_seg.models.stem import DomainStem
@@ -48,6 +49,8 @@ class BiCL(UDAModule):
         warmup: fraction of the run that trains on the source alone before the first round (released: a run of its own;
             ours: 0.25). With `init=` it can be 0.
         rounds: of static labels, equally long (released: 10).
+        round_passes: a round goes through the target at least this often, or there are fewer rounds, because labelling
+            costs a forward an image (ours: 0.5; released: 2).
         class_share: most confident share of each predicted class that is labelled (released: 0.1).
         image_share: and of each image (released: 0.1).
         target_weight: of CE on y_F, a mean over its labelled pixels, and of the target in the entropy term (released:
@@ -75,6 +78,7 @@ class BiCL(UDAModule):
         until: Literal["source", "self_training", "forward", "backward", "dynamic", "calibration"] = "calibration",
         warmup: Fraction = 0.25,
         rounds: Count = 10,
+        round_passes: NotNegative = 0.5,
         class_share: Fraction = 0.1,
         image_share: Fraction = 0.1,
         target_weight: NotNegative = 0.3,
@@ -97,18 +101,19 @@ class BiCL(UDAModule):
         self.temperature, self.dynamic_threshold, self.absent = temperature, dynamic_threshold, absent
         self.feature, self.entropy_weight, self.entropy_kind = feature, entropy_weight, entropy_kind
         self.schedule = RoundSchedule(plan.steps, warmup if self.rung > 0 else 1.0, rounds)
-        self.static = StaticLabels(self, self.schedule, Shares(class_share, image_share))
+        self.static = StaticLabels(self, self.schedule, Shares(class_share, image_share), round_passes)
         self.calibration = ClassAverage([len(plan.classes), channels], calibration_momentum)  # xi
         self.source_stem = DomainStem(segmentor.encoder) if stem == "own" else None
 
     def losses(self, batch: Batch) -> Iterator[Loss | tuple[Loss, ...]]:
         """CE_s alone in the warm-up; then all terms, of one forward a domain."""
         source, target = labelled(batch["source"]), batch["target"]
-        with self.of_source():
+        adapts = target.pseudo is not None and self.rung > 0
+        with self.of_source(), self.statistics_of_source(adapts):
             s = self.segmentor.supervise(source.image, source.label)
         self.show(source_image=source.image, source_label=source.label, source_prediction=s.logits)
         terms = [Loss("source/ce", s.loss), *self.entropy_terms("source", s, self.entropy_weight)]
-        if target.pseudo is not None and self.rung > 0:
+        if adapts and target.pseudo is not None:
             y_f = target.pseudo
             if self.plan.teacher.margins:
                 y_f = y_f.masked_fill(~target.valid, IGNORE)
@@ -147,7 +152,7 @@ class BiCL(UDAModule):
         shared = rho_s.present & rho_t.present  # C*
         self.observe(rho_s, rho_t, shared)
         self.note(**{"labelled/hybrid": (y_t != IGNORE).float().mean()})
-        self.show(hybrid_label=nearest(y_t, y_f.shape[-2:]))
+        self.show(hybrid_label=nearest(y_t, self.plan.crop))
         forward = similarity(f_t, rho_s.mean, rho_s.present, tau, self.absent)
         terms = [Loss("contrast/forward", prototype_contrast(forward, y_t, shared).mean(), self.forward_weight)]
         if self.rung >= LADDER.index("backward"):
@@ -179,6 +184,11 @@ class BiCL(UDAModule):
         if self.feature == "backbone":
             return result.features.stages[-1]
         return head.branches(result.fused).flatten(1, 2) if isinstance(head, DeepLabV2Head) else result.logits
+
+    def statistics_of_source(self, adapts: bool) -> AbstractContextManager[None]:
+        """With `running_statistics=mixed` batch norm remembers the target alone, once that is trained on."""
+        target_alone = adapts and self.plan.running_statistics == "mixed"
+        return frozen_statistics(self.segmentor) if target_alone else nullcontext()
 
     def of_source(self) -> AbstractContextManager[None]:
         """The source's own first stage, if it has one."""

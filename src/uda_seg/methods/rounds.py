@@ -78,10 +78,11 @@ class StaticLabels:
         module: whose network labels, and whose batches get the labels.
         schedule: of the rounds.
         shares: which predictions become labels.
+        passes: how often a round goes through the target at least; of too many rounds some are left out.
     """
 
-    def __init__(self, module: UDAModule, schedule: RoundSchedule, shares: Shares) -> None:
-        self.module, self.schedule, self.shares = module, schedule, shares
+    def __init__(self, module: UDAModule, schedule: RoundSchedule, shares: Shares, passes: float) -> None:
+        self.module, self.schedule, self.shares, self.passes = module, schedule, shares, passes
         self.store: LabelStore | None = None
         self.round: int | None = None
 
@@ -94,6 +95,9 @@ class StaticLabels:
         if not isinstance(data, UDADataModule):
             return
         count, height, width = data.target_shape
+        images = (data.images_per_step - data.source_images_per_step) * (self.schedule.steps - self.schedule.first)
+        possible = int(images / (self.passes * count)) if self.passes > 0 else self.schedule.rounds
+        self.schedule = replace(self.schedule, rounds=max(1, min(self.schedule.rounds, possible)))
         folder = Path(self.module.trainer.default_root_dir) / FOLDER
         self.store, self.round = LabelStore(folder, count, (height, width)), None
         current = self.schedule.at(self.module.trainer.global_step)

@@ -12,6 +12,7 @@ an option. It is added to DACS, DAFormer or MIC; without a target it is the pape
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, NamedTuple
 
 import torch
@@ -33,13 +34,6 @@ from uda_seg.ops.prototypes import class_sums, crowding, nearest
 from uda_seg.ops.pseudo_label import pseudo_label
 from uda_seg.ops.reweight import class_weights, confidence_by_class, overlap_by_class, share_by_class
 
-# What `base` stands for among SelfTraining's switches; rare-class sampling, the third, is the data's.
-BASES = {
-    "dacs": {"feature_distance": 0.0, "mask_weight": 0.0},
-    "daformer": {"feature_distance": 0.005, "mask_weight": 0.0},
-    "mic": {"feature_distance": 0.005, "mask_weight": 1.0},
-}
-
 
 class Pixels(NamedTuple):
     """Unit vectors [B, D, h, w] of an image's pixels with the labels uint8 [B, h, w] they go by."""
@@ -54,7 +48,8 @@ class T2SDA(SelfTraining):
     Args:
         segmentor: the student; the projection g is attached to it.
         plan: what the run is.
-        base: `dacs`, `daformer` or `mic`, the self-training it is added to.
+        base: the self-training it is added to: `dacs`, `daformer`, which adds the feature distance, or `mic`, which
+            adds masked images too. (Their third switch, rare-class sampling, is the data's.)
         pull_weight: lambda of L_pull (not public: 0.1).
         temperature: tau of the contrast (not public: 0.2).
         queries: pixels drawn per class and image (not public: 64, so 128 at the usual two images).
@@ -74,9 +69,9 @@ class T2SDA(SelfTraining):
         prototype_momentum: of a memory of prototypes (not public: 0, those of the batch).
         target_keys: target negatives are `confident` pixels, above the teacher's threshold and within its margins, or
             `all` (not public).
-        feature_distance: null: the base's; as the rest, see SelfTraining.
+        feature_distance: its weight, unless the base is DACS; as the rest, see SelfTraining.
         feature_distance_ratio: see SelfTraining.
-        mask_weight: null: the base's.
+        mask_weight: weight of masked images where the base is MIC.
         mask_block: see SelfTraining.
         mask_ratio: see SelfTraining.
         mask_augment: see SelfTraining.
@@ -106,22 +101,21 @@ class T2SDA(SelfTraining):
         proxy_momentum: Fraction | None = None,
         prototype_momentum: Fraction = 0.0,
         target_keys: Literal["confident", "all"] = "confident",
-        feature_distance: NotNegative | None = None,
+        feature_distance: NotNegative = 0.005,
         feature_distance_ratio: Fraction = 0.75,
-        mask_weight: NotNegative | None = None,
+        mask_weight: NotNegative = 1.0,
         mask_block: PositiveFraction = 0.0625,
         mask_ratio: Fraction = 0.7,
         mask_augment: bool = True,
         mix_classes: Literal["image", "batch"] = "image",
     ) -> None:
         width = attach_projection(segmentor, width)
-        switches = BASES[base]
         super().__init__(
             segmentor,
             plan,
-            feature_distance=switches["feature_distance"] if feature_distance is None else feature_distance,
+            feature_distance=feature_distance if base != "dacs" else 0.0,
             feature_distance_ratio=feature_distance_ratio,
-            mask_weight=switches["mask_weight"] if mask_weight is None else mask_weight,
+            mask_weight=mask_weight if base == "mic" else 0.0,
             mask_block=mask_block,
             mask_ratio=mask_ratio,
             mask_augment=mask_augment,
@@ -130,6 +124,7 @@ class T2SDA(SelfTraining):
         self.pull_weight, self.temperature, self.translated_weight = pull_weight, temperature, translated_weight
         self.queries, self.negatives, self.target_keys = queries, negatives, target_keys
         self.reweight, self.proxy = reweight, proxy
+        self.alone = False
         self.translate = Translation(style, fourier_beta, style_weights, style_alpha)
         classes = len(plan.classes)
         momentum = plan.teacher.alpha if proxy_momentum is None else proxy_momentum
@@ -138,12 +133,16 @@ class T2SDA(SelfTraining):
 
     def losses(self, batch: Batch) -> Iterator[Loss | tuple[Loss, ...]]:
         """The base's terms, or the source's alone where there is no target; then L_pull."""
-        source = labelled(batch["source"])
-        if "target" in batch:
-            yield from super().losses(batch)
-        else:
+        source, self.alone = labelled(batch["source"]), "target" not in batch
+        if self.alone:
             yield self.source_terms(source)
+        else:
+            yield from super().losses(batch)
         yield self.pull_terms(source, batch.get("target"))
+
+    def statistics_of_source(self) -> AbstractContextManager[None]:
+        """As in the base; but where no image is mixed, batch norm remembers the source and its translation."""
+        return nullcontext() if self.alone else super().statistics_of_source()
 
     def pull_terms(self, source: Labelled, target: DomainBatch | None) -> tuple[Loss, ...]:
         """L_pull, and from the same forward the translated images' cross-entropy if it is asked for."""
@@ -159,7 +158,8 @@ class T2SDA(SelfTraining):
             image = to_float(target.image)
             keys, key_logits = teacher.apply_network(lambda network: embed(network, image))
             other = Pixels(keys[partner], self.target_labels(key_logits, target)[partner])
-        query, logits = embed(self.segmentor, translated)
+        with self.statistics_of_source():
+            query, logits = embed(self.segmentor, translated)
         self.observe(key_logits, logits.detach(), own.label)
         terms = [Loss("translated/pull", self.pull(query, own, other), self.pull_weight)]
         if self.translated_weight > 0:

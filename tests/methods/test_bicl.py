@@ -1,0 +1,276 @@
+"""BiCL: the whole step against its plain re-statement, its rounds, and the sheet's acceptance checks."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import reference_steps as reference
+import torch
+from test_steps import equal_weights, fit, run_plain
+
+from data.trees import streets_tree
+from uda_seg.callbacks.checkpoint import Checkpoints
+from uda_seg.command import composed
+from uda_seg.data.datamodule import UDADataModule
+from uda_seg.data.settings import DataSettings, DomainSettings
+from uda_seg.errors import UserError
+from uda_seg.methods import rounds
+from uda_seg.methods.bicl import LADDER, BiCL
+from uda_seg.methods.rounds import RoundSchedule
+from uda_seg.models.timm_encoder import TimmEncoder
+from uda_seg.ops.contrast import similarity, transfer_labels
+
+STEPS = 3
+
+
+def with_labels(batch, seed):
+    """A batch that brings static labels, every third of them missing."""
+    g = torch.Generator().manual_seed(100 + seed)
+    target = batch["target"]
+    source = batch["source"].label.flip(0)
+    target.pseudo = torch.where(torch.rand(source.shape, generator=g) < 0.33, 255, source).to(torch.uint8)
+    return batch
+
+
+@pytest.fixture
+def labelled_batches(make_batch):
+    return [with_labels(make_batch(seed), seed) for seed in range(STEPS)]
+
+
+@pytest.mark.parametrize("until", LADDER)
+def test_step_equals_plain_pytorch(until, labelled_batches, make_segmentor, make_plan):
+    options = {"warmup": 0.0, "temperature": 0.5, "dynamic_threshold": 0.06, "calibration_momentum": 0.6}
+    module = BiCL(make_segmentor(), make_plan(), until=until, entropy_weight=0.4, entropy_kind="shannon", **options)
+    student, xi = copy.deepcopy(module.segmentor), torch.zeros(19, 19)
+    labels = iter([batch["target"].pseudo for batch in labelled_batches])
+
+    def step(network, batch, **_):
+        reference.bicl(network, batch, next(labels), xi, LADDER.index(until), 0.5, 0.06, 0.6)
+
+    run_plain(step, student, None, labelled_batches, module.plan)
+    fit(module, labelled_batches)
+    equal_weights(module, student)
+    torch.testing.assert_close(module.calibration.value, xi, rtol=1e-3, atol=1e-6)
+    assert (xi.abs().sum() > 0) == (until == "calibration")
+
+
+def run_once(module, batch):
+    fit(module, [batch])
+    return module
+
+
+def test_displacements_stay_zero_at_momentum_one_and_for_equal_domains(make_segmentor, make_plan, labelled_batches):
+    batch = labelled_batches[0]
+    assert (run_once(BiCL(make_segmentor(), make_plan(), calibration_momentum=1.0), batch).calibration.value == 0).all()
+    same = copy.deepcopy(batch)
+    same["target"].image, same["target"].pseudo = same["source"].image, same["source"].label
+    segmentor = make_segmentor()
+    for dropout in (m for m in segmentor.modules() if isinstance(m, torch.nn.Dropout2d)):
+        dropout.p = 0.0
+    module = run_once(BiCL(segmentor, make_plan(), feature="backbone", calibration_momentum=0.0), same)
+    assert module.calibration.value.abs().max() < 1e-5
+    assert (
+        run_once(BiCL(make_segmentor(), make_plan(), feature="backbone", calibration_momentum=0.0), batch)
+        .calibration.value.abs()
+        .max()
+        > 1e-2
+    )
+
+
+def test_without_displacement_dynamic_labels_are_plain_transfer(make_segmentor, make_plan, labelled_batches):
+    shown = {}
+    module = BiCL(make_segmentor(), make_plan(), temperature=0.5, dynamic_threshold=0.06, calibration_momentum=1.0)
+    module.show = lambda **tensors: shown.update(tensors)
+    g = torch.Generator().manual_seed(0)
+    f_s, f_t = torch.randn(2, 19, 4, 8, generator=g), torch.randn(2, 19, 4, 8, generator=g)
+    y_s = labelled_batches[0]["source"].label[:, ::8, ::8]
+    y_f = torch.full_like(y_s, 255)
+    y_f[:, :2] = 3
+    module.contrast(f_s, y_s, f_t, y_f)
+    prototypes = torch.zeros(2, 19, 19)
+    present = torch.zeros(2, 19, dtype=torch.bool)
+    for b in range(2):
+        for c in range(19):
+            if (y_s[b] == c).any():
+                prototypes[b, c], present[b, c] = f_s[b][:, y_s[b] == c].mean(1), True
+    plain = transfer_labels(similarity(f_t, prototypes, present, 0.5), 0.06)
+    hybrid = shown["hybrid_label"][:, ::8, ::8]
+    assert torch.equal(hybrid[:, :2], y_f[:, :2])  # static labels win
+    assert torch.equal(hybrid[:, 2:], plain[:, 2:])
+    assert ((hybrid != 255) >= (y_f != 255)).all()
+
+
+def test_forward_of_a_pair_is_backward_of_the_swapped_one(make_segmentor, make_plan, make_batch):
+    module = BiCL(make_segmentor(), make_plan(), until="backward")
+    g = torch.Generator().manual_seed(1)
+    f, h = torch.randn(2, 6, 4, 8, generator=g), torch.randn(2, 6, 4, 8, generator=g)
+    y, z = (make_batch(seed)["source"].label[:, ::8, ::8] for seed in range(2))
+    forward, backward = module.contrast(f, y, h, z)
+    swapped_forward, swapped_backward = module.contrast(h, z, f, y)
+    torch.testing.assert_close(forward.value, swapped_backward.value)
+    torch.testing.assert_close(backward.value, swapped_forward.value)
+
+
+def test_nothing_shared_and_nothing_labelled_is_no_nan(make_segmentor, make_plan, make_batch):
+    batch = make_batch()
+    batch["source"].label[:] = 2
+    for label in (5, 255):
+        batch["target"].pseudo = torch.full_like(batch["source"].label, label)
+        module = run_once(BiCL(make_segmentor(), make_plan(), until="backward", entropy_weight=0.4), batch)
+        assert all(torch.isfinite(p).all() for p in module.parameters())
+        assert module.recorded["train/contrast/forward"] == module.recorded["train/contrast/backward"] == 0.0
+
+
+def test_what_is_logged(make_segmentor, make_plan, labelled_batches):
+    recorded = run_once(BiCL(make_segmentor(), make_plan()), labelled_batches[0]).recorded
+    assert 0 < recorded["diagnostic/labelled/static"] <= 1
+    assert recorded["diagnostic/labelled/hybrid"] <= 1
+    assert math.isfinite(recorded["diagnostic/calibration/road"])
+
+
+def test_own_stem(make_segmentor, make_plan, labelled_batches):
+    module = BiCL(make_segmentor(), make_plan(steps=4), stem="own", warmup=0.25)
+    first = copy.deepcopy(module.segmentor.encoder.stem.conv.weight)
+    fit(module, [labelled_batches[0]])  # the warm-up: one step
+    own, shared = module.source_stem.stage[0].conv.weight, module.segmentor.encoder.stem.conv.weight
+    assert not torch.equal(shared, first)
+    assert torch.equal(own, shared)  # the target's stem starts as the one that was trained
+    module = BiCL(make_segmentor(), make_plan(steps=4), stem="own", warmup=0.0)
+    fit(module, labelled_batches)
+    own, shared = module.source_stem.stage[0].conv.weight, module.segmentor.encoder.stem.conv.weight
+    assert not torch.equal(own, shared)
+    assert not torch.equal(shared, first)
+    assert module.segmentor.encoder.get_submodule("stem") is not module.source_stem.stage[0]
+
+
+def test_own_stem_needs_an_encoder_that_can_be_cut(make_segmentor, make_plan):
+    segmentor = make_segmentor()
+    segmentor.encoder = TimmEncoder("test_convnext")
+    with pytest.raises(UserError, match=r"method\.stem=shared"):
+        BiCL(segmentor, make_plan(), stem="own", feature="backbone")
+
+
+# ---------------------------------------------------------------------- rounds
+
+
+@pytest.mark.parametrize(("steps", "warmup", "count"), [(40, 0.25, 10), (7, 0.0, 3), (5, 0.5, 10), (4, 1.0, 3)])
+def test_schedule(steps, warmup, count):
+    schedule = RoundSchedule(steps, warmup, count)
+    found = [schedule.at(step) for step in range(steps + 2)]
+    assert found[: schedule.first] == [None] * round(warmup * steps)
+    assert found[steps:] == [None, None]
+    numbers = found[schedule.first : steps]
+    assert numbers == sorted(numbers)
+    assert not numbers or numbers[0] == 0
+    if len(numbers) >= count:
+        assert sorted(set(numbers)) == list(range(count))
+        lengths = [numbers.count(number) for number in range(count)]
+        assert max(lengths) - min(lengths) <= 1
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    monkeypatch.setenv("UDA_SEG_CACHE", str(tmp_path / "cache"))
+    for number, name in enumerate(("source", "target")):
+        streets_tree(tmp_path / name, count=5 + number)
+
+    def make(steps=6):
+        def domain(name):
+            return DomainSettings("streets", str(tmp_path / name))
+
+        settings = DataSettings(crop=[16, 24], val_batch=4, source=domain("source"), target=domain("target"))
+        settings.rare_class.enabled = False
+        return UDADataModule(settings, steps, seed=1)
+
+    return make
+
+
+def train(module, data, folder, resume=None, max_steps=6):
+    trainer = pl.Trainer(
+        accelerator="cpu", max_steps=max_steps, max_epochs=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
+        callbacks=[Checkpoints(folder / "checkpoints", 1, {})],
+        use_distributed_sampler=False, limit_val_batches=0,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    return trainer
+
+
+def bicl(make_segmentor, make_plan, **options):
+    return BiCL(make_segmentor(), make_plan(steps=6), **{"warmup": 1 / 3, "rounds": 2} | options)
+
+
+def test_a_round_labels_what_is_surest(make_segmentor, make_plan, data, tmp_path):
+    """Against sorting in numpy: a tenth of each predicted class over all images, and a tenth of each image."""
+    module = bicl(make_segmentor, make_plan, class_share=0.2, image_share=0.1)
+    train(module, data(), tmp_path / "run", max_steps=2)  # stops where the first round would begin
+    assert not (tmp_path / "run/pseudo_labels").exists()
+    train(module, data(), tmp_path / "run", max_steps=1)
+    module.infer = lambda network, image: 40 * network.predict(image)  # as sure as a trained network
+    module.static.make(module.static.store, 0)
+    labels = np.load(tmp_path / "run/pseudo_labels/round_000.npy")
+    with torch.no_grad():
+        images = torch.cat([batch.image for batch in module.trainer.datamodule.target_images([[0, 1, 2], [3, 4, 5]])])
+        probability = module.infer(module.segmentor.eval(), images / 255.0).double().softmax(1).numpy()
+    confidence, predicted = probability.max(1), probability.argmax(1)
+    expected = np.full(predicted.shape, 255)
+    for c in range(19):
+        values = np.sort(confidence[predicted == c])[::-1]
+        if len(values):
+            expected[(predicted == c) & (confidence >= values[math.ceil(0.2 * len(values)) - 1])] = c
+    for image in range(6):
+        values = np.sort(confidence[image].ravel())[::-1]
+        sure = confidence[image] >= values[math.ceil(0.1 * values.size) - 1]
+        expected[image][sure] = predicted[image][sure]
+    # Confidences are compared in fine steps: a pixel right at a threshold may be on either side.
+    assert (labels == expected).mean() > 0.98
+    assert 0.1 < (labels != 255).mean() < 0.4
+
+
+def test_resumed_training_is_the_same_bit_for_bit(make_segmentor, make_plan, data, tmp_path):
+    """Through the warm-up and both rounds, stopped in the middle of each; calibration and labels are part of it."""
+    whole = bicl(make_segmentor, make_plan)
+    train(whole, data(), tmp_path / "whole")
+    for stop in (2, 3, 5):
+        folder = tmp_path / f"stopped{stop}"
+        # The run goes one step further than its last checkpoint.
+        train(bicl(make_segmentor, make_plan), data(), folder, max_steps=stop + 1)
+        again = bicl(make_segmentor, make_plan)
+        train(again, data(), folder, resume=folder / "checkpoints/last.ckpt")
+        for name, tensor in whole.state_dict().items():
+            assert torch.equal(tensor, again.state_dict()[name]), name
+    assert whole.calibration.value.abs().sum() > 0
+    rounds_made = sorted(p.name for p in (tmp_path / "whole/pseudo_labels").iterdir())
+    assert rounds_made == ["round_000.npy", "round_001.npy"]
+
+
+def test_interrupted_labelling_goes_on(make_segmentor, make_plan, data, tmp_path, monkeypatch):
+    whole = bicl(make_segmentor, make_plan)
+    train(whole, data(), tmp_path / "whole")
+    seen, certainty = [], rounds.certainty
+
+    def broken(logits):
+        seen.append(len(logits))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return certainty(logits)
+
+    monkeypatch.setattr(rounds, "certainty", broken)
+    module = bicl(make_segmentor, make_plan)
+    with pytest.raises(BaseException):  # noqa: B017, PT011 -- Lightning turns the interrupt into its own
+        train(module, data(), tmp_path / "broken")
+    assert (tmp_path / "broken/pseudo_labels/round_000/done.npy").exists()
+    again = bicl(make_segmentor, make_plan)
+    train(again, data(), tmp_path / "broken", resume=tmp_path / "broken/checkpoints/last.ckpt")
+    assert seen == [4, 2, 2, 4, 2]  # the first batch of round 0 was not labelled again
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+
+
+def test_the_ladder_is_a_choice():
+    config = composed(["experiment=bicl_ladder"])
+    assert config.method["_target_"].endswith("BiCL")

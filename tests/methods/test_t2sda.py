@@ -1,0 +1,227 @@
+"""T2S-DA: the whole step against its plain re-statement, domain generalisation, and the sheet's acceptance checks."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import reference_steps as reference
+import torch
+from test_steps import equal_weights, fit, frozen, run_plain
+
+from data.trees import streets_tree
+from uda_seg.command import composed
+from uda_seg.data.datasets import SegmentationDataset
+from uda_seg.errors import UserError
+from uda_seg.methods.class_average import ClassAverage
+from uda_seg.methods.source_only import SourceOnly
+from uda_seg.methods.t2sda import T2SDA, Pixels, embed
+from uda_seg.methods.translation import Translation
+from uda_seg.models.style import FILES, RandomStyle, StylePainter, StylePredictor
+from uda_seg.train import build_data
+
+OPTIONS = {"queries": 3, "negatives": 6, "temperature": 0.3, "fourier_beta": 0.1, "pull_weight": 0.7}
+
+
+def test_step_equals_plain_pytorch(make_segmentor, make_plan, make_batch):
+    batches = [make_batch(seed) for seed in range(3)]
+    module = T2SDA(make_segmentor(), make_plan(), base="dacs", proxy_momentum=0.5, **OPTIONS)
+    student, score = copy.deepcopy(module.segmentor), torch.full((19,), 0.5)
+    context = {"half": 3, "queries": 3, "negatives": 6, "temperature": 0.3, "weight": 0.7, "power": 0.5}
+    run_plain(reference.t2sda, student, frozen(student), batches, module.plan, score=score, momentum=0.5, **context)
+    fit(module, batches)
+    equal_weights(module, student)
+    torch.testing.assert_close(module.performance.value, score, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("base", "switches"), [("dacs", (0.0, 0.0)), ("daformer", (0.005, 0.0)), ("mic", (0.005, 1.0))]
+)
+def test_base_sets_the_switches(base, switches, make_segmentor, make_plan):
+    module = T2SDA(make_segmentor(pretrained=True), make_plan(), base=base)
+    assert (module.feature_distance_weight, module.mask_weight) == switches
+    assert (module.reference is not None) == (base != "dacs")
+    config = composed(["method=t2sda", f"method.base={base}", "data=gta2cs"])
+    assert config.data.rare_class.enabled == (base != "dacs")
+    assert T2SDA(make_segmentor(), make_plan(), base=base, mask_weight=0.5).mask_weight == 0.5 * switches[1]
+
+
+def test_the_pull_reaches_the_student_through_the_translated_image_alone(make_segmentor, make_plan, make_batch):
+    module = T2SDA(make_segmentor(), make_plan(), **OPTIONS)
+    fit(module, [make_batch()])
+    module.zero_grad()
+    source, target = make_batch()["source"], make_batch()["target"]
+    images = []
+    module.translate = lambda image, style: images.append(image.clone().requires_grad_()) or images[0]
+    from uda_seg.methods.self_training import labelled
+
+    module.pull_terms(labelled(source), target)[0].value.backward()
+    assert images[0].grad.abs().sum() > 0
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.segmentor.heads["projection"].parameters())
+    assert all(p.grad is None for p in module.teacher.parameters())
+
+
+def test_pulling_an_untranslated_image_to_itself_is_soon_done(make_segmentor, make_plan, make_batch):
+    """The sheet's swap test: with x_p = x_s, queries near their prototypes after a few steps."""
+    module = T2SDA(make_segmentor(), make_plan(), **OPTIONS)
+    fit(module, [make_batch()])
+    network, image = module.segmentor.train(), make_batch()["source"].image / 255.0
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+    values = []
+    for _ in range(25):
+        query, _ = embed(network, image)
+        label = make_batch()["source"].label[:, ::4, ::4]
+        value = module.pull(query, Pixels(query.detach(), label), None)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        values.append(value.item())
+    assert values[-1] < 0.8 * values[0]
+
+
+def test_weights_at_power_zero_are_uniform(make_segmentor, make_plan, make_batch):
+    weighed = []
+    for power in (0.0, 2.0):
+        module = T2SDA(make_segmentor(), make_plan(), reweight=power, **OPTIONS)
+        fit(module, [make_batch()])
+        module.performance.value.copy_(torch.linspace(0.1, 0.9, 19))
+        g = torch.Generator().manual_seed(0)
+        unit = [torch.nn.functional.normalize(torch.randn(2, 8, 4, 8, generator=g), dim=1) for _ in range(2)]
+        torch.manual_seed(0)
+        weighed.append(float(module.pull(unit[0], Pixels(unit[1], make_batch()["source"].label[:, ::8, ::8]), None)))
+    assert 0 < weighed[1] < weighed[0]
+
+
+@pytest.mark.parametrize("proxy", ["confidence", "source_iou", "frequency"])
+def test_every_proxy_moves_the_scores(proxy, make_segmentor, make_plan, make_batch):
+    module = T2SDA(make_segmentor(), make_plan(), proxy=proxy, translated_weight=0.5, prototype_momentum=0.5, **OPTIONS)
+    fit(module, [make_batch()])
+    score = module.performance.value
+    assert ((score >= 0) & (score <= 1)).all()
+    assert (score != 0.5).any()
+    assert module.prototypes.value.abs().sum() > 0
+    assert "train/translated/ce" in module.recorded
+    assert "diagnostic/alignment/road" in module.recorded
+
+
+def test_class_averages_add_up_over_micro_batches_and_ranks():
+    g = torch.Generator().manual_seed(0)
+    parts = [(torch.rand(4, 2, generator=g), torch.tensor([0.0, 1, 2, 3])) for _ in range(3)]
+    whole, split = ClassAverage([4, 2], 0.8, start=0.5), ClassAverage([4, 2], 0.8, start=0.5)
+    whole.observe(sum(p[0] for p in parts), sum(p[1] for p in parts))
+    for part in parts:
+        split.observe(*part)
+    whole.move(lambda value: value)
+    split.move(lambda value: value / 3)  # a mean over ranks
+    torch.testing.assert_close(whole.value, split.value)
+    assert (whole.value[0] == 0.5).all()
+    expected = 0.8 * 0.5 + 0.2 * sum(p[0][2] for p in parts) / 6
+    torch.testing.assert_close(whole.value[2], expected)
+    whole.move(lambda value: value)
+    assert torch.equal(whole.value, ClassAverage([4, 2], 1.0).value + whole.value)  # nothing observed: nothing moves
+
+
+# ---------------------------------------------------------------------- domain generalisation
+
+
+@pytest.fixture
+def generalisation(tmp_path, monkeypatch):
+    """data=streets2dg with every domain in a folder of its own, the target's among them, for nobody to read."""
+    monkeypatch.setenv("UDA_SEG_CACHE", str(tmp_path / "cache"))
+    config = composed(["method=t2sda", "data=streets2dg", "steps=2"])
+    domains = {"source": config.data.source} | config.data.validation
+    for name, domain in domains.items():
+        streets_tree(tmp_path / name, count=4)
+        domain.root, domain.size, domain.count = str(tmp_path / name), None, None
+        domain.domain = None
+    config.data.crop = [32, 48]
+    config.data.rare_class.enabled = False
+    return config
+
+
+def test_no_image_but_the_sources_is_read_in_training(generalisation, make_segmentor, make_plan, monkeypatch):
+    read, original = set(), SegmentationDataset.read
+    data = build_data(generalisation)
+    data.setup("fit")
+    assert set(data.validation_names) == {"camera", "night_rain", "drizzle"}
+    monkeypatch.setattr(
+        SegmentationDataset, "read", lambda self, index: read.add(self.root.name) or original(self, index)
+    )
+    batches = list(data.train_dataloader())
+    assert set(batches[0]) == {"source"}
+    module = T2SDA(make_segmentor(), make_plan(), **OPTIONS)
+    fit(module, batches)
+    assert read == {"source"}
+    assert set(module.recorded) >= {"train/source/ce", "train/translated/pull"}
+    assert "train/mix/ce" not in module.recorded
+
+
+def test_methods_that_cannot_do_without_a_target_say_so(generalisation):
+    generalisation.method = composed(["method=dacs"]).method
+    with pytest.raises(UserError, match=r"sets no data\.target"):
+        build_data(generalisation)
+    assert SourceOnly.needs_target is False
+
+
+@pytest.mark.parametrize("style", ["fourier", "statistics"])
+def test_translation_without_a_target_keeps_images_in_range(style):
+    torch.manual_seed(0)
+    image = torch.rand(3, 3, 16, 24)
+    translated = Translation(style, 0.1, None, 0.5)(image, None)
+    assert translated.shape == image.shape
+    assert translated.min() >= 0
+    assert translated.max() <= 1
+    assert not torch.equal(translated, image)
+    assert torch.isfinite(Translation(style, 0.1, None, 0.5)(image[:1], None)).all()
+
+
+# ---------------------------------------------------------------------- the published style augmentor
+
+
+def style_files(folder, predictor=True):
+    torch.manual_seed(0)
+    factor = torch.randn(100, 100)
+    torch.save({"state_dict_ghiasi": StylePainter().state_dict()}, folder / FILES[0])
+    statistics = {"pbn_embedding_mean": torch.randn(1, 100), "pbn_embedding_covariance": factor @ factor.T / 100}
+    torch.save({**statistics, "imagenet_embedding_mean": torch.zeros(1, 100)}, folder / FILES[1])
+    if predictor:
+        torch.save({"state_dict_stylepredictor": StylePredictor().state_dict()}, folder / FILES[2])
+    return statistics
+
+
+def test_styles_are_drawn_from_the_stored_normal_distribution(tmp_path):
+    statistics = style_files(tmp_path, predictor=False)
+    style = RandomStyle(tmp_path)
+    torch.testing.assert_close(style.root @ style.root.T, statistics["pbn_embedding_covariance"], rtol=1e-3, atol=1e-4)
+    image, seen = torch.rand(2, 3, 18, 21), []
+    style.painter = type("Painter", (), {"to": lambda s, d: lambda x, e: seen.append((x, e)) or x})()
+    g = torch.Generator().manual_seed(1)
+    painted = style(image, g)
+    torch.testing.assert_close(painted, image)
+    assert seen[0][0].shape == (2, 3, 20, 24)  # the network halves twice
+    noise = torch.randn(2, 100, generator=torch.Generator().manual_seed(1))
+    expected = 0.5 * (noise @ style.root.T + statistics["pbn_embedding_mean"])  # half way from the average photograph
+    torch.testing.assert_close(seen[0][1], expected)
+
+
+def test_the_published_files_paint(tmp_path):
+    style_files(tmp_path)
+    translate = Translation("file", 0.01, str(tmp_path), 0.5)
+    image = torch.rand(2, 3, 80, 90)
+    torch.manual_seed(0)
+    first, second = translate(image, None), translate(image, image)
+    assert first.shape == image.shape
+    assert ((first >= 0) & (first <= 1)).all()
+    assert not torch.equal(first, second)  # another style
+    assert not first.requires_grad
+
+
+def test_missing_or_foreign_style_files_are_named(tmp_path, make_segmentor, make_plan):
+    with pytest.raises(UserError, match=r"method\.style_weights=FOLDER"):
+        T2SDA(make_segmentor(), make_plan(), style="file")
+    with pytest.raises(UserError, match=r"checkpoint_transformer\.pth is missing"):
+        RandomStyle(tmp_path)
+    style_files(tmp_path, predictor=False)
+    torch.save({"state_dict_ghiasi": {"layers.0.conv.weight": torch.zeros(1)}}, tmp_path / FILES[0])
+    with pytest.raises(UserError, match=r"checkpoint_transformer\.pth does not fit: layers\.0"):
+        RandomStyle(tmp_path)
