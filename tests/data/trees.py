@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import cv2
@@ -71,4 +72,23 @@ def synthia_tree(root: Path, label: np.ndarray) -> Path:
     save(root / "RGB/0000000.png", image_of(label))
     instances = np.full(label.shape, 4660)
     save(root / "GT/LABELS/0000000.png", np.dstack([label, instances, np.zeros(label.shape)]).astype(np.uint16))
+    return root
+
+
+def noise(seed: int, size: tuple[int, int] = (8, 12)) -> np.ndarray:
+    """A picture that no other seed gives."""
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+def sequence_tree(root: Path, count: int = 4, size: tuple[int, int] = (8, 12)) -> Path:
+    """Streets with its other views, cameras and depth (10 + i metres everywhere), as its cache lays them out."""
+    for i in range(count):
+        save(root / f"image/{i:06d}.png", noise(i, size))
+        for v, view in enumerate(("right", "previous", "next"), start=1):
+            save(root / f"image_{view}/{i:06d}.png", noise(10 * v + i, size))
+        save(root / f"depth/{i:06d}.png", np.full(size, 256 * (10 + i), np.uint16))
+        camera = {"intrinsics": [[10.0 + i, 0, (size[1] - 1) / 2], [0, 10.0 + i, (size[0] - 1) / 2], [0, 0, 1]]}
+        (root / "camera").mkdir(exist_ok=True)
+        (root / f"camera/{i:06d}.json").write_text(json.dumps(camera))
+    (root / "world.json").write_text(json.dumps({"baseline": 0.5}))
     return root

@@ -11,10 +11,13 @@ from scipy.spatial.transform import Rotation
 
 from uda_seg.ops.geometry import (
     back_project,
+    crop_intrinsics,
     disparity_to_depth,
+    flip_intrinsics,
     motion_matrix,
     project,
     rotation_matrix,
+    scale_intrinsics,
     stereo_motion,
     warp,
 )
@@ -90,3 +93,21 @@ def test_warp_looks_up_bilinearly_where_the_point_lands():
 def test_disparity_to_depth():
     depth = disparity_to_depth(torch.tensor([0.0, 0.01, 1.0]))
     assert depth.tolist() == pytest.approx([100.0, 1 / 0.1099, 0.1], rel=1e-5)
+
+
+def test_a_crop_a_flip_and_a_resize_keep_every_ray():
+    """A pixel's ray, computed from the changed intrinsics at the pixel's new place, is the ray of before."""
+    ray = torch.linalg.inv(K) @ torch.tensor([3.0, 2.0, 1.0])
+    assert torch.allclose(torch.linalg.inv(crop_intrinsics(K, 1, 2)) @ torch.tensor([1.0, 1.0, 1.0]), ray)
+    mirrored = torch.linalg.inv(flip_intrinsics(K, 8)) @ torch.tensor([4.0, 2.0, 1.0])  # column 3 of 8 is now 4
+    assert torch.allclose(mirrored, ray * torch.tensor([-1.0, 1, 1]), atol=1e-6)
+    doubled = torch.linalg.inv(scale_intrinsics(K, (6, 8), (12, 16))) @ torch.tensor([6.5, 4.5, 1.0])
+    assert torch.allclose(doubled, ray, atol=1e-6)  # the centre of pixel 3 lies between the new pixels 6 and 7
+
+
+def test_a_mirrored_pair_is_warped_to_the_mirrored_image():
+    """Flip both images, the camera and the side of the partner: the warped image is flipped, nothing else."""
+    image, depth = torch.rand(1, 3, 6, 8), 2 + 3 * torch.rand(1, 1, 6, 8)
+    seen = warp(image, depth, K, stereo_motion(torch.tensor([0.3])))
+    other = warp(image.flip(3), depth.flip(3), flip_intrinsics(K, 8), stereo_motion(torch.tensor([-0.3])))
+    torch.testing.assert_close(other.flip(3), seen, atol=1e-4, rtol=0)
