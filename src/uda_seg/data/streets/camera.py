@@ -35,12 +35,11 @@ class Camera:
         """The same camera shifted by ``offset`` in its own frame, then turned by ``yaw`` radians."""
         return Camera(self.intrinsics, self.rotation @ rotation(yaw), self.position + self.rotation @ offset)
 
-    def rays(self, size: tuple[int, int], first_row: int = 0) -> tuple[NDArray[np.float32], ...]:
-        """World directions (dx, dy, dz), each [H - first_row, W], scaled so that the ray's parameter is the depth."""
-        height, width = size
+    def rays(self, rows: range, width: int) -> tuple[NDArray[np.float32], ...]:
+        """World directions (dx, dy, dz) of some rows, each [h, W], scaled so that the ray's parameter is the depth."""
         matrix = self.rotation @ np.linalg.inv(self.intrinsics)
         u = np.arange(width, dtype=np.float32)
-        v = np.arange(first_row, height, dtype=np.float32)[:, None]
+        v = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None]
         return tuple(np.float32(m[0]) * u + (np.float32(m[1]) * v + np.float32(m[2])) for m in matrix)
 
     def horizon(self, width: int) -> tuple[float, float]:

@@ -6,48 +6,19 @@ Images are worked on as three planes [3, H, W]: whatever weighs pixels then runs
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from uda_seg.data.labels import IGNORE
-from uda_seg.data.streets.ground import HORIZON, LEVELS, Plane, as_bytes
+from uda_seg.data.streets.ground import HORIZON, LEVELS, Plane, by_material, limited
 from uda_seg.data.streets.raster import Canvas
+from uda_seg.data.streets.sky import shot_noise
 from uda_seg.data.streets.styles import Style, colour, draw
 
 LUMA = (0.299, 0.587, 0.114)
 STREAK = 9  # pixels
-
-
-@lru_cache(maxsize=1)
-def noise_bank() -> NDArray[np.float32]:
-    """Unit Gaussian noise, read from random offsets on."""
-    return np.random.default_rng(0).standard_normal(1 << 20, dtype=np.float32)
-
-
-def draw_sky(size: tuple[int, int], style: Style, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A gradient from zenith to horizon with clouds, as `as_bytes` holds it [H, W, 3]; dull skies blow out to white."""
-    height, width = size
-    top, low = (np.array(colour(rng, p), np.float32) for p in (style.sky_top, style.sky_low))
-    ramp = np.minimum(np.linspace(0, 1 / 0.55, height, dtype=np.float32), 1)[:, None]
-    cover = max(0.0, draw(rng, style.clouds))
-    grid = rng.normal(0, 1, (7, 11)).astype(np.float32) + 0.5 * rng.normal(0, 1, (7, 11)).astype(np.float32)
-    resized = cv2.resize(grid * np.float32(0.5), (width, height), interpolation=cv2.INTER_CUBIC)
-    clouds = np.asarray(resized, np.float32)
-    clouds += np.float32(cover - 0.3)
-    np.maximum(clouds, 0, out=clouds)
-    np.minimum(clouds, 1, out=clouds)
-    dither = np.float32(0.4 / LEVELS) * shot_noise(size, rng.spawn(1)[0])  # else the bytes of the canvas show as bands
-    planes = []
-    for start, end in zip(top, low, strict=True):
-        clear = start + (end - start) * ramp
-        plane = clouds * (end * np.float32(1.02) - clear)
-        plane += clear
-        plane += dither
-        planes.append(plane)
-    return as_bytes(planes)
 
 
 def expose(canvas: Canvas, style: Style, look: np.random.Generator, grain: np.random.Generator) -> NDArray[np.uint8]:
@@ -60,12 +31,13 @@ def expose(canvas: Canvas, style: Style, look: np.random.Generator, grain: np.ra
         grain: this very picture's stream: two views never share their noise.
     """
     ambient = draw(look, style.ambient) + 0.5 * draw(look, style.sun)
-    light = np.where(canvas.inverse == 0, np.float32(1 / LEVELS), np.float32(ambient / LEVELS))
+    sky = (canvas.inverse == 0).astype(np.uint8)
+    light = by_material(np.array([ambient / LEVELS, 1 / LEVELS], np.float32), sky)
     if canvas.glow is not None:
         light *= canvas.glow
-    image = np.asarray(cv2.split(canvas.colour)).astype(np.float32)
+    image = np.array(cv2.split(canvas.colour), np.float32)
     night(image, light, canvas, style, look, grain)
-    haze(image, canvas, draw(look, style.haze), [0.92 * c for c in colour(look, style.sky_low)])
+    haze(image, canvas.inverse, sky, draw(look, style.haze), [0.92 * c for c in colour(look, style.sky_low)])
     hood(image, canvas, style, look)
     balance(image, style, look)
     shade = lens(image, style, look)
@@ -82,21 +54,12 @@ def expose(canvas: Canvas, style: Style, look: np.random.Generator, grain: np.ra
     return np.asarray(unpacked, np.uint8)
 
 
-def shot_noise(shape: tuple[int, ...], grain: np.random.Generator) -> Plane:
-    """Unit Gaussian noise of a shape, from the bank while it is large enough."""
-    count, bank = int(np.prod(shape)), noise_bank()
-    if count >= len(bank) // 2:
-        return grain.standard_normal(shape, dtype=np.float32)
-    start = int(grain.integers(len(bank) - count))
-    return bank[start : start + count].reshape(shape)
-
-
-def haze(image: Plane, canvas: Canvas, density: float, air: list[float]) -> None:
+def haze(image: Plane, inverse: Plane, sky: NDArray[np.uint8], density: float, air: list[float]) -> None:
     """Air light over distance, Koschmieder's law: I = J t + A (1 - t), t = exp(-density depth)."""
     if density > 0:
-        depth = np.float32(-density) / np.maximum(canvas.inverse, np.float32(1 / HORIZON))
+        depth = np.float32(-density) / np.maximum(inverse, np.float32(1 / HORIZON))
         # The sky is as hazy as the end of the street.
-        np.copyto(depth, np.float32(-density * 120), where=canvas.inverse == 0)
+        cv2.copyTo(np.full_like(depth, -density * 120), sky, depth)
         clear = np.asarray(cv2.exp(depth), np.float32)
         veil = 1 - clear
         for plane, tone in zip(image, air, strict=True):
@@ -194,9 +157,8 @@ def develop(plane: Plane, specks: Plane, shade: Plane, gamma: float, noise: floa
     grows with the root of the light.
     """
     plane *= shade
-    np.maximum(plane, 0, out=plane)
-    np.minimum(plane, np.float32(1.2), out=plane)
-    bright = np.maximum(plane - np.float32(0.8), 0)
+    limited(plane, 1.2)
+    bright = limited(plane - np.float32(0.8), 1.0)
     bright *= bright
     cv2.scaleAdd(bright, -1.25, plane, plane)
     cv2.pow(plane, gamma, plane)
@@ -205,5 +167,5 @@ def develop(plane: Plane, specks: Plane, shade: Plane, gamma: float, noise: floa
         np.sqrt(root, out=root)
         root *= specks
         cv2.scaleAdd(root, noise, plane, plane)
-        np.maximum(plane, 0, out=plane)
+        cv2.threshold(plane, 0, 0, cv2.THRESH_TOZERO, plane)
     return np.asarray(cv2.convertScaleAbs(plane, alpha=255), np.uint8)

@@ -13,7 +13,8 @@ from uda_seg.data.streets.camera import Camera, intrinsics, rotation
 from uda_seg.data.streets.ground import ground_paint
 from uda_seg.data.streets.raster import draw_background, draw_quads
 from uda_seg.data.streets.scene import build_scene
-from uda_seg.data.streets.sensor import draw_sky, expose
+from uda_seg.data.streets.sensor import expose
+from uda_seg.data.streets.sky import sky_paint
 from uda_seg.data.streets.styles import draw, generator, style_of
 from uda_seg.errors import UserError
 
@@ -61,7 +62,7 @@ def render(seed: int, domain: str, index: int, size: tuple[int, int], view: str 
     plan, look = generator(seed, domain, 1, index), generator(seed, domain, 2, index)
     bank = texture_bank(seed, domain, int(plan.integers(BANKS)))
     scene, paint = build_scene(style, bank, plan), ground_paint(style, bank.grain, plan)
-    sky = draw_sky(size, style, plan)
+    sky = sky_paint(style, plan)
     camera = place_camera(size, scene.layout.lane_width * (-scene.layout.hand), plan, domain)
     frames = {"previous": -1.0, "next": 1.0}.get(view, 0.0)
     turn = float(look.normal(0, 0.004))
