@@ -206,7 +206,8 @@ class Config:
         resume: `last`, or a checkpoint, to continue a run from.
         checkpoint: what `evaluate` and `predict` read.
         overwrite: allow a run folder that is not empty.
-        running_statistics: images of self-training that batch norm remembers for the test: `all` or `mixed`.
+        running_statistics: images that batch norm remembers for the test: `all`, `mixed` or `target`.
+        statistics_batches: target batches that `target` averages over.
         text: where LC-MSM's class-text embeddings come from.
         pretrained: the encoder's start: `imagenet`, the path of a weights file, or null.
         input: `predict`: a folder of images, or one image.
@@ -233,7 +234,8 @@ class Config:
     resume: str | None = None
     checkpoint: str | None = None
     overwrite: bool = False
-    running_statistics: Annotated[str, OneOf(("all", "mixed"))] = "all"
+    running_statistics: Annotated[str, OneOf(("all", "mixed", "target"))] = "all"
+    statistics_batches: Count = 40
     text: Annotated[str, OneOf((*SOURCES, "none"))] = "openclip"
     pretrained: str | None = "imagenet"
     input: str | None = None

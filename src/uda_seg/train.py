@@ -161,6 +161,7 @@ def build_module(config: Config, data: UDADataModule) -> UDAModule:
         schedule=config.schedule,
         teacher=config.teacher,
         running_statistics=config.running_statistics,
+        statistics_batches=config.statistics_batches,
     )
     return instantiate_module(config, plan)
 

@@ -35,6 +35,8 @@ def tiny(config):
 class Batches:
     """Stands for the data module where a method asks it for target images."""
 
+    has_target = True
+
     def __init__(self, batches):
         self.batches = batches
 

@@ -179,6 +179,11 @@ class UDADataModule(pl.LightningDataModule):
         }
 
     @property
+    def has_target(self) -> bool:
+        """Whether unlabelled target images are at hand."""
+        return self._target is not None
+
+    @property
     def target_shape(self) -> tuple[int, int, int]:
         """How many target images there are for training, and the height and width that each fits inside."""
         samples = self._streams["target"].samples
@@ -190,7 +195,7 @@ class UDADataModule(pl.LightningDataModule):
         samples = self._streams["target"].samples
         return DataLoader(
             ValidationImages(samples),
-            batch_sampler=batches,
+            batch_sampler=[list(places) for places in batches],
             num_workers=self._workers([samples]),
             collate_fn=_collate,
             worker_init_fn=_start_worker,

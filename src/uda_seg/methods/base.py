@@ -13,6 +13,7 @@ from uda_seg.evaluation.evaluator import Scores, SegmentationEvaluator
 from uda_seg.methods.settings import Plan
 from uda_seg.methods.step import Loss, StepModule
 from uda_seg.methods.teacher import Teacher
+from uda_seg.models.norm import estimate_statistics
 from uda_seg.models.segmentor import Segmentor, resize
 from uda_seg.ops.augment import draw_strong, strong_augment
 from uda_seg.ops.image import to_float
@@ -97,10 +98,27 @@ class UDAModule(StepModule):
     # ------------------------------------------------------------------ validation
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the scores of the validation before (Lightning hook)."""
+        """Forget the scores of the validation before; take the target's statistics if asked for (Lightning hook)."""
+        if self.plan.running_statistics == "target" and self.needs_target:
+            self.estimate_statistics()
         for evaluator in [*self.evaluators, *self.teacher_evaluators]:
             assert isinstance(evaluator, SegmentationEvaluator)
             evaluator.reset()
+
+    def estimate_statistics(self) -> None:
+        """Make batch norm's running statistics those of unlabelled target crops, for the test and in the checkpoint.
+
+        Training passes normalise by their own batch, so nothing else changes; only a teacher with averaged statistics
+        goes on averaging from these.
+        """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not data.has_target:
+            return
+        images = (to_float(b.image.to(self.device)) for b in data.target_batches(self.plan.statistics_batches))
+        for norm in estimate_statistics(self.segmentor, self.segmentor.predict, images):
+            for buffer in (norm.running_mean, norm.running_var):
+                assert buffer is not None
+                buffer.copy_(self.mean_over_ranks(buffer))
 
     def validation_step(self, batch: DomainBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add one batch to its target's confusion matrix (Lightning hook)."""

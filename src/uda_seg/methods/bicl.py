@@ -186,8 +186,8 @@ class BiCL(UDAModule):
         return head.branches(result.fused).flatten(1, 2) if isinstance(head, DeepLabV2Head) else result.logits
 
     def statistics_of_source(self, adapts: bool) -> AbstractContextManager[None]:
-        """With `running_statistics=mixed` batch norm remembers the target alone, once that is trained on."""
-        target_alone = adapts and self.plan.running_statistics == "mixed"
+        """Unless `running_statistics=all`, batch norm remembers the target alone, once that is trained on."""
+        target_alone = adapts and self.plan.running_statistics != "all"
         return frozen_statistics(self.segmentor) if target_alone else nullcontext()
 
     def of_source(self) -> AbstractContextManager[None]:

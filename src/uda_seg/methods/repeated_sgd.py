@@ -25,7 +25,7 @@ class RepeatedSGD(torch.optim.SGD):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """All groups once, then those with more repetitions again."""
         groups = self.param_groups
-        loss = super().step(closure)
+        loss: float | None = super().step(closure)
         for done in range(1, max(group["repeats"] for group in groups)):
             self.param_groups = [group for group in groups if group["repeats"] > done]
             super().step()

@@ -141,7 +141,7 @@ class SelfTraining(UDAModule):
 
     def statistics_of_source(self) -> AbstractContextManager[None]:
         """Within the block, the source leaves the running statistics alone where the mixed images set them."""
-        return frozen_statistics(self.segmentor) if self.plan.running_statistics == "mixed" else nullcontext()
+        return nullcontext() if self.plan.running_statistics == "all" else frozen_statistics(self.segmentor)
 
     def feature_distance_terms(self, features: Features, source: Labelled) -> tuple[Loss, ...]:
         """The feature distance as a tuple of one term, or of none where it is off (Hoyer et al. 2022, eq. 10)."""

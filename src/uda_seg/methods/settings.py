@@ -89,8 +89,10 @@ class Plan(StepPlan):
         eval_classes: indices of the classes that the reported mIoU averages.
         crop: height and width of training crops, pixels.
         targets: names of the validation sets, in loader order.
-        running_statistics: which images of self-training batch norm remembers for the test: `all`, as released, or the
-            `mixed` ones alone, which are nearer to the target. (A network without batch norm has no such choice.)
+        running_statistics: which images batch norm remembers for the test: of self-training `all`, as released, or the
+            `mixed` ones alone, which are nearer to the target; or `target`, as AdaBN does: unlabelled crops of it,
+            before every validation. (A network without batch norm has no choice, nor a method without target images.)
+        statistics_batches: target batches that `target` averages over.
     """
 
     classes: ClassSet
@@ -99,3 +101,4 @@ class Plan(StepPlan):
     targets: tuple[str, ...] = ("target",)
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
     running_statistics: str = "all"
+    statistics_batches: int = 40

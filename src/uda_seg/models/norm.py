@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -40,3 +41,34 @@ def frozen_statistics(network: nn.Module) -> Iterator[None]:
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
+
+
+@torch.no_grad()
+def estimate_statistics(
+    network: nn.Module, predict: Callable[[Tensor], object], images: Iterable[Tensor]
+) -> list[_BatchNorm]:
+    """Replace running statistics by their plain average over batches of images (AdaBN, Li et al. 2018).
+
+    Args:
+        network: whose batch norm it is.
+        predict: runs the part of it that is meant; layers that it does not pass keep what they have.
+        images: batches [B, 3, H, W] in [0, 1].
+
+    Returns:
+        The layers that were passed.
+    """
+    norms = [norm for norm in batch_norms(network) if norm.track_running_stats]
+    before = [(norm.momentum, {name: buffer.clone() for name, buffer in norm.named_buffers()}) for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average
+    with batch_statistics(network):
+        for batch in images:
+            predict(batch)
+    passed = [norm for norm in norms if norm.num_batches_tracked is not None and norm.num_batches_tracked > 0]
+    for norm, (momentum, buffers) in zip(norms, before, strict=True):
+        norm.momentum = momentum
+        if norm not in passed:
+            for name, buffer in norm.named_buffers():
+                buffer.copy_(buffers[name])
+    return passed

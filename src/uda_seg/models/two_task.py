@@ -91,14 +91,15 @@ class TwoTaskHead(Head):
         self.main = (main,)  # in a tuple, so that its weights stay where they are: under `heads.main`
         self.width = main.width
         width = width or min(WIDTH, main.width // EXPANSION * EXPANSION)
-        dilations = dilations or getattr(main, "dilations", DILATIONS)
+        of_main: Sequence[int] = getattr(main, "dilations", DILATIONS)
+        rates = dilations or of_main
         self.segmentation_features, self.depth_features = (task_features(main.width, width) for _ in range(2))
         self.initial_segmentation = nn.Conv2d(width, num_classes, 1) if initial == "features" else None
         self.initial_source_depth, self.initial_target_depth = (nn.Conv2d(width, 1, 1) for _ in range(2))
         self.to_segmentation = Attention(width) if correlation else None
         self.to_depth = Attention(width) if correlation else None
-        self.segmentation = DeepLabV2Head([width], num_classes, dilations)
-        self.source_depth, self.target_depth = (DeepLabV2Head([width], 1, dilations) for _ in range(2))
+        self.segmentation = DeepLabV2Head([width], num_classes, rates)
+        self.source_depth, self.target_depth = (DeepLabV2Head([width], 1, rates) for _ in range(2))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.01)

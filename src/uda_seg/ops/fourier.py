@@ -37,7 +37,8 @@ def fourier_transfer(content: Tensor, style: Tensor, beta: float = 0.01, strengt
         if strength is not None:
             amplitude = torch.lerp(low.abs(), amplitude, strength.view(-1, 1, 1, 1))
         spectrum[..., rows, : half + 1] = torch.polar(amplitude, low.angle())
-    return torch.fft.irfft2(spectrum, s=(height, width))
+    translated: Tensor = torch.fft.irfft2(spectrum, s=(height, width))
+    return translated
 
 
 def match_statistics(content: Tensor, style: Tensor, strength: Tensor | None = None) -> Tensor:
