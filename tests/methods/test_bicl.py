@@ -10,11 +10,13 @@ import pytest
 import pytorch_lightning as pl
 import reference_steps as reference
 import torch
+from omegaconf import OmegaConf
 from test_steps import equal_weights, fit, run_plain
 
 from data.trees import streets_tree
 from uda_seg.callbacks.checkpoint import Checkpoints
 from uda_seg.command import composed
+from uda_seg.config import CONF
 from uda_seg.data.datamodule import UDADataModule
 from uda_seg.data.settings import DataSettings, DomainSettings
 from uda_seg.errors import UserError
@@ -44,7 +46,8 @@ def labelled_batches(make_batch):
 @pytest.mark.parametrize("until", LADDER)
 def test_step_equals_plain_pytorch(until, labelled_batches, make_segmentor, make_plan):
     options = {"warmup": 0.0, "temperature": 0.5, "dynamic_threshold": 0.06, "calibration_momentum": 0.6}
-    module = BiCL(make_segmentor(), make_plan(), until=until, entropy_weight=0.4, entropy_kind="shannon", **options)
+    options |= {"feature": "logits", "entropy_weight": 0.4, "entropy_kind": "shannon"}
+    module = BiCL(make_segmentor(), make_plan(), until=until, **options)
     student, xi = copy.deepcopy(module.segmentor), torch.zeros(19, 19)
     labels = iter([batch["target"].pseudo for batch in labelled_batches])
 
@@ -83,7 +86,8 @@ def test_displacements_stay_zero_at_momentum_one_and_for_equal_domains(make_segm
 
 def test_without_displacement_dynamic_labels_are_plain_transfer(make_segmentor, make_plan, labelled_batches):
     shown = {}
-    module = BiCL(make_segmentor(), make_plan(), temperature=0.5, dynamic_threshold=0.06, calibration_momentum=1.0)
+    options = {"feature": "logits", "temperature": 0.5, "dynamic_threshold": 0.06}
+    module = BiCL(make_segmentor(), make_plan(), calibration_momentum=1.0, **options)
     module.show = lambda **tensors: shown.update(tensors)
     g = torch.Generator().manual_seed(0)
     f_s, f_t = torch.randn(2, 19, 4, 8, generator=g), torch.randn(2, 19, 4, 8, generator=g)
@@ -126,10 +130,22 @@ def test_nothing_shared_and_nothing_labelled_is_no_nan(make_segmentor, make_plan
 
 
 def test_what_is_logged(make_segmentor, make_plan, labelled_batches):
-    recorded = run_once(BiCL(make_segmentor(), make_plan()), labelled_batches[0]).recorded
-    assert 0 < recorded["diagnostic/labelled/static"] <= 1
-    assert recorded["diagnostic/labelled/hybrid"] <= 1
+    recorded = run_once(BiCL(make_segmentor(), make_plan(), dynamic_threshold=0.3), labelled_batches[0]).recorded
+    y_f = labelled_batches[0]["target"].pseudo
+    assert recorded["diagnostic/labelled/static"] == pytest.approx((y_f != 255).float().mean().item())
+    assert (y_f[:, 2::4, 2::4] != 255).float().mean() < recorded["diagnostic/labelled/hybrid"] <= 1
     assert math.isfinite(recorded["diagnostic/calibration/road"])
+
+
+@pytest.mark.parametrize("feature", ["fused", "logits", "backbone", "projection"])
+def test_every_feature_can_be_compared(feature, make_segmentor, make_plan, labelled_batches):
+    segmentor = make_segmentor()
+    fused, last = segmentor.heads["main"].width, segmentor.encoder.channels[-1]
+    module = run_once(BiCL(segmentor, make_plan(), warmup=0.0, feature=feature, width=5), labelled_batches[0])
+    width = {"fused": fused, "logits": 19, "backbone": last, "projection": 5}[feature]
+    assert module.calibration.value.shape == (19, width)
+    assert module.calibration.value.abs().sum() > 0
+    assert module.recorded["train/contrast/backward"] > 0
 
 
 def test_own_stem(make_segmentor, make_plan, labelled_batches):
@@ -272,5 +288,6 @@ def test_interrupted_labelling_goes_on(make_segmentor, make_plan, data, tmp_path
 
 
 def test_the_ladder_is_a_choice():
-    config = composed(["experiment=bicl_ladder"])
-    assert config.method["_target_"].endswith("BiCL")
+    assert composed(["experiment=bicl_ladder"]).method["_target_"].endswith("BiCL")
+    jobs = OmegaConf.load(CONF / "experiment/bicl_ladder.yaml").hydra.sweeper.params
+    assert tuple(jobs["method.until"].split(",")) == LADDER

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from uda_seg.methods.self_training import labelled
 from uda_seg.models.deeplab import DeepLabV2Head
 from uda_seg.models.norm import frozen_statistics
 from uda_seg.models.projection import attach_projection, project
-from uda_seg.models.segmentor import Segmentor, Supervision
+from uda_seg.models.segmentor import Head, Segmentor, Supervision
 from uda_seg.models.stem import DomainStem
 from uda_seg.ops.contrast import prototype_contrast, similarity, transfer_labels
 from uda_seg.ops.entropy import entropy
@@ -61,8 +61,9 @@ class BiCL(UDAModule):
         dynamic_threshold: T, above which a transferred label counts (released: 0.8).
         calibration_momentum: share of a class's displacement xi that stays in a step (not public: 0.99; 1 keeps it 0).
         absent: logit of a class that the other image has not: `masked` out, or `opposite`, the cosine -1 (released).
-        feature: what is compared: the classifier's `logits` (released: those of DeepLab's four branches, side by side),
-            the `backbone`'s last stage, or a `projection` of the fused map (the last two ours).
+        feature: what is compared: the `fused` map that the classifier reads, its `logits` (released: those of DeepLab's
+            four branches, side by side), the `backbone`'s last stage, or a `projection` of the fused map. All but the
+            logits are ours: cosines of a DAFormer head's logits differ so little that no transferred label passes T.
         width: channels of the projection; null: as the fused map, 256 at most.
         entropy_weight: of the entropy term, which the paper does not show (released: 0.4; 0).
         entropy_kind: `double_softmax` (released, see `uda_seg.ops.entropy`) or `shannon`.
@@ -88,7 +89,7 @@ class BiCL(UDAModule):
         dynamic_threshold: Fraction = 0.8,
         calibration_momentum: Fraction = 0.99,
         absent: Literal["masked", "opposite"] = "masked",
-        feature: Literal["logits", "backbone", "projection"] = "logits",
+        feature: Literal["fused", "logits", "backbone", "projection"] = "fused",
         width: Count | None = None,
         entropy_weight: NotNegative = 0.0,
         entropy_kind: Literal["double_softmax", "shannon"] = "double_softmax",
@@ -181,6 +182,8 @@ class BiCL(UDAModule):
         head = self.segmentor.heads["main"]
         if self.feature == "projection":
             return project(self.segmentor, result.fused)
+        if self.feature == "fused":
+            return result.fused
         if self.feature == "backbone":
             return result.features.stages[-1]
         return head.branches(result.fused).flatten(1, 2) if isinstance(head, DeepLabV2Head) else result.logits
@@ -227,6 +230,8 @@ def _channels(segmentor: Segmentor, feature: str) -> int:
     """Channels of what is compared, projection aside."""
     if feature == "backbone":
         return segmentor.encoder.channels[-1]
-    head = segmentor.heads["main"]
+    head = cast(Head, segmentor.heads["main"])
+    if feature == "fused":
+        return head.width
     branches = len(head.dilations) if isinstance(head, DeepLabV2Head) else 1
     return branches * segmentor.num_classes

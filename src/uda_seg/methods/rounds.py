@@ -24,6 +24,7 @@ from uda_seg.methods.base import UDAModule
 from uda_seg.models.norm import batch_statistics, frozen_statistics
 from uda_seg.ops.confident import LEVELS, certainty, histogram, select, top_share
 from uda_seg.ops.image import to_float
+from uda_seg.ops.losses import IGNORE
 
 log = logging.getLogger(__name__)
 
@@ -146,13 +147,12 @@ class StaticLabels:
             counts += histogram(label, level, len(counts))
         counts = module.mean_over_ranks(counts.to(module.device)).cpu()
         thresholds = top_share(counts, self.shares.of_class)
-        missing = [c for c in range(len(counts)) if c not in module.plan.eval_classes]
-        thresholds[missing] = (
-            LEVELS  # a class that is not evaluated is not in the source: SYNTHIA's terrain, truck, train
-        )
+        # A class that is not evaluated is not in the source: SYNTHIA's terrain, truck and train.
+        thresholds[[c for c in range(len(counts)) if c not in module.plan.eval_classes]] = LEVELS
         kept = torch.zeros(2, dtype=torch.float64)
         for label, level, out in _images(draft, batches, mine):
-            by_image = torch.stack([histogram(*pair, len(counts)).sum(0) for pair in zip(label, level, strict=True)])
+            one_class = torch.where(label < len(counts), 0, IGNORE)  # and none beyond an image smaller than the others
+            by_image = torch.cat([histogram(*pair, 1) for pair in zip(one_class, level, strict=True)])
             chosen = select(label, level, thresholds, top_share(by_image, self.shares.of_image))
             out[:] = chosen.numpy()
             kept += torch.tensor([(chosen < len(counts)).sum(), chosen.numel()], dtype=torch.float64)
