@@ -159,7 +159,9 @@ class T2SDA(SelfTraining):
             keys, key_logits = teacher.apply_network(lambda network: embed(network, image))
             other = Pixels(keys[partner], self.target_labels(key_logits, target)[partner])
         with self.statistics_of_source():
-            query, logits = embed(self.segmentor, translated)
+            logits, fused = self.segmentor.decode(self.segmentor.features(translated))
+        # Outside: the projection sees no other images whose statistics it could keep.
+        query = unit_vectors(self.segmentor, fused)
         self.observe(key_logits, logits.detach(), own.label)
         terms = [Loss("translated/pull", self.pull(query, own, other), self.pull_weight)]
         if self.translated_weight > 0:
@@ -235,4 +237,9 @@ class T2SDA(SelfTraining):
 def embed(network: Segmentor, image: Tensor) -> tuple[Tensor, Tensor]:
     """Unit vectors g [B, D, h, w] and plain logits [B, K, h, w] of images [B, 3, H, W] in [0, 1]."""
     logits, fused = network.decode(network.features(image))
-    return F.normalize(project(network, fused).float(), dim=1), logits
+    return unit_vectors(network, fused), logits
+
+
+def unit_vectors(network: Segmentor, fused: Tensor) -> Tensor:
+    """The projection g of a fused map at length 1, float32 [B, D, h, w]."""
+    return F.normalize(project(network, fused).float(), dim=1)
