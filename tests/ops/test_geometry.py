@@ -111,3 +111,18 @@ def test_a_mirrored_pair_is_warped_to_the_mirrored_image():
     seen = warp(image, depth, K, stereo_motion(torch.tensor([0.3])))
     other = warp(image.flip(3), depth.flip(3), flip_intrinsics(K, 8), stereo_motion(torch.tensor([-0.3])))
     torch.testing.assert_close(other.flip(3), seen, atol=1e-4, rtol=0)
+
+
+def test_autocast_does_not_move_a_pixel():
+    """bfloat16 would round column 201 to 200 or 202, and a rotation to three digits."""
+    image = torch.rand(1, 3, 4, 256)
+    camera = torch.tensor([[[200.0, 0, 127.3], [0, 200.0, 1.6], [0, 0, 1]]])
+    vectors = torch.tensor([[0.011, -0.003, 0.007]]), torch.tensor([[0.013, 0.005, 0.07]])
+
+    def seen():
+        motion = motion_matrix(*vectors, invert=True)
+        return warp(image, torch.full((1, 1, 4, 256), 3.1), flip_intrinsics(camera, 256), motion)
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under = seen()
+    assert torch.equal(under, seen())

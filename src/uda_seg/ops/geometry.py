@@ -1,7 +1,8 @@
 """The pinhole camera between frames: depth to points, motion, and images warped from one view into another.
 
 Pixel (u, v) is the point with exactly these coordinates, its centre; so the image spans [0, W - 1] x [0, H - 1], which
-is what `align_corners=True` means to `grid_sample`. Camera axes: x right, y down, z ahead.
+is what `align_corners=True` means to `grid_sample`. Camera axes: x right, y down, z ahead. All products are in float32,
+under autocast too.
 """
 
 from __future__ import annotations
@@ -9,6 +10,12 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Compute a @ b in float32 whatever autocast wants: bfloat16 has eight bits for a pixel's place in its row."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a.float() @ b.float()
 
 
 def disparity_to_depth(disparity: Tensor, nearest: float = 0.1, farthest: float = 100.0) -> Tensor:
@@ -32,7 +39,7 @@ def pixel_grid(height: int, width: int, device: torch.device | None = None) -> T
 def back_project(depth: Tensor, intrinsics: Tensor) -> Tensor:
     """Points [B, 3, H * W] in the camera frame of pixels with depth [B, 1, H, W] and intrinsics [B, 3, 3]."""
     inverse: Tensor = torch.linalg.inv_ex(intrinsics).inverse  # `inv` would wait for the device to check its success
-    return inverse @ pixel_grid(depth.shape[2], depth.shape[3], depth.device) * depth.flatten(2)
+    return product(inverse, pixel_grid(depth.shape[2], depth.shape[3], depth.device)) * depth.flatten(2)
 
 
 def project(points: Tensor, intrinsics: Tensor, motion: Tensor) -> Tensor:
@@ -41,8 +48,8 @@ def project(points: Tensor, intrinsics: Tensor, motion: Tensor) -> Tensor:
     `motion` takes points of the first camera's frame to the second's. Points in or behind the second camera's plane
     project far outside the image.
     """
-    moved = motion[:, :3, :3] @ points + motion[:, :3, 3:]
-    pixels = intrinsics @ moved
+    moved = product(motion[:, :3, :3], points) + motion[:, :3, 3:]
+    pixels = product(intrinsics, moved)
     depth = pixels[:, 2:]
     # Not depth + 1e-7: a small negative depth would mirror the point into the image.
     return torch.where(depth > 1e-3, pixels[:, :2] / depth.clamp_min(1e-3), torch.full_like(depth, -1e4))
@@ -61,9 +68,8 @@ def warp(image: Tensor, depth: Tensor, intrinsics: Tensor, motion: Tensor) -> Te
         [B, C, H, W], the image as seen from this view, bilinear, its border repeated outside.
     """
     height, width = depth.shape[-2:]
-    pixels = project(back_project(depth, intrinsics), intrinsics, motion).view(-1, 2, height, width)
-    size = torch.tensor([width - 1, height - 1], device=depth.device).clamp_min(1)
-    grid = pixels.permute(0, 2, 3, 1) / size * 2 - 1
+    u, v = project(back_project(depth, intrinsics), intrinsics, motion).view(-1, 2, height, width).unbind(1)
+    grid = torch.stack([u / max(width - 1, 1), v / max(height - 1, 1)], dim=-1) * 2 - 1
     return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=True)
 
 
@@ -74,7 +80,7 @@ def rotation_matrix(axis_angle: Tensor) -> Tensor:
     cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).view(-1, 3, 3)
     angle = (axis_angle.square().sum(-1) + 1e-12).sqrt().view(-1, 1, 1)
     half = torch.sin(angle / 2) / angle  # 1 - cos a = 2 sin^2(a / 2), without the cancellation
-    return torch.eye(3, device=cross.device) + torch.sin(angle) / angle * cross + 2 * half**2 * (cross @ cross)
+    return torch.eye(3, device=cross.device) + torch.sin(angle) / angle * cross + 2 * half**2 * product(cross, cross)
 
 
 def motion_matrix(axis_angle: Tensor, translation: Tensor, invert: bool = False) -> Tensor:
@@ -82,7 +88,7 @@ def motion_matrix(axis_angle: Tensor, translation: Tensor, invert: bool = False)
     rotation, shift = rotation_matrix(axis_angle), translation.unsqueeze(-1)
     if invert:
         rotation = rotation.transpose(1, 2)
-        shift = -rotation @ shift
+        shift = product(-rotation, shift)
     last = torch.zeros_like(rotation[:, :1])
     corner = torch.ones_like(shift[:, :1])
     return torch.cat([torch.cat([rotation, shift], dim=2), torch.cat([last, corner], dim=2)], dim=1)
@@ -104,14 +110,14 @@ def crop_intrinsics(intrinsics: Tensor, top: int, left: int) -> Tensor:
 
 
 def flip_intrinsics(intrinsics: Tensor, width: int) -> Tensor:
-    """Intrinsics [B, 3, 3] of images mirrored left-right: c_x -> W - 1 - c_x."""
-    mirror = torch.tensor([[-1.0, 0, width - 1], [0, 1, 0], [0, 0, 1]], device=intrinsics.device)
-    axis = torch.tensor([-1.0, 1, 1], device=intrinsics.device)  # the camera's x axis is mirrored too
-    return mirror @ intrinsics * axis
+    """Intrinsics [B, 3, 3], without skew, of images mirrored left-right: c_x -> W - 1 - c_x."""
+    mirrored = intrinsics.clone()
+    mirrored[:, 0, 2] = width - 1 - intrinsics[:, 0, 2]
+    return mirrored
 
 
 def scale_intrinsics(intrinsics: Tensor, before: tuple[int, int], after: tuple[int, int]) -> Tensor:
     """Intrinsics [B, 3, 3] after a resize from (H, W) to (H', W'): pixel centres stay on their half-pixel places."""
     y, x = after[0] / before[0], after[1] / before[1]
     change = torch.tensor([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]], device=intrinsics.device)
-    return change @ intrinsics
+    return product(change, intrinsics)
