@@ -133,6 +133,7 @@ def test_masked_consistency_needs_the_memory_of_source_only(tiny):
 
 
 def test_every_phase_of_a_step_is_timed(tiny):
+    tiny.logger.log_every = 1
     profile = profile_step(tiny)
     terms = ("source/ce", "source/masked_ce", "mix/ce", "mix/masked_ce")
     assert {f"{way} {term}" for way in ("forward", "backward") for term in terms} <= set(profile.phases_ms)

@@ -79,7 +79,7 @@ def test_variant_stays_short_and_tells_long_ones_apart():
         (["data.crop=[256,256]"], "data.crop=[256, 256] is larger than data.source.size=[128, 256]"),
         (["data.eval_classes=17"], "17"),
         (["method=lcmsm", "data=synthia2cs"], "uda_seg.prepare data=synthia2cs"),
-        (["data=null"], "data=None: there is no such data; known: gta2cs, streets, streets2camvid, streets_random"),
+        (["data=null"], "data=None: there is no such data; known: gta2cs, streets, streets2camvid"),
     ],
 )
 def test_train_says_in_a_line_what_is_wrong(cli, arguments, said):
@@ -99,7 +99,7 @@ def test_help_is_for_people(cli, command):
     finished = cli(command.main, "--help")
     assert finished.code == 0
     assert finished.out.startswith(f"`python -m {command.__name__}")
-    for group in ("method: adabn, dacs, daformer, lcmsm, mic, oracle, source_only", "data: ", "debug: "):
+    for group in ("method: adabn, bicl, corda, dacs, daformer, lcmsm, mic, oracle, source_only", "data: ", "debug: "):
         assert group in finished.out
     assert "resume=last" in finished.out
     assert max(len(line) for line in finished.out.splitlines()) <= 120

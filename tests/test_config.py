@@ -212,7 +212,7 @@ def test_accepted_keys_are_those_of_the_schema_and_of_the_signatures(parsed):
 
 
 def test_options_are_what_the_class_takes():
-    assert options("uda_seg.methods.source_only.AdaBN", "method") == {"batches": Count}
+    assert options("uda_seg.methods.source_only.AdaBN", "method") == {"strong_augment": bool}
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,16 @@ import itertools
 import logging
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
@@ -56,6 +59,18 @@ def _run_name(checkpoint: str) -> str:
 
 
 OmegaConf.register_new_resolver("variant", variant, replace=True)
+
+
+def listed_choices() -> str:
+    """Every group of the configuration and what it can be, as `--help` shows them."""
+    lines = []
+    for group in sorted(groups()):
+        names = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
+        lines += textwrap.wrap(f"{group}: {names}", 116, initial_indent="  ", subsequent_indent="    ")
+    return "\n".join(lines)
+
+
+OmegaConf.register_new_resolver("choices", listed_choices, replace=True)
 OmegaConf.register_new_resolver("differs", lambda value, other: value != other, replace=True)
 
 
@@ -211,7 +226,10 @@ def departures(config: Config) -> list[str]:
     if not HydraConfig.initialized():
         return []
     chosen = HydraConfig.get().runtime.choices
-    tree = compose("config", [f"method={chosen['method']}", "~data"], return_hydra_config=True)
+    # A running job has Hydra at hand; elsewhere it has to be started.
+    started = GlobalHydra.instance().is_initialized()
+    with nullcontext() if started else initialize_config_dir(str(CONF), version_base="1.3"):
+        tree = compose("config", [f"method={chosen['method']}", "~data"], return_hydra_config=True)
     own_model = tree.hydra.runtime.choices["model"]
     found = [] if own_model == chosen["model"] else [f"model {chosen['model']} ({own_model})"]
     for key, value in leaves({key: asdict(config)[key] for key in RECIPE}):

@@ -56,6 +56,7 @@ def train(config: Config, folder: Path) -> float:
         log.info("otherwise than the method's own recipe (in brackets): %s", ", ".join(changed))
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = build_data(config)
+    data.find()
     module = build_module(config, data)
     module.setup("fit")  # what cannot be had (weights, class text) is told before anything is rendered
     data.prepare_data()

@@ -131,6 +131,18 @@ class UDADataModule(pl.LightningDataModule):
         target = self._target_batch * self.world if self._target and self.target_in_step else 0
         return self.source_images_per_step + target
 
+    def find(self) -> None:
+        """Look for the data sets on disk, and leave what has to be rendered for later.
+
+        Raises:
+            UserError: a folder that is not set, or not there, with the command that mends it.
+        """
+        labeled, target = (*self._labeled, True), ("data.target", self._target, False)
+        validation = [(f"data.validation.{name}", domain, True) for name, domain in self.settings.validation.items()]
+        for option, domain, read in [labeled, target, *validation]:
+            if domain is not None and (domain.dataset != "streets" or domain.root is not None):
+                open_domain(domain, self.settings, self.classes, option, labeled=read)
+
     def prepare_data(self) -> None:
         """Render and count whatever the cache lacks (Lightning calls it once per machine, before `setup`)."""
         self.setup(self.trainer.state.fn if self.trainer else None)
