@@ -13,6 +13,7 @@ from test_steps import equal_weights, fit, frozen, run_plain
 from uda_seg.errors import UserError
 from uda_seg.methods.corda import CorDA
 from uda_seg.methods.repeated_sgd import RepeatedSGD, repeats_of
+from uda_seg.methods.self_training import labelled
 from uda_seg.methods.settings import OptimizerSettings, TeacherSettings
 from uda_seg.models.deeplab import DeepLabV2Head, ResNet101
 from uda_seg.models.segmentor import Segmentor
@@ -87,10 +88,53 @@ def test_released_choices_differ_from_the_default(make_segmentor, make_plan, mak
         return torch.cat([p.detach().flatten() for p in module.segmentor.encoder.parameters()])
 
     options = ({}, {"depth_weight": "batch_mean"}, {"depth_weight": "none"}, {"jitter_order": "bgr"},
-               {"mix_classes": "image_and_ignore"}, {"dilations": [1]}, {"source_depth": 0.0})  # fmt: skip
+               {"mix_classes": "image_and_ignore"}, {"dilations": [1]}, {"source_depth": 0.0},
+               {"depth_start": 0.0})  # fmt: skip
     results = [weights(**o) for o in options]
     for (i, a), (j, b) in itertools.combinations(enumerate(results), 2):
         assert not torch.equal(a, b), (options[i], options[j])
+
+
+def test_untrained_decoders_start_at_the_depth_of_a_street(make_segmentor, make_plan):
+    head = CorDA(make_segmentor(), make_plan()).segmentor.heads["two_task"].eval()
+    tasks = head.tasks(torch.zeros(1, head.width, 6, 6))
+    for z in (tasks.source_depth, tasks.target_depth, tasks.initial_source_depth, tasks.initial_target_depth):
+        assert z.sub(50).abs().max() < 1
+
+
+def test_a_trained_main_head_hands_over_its_segmentation(make_segmentor, make_plan, make_batch):
+    """With init=, the network that labels the target begins as the one that was trained, and goes on learning."""
+    module = CorDA(make_segmentor(), make_plan())
+    head, image = module.segmentor.heads["two_task"], torch.rand(2, 3, 32, 64)
+    torch.nn.init.normal_(module.segmentor.heads["main"].conv_seg.weight)
+    module.segmentor.eval()
+    assert not torch.allclose(module.segmentor.predict(image), module.segmentor.predict(image, "main"), atol=1e-2)
+    module.start_heads({"two_task"})
+    torch.testing.assert_close(module.segmentor.predict(image), module.segmentor.predict(image, "main"))
+    fit(module, [make_batch(seed, depth=True) for seed in range(2)])
+    for name in ("segmentation_features.0.bn3", "segmentation_features.1.conv1", "to_segmentation.gate"):
+        weight = dict(head.named_modules())[name].weight
+        assert weight.grad.abs().sum() > 0, name
+
+
+def test_a_main_head_of_another_form_hands_over_nothing(make_plan, caplog):
+    network = Segmentor(ResNet101(blocks=(1, 1, 1, 1), width=4), DeepLabV2Head, 19)
+    with caplog.at_level("INFO"):
+        CorDA(network, make_plan()).start_heads({"two_task"})
+    assert "the two-task head starts untrained" in caplog.text
+
+
+@pytest.mark.parametrize("running_statistics", ["all", "mixed"])
+def test_the_source_moves_running_statistics_where_all_images_do(
+    running_statistics, make_segmentor, make_plan, make_batch
+):
+    module = CorDA(make_segmentor(), make_plan(running_statistics=running_statistics))
+    fit(module, [make_batch(depth=True)])
+    norm = next(m for m in module.segmentor.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    before = norm.running_mean.clone()
+    batch = make_batch(1, depth=True)
+    module.source_terms(labelled(batch["source"]))
+    assert torch.equal(norm.running_mean, before) == (running_statistics == "mixed")
 
 
 def test_images_without_valid_depth_train_on_their_labels(make_segmentor, make_plan, make_batch):

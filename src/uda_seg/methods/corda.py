@@ -10,6 +10,7 @@ is known of the released code, and where its two scripts differ or it does somet
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -25,12 +26,15 @@ from uda_seg.methods.repeated_sgd import RepeatedSGD, repeated_groups
 from uda_seg.methods.self_training import Labelled, SelfTraining, labelled
 from uda_seg.methods.settings import Plan
 from uda_seg.methods.step import Loss
+from uda_seg.models.daformer import DAFormerHead
 from uda_seg.models.segmentor import Head, Segmentor
 from uda_seg.models.two_task import Tasks, TwoTaskHead
 from uda_seg.ops.augment import draw_strong, strong_augment
 from uda_seg.ops.depth import Z_SCALE, berhu, discrepancy_weight
 from uda_seg.ops.losses import IGNORE, cross_entropy
 from uda_seg.ops.mixing import class_mix
+
+log = logging.getLogger(__name__)
 
 
 class CorDA(SelfTraining):
@@ -51,6 +55,8 @@ class CorDA(SelfTraining):
         width: channels of the tasks' features; null: as wide as the main head's map, at most the paper's 256.
         dilations: of the final heads; null: the main head's. DeepLab-V2's are 6, 12, 18, 24, of which the released
             code uses the first two.
+        depth_start: inverse depth that the decoders give before they have learnt anything; the default is the mean of a
+            street, 13 m, so that short runs need not spend their depth losses on finding it; 0: as released.
         initial: the initial segmentation comes from the task's `features` (released SYNTHIA model) or from the `main`
             head (released GTA model).
         label_by_initial: fraction of the run in which the teacher's main head gives the pseudo-labels, before its final
@@ -75,6 +81,7 @@ class CorDA(SelfTraining):
         correlation: bool = True,
         width: int | None = None,
         dilations: Sequence[int] | None = None,
+        depth_start: NotNegative = 50.0,
         initial: Literal["features", "main"] = "features",
         label_by_initial: Fraction = 0.0,
         jitter: Fraction = 0.25,
@@ -86,7 +93,7 @@ class CorDA(SelfTraining):
             raise UserError("method.label_by_initial needs method.initial=main: other initial heads cannot label alone")
         main = segmentor.heads["main"]
         assert isinstance(main, Head)
-        head = TwoTaskHead(main, len(plan.classes), width, dilations, correlation, initial)
+        head = TwoTaskHead(main, len(plan.classes), width, dilations, correlation, initial, depth_start)
         segmentor.attach("two_task", head)
         segmentor.eval_head = "two_task"
         super().__init__(segmentor, plan, mix_classes=mix_classes)
@@ -94,6 +101,16 @@ class CorDA(SelfTraining):
         self.source_depth_weight, self.mixed_depth_weight = source_depth, mixed_depth
         self.initial_steps = round(label_by_initial * plan.steps)
         self.jitter, self.jitter_order, self.encoder_updates = jitter, jitter_order, encoder_updates
+
+    def start_heads(self, missing: set[str]) -> None:
+        """Begin the final segmentation as the trained main head (our choice): it labels the target from the start."""
+        main, head = self.segmentor.heads["main"], self.segmentor.heads["two_task"]
+        if "two_task" not in missing or not isinstance(head, TwoTaskHead):
+            return
+        if isinstance(main, DAFormerHead) and main.width == head.segmentation.width:
+            head.start_from(main)
+        else:
+            log.info("the two-task head starts untrained: it is narrower than the main head, or of another form")
 
     def losses(self, batch: Batch) -> Iterator[Loss | tuple[Loss, ...]]:
         """The source's terms, then the mixture's; each from one forward."""
@@ -104,7 +121,8 @@ class CorDA(SelfTraining):
 
     def source_terms(self, source: Labelled) -> tuple[Loss, ...]:
         """Cross-entropy over labelled pixels and depth of the source decoder, initial and final."""
-        tasks, z = self.predict_tasks(source.image), depth_of(source)
+        with self.statistics_of_source():
+            tasks, z = self.predict_tasks(source.image), depth_of(source)
         share = self.mean_over_ranks((source.label != IGNORE).float().mean())
         weight = 1 / torch.where(share > 0, share, 1.0)  # makes the mean over all pixels one over labelled pixels
         self.show(

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from uda_seg.models.daformer import DAFormerHead
 from uda_seg.models.deeplab import EXPANSION, Bottleneck, DeepLabV2Head
 from uda_seg.models.segmentor import Head, resize
 
@@ -74,6 +75,7 @@ class TwoTaskHead(Head):
         correlation: False keeps the tasks' features apart, the control.
         initial: where the initial segmentation comes from: a 1x1 convolution on the task's "features" (the released
             SYNTHIA model), or the "main" head's own classifier (the released GTA model).
+        start: the inverse depth that all four untrained depth predictions give, but for small weights.
     """
 
     reads = ("main",)
@@ -86,6 +88,7 @@ class TwoTaskHead(Head):
         dilations: Sequence[int] | None = None,
         correlation: bool = True,
         initial: Literal["features", "main"] = "features",
+        start: float = 0.0,
     ) -> None:
         super().__init__()
         self.main = (main,)  # in a tuple, so that its weights stay where they are: under `heads.main`
@@ -103,6 +106,39 @@ class TwoTaskHead(Head):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.01)
+        for bias in self.depth_biases():
+            nn.init.constant_(bias, start)
+
+    def depth_biases(self) -> list[Tensor]:
+        """One bias of each depth prediction; a sum over dilations has several, of which the others stay near zero."""
+        finals = [head.conv2d_list[0] for head in (self.source_depth, self.target_depth)]
+        convs = [self.initial_source_depth, self.initial_target_depth, *finals]
+        return [conv.bias for conv in convs if isinstance(conv, nn.Conv2d) and conv.bias is not None]
+
+    @torch.no_grad()
+    def start_from(self, main: DAFormerHead) -> None:
+        """Segment as a trained main head of the same width does; the depth task stays as it is.
+
+        The residual branches of the task's features begin at zero, so that the map passes unchanged (it is behind a
+        ReLU); nothing comes from the depth task; the classifier is the main head's, in the middle of one kernel. All of
+        it has gradients from the first step.
+
+        Raises:
+            ValueError: the features are narrower than the main head's map.
+        """
+        centre, *_ = convs = list(self.segmentation.conv2d_list)
+        if self.segmentation.width != main.width:
+            raise ValueError(f"features of width {self.segmentation.width} cannot pass a map of width {main.width}")
+        for block in self.segmentation_features:
+            nn.init.zeros_(block.bn3.weight)  # type: ignore[union-attr, arg-type]
+        if self.to_segmentation is not None:
+            nn.init.zeros_(self.to_segmentation.conv.weight)
+        for conv in convs:
+            assert isinstance(conv, nn.Conv2d)
+            nn.init.zeros_(conv.weight)
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+        centre.weight[:, :, 1, 1] = main.conv_seg.weight[:, :, 0, 0]  # type: ignore[index, union-attr, operator]
+        centre.bias.copy_(main.conv_seg.bias)  # type: ignore[union-attr, operator]
 
     def fuse(self, stages: list[Tensor]) -> Tensor:
         """Stages -> the main head's map [B, D, h, w]."""
@@ -136,6 +172,6 @@ class TwoTaskHead(Head):
 
 
 def task_features(inputs: int, width: int) -> nn.Sequential:
-    """Two residual bottlenecks, [B, inputs, h, w] -> [B, width, h, w], the first with a projected shortcut."""
+    """Two residual bottlenecks, [B, inputs, h, w] -> [B, width, h, w]; the first projects its shortcut to `width`."""
     inner = width // EXPANSION
     return nn.Sequential(Bottleneck(inputs, inner, 1, 1, True), Bottleneck(width, inner, 1, 1, True))
