@@ -141,7 +141,11 @@ def test_two_dashboards(train, tmp_path):
     assert any(b"train/source/ce" in file.read_bytes() for file in events)
     train("wandb", "method=source_only", "logger=wandb", "logger.offline=true", "logger.tags=[a]", "steps=2")
     (file,) = (tmp_path / "wandb" / "wandb").glob("offline-run-*/run-*.wandb")
-    history, config = read_wandb(file)
+    for _ in range(100):  # wandb's own process may still be writing
+        history, config = read_wandb(file)
+        if history:
+            break
+        time.sleep(0.2)
     assert {"train/source/ce", "val/miou"} <= history
     assert {"steps", "method", "data"} <= config
 
