@@ -58,7 +58,7 @@ def export_domain(
     said = {
         "encoding": "disparity",
         "z": "655.36 / (metres + 0.01)" if module.metric else "256 * disparity + 1, in no unit",
-        "learnt_from": ", ".join(scale.domains),
+        "learnt_from": ", ".join(scale.domains) + ("" if mine in scale.domains else " (zero-shot)"),
         "weights": fingerprint(module),
     }
     describe_maps(folder, said, config.overwrite)

@@ -106,7 +106,7 @@ def test_another_resolution_is_sampled_and_another_shape_refused(tmp_path):
 
 def missing(root):
     (root / "depth/000000.png").unlink()
-    return r"1 of 1 images have no depth, the first misses .*depth/000000.png; set data.source.depth"
+    return r"1 of 1 images have no depth, the first misses .*depth/000000.png; learn depth with"
 
 
 def eight_bit(root):
@@ -147,9 +147,17 @@ def test_other_damages_are_said(tmp_path):
     with pytest.raises(UserError, match=r"data.source.depth_encoding=feet is unknown: use one of metres"):
         read("streets", tmp_path / "s", depth_encoding="feet")
     save(tmp_path / "c/train/0.png", np.zeros((8, 8, 3), np.uint8))
-    line = "data.source: camvid has no depth of its own; set data.source.depth"
+    line = (
+        "data.source: camvid has no depth of its own; learn depth with python -m uda_seg.depth data=streets, write "
+        "maps with python -m uda_seg.depth checkpoint=<run>/checkpoints/last.ckpt data=streets "
+        f"data.source.root={tmp_path / 'c'} depth.export=true, then set data.source.depth=<run>/maps/camvid"
+    )
     with pytest.raises(UserError, match=re.escape(line)):
         read("camvid", tmp_path / "c")
+    (tmp_path / "c/maps").mkdir()
+    (tmp_path / "c/maps/depth.json").write_text("[]")
+    with pytest.raises(UserError, match=r"depth.json cannot be read: export the depth maps again"):
+        read("camvid", tmp_path / "c", depth=str(tmp_path / "c/maps"))
 
 
 def test_an_image_without_valid_depth_is_allowed(tmp_path):

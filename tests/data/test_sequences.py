@@ -77,14 +77,27 @@ def test_cityscapes_keeps_its_views_apart(tmp_path):
     sample = open_sequences(tmp_path, dataset="cityscapes")[0]
     for place in range(3):
         assert torch.equal(sample.views[0, place], pixels(noise(place + 1)))
-    assert sample.intrinsics[0, 0, 0].item() == pytest.approx(2262.52)
-    camera = {"intrinsic": {"fx": 5, "fy": 6, "u0": 7, "v0": 8}, "extrinsic": {"baseline": 0.2}}
+    # The calibration is of 2048 x 1024 pixels; these pictures were shrunk to 12 x 8 before.
+    assert sample.intrinsics[0, 0, 0].item() == pytest.approx(2262.52 * 12 / 2048)
+    assert sample.intrinsics[0, 1, 2].item() == pytest.approx((513.137 + 0.5) * 8 / 1024 - 0.5)
+    camera = {"intrinsic": {"fx": 512, "fy": 256, "u0": 1023.5, "v0": 511.5}, "extrinsic": {"baseline": 0.2}}
     file = tmp_path / f"camera/{stem}19_camera.json"
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps(camera))
     sample = open_sequences(tmp_path, dataset="cityscapes")[0]
-    assert sample.intrinsics[0].tolist() == [[5, 0, 7], [0, 6, 8], [0, 0, 1]]
+    assert sample.intrinsics[0].tolist() == [[3, 0, 5.5], [0, 2, 3.5], [0, 0, 1]]
     assert sample.baseline.item() == pytest.approx(0.2)
+
+
+def test_a_camera_file_without_a_calibration_is_named(tmp_path):
+    stem = "train/aachen/aachen_000003_000019"
+    for side in ("left", "right"):
+        save(tmp_path / f"{side}Img8bit/{stem}_{side}Img8bit.png", noise(0))
+    file = tmp_path / f"camera/{stem}_camera.json"
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+    with pytest.raises(UserError, match=r"000019_camera.json holds no intrinsic and extrinsic calibration"):
+        open_sequences(tmp_path, "stereo", dataset="cityscapes")[0]
 
 
 def test_a_batch_depends_on_seed_rank_and_step_alone(tmp_path):

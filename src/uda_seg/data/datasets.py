@@ -337,7 +337,7 @@ def open_domain(
         domain.split,
         classes,
         labeled=labeled,
-        depth=_depth_finder(domain, spec, root, option) if depth else None,
+        depth=_depth_finder(domain, settings, spec, root, option) if depth else None,
         count=domain.count,
         option=option,
         prepare="" if domain.dataset == "streets" else prepare,
@@ -345,11 +345,10 @@ def open_domain(
 
 
 def _depth_finder(
-    domain: DomainSettings, spec: DatasetSpec, root: Path, option: str
+    domain: DomainSettings, settings: DataSettings, spec: DatasetSpec, root: Path, option: str
 ) -> Callable[[list[str]], DepthFiles]:
     def find(names: list[str]) -> DepthFiles:
-        suffix, folder = spec.image_suffix, domain.depth
-        return find_depth(domain.dataset, root, domain.split, names, suffix, option, folder, domain.depth_encoding)
+        return find_depth(domain, settings, root, names, spec.image_suffix, option)
 
     return find
 

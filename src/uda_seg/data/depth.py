@@ -8,7 +8,8 @@ own trainer writes metric z that way where it knows the baseline; a monocular on
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from uda_seg.data.settings import DataSettings, DomainSettings
 from uda_seg.errors import UserError
 from uda_seg.ops.depth import INVALID, inverse_depth
+
+log = logging.getLogger(__name__)
 
 Floats = NDArray[np.float32]
 DESCRIPTION = "depth.json"  # what `python -m uda_seg.depth` leaves beside the maps it exports
@@ -175,44 +179,45 @@ class DepthFiles:
 
 
 def find_depth(
-    dataset: str,
+    domain: DomainSettings,
+    settings: DataSettings,
     root: Path,
-    split: str,
     names: Sequence[str],
     image_suffix: str,
     option: str,
-    folder: str | None = None,
-    encoding: str | None = None,
 ) -> DepthFiles:
-    """Find the depth of the images `names` in the data set's own layout, or in `folder` with the images' sub-folders.
+    """Find the depth of the images `names` in the data set's own layout, or in the folder `domain.depth`.
+
+    There it has the images' sub-folders, and what its `depth.json` says of its encoding and origin counts.
 
     Args:
-        dataset: A name in `uda_seg.data.datasets.SPECS`.
-        root: Its folder.
-        split: Its split.
+        domain: Which data set, and where its depth is.
+        settings: The whole `data` node, for messages.
+        root: The data set's folder.
         names: The images, relative to their folder.
         image_suffix: The end of their names.
         option: Where the domain stands in the configuration, e.g. ``data.source``.
-        folder: A folder of depth files; None: the data set's own.
-        encoding: A name in `ENCODINGS`; None: what the folder's `depth.json` or the data set's layout says.
 
     Raises:
         UserError: nothing is known about the data set's depth, files are missing (the first is named), or their scale
             is wrong.
     """
+    dataset, encoding = domain.dataset, domain.depth_encoding
     if encoding is not None and encoding not in ENCODINGS:
         raise UserError(f"{option}.depth_encoding={encoding} is unknown: use one of {', '.join(ENCODINGS)}")
-    cure = f"set {option}.depth to a folder of depth maps (python -m uda_seg.depth makes them)"
+    cure = _cure(domain, settings, option)
     candidates: list[tuple[Path, DepthLayout]] = []
-    if folder is not None:
-        place = Path(folder).expanduser()
-        said = encoding or _described(place)
-        png = said or "disparity"
+    if domain.depth is not None:
+        place = Path(domain.depth).expanduser()
+        said = _described(place)
+        png = encoding or said.get("encoding", "disparity")
         layouts = [DepthLayout("", ".png", png), DepthLayout("", f"{Path(image_suffix).stem}.png", png)]
         layouts.append(DepthLayout("", "_depth_stereoscopic.mat", "sfsu"))
         candidates = [(place, layout) for layout in layouts]
+        if "learnt_from" in said:
+            log.info("%s: the depth in %s was learnt from %s", option, place, said["learnt_from"])
     else:
-        candidates = [(root / layout.folder.format(split=split), layout) for layout in LAYOUTS.get(dataset, ())]
+        candidates = [(root / layout.folder.format(split=domain.split), layout) for layout in LAYOUTS.get(dataset, ())]
     if not candidates:
         raise UserError(f"{option}: {dataset} has no depth of its own; {cure}")
     stems = [name.removesuffix(image_suffix) for name in names]
@@ -227,15 +232,26 @@ def find_depth(
     return DepthFiles(found[best], encoding or candidates[best][1].encoding, f"{option}.depth")
 
 
-def _described(folder: Path) -> str | None:
-    """The encoding that a folder's `depth.json` names, None where there is none."""
+def _cure(domain: DomainSettings, settings: DataSettings, option: str) -> str:
+    """The commands that make depth for images that have none."""
+    root = "" if domain.root is None else f" {option}.root={domain.root}"
+    return (
+        "learn depth with python -m uda_seg.depth data=streets, write maps with python -m uda_seg.depth "
+        f"checkpoint=<run>/checkpoints/last.ckpt data={settings.name}{root} depth.export=true, then set "
+        f"{option}.depth=<run>/maps/{domain.domain or domain.dataset}"
+    )
+
+
+def _described(folder: Path) -> Mapping[str, str]:
+    """What a folder's `depth.json` says, nothing where there is none."""
     file = folder / DESCRIPTION
     if not file.is_file():
-        return None
+        return {}
     try:
-        encoding = json.loads(file.read_text())["encoding"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        said = {str(key): str(value) for key, value in json.loads(file.read_text()).items()}
+        encoding = said["encoding"]
+    except (OSError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{file} cannot be read: export the depth maps again") from error
     if encoding not in ENCODINGS:
         raise UserError(f"{file} names the unknown encoding {encoding}: export the depth maps again")
-    return str(encoding)
+    return said

@@ -70,7 +70,7 @@ class SequenceBatch:
 
 @dataclass(frozen=True)
 class Camera:
-    """Intrinsics [3, 3] in pixels of the image on disk, and the stereo baseline in metres (0 = unknown)."""
+    """Intrinsics [3, 3] in pixels of the image as it was taken, and the stereo baseline in metres (0 = unknown)."""
 
     intrinsics: Tensor
     baseline: float
@@ -88,6 +88,7 @@ class SequenceLayout:
     view: Callable[[Path, str, str, str], Path]
     camera: Callable[[Path, str, str], Camera]
     wanted: str
+    calibrated: tuple[int, int] | None = None  # (H, W) of the images that cameras speak of; None: as large as on disk
 
 
 def _streets_view(root: Path, split: str, name: str, view: str) -> Path:
@@ -121,17 +122,23 @@ def _cityscapes_view(root: Path, split: str, name: str, view: str) -> Path:
 
 def _cityscapes_camera(root: Path, split: str, name: str) -> Camera:
     path = root / "camera" / split / name.replace("_leftImg8bit.png", "_camera.json")
-    if not path.is_file():  # the commonest of the data set's calibrations, at 2048 x 1024
+    if not path.is_file():  # the commonest of the data set's calibrations
         return pinhole(2262.52, 2265.3017905988554, 1096.98, 513.137, 0.209313)
     content = _read_json(path)
-    inner, outer = content["intrinsic"], content["extrinsic"]
-    return pinhole(inner["fx"], inner["fy"], inner["u0"], inner["v0"], outer["baseline"])
+    try:
+        inner, outer = content["intrinsic"], content["extrinsic"]
+        return pinhole(inner["fx"], inner["fy"], inner["u0"], inner["v0"], outer["baseline"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} holds no intrinsic and extrinsic calibration: unpack it again") from error
 
 
 LAYOUTS = {
     "streets": SequenceLayout(_streets_view, _streets_camera, "image_right/, image_previous/ and image_next/"),
     "cityscapes": SequenceLayout(
-        _cityscapes_view, _cityscapes_camera, "rightImg8bit/ (stereo) and leftImg8bit_sequence/ (monocular)"
+        _cityscapes_view,
+        _cityscapes_camera,
+        "rightImg8bit/ (stereo) and leftImg8bit_sequence/ (monocular)",
+        calibrated=(1024, 2048),
     ),
 }
 
@@ -180,8 +187,8 @@ class SequenceDataset:
                 len(images.names), " and ".join(views),
             )  # fmt: skip
         if depth:
-            suffix = images.spec.image_suffix
-            self.depth = find_depth(domain.dataset, images.root, domain.split, self.names, suffix, option)
+            own = replace(domain, depth=None, depth_encoding=None)  # exact, not what a network made
+            self.depth = find_depth(own, settings, images.root, self.names, images.spec.image_suffix, option)
         self._kept: dict[int, SequenceBatch] = {}
 
     def __len__(self) -> int:
@@ -228,7 +235,7 @@ class SequenceDataset:
         return SequenceBatch(
             image=stack[:1],
             views=stack[None, 1:],
-            intrinsics=scale_intrinsics(camera.intrinsics[None].float(), before, after),
+            intrinsics=scale_intrinsics(camera.intrinsics[None].float(), self.layout.calibrated or before, after),
             baseline=torch.tensor([camera.baseline]),
             depth=None if self.depth is None else _metres(self.depth, index, after),
         )
