@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from command_line import NETWORK, configured
-from data.trees import sequence_tree
+from data.trees import camvid_tree, sequence_tree
 from uda_seg import depth as command
 from uda_seg.data.datasets import open_domain
 from uda_seg.data.labels import CITYSCAPES
@@ -65,6 +65,25 @@ def test_a_run_goes_on_where_it_stopped(tree, tmp_path):
     assert resumed == whole
 
 
+def test_images_without_sequences_get_maps_from_a_network_of_others(tree, tmp_path, caplog):
+    folder, camvid = tmp_path / "run", camvid_tree(tmp_path / "camvid", count=2)
+    command.depth(configured(*overrides(tree, "depth.domains=[source]", "depth.steps=3")), folder)
+    scores = (folder / "depth_metrics.json").read_text()
+    # Validation was due at the second step; the scores are nevertheless those of the last.
+    assert "\n3,val/source/abs_rel," in (folder / "metrics.csv").read_text()
+    new = [o for o in overrides(tree) if not o.startswith(("data=", "data.target"))]
+    here = ["data=streets2camvid", *new, f"data.target.root={camvid}"]
+    checkpoint = f"checkpoint={folder / 'checkpoints/last.ckpt'}"
+    command.depth(configured(*here, "depth.domains=[source]", "depth.export=true", checkpoint), folder)
+    assert (folder / "depth_metrics.json").read_text() == scores  # those of training stay
+    assert (folder / "evaluation/streets2camvid/depth_metrics.json").is_file()
+    config = configured(*here, f"data.target.depth={folder / 'maps/camvid'}")
+    with caplog.at_level("INFO"):
+        found = open_domain(config.data.target, config.data, CITYSCAPES, "data.target", labeled=False, depth=True)
+    assert "maps/camvid was learnt from game (zero-shot)" in caplog.text
+    assert found.read(1).depth.shape == (36, 48)
+
+
 def test_what_is_wrong_is_said(tree, tmp_path):
     with pytest.raises(UserError, match=r"depth.domains names sauce, but data=streets has no such domain"):
         command.build_data(configured(*overrides(tree, "depth.domains=[sauce]")))
@@ -72,6 +91,8 @@ def test_what_is_wrong_is_said(tree, tmp_path):
     command.depth(configured(*first), tmp_path / "run")
     with pytest.raises(UserError, match="already holds a run"):
         command.depth(configured(*first), tmp_path / "run")
+    with pytest.raises(UserError, match="is of another network: pose"):
+        command.depth(configured(*first, "resume=last", "depth.supervision=both"), tmp_path / "run")
     file = tmp_path / "run/maps/game/depth.json"
     file.write_text(file.read_text().replace("weights", "weight"))
     checkpoint = f"checkpoint={tmp_path / 'run/checkpoints/last.ckpt'}"

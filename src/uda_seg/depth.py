@@ -6,6 +6,13 @@ checkpoint=FILE                           a trained network instead of training 
 depth.export=true                         write maps of data.source and data.target into the run's folder, <run>/maps;
                                           then train method=corda data.source.depth=<run>/maps/game
                                           data.target.depth=<run>/maps/camera
+
+Images without sequences, as CamVid's (in UDA_SEG_CAMVID), get their maps from a network that learnt from others:
+  python -m uda_seg.depth data=streets
+  python -m uda_seg.depth checkpoint=<run>/checkpoints/last.ckpt data=streets2camvid depth.export=true
+  python -m uda_seg.train method=corda data=streets2camvid data.target.depth=<run>/maps/camvid
+
+Scores of a network given by checkpoint= are written to <run>/evaluation/<data>.
 """
 
 from __future__ import annotations
@@ -75,7 +82,7 @@ def depth(config: Config, folder: Path) -> float:
     else:
         data.setup("validate")
         trainer, scale = build_trainer(config, folder, data, {}), load(module, Path(config.checkpoint))
-    report(module, data, trainer, folder)
+    report(module, data, trainer, folder if config.checkpoint is None else folder / "evaluation" / config.data.name)
     if config.depth.export and trainer.is_global_zero:
         export(config, module, scale, folder)
     return next((scores.abs_rel for scores in module.scores.values()), float("nan"))
@@ -84,6 +91,8 @@ def depth(config: Config, folder: Path) -> float:
 def learn(config: Config, folder: Path, data: SequenceData, module: SelfSupervisedDepth) -> tuple[pl.Trainer, Scale]:
     """Train; returns the trainer and what the network's unit of depth is."""
     resume = prepare_folder(folder, config)
+    if resume is not None:
+        read_fitting(resume, module, ("network.", "pose."))
     data.prepare_data()
     scale = Scale(float(data.train[0][0].baseline[0]), [d.domain or d.dataset for d in data.domains.values()])
     write_record(folder, config)
@@ -180,24 +189,32 @@ def build_trainer(config: Config, folder: Path, data: SequenceData, content: dic
 
 
 def load(module: SelfSupervisedDepth, path: Path) -> Scale:
-    """Fill the depth network from a checkpoint of this command; returns what its unit of depth is.
+    """Fill the depth network from a checkpoint of this command; returns what its unit of depth is."""
+    content = read_fitting(path, module, ("network.",))
+    found = {n: t for n, t in content["state_dict"].items() if n.startswith("network.")}
+    module.load_state_dict(found, strict=False)
+    return Scale(**content["uda_seg"]["depth"])
+
+
+def read_fitting(path: Path, module: SelfSupervisedDepth, parts: tuple[str, ...]) -> dict[str, Any]:
+    """A checkpoint of this command whose networks, or those of them named, are the module's.
 
     Raises:
-        UserError: it is of another network, or no depth network at all.
+        UserError: it is of other networks, or no depth network at all.
     """
     content = read_checkpoint(path)
     if "depth" not in content["uda_seg"]:
         raise UserError(f"{path} is no checkpoint of python -m uda_seg.depth")
-    found = {n: t for n, t in content["state_dict"].items() if n.startswith("network.")}
-    shapes = {n: t.shape for n, t in found.items()}
-    wanted = {n: t.shape for n, t in module.state_dict().items() if n.startswith("network.")}
-    if shapes != wanted:
-        first = min(n for n, _ in set(shapes.items()) ^ set(wanted.items()))
+    found, wanted = (
+        {n: t.shape for n, t in state.items() if n.startswith(parts)}
+        for state in (content["state_dict"], module.state_dict())
+    )
+    if found != wanted:
+        first = min(n for n, _ in set(found.items()) ^ set(wanted.items()))
         raise UserError(
-            f"{path} is of another network: {first} does not fit; leave model= and depth= to the checkpoint"
+            f"{path} is of another network: {first} does not fit; leave model= and depth= as they were in training"
         )
-    module.load_state_dict(found, strict=False)
-    return Scale(**content["uda_seg"]["depth"])
+    return content
 
 
 # ---------------------------------------------------------------------- evaluation
@@ -208,7 +225,7 @@ def report(module: SelfSupervisedDepth, data: SequenceData, trainer: pl.Trainer,
     if not data.validation:
         log.info("no exact depth to compare with")
         return
-    if not module.scores:
+    if module.scored_step != trainer.global_step:
         trainer.validate(module, datamodule=data, verbose=False)
     if not trainer.is_global_zero:
         return

@@ -82,6 +82,7 @@ class SelfSupervisedDepth(StepModule):
         # Only a known baseline gives metres.
         self.evaluators = nn.ModuleList(DepthEvaluator(median_scaling=not self.metric) for _ in targets)
         self.scores: dict[str, DepthScores] = {}
+        self.scored_step = -1
 
     def losses(self, batch: SequenceBatch) -> Iterator[Loss | tuple[Loss, ...]]:
         """One tuple: photometric error and smoothness of all scales, which share their forward."""
@@ -92,7 +93,7 @@ class SelfSupervisedDepth(StepModule):
         image, views, intrinsics, shown = self.window(image, views, intrinsics, seen[0])
         disparities = self.disparities(shown)
         still = [photometric_error(view, image) for view in views] if self.auto_mask else []
-        photometric = smooth = torch.zeros((), device=image.device)
+        photometric = smooth = unmasked = torch.zeros((), device=image.device)
         for scale, disparity in enumerate(disparities):
             full = resize(disparity, image.shape[-2:])
             depth = disparity_to_depth(full, self.nearest, self.farthest)
@@ -100,13 +101,11 @@ class SelfSupervisedDepth(StepModule):
             noisy = [error + 1e-5 * torch.randn_like(error) for error in still]  # breaks ties, as where nothing moves
             error, learns = least_error([photometric_error(w, image) for w in warped], noisy)
             photometric = photometric + error.mean() / len(disparities)
+            unmasked = unmasked + learns.float().mean() / len(disparities)
             small = F.interpolate(image, disparity.shape[-2:], mode="area")
             smooth = smooth + smoothness(disparity, small) / (2**scale * len(disparities))
-        yield Loss("photometric", photometric), Loss("smoothness", smooth, self.smooth), self.share(learns)
-
-    def share(self, learns: Tensor) -> Loss:
-        """The share of pixels that the auto-mask leaves, as a term of weight 0: logged, never learnt from."""
-        return Loss("unmasked", learns.float().mean(), 0.0)
+        # The share of pixels that the auto-mask leaves is logged, never learnt from.
+        yield Loss("photometric", photometric), Loss("smoothness", smooth, self.smooth), Loss("unmasked", unmasked, 0.0)
 
     def part(self, batch: SequenceBatch, index: int, parts: int) -> SequenceBatch:
         """A micro-batch."""
@@ -191,6 +190,7 @@ class SelfSupervisedDepth(StepModule):
 
     def on_validation_epoch_end(self) -> None:
         """Compute and log the measures (Lightning hook)."""
+        self.scored_step = self.trainer.global_step
         computed = [evaluator.compute() for evaluator in self.evaluators if isinstance(evaluator, DepthEvaluator)]
         self.scores = dict(zip(self.targets, computed, strict=True))
         self.record(
