@@ -120,25 +120,26 @@ class TwoTaskHead(Head):
         """Segment as a trained main head of the same width does; the depth task stays as it is.
 
         The residual branches of the task's features begin at zero, so that the map passes unchanged (it is behind a
-        ReLU); nothing comes from the depth task; the classifier is the main head's, in the middle of one kernel. All of
-        it has gradients from the first step.
+        ReLU); nothing comes from the depth task yet; the classifier is the main head's, in the middle of one kernel.
 
         Raises:
             ValueError: the features are narrower than the main head's map.
         """
-        centre, *_ = convs = list(self.segmentation.conv2d_list)
         if self.segmentation.width != main.width:
             raise ValueError(f"features of width {self.segmentation.width} cannot pass a map of width {main.width}")
         for block in self.segmentation_features:
-            nn.init.zeros_(block.bn3.weight)  # type: ignore[union-attr, arg-type]
+            assert isinstance(block, Bottleneck)
+            nn.init.zeros_(block.bn3.weight)
         if self.to_segmentation is not None:
             nn.init.zeros_(self.to_segmentation.conv.weight)
-        for conv in convs:
-            assert isinstance(conv, nn.Conv2d)
-            nn.init.zeros_(conv.weight)
-            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
-        centre.weight[:, :, 1, 1] = main.conv_seg.weight[:, :, 0, 0]  # type: ignore[index, union-attr, operator]
-        centre.bias.copy_(main.conv_seg.bias)  # type: ignore[union-attr, operator]
+        for parameter in self.segmentation.parameters():
+            nn.init.zeros_(parameter)
+        centre, theirs = self.segmentation.conv2d_list[0], main.conv_seg
+        assert isinstance(centre, nn.Conv2d)
+        assert centre.bias is not None
+        assert theirs.bias is not None
+        centre.weight[:, :, 1, 1] = theirs.weight[:, :, 0, 0]
+        centre.bias.copy_(theirs.bias)
 
     def fuse(self, stages: list[Tensor]) -> Tensor:
         """Stages -> the main head's map [B, D, h, w]."""
