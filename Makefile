@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
@@ -14,10 +15,10 @@ demo: $(INSTALLED)  ## train on the built-in world, adapt, and draw the target b
 	$(BIN)/python -m uda_seg.demo
 
 test: $(INSTALLED)  ## the whole test suite
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 soak: $(INSTALLED)  ## the tests that take long too
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: $(INSTALLED)  ## ruff and mypy --strict
 	$(BIN)/ruff check .

@@ -28,10 +28,10 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from numpy.typing import NDArray
+from pytorch_lightning.loggers import Logger
 from rich.console import Console
 from torch import Tensor
 
-from uda_seg.callbacks.checkpoint import AtomicCheckpointIO
 from uda_seg.callbacks.csv_log import CSVLog
 from uda_seg.callbacks.progress import ProgressBar
 from uda_seg.command import given_path, run
@@ -47,8 +47,8 @@ from uda_seg.methods.settings import OptimizerSettings, ScheduleSettings, StepPl
 from uda_seg.models.depth import DepthHead, PoseNetwork
 from uda_seg.pictures import Captioned, Row, heat, panel_grid, save_png
 from uda_seg.records import write_json, write_record, write_text
-from uda_seg.runs import describe, device_precision, prepare_folder, read_checkpoint, replay
-from uda_seg.train import interval, quiet_lightning
+from uda_seg.runs import describe, prepare_folder, read_checkpoint, replay
+from uda_seg.train import interval, lightning, quiet_lightning
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def depth(config: Config, folder: Path) -> float:
         trainer, scale = learn(config, folder, data, module)
     else:
         data.setup("validate")
-        trainer, scale = build_trainer(config, folder, data, {}), load(module, Path(config.checkpoint))
+        trainer, scale = build_trainer(config, folder, {}), load(module, Path(config.checkpoint))
     report(module, data, trainer, folder if config.checkpoint is None else folder / "evaluation" / config.data.name)
     if config.depth.export and trainer.is_global_zero:
         export(config, module, scale, folder)
@@ -97,7 +97,7 @@ def learn(config: Config, folder: Path, data: SequenceData, module: SelfSupervis
     scale = Scale(float(data.train[0][0].baseline[0]), [d.domain or d.dataset for d in data.domains.values()])
     write_record(folder, config)
     log.info("learning depth from %d images", sum(len(domain) for domain in data.train))
-    trainer = build_trainer(config, folder, data, describe(config) | {"depth": asdict(scale)})
+    trainer = build_trainer(config, folder, describe(config) | {"depth": asdict(scale)})
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     return trainer, scale
 
@@ -159,33 +159,13 @@ class KeepLast(pl.Callback):
             trainer.save_checkpoint(self.path, weights_only=False)
 
 
-def build_trainer(config: Config, folder: Path, data: SequenceData, content: dict[str, Any]) -> pl.Trainer:
+def build_trainer(config: Config, folder: Path, content: dict[str, Any]) -> pl.Trainer:
     """Lightning's trainer; a batch is a step. `content` goes into checkpoints, to build the network again."""
-    settings, steps = config.trainer, config.depth.steps
+    steps = config.depth.steps
     callbacks: list[pl.Callback] = [ProgressBar()] if config.callbacks.progress else []
     callbacks.append(KeepLast(folder / "checkpoints/last.ckpt", interval(steps, config.callbacks.checkpoints), content))
-    return pl.Trainer(
-        accelerator=settings.accelerator,
-        devices=settings.devices,
-        num_nodes=settings.num_nodes,
-        strategy=settings.strategy,
-        precision=device_precision(settings.precision, settings.accelerator),  # type: ignore[arg-type]
-        max_steps=min(steps, settings.max_steps or steps),
-        max_epochs=1,
-        val_check_interval=interval(steps, config.evaluator.times),
-        check_val_every_n_epoch=None,
-        log_every_n_steps=1,
-        num_sanity_val_steps=0,
-        limit_val_batches=1.0 if data.validation_names else 0,
-        use_distributed_sampler=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        logger=[CSVLog(folder / "metrics.csv")] if config.checkpoint is None else False,
-        callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
-        default_root_dir=folder,
-    )
+    loggers: list[Logger] = [CSVLog(folder / "metrics.csv")] if config.checkpoint is None else []
+    return lightning(config, folder, steps, loggers, callbacks)
 
 
 def load(module: SelfSupervisedDepth, path: Path) -> Scale:

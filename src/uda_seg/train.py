@@ -193,7 +193,6 @@ def _slide(network: Segmentor, image: Tensor, **options: Any) -> Tensor:
 
 def build_trainer(config: Config, folder: Path, data: UDADataModule, seen: int = 0) -> pl.Trainer:
     """Lightning's trainer with our callbacks; a batch is a step, so validation counts optimiser steps."""
-    settings = config.trainer
     often = config.callbacks
     callbacks: list[pl.Callback] = [
         TeacherEMA(),
@@ -203,6 +202,14 @@ def build_trainer(config: Config, folder: Path, data: UDADataModule, seen: int =
         callbacks.append(Panels(folder / "panels", interval(config.steps, often.panels), data.classes))
     if often.progress:
         callbacks.append(ProgressBar())
+    return lightning(config, folder, config.steps, build_loggers(config, folder), callbacks)
+
+
+def lightning(
+    config: Config, folder: Path, steps: int, loggers: list[Logger], callbacks: list[pl.Callback]
+) -> pl.Trainer:
+    """Lightning's trainer on the configured hardware, for `steps` optimiser steps; a batch is one of them."""
+    settings = config.trainer
     return pl.Trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
@@ -212,9 +219,9 @@ def build_trainer(config: Config, folder: Path, data: UDADataModule, seen: int =
         sync_batchnorm=settings.sync_batchnorm,
         deterministic=settings.deterministic,
         profiler=build_profiler(settings.profiler, folder / "profile"),
-        max_steps=min(config.steps, settings.max_steps or config.steps),
+        max_steps=min(steps, settings.max_steps or steps),
         max_epochs=1,
-        val_check_interval=interval(config.steps, config.evaluator.times),
+        val_check_interval=interval(steps, config.evaluator.times),
         check_val_every_n_epoch=None,
         log_every_n_steps=1,
         num_sanity_val_steps=0,
@@ -222,7 +229,7 @@ def build_trainer(config: Config, folder: Path, data: UDADataModule, seen: int =
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
-        logger=build_loggers(config, folder),
+        logger=loggers,
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
         default_root_dir=folder,

@@ -46,7 +46,29 @@ class Sample:
 
 
 @dataclass
-class DomainBatch:
+class TensorBatch:
+    """A batch whose fields are tensors with a leading B, or None: how it travels to the step."""
+
+    def _each(self, function: Callable[[Tensor], Tensor]) -> Self:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: function(t) for name, t in values.items() if t is not None})
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> Self:
+        """A copy on `device`; asynchronous towards a GPU only, as the host would read half-written memory."""
+        asynchronous = non_blocking and torch.device(device).type == "cuda"
+        return self._each(lambda tensor: tensor.to(device, non_blocking=asynchronous))
+
+    def part(self, index: int, parts: int) -> Self:
+        """Micro-batch `index` of `parts` nearly equal ones, as views."""
+        return self._each(lambda tensor: tensor.tensor_split(parts)[index])
+
+    def pin_memory(self) -> Self:
+        """A copy in page-locked memory (the loader calls it when a GPU waits)."""
+        return self._each(Tensor.pin_memory)
+
+
+@dataclass
+class DomainBatch(TensorBatch):
     """Images of one domain.
 
     Args:
@@ -67,23 +89,6 @@ class DomainBatch:
     depth: Tensor | None = None
     pseudo: Tensor | None = None
     window: Tensor | None = None
-
-    def _each(self, function: Callable[[Tensor], Tensor]) -> Self:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: function(t) for name, t in values.items() if t is not None})
-
-    def to(self, device: torch.device | str, non_blocking: bool = True) -> Self:
-        """A copy on `device`; asynchronous towards a GPU only, as the host would read half-written memory."""
-        asynchronous = non_blocking and torch.device(device).type == "cuda"
-        return self._each(lambda tensor: tensor.to(device, non_blocking=asynchronous))
-
-    def part(self, index: int, parts: int) -> Self:
-        """Micro-batch `index` of `parts` nearly equal ones, as views."""
-        return self._each(lambda tensor: tensor.tensor_split(parts)[index])
-
-    def pin_memory(self) -> Self:
-        """A copy in page-locked memory (the loader calls it when a GPU waits)."""
-        return self._each(Tensor.pin_memory)
 
 
 def collate(samples: Sequence[Sample], indices: Sequence[int]) -> DomainBatch:

@@ -7,15 +7,16 @@ import json
 import logging
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
+from uda_seg.data.batch import TensorBatch
 from uda_seg.data.datasets import open_domain, read_image
 from uda_seg.data.depth import DepthFiles, find_depth
 from uda_seg.data.labels import ClassSet
@@ -33,7 +34,7 @@ KEEP_BYTES = 2**30  # samples are kept in memory up to here
 
 
 @dataclass
-class SequenceBatch:
+class SequenceBatch(TensorBatch):
     """Images and the views they are explained by.
 
     Args:
@@ -49,23 +50,6 @@ class SequenceBatch:
     intrinsics: Tensor
     baseline: Tensor
     depth: Tensor | None = None
-
-    def _each(self, function: Callable[[Tensor], Tensor]) -> Self:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: function(t) for name, t in values.items() if t is not None})
-
-    def to(self, device: torch.device | str, non_blocking: bool = True) -> Self:
-        """A copy on `device`; asynchronous towards a GPU only, as the host would read half-written memory."""
-        asynchronous = non_blocking and torch.device(device).type == "cuda"
-        return self._each(lambda tensor: tensor.to(device, non_blocking=asynchronous))
-
-    def part(self, index: int, parts: int) -> Self:
-        """Micro-batch `index` of `parts` nearly equal ones, as views."""
-        return self._each(lambda tensor: tensor.tensor_split(parts)[index])
-
-    def pin_memory(self) -> Self:
-        """A copy in page-locked memory (the loader calls it when a GPU waits)."""
-        return self._each(Tensor.pin_memory)
 
 
 @dataclass(frozen=True)

@@ -110,9 +110,9 @@ class StepModule(pl.LightningModule):
     def losses(self, batch: Any) -> Iterator[Loss | tuple[Loss, ...]]:
         """Yield the loss terms of one batch; terms that share a forward come as one tuple and share one backward."""
 
+    @abstractmethod
     def part(self, batch: Any, index: int, parts: int) -> Any:
         """The `index`-th of `parts` equal micro-batches, for `optimizer.accumulate`."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how its batches are split")
 
     def rate_and_decay(self, name: str) -> tuple[float, float]:
         """Learning rate relative to `optimizer.lr`, and weight decay, of the parameter of this dotted name."""
