@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import errno
-import os
-
-import cv2
 import numpy as np
-import pytest
 
-from uda_seg.errors import UserError
 from uda_seg.pictures import (
     Captioned,
     Row,
@@ -19,7 +13,6 @@ from uda_seg.pictures import (
     legend,
     overlay,
     panel_grid,
-    save_png,
 )
 
 PALETTE = ((128, 64, 128), (0, 0, 142))
@@ -98,33 +91,3 @@ def test_confusion_heat_is_dark_where_the_pixels_are():
     assert corner[2, 2] < corner[0, 0]
     assert len(set(corner[1].tolist())) == 1  # no pixel of "car": the row is grey
     assert picture[top + 2 + cell, left + 2].tolist() == [226, 229, 233]
-
-
-def test_saved_picture_reads_back_and_leaves_no_part(tmp_path):
-    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    path = tmp_path / "panels" / "a.png"
-    save_png(path, picture)
-    assert np.array_equal(cv2.imread(str(path))[..., ::-1], picture)
-    assert os.listdir(path.parent) == ["a.png"]
-
-
-def test_saved_class_ids_read_back(tmp_path):
-    ids = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    save_png(tmp_path / "ids.png", ids)
-    assert np.array_equal(cv2.imread(str(tmp_path / "ids.png"), cv2.IMREAD_UNCHANGED), ids)
-
-
-def test_full_disk_is_one_line_and_keeps_the_old_picture(tmp_path, monkeypatch):
-    path = tmp_path / "a.png"
-    save_png(path, flat((1, 2, 3)))
-    before = path.read_bytes()
-
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(UserError, match=r"cannot write .*a\.png: No space left on device") as caught:
-        save_png(path, flat((4, 5, 6)))
-    assert "\n" not in str(caught.value)
-    assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == ["a.png"]

@@ -72,6 +72,7 @@ def listed_choices() -> str:
 
 OmegaConf.register_new_resolver("choices", listed_choices, replace=True)
 OmegaConf.register_new_resolver("differs", lambda value, other: value != other, replace=True)
+OmegaConf.register_new_resolver("without", lambda file, value: value if file is None else 0.0, replace=True)
 
 
 def run(
@@ -215,7 +216,7 @@ def composed(overrides: Sequence[str], name: str = "config") -> Config:
 
 
 # What a method's own file decides, and a data set's or the command line may decide otherwise.
-RECIPE = ("steps", "pretrained", "text", "running_statistics", "optimizer", "schedule", "teacher", "masking")
+RECIPE = ("steps", "pretrained", "running_statistics", "optimizer", "schedule", "teacher", "method")
 
 
 def departures(config: Config) -> list[str]:

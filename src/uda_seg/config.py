@@ -120,6 +120,27 @@ class MaskingSettings:
 
 
 @dataclass
+class PseudoLabelSettings:
+    """How methods that label the whole target in rounds do it.
+
+    Attributes:
+        warmup: fraction of the run that trains on the source alone before the first round.
+        rounds: how many there are, equally long.
+        passes: over the target that a round makes at least, or there are fewer rounds.
+        class_share: most confident share of each predicted class that is labelled.
+        image_share: and of each image.
+        weight: of the loss.
+    """
+
+    warmup: Fraction = 0.25
+    rounds: Count = 10
+    passes: NotNegative = 0.5
+    class_share: Fraction = 0.1
+    image_share: Fraction = 0.1
+    weight: NotNegative = 0.3
+
+
+@dataclass
 class PredictSettings:
     """How `predict` reads images.
 
@@ -223,6 +244,7 @@ class Config:
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
     masking: MaskingSettings = field(default_factory=MaskingSettings)
+    pseudo_labels: PseudoLabelSettings = field(default_factory=PseudoLabelSettings)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     logger: LoggerSettings = field(default_factory=LoggerSettings)
     callbacks: CallbackSettings = field(default_factory=CallbackSettings)

@@ -14,15 +14,15 @@ import torch
 from uda_seg.command import fail
 from uda_seg.errors import UserError
 from uda_seg.evaluation.tables import Table, percent
-from uda_seg.pictures import Captioned, Row, colorize, panel_grid, save_png
-from uda_seg.records import write_text
+from uda_seg.files import save_png, write_text
+from uda_seg.pictures import Captioned, Row, colorize, panel_grid
 from uda_seg.runs import load_trained, read_checkpoint, replay
 from uda_seg.train import build_data, build_module
 
 FOLDER = Path("outputs/demo")
 SCENES = 4
 # Less than the defaults of data=streets: installing, rendering and both trainings have to fit into ten minutes.
-SHORT = ["steps=300", "data.source.count=600", "data.target.count=600"]
+SHORT = ["steps=220", "data.source.count=500", "data.target.count=500"]
 
 
 def main() -> None:

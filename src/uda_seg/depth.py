@@ -42,11 +42,12 @@ from uda_seg.depth_maps import Scale, export_domain
 from uda_seg.errors import UserError
 from uda_seg.evaluation.depth import DepthEvaluator, DepthScores
 from uda_seg.evaluation.tables import Table
+from uda_seg.files import save_png, write_text
 from uda_seg.methods.depth import SelfSupervisedDepth
 from uda_seg.methods.settings import OptimizerSettings, ScheduleSettings, StepPlan
 from uda_seg.models.depth import DepthHead, PoseNetwork
-from uda_seg.pictures import Captioned, Row, heat, panel_grid, save_png
-from uda_seg.records import write_json, write_record, write_text
+from uda_seg.pictures import Captioned, Row, heat, panel_grid
+from uda_seg.records import write_json, write_record
 from uda_seg.runs import describe, prepare_folder, read_checkpoint, replay
 from uda_seg.train import interval, lightning, quiet_lightning
 

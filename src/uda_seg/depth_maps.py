@@ -22,6 +22,7 @@ from uda_seg.data.labels import class_set
 from uda_seg.data.settings import DomainSettings
 from uda_seg.data.transforms import fit_inside
 from uda_seg.errors import UserError
+from uda_seg.files import save_png
 from uda_seg.methods.depth import SelfSupervisedDepth
 from uda_seg.ops.depth import inverse_depth
 from uda_seg.records import write_json
@@ -71,7 +72,8 @@ def export_domain(
             size = fit_inside((image.shape[0], image.shape[1]), (domain.size[0], domain.size[1]))
             image = np.asarray(cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA), np.uint8)
         tensor = torch.from_numpy(image).to(module.device).permute(2, 0, 1)[None].float() / 255
-        save_raw(paths[index], encode(module, tensor, scale.baseline))
+        raw = encode(module, tensor, scale.baseline)
+        save_png(paths[index], raw, "free some space and run it again")
     log.info("%d depth maps in %s, %d of them new", len(paths), folder, len(missing))
 
 
@@ -86,19 +88,6 @@ def encode(module: SelfSupervisedDepth, image: Tensor, baseline: float) -> NDArr
     else:
         raw = 65535 * module.network.predict(image)
     return np.asarray(raw[0, 0].round().clamp(1, 65535).cpu().numpy(), np.uint16)
-
-
-def save_raw(path: Path, raw: NDArray[np.uint16]) -> None:
-    """Write a 16-bit PNG whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(cv2.imencode(".png", raw)[1].tobytes())
-        part.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; free some space and run it again") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def describe_maps(folder: Path, said: dict[str, str], overwrite: bool) -> None:

@@ -19,9 +19,10 @@ from uda_seg.command import given_path, run
 from uda_seg.config import Config
 from uda_seg.evaluation.evaluator import Scores
 from uda_seg.evaluation.tables import class_table
+from uda_seg.files import save_png, write_text
 from uda_seg.methods.source_only import SourceOnly
-from uda_seg.pictures import confusion_heat, save_png
-from uda_seg.records import write_json, write_text
+from uda_seg.pictures import confusion_heat
+from uda_seg.records import write_json
 from uda_seg.runs import device_precision, load_trained, read_checkpoint, replay
 from uda_seg.train import build_data, build_module, quiet_lightning
 

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-
-from uda_seg.errors import UserError
 
 RGB = NDArray[np.uint8]
 
@@ -121,24 +116,6 @@ def confusion_heat(confusion: NDArray[np.int64], names: Sequence[str], cell: int
     _write(sheet, "predicted class (percent of the labelled)", (left + cell * count // 2, 14), "mm", FAINT)
     _write_upwards(sheet, "labelled class", (2, head), (24, cell * count), colour=FAINT)
     return np.array(sheet)
-
-
-def save_png(path: Path, image: NDArray[np.uint8]) -> None:
-    """Write an RGB picture [H, W, 3] or class ids [H, W], whole or not at all; a full disk is a UserError."""
-    stored = image if image.ndim == 2 else image[..., ::-1]  # OpenCV writes BGR
-    data = cv2.imencode(".png", np.ascontiguousarray(stored))[1].tobytes()
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data)
-        os.replace(part, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        reason = error.strerror or error
-        raise UserError(
-            f"cannot write {path}: {reason}; make room or choose another folder with hydra.run.dir=..."
-        ) from error
 
 
 def _draw_cell(draw: ImageDraw.ImageDraw, share: float, corner: tuple[int, int], cell: int) -> None:

@@ -25,9 +25,10 @@ from uda_seg.data.datasets import read_image
 from uda_seg.data.labels import CITYSCAPES_RAW, CLASS_SETS, IGNORE, ClassSet
 from uda_seg.data.transforms import resize as fit_inside
 from uda_seg.errors import UserError
+from uda_seg.files import save_png
 from uda_seg.methods.base import Plan
 from uda_seg.models.segmentor import Segmentor, resize
-from uda_seg.pictures import colorize, heat, overlay, save_png
+from uda_seg.pictures import colorize, heat, overlay
 from uda_seg.runs import load_trained, read_checkpoint, replay
 from uda_seg.train import inference, instantiate_module
 

@@ -18,8 +18,8 @@ from uda_seg.data.labels import ClassSet
 from uda_seg.data.settings import DomainSettings
 from uda_seg.data.statistics import class_statistics
 from uda_seg.evaluation.tables import Table
-from uda_seg.pictures import Captioned, Row, colorize, legend, panel_grid, save_png
-from uda_seg.records import write_text
+from uda_seg.files import save_png, write_text
+from uda_seg.pictures import Captioned, Row, colorize, legend, panel_grid
 
 log = logging.getLogger(__name__)
 

@@ -1,11 +1,10 @@
-"""What is written beside a run: files whole or not at all, and the record of what the run was made of."""
+"""What is written beside a run: its numbers, and the record of what it was made of."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
 import math
-import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from pytorch_lightning.utilities import rank_zero_only
 
 from uda_seg.config import Config
-from uda_seg.errors import UserError
+from uda_seg.files import write_text
 
 PACKAGES = (
     "torch",
@@ -30,19 +29,6 @@ PACKAGES = (
     "open_clip_torch",
     "albumentations",
 )
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:

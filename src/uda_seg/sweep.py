@@ -17,7 +17,7 @@ from rich.console import Console
 from uda_seg.command import is_multirun
 from uda_seg.config import Config
 from uda_seg.evaluation.tables import group_runs, runs_csv, runs_table
-from uda_seg.records import write_text
+from uda_seg.files import write_text
 
 log = logging.getLogger(__name__)
 

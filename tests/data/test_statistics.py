@@ -53,7 +53,7 @@ def test_counts_once_and_again_when_a_label_changes(tmp_path, monkeypatch):
 
 def test_a_cache_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "cache").write_text("a file, not a folder")
-    with pytest.raises(UserError, match=r"cache/statistics/.*set UDA_SEG_CACHE to a writable folder"):
+    with pytest.raises(UserError, match=r"cache/statistics/.*make room or set UDA_SEG_CACHE"):
         class_statistics(open_tree(streets_tree(tmp_path, count=1)), tmp_path / "cache")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_steps import fit
+from test_steps import Target, fit
 
 from uda_seg.command import composed
 from uda_seg.config import CONF
@@ -32,18 +32,6 @@ def tiny(config):
     return config
 
 
-class Batches:
-    """Stands for the data module where a method asks it for target images."""
-
-    has_target = True
-
-    def __init__(self, batches):
-        self.batches = batches
-
-    def target_batches(self, count):
-        return iter([batch["target"] for batch in self.batches][:count])
-
-
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("method", METHODS)
 def test_method_runs_on_network(method, model, make_plan, make_batch):
@@ -59,7 +47,7 @@ def test_method_runs_on_network(method, model, make_plan, make_batch):
     assert torch.isfinite(after).all()
     assert not torch.equal(before, after)
     if method == "adabn":
-        module.trainer.datamodule = Batches([make_batch(seed) for seed in range(2)])
+        module.trainer.datamodule = Target([make_batch(seed) for seed in range(2)])
         module.estimate_statistics()
     logits = module.segmentor.eval().predict(make_batch()["target"].image / 255.0)
     assert logits.shape == (2, 19, 32, 64)

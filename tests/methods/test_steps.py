@@ -17,7 +17,7 @@ from uda_seg.errors import UserError
 from uda_seg.methods.lcmsm import LCMSM
 from uda_seg.methods.self_training import SelfTraining
 from uda_seg.methods.settings import OptimizerSettings, ScheduleSettings
-from uda_seg.methods.source_only import Oracle, SourceOnly
+from uda_seg.methods.source_only import AdaBN, Oracle, SourceOnly
 from uda_seg.methods.step import fold
 
 STEPS = 3
@@ -159,6 +159,53 @@ def test_running_statistics_can_be_those_of_the_mixed_images(make_segmentor, mak
     for name, wanted in plain.encoder.named_buffers():
         if not name.endswith("num_batches_tracked"):
             torch.testing.assert_close(seen[name], wanted)
+
+
+class Target:
+    """Stands for the data module where a method asks it for target images."""
+
+    has_target = True
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def target_batches(self, count):
+        return iter([batch["target"] for batch in self.batches][:count])
+
+
+@pytest.mark.parametrize(
+    ("build", "which", "taken"),
+    [
+        (SelfTraining, "target", True),
+        (SelfTraining, "mixed", False),
+        (SelfTraining, "all", False),
+        (SourceOnly, "target", False),
+        (AdaBN, "all", True),
+    ],
+)
+def test_before_a_validation_batch_norm_takes_the_statistics_of_the_target(
+    build, which, taken, make_segmentor, make_plan, make_batch
+):
+    module = build(make_segmentor(), make_plan(running_statistics=which, statistics_batches=3))
+    trainer = fit(module, [make_batch()])
+    batches = [make_batch(seed) for seed in range(1, 5)]
+    trainer.datamodule = Target(batches)
+    norm = next(m for m in module.segmentor.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    inputs, before = [], copy.deepcopy(module.segmentor)
+    watch = norm.register_forward_pre_hook(lambda _, x: inputs.append(x[0]))
+    module.segmentor.eval()
+    with torch.no_grad():
+        for batch in batches[:3]:
+            module.segmentor.predict(batch["target"].image / 255.0)
+    watch.remove()
+    wanted = torch.stack([x.mean((0, 2, 3)) for x in inputs]).mean(0)
+    module.on_validation_epoch_start()
+    if taken:
+        torch.testing.assert_close(norm.running_mean, wanted)
+    else:
+        assert all(torch.equal(b, c) for b, c in zip(before.buffers(), module.segmentor.buffers(), strict=True))
+    assert all(torch.equal(p, q) for p, q in zip(before.parameters(), module.segmentor.parameters(), strict=True))
+    assert not any(m.training for m in module.segmentor.modules())
 
 
 def test_nan_stops_the_run_and_keeps_the_weights(make_segmentor, make_plan, make_batch):

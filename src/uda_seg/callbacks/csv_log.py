@@ -11,7 +11,7 @@ from typing import Any
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from uda_seg.records import write_text
+from uda_seg.files import write_text
 
 
 class CSVLog(Logger):

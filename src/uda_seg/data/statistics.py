@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from uda_seg.data.labels import IGNORE
 from uda_seg.data.sampling import RareClassOrder, rare_class_probabilities
 from uda_seg.data.settings import RareClassSettings
 from uda_seg.errors import UserError
+from uda_seg.files import CACHE, write_text
 
 log = logging.getLogger(__name__)
 
@@ -114,10 +114,4 @@ def _digest(dataset: SegmentationDataset) -> str:
 
 def _write(file: Path, statistics: ClassStatistics) -> None:
     content = {"pixels": statistics.pixels.tolist(), "areas": statistics.areas.tolist()}
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".part", delete=False) as part:
-            json.dump(content, part)
-        os.replace(part.name, file)
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror}; set UDA_SEG_CACHE to a writable folder") from error
+    write_text(file, json.dumps(content), cure=CACHE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from uda_seg.cache import user_cache
 from uda_seg.errors import UserError
+from uda_seg.files import CACHE, write_whole
 
 SHIPPED = Path(__file__).with_name("class_text_minilm.npz")
 SOURCES = ("openclip", "file", "shuffled", "openclip-shuffled", "random")
@@ -74,20 +75,15 @@ def text_embeddings(
 
 def save_text(path: Path, prompts: Sequence[str], vectors: Tensor, provenance: str, licence: str) -> None:
     """Write vectors [K, D] by prompt, atomically, as plain arrays (nothing in the file can run code)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as stream:
-            np.savez(
-                stream,
-                prompts=np.array(prompts),
-                vectors=vectors.float().numpy(),
-                provenance=np.array(provenance),
-                licence=np.array(licence),
-            )
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    stream = io.BytesIO()
+    np.savez(
+        stream,
+        prompts=np.array(prompts),
+        vectors=vectors.float().numpy(),
+        provenance=np.array(provenance),
+        licence=np.array(licence),
+    )
+    write_whole(path, stream.getvalue(), cure=CACHE)
 
 
 def load_text(path: Path, prompts: Sequence[str]) -> TextEmbeddings:

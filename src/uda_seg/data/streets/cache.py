@@ -21,6 +21,7 @@ from uda_seg.cache import user_cache
 from uda_seg.data.streets.styles import style_of
 from uda_seg.data.streets.world import BASELINE, STRIDE, VIEWS, render
 from uda_seg.errors import UserError
+from uda_seg.files import CACHE, Picture, save_png, write_text
 
 VERSION = 4  # of the renderer: part of every folder's name, so that a new look never meets an old one
 DEPTH_SCALE = 256  # depth files hold round(256 * metres) as uint16; 0 = no depth (sky, ego car, or farther than 255 m)
@@ -75,10 +76,6 @@ def ensure_rendered(
         try:
             _describe(folder, world_seed, domain, split, size)
             _run(draw, missing, workers or os.cpu_count() or 1, f"rendering {domain} {split}" if progress else None)
-        except OSError as error:
-            raise UserError(
-                f"cannot render into {folder}: {error.strerror or error}; free some space or set UDA_SEG_CACHE"
-            ) from error
         except BrokenProcessPool as error:
             raise UserError(f"a process that rendered into {folder} was killed; run the same command again") from error
     return folder
@@ -123,13 +120,13 @@ def _render_to(
         if paths[-1].exists():
             continue
         frame = render(seed, domain, FIRST_INDEX[split] + index, size, view)
-        planes: list[cv2.typing.MatLike] = [np.ascontiguousarray(frame.image[..., ::-1])]
+        planes: list[Picture] = [frame.image]
         if view == "left":
             planes = [encode_depth(frame.depth), frame.label, *planes]
         geometry = {"intrinsics": frame.intrinsics.tolist(), "camera_to_world": frame.pose.tolist()}
-        _write(camera, json.dumps(geometry).encode())
+        write_text(camera, json.dumps(geometry), cure=CACHE)
         for path, plane in zip(paths, planes, strict=True):
-            _write(path, cv2.imencode(".png", plane, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes())
+            save_png(path, plane, cure=CACHE)
 
 
 def encode_depth(depth: NDArray[np.float32]) -> NDArray[np.uint16]:
@@ -150,15 +147,4 @@ def _describe(folder: Path, seed: int, domain: str, split: str, size: tuple[int,
         "frame_distance": STRIDE,
         "views": list(VIEWS),
     }
-    _write(folder / "world.json", (json.dumps(content, indent=2) + "\n").encode())
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write whole or not at all; a concurrent writer puts the same bytes there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(folder / "world.json", json.dumps(content, indent=2) + "\n", cure=CACHE)
