@@ -6,6 +6,7 @@ import torch
 from pytorch_lightning.utilities import move_data_to_device
 from torch import Tensor
 
+from uda_seg.data import stream
 from uda_seg.data.batch import DomainBatch, Sample, collate
 from uda_seg.errors import UserError
 
@@ -56,3 +57,25 @@ def test_pin_memory_pins_every_tensor_there_is(batch, monkeypatch):
     tensors = [value for value in vars(batch).values() if isinstance(value, Tensor)]
     assert {id(t) for t in pinned} == {id(t) for t in tensors}
     assert len(tensors) >= 4
+
+
+def test_slabs_keep_copies_that_share_nothing(monkeypatch):
+    monkeypatch.setattr(stream, "SLAB_BYTES", 256)
+    rng, slabs = np.random.default_rng(0), stream.Slabs()
+    arrays = [
+        rng.integers(0, 256, (5, 7, 3)).astype(np.uint8),
+        rng.random((3, 11)).astype(np.float32),
+        rng.integers(0, 256, (40, 10)).astype(np.uint8),  # larger than a slab
+        np.zeros((0, 4), np.uint8),
+        rng.random(9),
+        rng.integers(0, 9, (6, 6), dtype=np.int64)[::2, ::-1],
+    ]
+    copies = [slabs.keep(array) for array in arrays]
+    for array, copy in zip(arrays, copies, strict=True):
+        assert copy.dtype == array.dtype
+        assert np.array_equal(copy, array)
+        assert copy.flags.aligned
+        assert not np.shares_memory(array, copy)
+    for number, copy in enumerate(copies):
+        copy[...] = number
+    assert all((copy == number).all() for number, copy in enumerate(copies))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from uda_seg.data.batch import DomainBatch, Sample, collate
 from uda_seg.data.datasets import SegmentationDataset
@@ -14,6 +16,28 @@ from uda_seg.data.sampling import Draw, Order, generator, positions
 from uda_seg.data.transforms import CropRule, RareClass, resize, training_crop
 
 AUTO_CACHE_BYTES = 512 * 2**20
+SLAB_BYTES = 64 * 2**20
+
+
+class Slabs:
+    """Copies of arrays, side by side in large blocks.
+
+    One by one, small arrays that stay would lie among large ones that come and go in a step; the heap, which cannot use
+    the holes between them, was measured to grow to several times what a run needs.
+    """
+
+    def __init__(self) -> None:
+        self._slab, self._used = np.empty(0, np.uint8), 0
+
+    def keep(self, array: NDArray[Any]) -> NDArray[Any]:
+        """A copy of `array`."""
+        if array.nbytes > self._slab.nbytes - self._used:
+            self._slab, self._used = np.empty(max(SLAB_BYTES, array.nbytes), np.uint8), 0
+        room = self._slab[self._used : self._used + array.nbytes]
+        self._used += -(-array.nbytes // 64) * 64  # where every type may begin
+        copy = room.view(array.dtype).reshape(array.shape)
+        copy[...] = array
+        return copy
 
 
 class SampleReader:
@@ -38,6 +62,7 @@ class SampleReader:
     ) -> None:
         self.dataset, self.size, self.margins, self.resize_label = dataset, size, margins, resize_label
         self._kept: dict[int, Sample] = {}
+        self._slabs = Slabs()
         first = self._decode(0)
         planes = (first.image, first.label, first.valid, first.depth)
         total = len(dataset) * sum(plane.nbytes for plane in planes if plane is not None)
@@ -52,7 +77,7 @@ class SampleReader:
             return self._kept[index]
         sample = self._decode(index)
         if self.in_memory:
-            self._kept[index] = sample
+            self._kept[index] = sample = sample.map(self._slabs.keep, self._slabs.keep)
         return sample
 
     def _decode(self, index: int) -> Sample:
