@@ -34,7 +34,7 @@ def overrides(tree, *more):
 @pytest.mark.parametrize("supervision", ["stereo", "both"])
 def test_train_score_and_export_maps_that_are_read_back(tree, tmp_path, supervision, caplog):
     folder = tmp_path / "run"
-    given = overrides(tree, f"depth.supervision={supervision}", "depth.export=true")
+    given = overrides(tree, f"depth.supervision={supervision}", "export=true")
     with caplog.at_level("INFO"):
         command.depth(configured(*given), folder)
     assert "data.source: no sequence of game was learnt from: zero-shot from camera" in caplog.text
@@ -74,7 +74,7 @@ def test_images_without_sequences_get_maps_from_a_network_of_others(tree, tmp_pa
     new = [o for o in overrides(tree) if not o.startswith(("data=", "data.target"))]
     here = ["data=streets2camvid", *new, f"data.target.root={camvid}"]
     checkpoint = f"checkpoint={folder / 'checkpoints/last.ckpt'}"
-    command.depth(configured(*here, "depth.domains=[source]", "depth.export=true", checkpoint), folder)
+    command.depth(configured(*here, "depth.domains=[source]", "export=true", checkpoint), folder)
     assert (folder / "depth_metrics.json").read_text() == scores  # those of training stay
     assert (folder / "evaluation/streets2camvid/depth_metrics.json").is_file()
     config = configured(*here, f"data.target.depth={folder / 'maps/camvid'}")
@@ -87,7 +87,7 @@ def test_images_without_sequences_get_maps_from_a_network_of_others(tree, tmp_pa
 def test_what_is_wrong_is_said(tree, tmp_path):
     with pytest.raises(UserError, match=r"depth.domains names sauce, but data=streets has no such domain"):
         command.build_data(configured(*overrides(tree, "depth.domains=[sauce]")))
-    first = overrides(tree, "depth.export=true")
+    first = overrides(tree, "export=true")
     command.depth(configured(*first), tmp_path / "run")
     with pytest.raises(UserError, match="already holds a run"):
         command.depth(configured(*first), tmp_path / "run")

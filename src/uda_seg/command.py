@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 
 # Overrides that do not change what is computed, or that have a place of their own in the folder's name.
 _NOT_IN_NAME = re.compile(
-    r"^(method|model|data|seed|resume|overwrite|trainer|logger|callbacks|evaluator|sweep|hydra|checkpoint)$"
-    r"|^(trainer|logger|callbacks|evaluator|hydra|bench|predict)[./]|^depth\.export$|\.root$|\.workers$|\.cache$"
+    r"^(method|model|data|seed|resume|overwrite|trainer|logger|callbacks|evaluator|sweep|hydra|checkpoint|export)$"
+    r"|^(trainer|logger|callbacks|evaluator|hydra|bench|predict)[./]|\.root$|\.workers$|\.cache$"
 )
 
 

@@ -174,7 +174,6 @@ class DepthSettings:
         flip: mirror half of the images.
         jitter: strength of the colour jitter.
         val_count: images of streets' validation split that are scored.
-        export: write depth maps of the source and the target.
     """
 
     supervision: Annotated[str, OneOf(("stereo", "monocular", "both"))] = "stereo"
@@ -194,7 +193,6 @@ class DepthSettings:
     flip: bool = True
     jitter: Fraction = 0.1
     val_count: Count = 100
-    export: bool = False
 
 
 @dataclass
@@ -233,6 +231,7 @@ class Config:
         pretrained: the encoder's start: `imagenet`, the path of a weights file, or null.
         input: `predict`: a folder of images, or one image.
         output: `predict`: where its pictures go.
+        export: `depth`: write maps of the source and the target.
     """
 
     steps: Count
@@ -262,6 +261,7 @@ class Config:
     pretrained: str | None = "imagenet"
     input: str | None = None
     output: str | None = None
+    export: bool = False
 
 
 def parse(raw: DictConfig) -> Config:

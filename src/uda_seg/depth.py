@@ -3,13 +3,13 @@
 depth.supervision=stereo|monocular|both   what depth is learnt from
 depth.domains=[source,target]             whose images
 checkpoint=FILE                           a trained network instead of training one
-depth.export=true                         write maps of data.source and data.target into the run's folder, <run>/maps;
+export=true                               write maps of data.source and data.target into the run's folder, <run>/maps;
                                           then train method=corda data.source.depth=<run>/maps/game
                                           data.target.depth=<run>/maps/camera
 
 Images without sequences, as CamVid's (in UDA_SEG_CAMVID), get their maps from a network that learnt from others:
   python -m uda_seg.depth data=streets
-  python -m uda_seg.depth checkpoint=<run>/checkpoints/last.ckpt data=streets2camvid depth.export=true
+  python -m uda_seg.depth checkpoint=<run>/checkpoints/last.ckpt data=streets2camvid export=true
   python -m uda_seg.train method=corda data=streets2camvid data.target.depth=<run>/maps/camvid
 
 Scores of a network given by checkpoint= are written to <run>/evaluation/<data>.
@@ -84,7 +84,7 @@ def depth(config: Config, folder: Path) -> float:
         data.setup("validate")
         trainer, scale = build_trainer(config, folder, {}), load(module, Path(config.checkpoint))
     report(module, data, trainer, folder if config.checkpoint is None else folder / "evaluation" / config.data.name)
-    if config.depth.export and trainer.is_global_zero:
+    if config.export and trainer.is_global_zero:
         export(config, module, scale, folder)
     return next((scores.abs_rel for scores in module.scores.values()), float("nan"))
 

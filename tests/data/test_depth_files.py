@@ -150,7 +150,7 @@ def test_other_damages_are_said(tmp_path):
     line = (
         "data.source: camvid has no depth of its own; learn depth with python -m uda_seg.depth data=streets, write "
         "maps with python -m uda_seg.depth checkpoint=<run>/checkpoints/last.ckpt data=streets "
-        f"data.source.root={tmp_path / 'c'} depth.export=true, then set data.source.depth=<run>/maps/camvid"
+        f"data.source.root={tmp_path / 'c'} export=true, then set data.source.depth=<run>/maps/camvid"
     )
     with pytest.raises(UserError, match=re.escape(line)):
         read("camvid", tmp_path / "c")

@@ -237,7 +237,7 @@ def _cure(domain: DomainSettings, settings: DataSettings, option: str) -> str:
     root = "" if domain.root is None else f" {option}.root={domain.root}"
     return (
         "learn depth with python -m uda_seg.depth data=streets, write maps with python -m uda_seg.depth "
-        f"checkpoint=<run>/checkpoints/last.ckpt data={settings.name}{root} depth.export=true, then set "
+        f"checkpoint=<run>/checkpoints/last.ckpt data={settings.name}{root} export=true, then set "
         f"{option}.depth=<run>/maps/{domain.domain or domain.dataset}"
     )
 
