@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from dataclasses import replace
 
 import pytest
 import reference_steps as reference
@@ -66,6 +67,36 @@ def test_the_teacher_owns_a_two_task_head_that_reads_its_own_main_head(make_segm
     assert teacher.heads["two_task"].main[0] is teacher.heads["main"]
     assert student.heads["two_task"].main[0] is student.heads["main"]
     assert not any("two_task.main" in name for name in module.state_dict())
+
+
+def test_the_main_head_labels_first_where_it_is_asked_to(make_segmentor, make_plan, make_batch, monkeypatch):
+    module = CorDA(make_segmentor(), make_plan(), initial="main", label_by_initial=0.5)
+    asked, label_target = [], module.label_target
+    monkeypatch.setattr(module, "label_target", lambda t, head=None: asked.append(head) or label_target(t, head))
+    fit(module, [make_batch(seed, depth=True) for seed in range(4)])
+    assert asked == ["main", "main", None, None]
+
+
+def test_features_are_as_wide_as_their_attention_can_be(make_segmentor, make_plan):
+    with pytest.raises(UserError, match=r"method\.width=6: .* multiple of 4"):
+        CorDA(make_segmentor(), make_plan(), width=6)
+
+
+@pytest.mark.parametrize("depth_weight", ["own", "batch_mean"])
+def test_the_picture_of_difficulty_is_not_relative_to_the_batch(depth_weight, make_segmentor, make_plan, make_batch):
+    module = CorDA(make_segmentor(), make_plan(), depth_weight=depth_weight)
+    fit(module, [make_batch(depth=True)])
+    head = module.segmentor.heads["two_task"]
+    for decoder, z in ((head.source_depth, 50.0), (head.target_depth, 20.0)):
+        for p in decoder.parameters():
+            torch.nn.init.zeros_(p)
+        torch.nn.init.constant_(next(p for p in decoder.parameters() if p.dim() == 1), z)
+    module.panel = {}
+    source = labelled(make_batch(depth=True)["source"])
+    mixed = replace(source, depth=torch.full_like(source.depth, 13.0), weight=torch.ones_like(source.image[:, 0]),
+                    pasted=torch.zeros_like(source.label[:, None], dtype=torch.bool))  # fmt: skip
+    module.mixed_terms(mixed)
+    torch.testing.assert_close(module.panel["adaptation_difficulty"], torch.full((1, 32, 64), 1 - 1e-3))
 
 
 @pytest.mark.parametrize("depth_weight", ["own", "batch_mean", "none"])

@@ -88,17 +88,21 @@ def test_pulling_an_untranslated_image_to_itself_is_soon_done(make_segmentor, ma
     assert values[-1] < 0.8 * values[0]
 
 
-def test_weights_at_power_zero_are_uniform(make_segmentor, make_plan, make_batch):
-    weighed = []
-    for power in (0.0, 2.0):
-        module = T2SDA(make_segmentor(), make_plan(), reweight=power, **OPTIONS)
-        fit(module, [make_batch()])
-        module.performance.value.copy_(torch.linspace(0.1, 0.9, 19))
-        g = torch.Generator().manual_seed(0)
-        unit = [torch.nn.functional.normalize(torch.randn(2, 8, 4, 8, generator=g), dim=1) for _ in range(2)]
+@pytest.mark.parametrize("power", [0.0, 2.0])
+def test_weights_at_power_zero_are_uniform(power, make_segmentor, make_plan, make_batch):
+    module = T2SDA(make_segmentor(), make_plan(), reweight=power, **OPTIONS)
+    fit(module, [make_batch()])
+    g = torch.Generator().manual_seed(0)
+    unit = [torch.nn.functional.normalize(torch.randn(2, 8, 4, 8, generator=g), dim=1) for _ in range(2)]
+    values = []
+    for scores in (torch.full((19,), 0.5), torch.linspace(0.1, 0.9, 19)):
+        module.performance.value.copy_(scores)
         torch.manual_seed(0)
-        weighed.append(float(module.pull(unit[0], Pixels(unit[1], make_batch()["source"].label[:, ::8, ::8]), None)))
-    assert 0 < weighed[1] < weighed[0]
+        values.append(float(module.pull(unit[0], Pixels(unit[1], make_batch()["source"].label[:, ::8, ::8]), None)))
+    if power == 0:
+        assert values[1] == values[0]
+    else:
+        assert 0 < values[1] < values[0]
 
 
 @pytest.mark.parametrize("proxy", ["confidence", "source_iou", "frequency"])
@@ -150,18 +154,23 @@ def generalisation(tmp_path, monkeypatch):
 
 
 def test_no_image_but_the_sources_is_read_in_training(generalisation, make_segmentor, make_plan, monkeypatch):
-    read, original = set(), SegmentationDataset.read
+    """The whole of a fit but the validations: also where statistics of a target would be taken, if there were one."""
+    read, original = [], SegmentationDataset.read
+    monkeypatch.setattr(
+        SegmentationDataset, "read", lambda self, index: read.append(self.root.name) or original(self, index)
+    )
+    generalisation.data.workers = 0
     data = build_data(generalisation)
+    monkeypatch.setattr(data, "val_dataloader", list)
     data.setup("fit")
     assert set(data.validation_names) == {"camera", "night_rain", "drizzle"}
-    monkeypatch.setattr(
-        SegmentationDataset, "read", lambda self, index: read.add(self.root.name) or original(self, index)
-    )
-    batches = list(data.train_dataloader())
-    assert set(batches[0]) == {"source"}
-    module = T2SDA(make_segmentor(), make_plan(), **OPTIONS)
-    fit(module, batches)
-    assert read == {"source"}
+    before = len(read)  # a first image of each validation set, for its size
+    module = T2SDA(make_segmentor(), make_plan(steps=2, running_statistics="target"), **OPTIONS)
+    trainer = fit(module, list(data.train_dataloader()))
+    trainer.datamodule = data
+    module.on_validation_epoch_start()
+    assert len(read) > before
+    assert set(read[before:]) == {"source"}
     assert set(module.recorded) >= {"train/source/ce", "train/translated/pull"}
     assert "train/mix/ce" not in module.recorded
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from uda_seg.ops.depth import berhu, discrepancy_weight, inverse_depth
+from uda_seg.ops.depth import agreement, berhu, discrepancy_weight, inverse_depth
 
 
 def maps(seed=0, batch=3, invalid=0.3):
@@ -62,7 +62,9 @@ def test_discrepancy_weight(share):
     expected = w / w.mean()
     if share == "batch_mean":
         expected = torch.stack([(w[0] + w[1] + w[2]) / 3] * 3) / w.mean()
-    torch.testing.assert_close(discrepancy_weight(source, target, z, share), expected)
+    agreed = agreement(source, target, z)
+    torch.testing.assert_close(agreed, w)
+    torch.testing.assert_close(discrepancy_weight(agreed, share), expected)
 
 
 def test_the_released_broadcast_is_the_batch_mean():
@@ -72,7 +74,7 @@ def test_the_released_broadcast_is_the_batch_mean():
     w = (w + (z == 1.0)).clamp(0, 1)
     omega, loss = torch.rand(3, 4, 5), torch.rand(3, 4, 5)
     released = (omega * w / w.mean() * loss).mean()
-    ours = (omega * discrepancy_weight(source, target, z, "batch_mean") * loss).mean()
+    ours = (omega * discrepancy_weight(agreement(source, target, z), "batch_mean") * loss).mean()
     torch.testing.assert_close(ours, released)
 
 

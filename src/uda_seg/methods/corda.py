@@ -20,17 +20,18 @@ import torch
 from torch import Tensor
 
 from uda_seg.errors import UserError
-from uda_seg.limits import Fraction, NotNegative
+from uda_seg.limits import Count, Fraction, NotNegative
 from uda_seg.methods.base import Batch
 from uda_seg.methods.repeated_sgd import RepeatedSGD, repeated_groups
 from uda_seg.methods.self_training import Labelled, SelfTraining, labelled
 from uda_seg.methods.settings import Plan
 from uda_seg.methods.step import Loss
 from uda_seg.models.daformer import DAFormerHead
+from uda_seg.models.deeplab import EXPANSION
 from uda_seg.models.segmentor import Head, Segmentor
 from uda_seg.models.two_task import Tasks, TwoTaskHead
 from uda_seg.ops.augment import draw_strong, strong_augment
-from uda_seg.ops.depth import Z_SCALE, berhu, discrepancy_weight
+from uda_seg.ops.depth import Z_SCALE, agreement, berhu, discrepancy_weight
 from uda_seg.ops.losses import IGNORE, cross_entropy
 from uda_seg.ops.mixing import class_mix
 
@@ -79,7 +80,7 @@ class CorDA(SelfTraining):
         mixed_depth: NotNegative = 0.001,
         depth_weight: Literal["own", "batch_mean", "none"] = "own",
         correlation: bool = True,
-        width: int | None = None,
+        width: Count | None = None,
         dilations: Sequence[int] | None = None,
         depth_start: NotNegative = 50.0,
         initial: Literal["features", "main"] = "features",
@@ -91,6 +92,8 @@ class CorDA(SelfTraining):
     ) -> None:
         if label_by_initial > 0 and initial != "main":
             raise UserError("method.label_by_initial needs method.initial=main: other initial heads cannot label alone")
+        if width is not None and width % EXPANSION:
+            raise UserError(f"method.width={width}: the two tasks' features need a multiple of {EXPANSION} channels")
         main = segmentor.heads["main"]
         assert isinstance(main, Head)
         head = TwoTaskHead(main, len(plan.classes), width, dilations, correlation, initial, depth_start)
@@ -143,11 +146,9 @@ class CorDA(SelfTraining):
         assert pasted is not None
         weight = mixed.weight
         if self.depth_weight != "none":
-            agreement = discrepancy_weight(
-                tasks.source_depth, tasks.target_depth, z, self.depth_weight, self.mean_over_ranks
-            )
-            weight = weight * agreement
-            self.show(adaptation_difficulty=1 - agreement / agreement.amax())
+            agreed = agreement(tasks.source_depth, tasks.target_depth, z)
+            weight = weight * discrepancy_weight(agreed, self.depth_weight, self.mean_over_ranks)
+            self.show(adaptation_difficulty=1 - agreed)
         depth = class_mix(tasks.source_depth, tasks.target_depth, pasted)
         initial_depth = class_mix(tasks.initial_source_depth, tasks.initial_target_depth, pasted)
         self.show(mixed_prediction=tasks.segmentation, mixed_depth=shown(z), mixed_depth_estimate=shown(depth))

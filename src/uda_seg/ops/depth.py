@@ -52,31 +52,34 @@ def berhu(prediction: Tensor, z: Tensor, maximum: Reduction = same, mean: Reduct
 
 
 @torch.no_grad()
-def discrepancy_weight(
-    source_depth: Tensor,
-    target_depth: Tensor,
-    z: Tensor,
-    share: Literal["own", "batch_mean"] = "own",
-    mean: Reduction = same,
-) -> Tensor:
-    """How far the depth decoders of the two domains agree, as a weight of each pixel.
-
-    w = clip(relu(1 - |D_s - D_t| / z) + 0.001 + [z invalid], 0, 1), divided by its mean over the whole batch.
+def agreement(source_depth: Tensor, target_depth: Tensor, z: Tensor) -> Tensor:
+    """How far the depth decoders of the two domains agree: clip(relu(1 - |D_s - D_t| / z) + 0.001 + [z invalid], 0, 1).
 
     Args:
         source_depth: [B, 1, H, W], the source decoder's inverse depth.
         target_depth: [B, 1, H, W], the target decoder's.
-        z: [B, 1, H, W], the inverse depth both are measured by; 1.0 = invalid, where the weight before division is 1.
+        z: [B, 1, H, W], the inverse depth both are measured by; 1.0 = invalid, where they count as agreed.
+
+    Returns:
+        float32 [B, H, W] in [0.001, 1], no gradient; 1 - it is the adaptation difficulty.
+    """
+    near = torch.relu(1 - (source_depth.float() - target_depth.float()).abs() / z) + 1e-3
+    return (near + (z == INVALID)).clamp(0.0, 1.0)[:, 0]
+
+
+@torch.no_grad()
+def discrepancy_weight(agreed: Tensor, share: Literal["own", "batch_mean"] = "own", mean: Reduction = same) -> Tensor:
+    """The agreement as a weight of each pixel: divided by its mean over the whole batch.
+
+    Args:
+        agreed: [B, H, W] of `agreement`.
         share: "own" weighs each image by its own map. "batch_mean" is what the released code does by a broadcast: each
             image is weighed by the average of all images' maps at the same place.
         mean: takes a tensor to its mean over ranks.
 
     Returns:
-        float32 [B, H, W], mean 1 over the batch, no gradient. Before division, 1 - it is the adaptation difficulty.
+        float32 [B, H, W], mean 1 over the batch, no gradient.
     """
-    agreement = torch.relu(1 - (source_depth.float() - target_depth.float()).abs() / z) + 1e-3
-    weight = (agreement + (z == INVALID)).clamp(0.0, 1.0)[:, 0]
-    average = mean(weight.mean())
-    if share == "batch_mean":
-        weight = mean(weight.mean(0, keepdim=True)).expand_as(weight)
+    average = mean(agreed.mean())
+    weight = mean(agreed.mean(0, keepdim=True)).expand_as(agreed) if share == "batch_mean" else agreed
     return weight / average
