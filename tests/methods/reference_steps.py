@@ -199,7 +199,8 @@ def bicl(student, batch, y_f, xi, rung, temperature, threshold, momentum):
             rho_s = {c: s[b][:, mine == c].mean(1) for c in range(19) if (mine == c).any()}
             hybrid = static.clone()
             if rung >= 4:
-                share = cosines(t[b], {c: rho + xi[c] for c, rho in rho_s.items()}).div(temperature).softmax(0)
+                odds = cosines(t[b], {c: rho + xi[c] for c, rho in rho_s.items()}).div(temperature).exp()
+                share = odds / (odds.sum(0) + (19 - len(odds)) * odds.min(0).values)
                 for i, j in torch.nonzero(static == 255).tolist():
                     if share[:, i, j].max() > threshold:
                         hybrid[i, j] = list(rho_s)[int(share[:, i, j].argmax())]

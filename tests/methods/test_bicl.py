@@ -23,6 +23,7 @@ from uda_seg.errors import UserError
 from uda_seg.methods import rounds
 from uda_seg.methods.bicl import LADDER, BiCL
 from uda_seg.methods.rounds import RoundSchedule
+from uda_seg.methods.settings import TeacherSettings
 from uda_seg.models.timm_encoder import TimmEncoder
 from uda_seg.ops.contrast import similarity, transfer_labels
 
@@ -94,14 +95,18 @@ def test_without_displacement_dynamic_labels_are_plain_transfer(make_segmentor, 
     y_s = labelled_batches[0]["source"].label[:, ::8, ::8]
     y_f = torch.full_like(y_s, 255)
     y_f[:, :2] = 3
-    module.contrast(f_s, y_s, f_t, y_f)
+    trusted = torch.ones_like(y_f, dtype=torch.bool)
+    trusted[:, 3, 2:] = False
+    module.contrast(f_s, y_s, f_t, y_f, trusted)
     prototypes = torch.zeros(2, 19, 19)
     present = torch.zeros(2, 19, dtype=torch.bool)
     for b in range(2):
         for c in range(19):
             if (y_s[b] == c).any():
                 prototypes[b, c], present[b, c] = f_s[b][:, y_s[b] == c].mean(1), True
-    plain = transfer_labels(similarity(f_t, prototypes, present, 0.5), 0.06)
+    plain = transfer_labels(similarity(f_t, prototypes, present, 0.5, "farthest"), 0.06)
+    assert (plain[:, 3, 2:] != 255).any()
+    plain[:, 3, 2:] = 255  # not trusted
     hybrid = shown["hybrid_label"][:, ::8, ::8]
     assert torch.equal(hybrid[:, :2], y_f[:, :2])  # static labels win
     assert torch.equal(hybrid[:, 2:], plain[:, 2:])
@@ -113,8 +118,9 @@ def test_forward_of_a_pair_is_backward_of_the_swapped_one(make_segmentor, make_p
     g = torch.Generator().manual_seed(1)
     f, h = torch.randn(2, 6, 4, 8, generator=g), torch.randn(2, 6, 4, 8, generator=g)
     y, z = (make_batch(seed)["source"].label[:, ::8, ::8] for seed in range(2))
-    forward, backward = module.contrast(f, y, h, z)
-    swapped_forward, swapped_backward = module.contrast(h, z, f, y)
+    everywhere = torch.ones_like(y, dtype=torch.bool)
+    forward, backward = module.contrast(f, y, h, z, everywhere)
+    swapped_forward, swapped_backward = module.contrast(h, z, f, y, everywhere)
     torch.testing.assert_close(forward.value, swapped_backward.value)
     torch.testing.assert_close(backward.value, swapped_forward.value)
 
@@ -130,11 +136,34 @@ def test_nothing_shared_and_nothing_labelled_is_no_nan(make_segmentor, make_plan
 
 
 def test_what_is_logged(make_segmentor, make_plan, labelled_batches):
-    recorded = run_once(BiCL(make_segmentor(), make_plan(), dynamic_threshold=0.3), labelled_batches[0]).recorded
+    recorded = run_once(BiCL(make_segmentor(), make_plan(), dynamic_threshold=0.06), labelled_batches[0]).recorded
     y_f = labelled_batches[0]["target"].pseudo
-    assert recorded["diagnostic/labelled/static"] == pytest.approx((y_f != 255).float().mean().item())
-    assert (y_f[:, 2::4, 2::4] != 255).float().mean() < recorded["diagnostic/labelled/hybrid"] <= 1
+    cells = (y_f[:, 2::4, 2::4] != 255).float().mean().item()
+    assert recorded["diagnostic/labelled/static"] == pytest.approx(cells)  # at the features' size, as the hybrid ones
+    assert cells < recorded["diagnostic/labelled/hybrid"] <= 1
     assert math.isfinite(recorded["diagnostic/calibration/road"])
+
+
+def test_hybrid_labels_are_never_fewer_in_the_log(make_segmentor, make_plan, labelled_batches):
+    """Labels that lie between the cells' centres are in neither share."""
+    batch = labelled_batches[0]
+    batch["target"].pseudo = torch.full_like(batch["source"].label, 3)
+    batch["target"].pseudo[:, 2::4, 2::4] = 255
+    recorded = run_once(BiCL(make_segmentor(), make_plan(), until="backward"), batch).recorded
+    assert recorded["diagnostic/labelled/static"] == recorded["diagnostic/labelled/hybrid"] == 0
+
+
+@pytest.mark.parametrize("margins", [True, False])
+def test_margins_are_labelled_neither_way(margins, make_segmentor, make_plan, labelled_batches):
+    batch, shown = labelled_batches[0], {}
+    batch["target"].valid[:, 16:] = False
+    plan = make_plan(teacher=TeacherSettings(margins=margins))
+    module = BiCL(make_segmentor(), plan, feature="logits", temperature=0.5, dynamic_threshold=0.06)
+    module.show = lambda **tensors: shown.update(tensors)
+    run_once(module, batch)
+    for name in ("pseudo_label", "hybrid_label"):
+        assert (shown[name][:, :16] != 255).any()
+        assert (shown[name][:, 16:] == 255).all() == margins
 
 
 @pytest.mark.parametrize("feature", ["fused", "logits", "backbone", "projection"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -99,8 +100,40 @@ def test_transferred_labels_are_those_of_the_nearest_prototype():
             labelled += sure
     assert 0 < labelled < 36
     assert (transfer_labels(logits, 1.0) == 255).all()
-    nothing = similarity(target, sums.mean, torch.zeros(1, K, dtype=torch.bool), 0.1)
-    assert (transfer_labels(nothing, 0.8) == 255).all()
+    for absent in ("masked", "opposite", "farthest"):
+        nothing = similarity(target, sums.mean, torch.zeros(1, K, dtype=torch.bool), 0.1, absent)
+        assert (transfer_labels(nothing, 0.8) == 255).all()
+
+
+def transfer_loop(features, prototypes, temperature, threshold, absent):
+    """One image; `prototypes` by class, those it has."""
+    out = np.full(features.shape[1:], 255)
+    for y, x in np.ndindex(*out.shape):
+        pixel = features[:, y, x]
+        cosines = {c: pixel @ p / np.linalg.norm(pixel) / np.linalg.norm(p) for c, p in prototypes.items()}
+        best = max(cosines, key=cosines.get)
+        filled = {"masked": -np.inf, "opposite": -1.0, "farthest": min(cosines.values())}[absent]
+        odds = [math.exp(cosines.get(c, filled) / temperature) for c in range(K)]
+        if math.exp(cosines[best] / temperature) / sum(odds) > threshold:
+            out[y, x] = best
+    return out
+
+
+@pytest.mark.parametrize("absent", ["masked", "opposite", "farthest"])
+@pytest.mark.parametrize("there", [[3], [1, 4], [0, 2, 3], list(range(K))])
+def test_what_absent_classes_count_in_the_transfer(there, absent):
+    """Of positive features, as fused maps are."""
+    g = torch.Generator().manual_seed(8)
+    source, target = torch.eye(K).unsqueeze(0) + 0.2, torch.randn(1, K, 9, 9, generator=g).relu() + 0.2
+    present = torch.tensor([[c in there for c in range(K)]])
+    label = transfer_labels(similarity(target, source * present.unsqueeze(2), present, 0.1, absent), 0.8)[0].numpy()
+    prototypes = {c: source[0, c].numpy().astype(float) for c in there}
+    expected = transfer_loop(target[0].numpy().astype(float), prototypes, 0.1, 0.8, absent)
+    assert (label == expected).all()
+    if len(there) == 1:  # without a rival nothing says that a pixel is of the class
+        assert (label == 255).all() == (absent == "farthest")
+    else:
+        assert 0 < (label != 255).mean() < 1
 
 
 def test_queries_are_of_their_class_and_distinct_while_there_are_enough():

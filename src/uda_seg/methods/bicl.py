@@ -61,6 +61,9 @@ class BiCL(UDAModule):
         dynamic_threshold: T, above which a transferred label counts (released: 0.8).
         calibration_momentum: share of a class's displacement xi that stays in a step (not public: 0.99; 1 keeps it 0).
         absent: logit of a class that the other image has not: `masked` out, or `opposite`, the cosine -1 (released).
+        transfer_absent: the same for the transfer of labels (ours: `farthest`, the cosine of the least similar class
+            that the source image has). A label then needs a rival that is far off: masked, the class of an image that
+            shows no other went to every pixel; and fused maps are positive, so that a cosine alone says little.
         feature: what is compared: the `fused` map that the classifier reads, its `logits` (released: those of DeepLab's
             four branches, side by side), the `backbone`'s last stage, or a `projection` of the fused map. All but the
             logits are ours: cosines of a DAFormer head's logits differ so little that no transferred label passes T.
@@ -89,6 +92,7 @@ class BiCL(UDAModule):
         dynamic_threshold: Fraction = 0.8,
         calibration_momentum: Fraction = 0.99,
         absent: Literal["masked", "opposite"] = "masked",
+        transfer_absent: Literal["farthest", "masked", "opposite"] = "farthest",
         feature: Literal["fused", "logits", "backbone", "projection"] = "fused",
         width: Count | None = None,
         entropy_weight: NotNegative = 0.0,
@@ -99,7 +103,8 @@ class BiCL(UDAModule):
         super().__init__(segmentor, plan)
         self.rung = LADDER.index(until)
         self.target_weight, self.forward_weight, self.backward_weight = target_weight, forward_weight, backward_weight
-        self.temperature, self.dynamic_threshold, self.absent = temperature, dynamic_threshold, absent
+        self.temperature, self.dynamic_threshold = temperature, dynamic_threshold
+        self.absent, self.transfer_absent = absent, transfer_absent
         self.feature, self.entropy_weight, self.entropy_kind = feature, entropy_weight, entropy_kind
         self.schedule = RoundSchedule(plan.steps, warmup if self.rung > 0 else 1.0, rounds)
         self.static = StaticLabels(self, self.schedule, Shares(class_share, image_share), round_passes)
@@ -115,9 +120,8 @@ class BiCL(UDAModule):
         self.show(source_image=source.image, source_label=source.label, source_prediction=s.logits)
         terms = [Loss("source/ce", s.loss), *self.entropy_terms("source", s, self.entropy_weight)]
         if adapts and target.pseudo is not None:
-            y_f = target.pseudo
-            if self.plan.teacher.margins:
-                y_f = y_f.masked_fill(~target.valid, IGNORE)
+            trusted = target.valid if self.plan.teacher.margins else torch.ones_like(target.valid)
+            y_f = target.pseudo.masked_fill(~trusted, IGNORE)
             image, share = to_float(target.image), (y_f != IGNORE).float().mean()
             # The weight turns a mean over all pixels into one over those that are labelled.
             weight = (1.0 / self.mean_over_ranks(share).clamp_min(1e-6)).expand(y_f.shape)
@@ -125,13 +129,15 @@ class BiCL(UDAModule):
             self.show(target_image=image, pseudo_label=y_f)
             terms.append(Loss("target/ce", t.loss, self.target_weight))
             terms += self.entropy_terms("target", t, self.entropy_weight * self.target_weight)
-            self.note(**{"labelled/static": share})
             if self.rung > 1:
                 partner = torch.arange(len(image), device=image.device) % len(source.image)
-                terms += self.contrast(self.features(s)[partner], source.label[partner], self.features(t), y_f)
+                f_s, f_t = self.features(s)[partner], self.features(t)
+                terms += self.contrast(f_s, source.label[partner], f_t, y_f, trusted)
+            else:
+                self.note(**{"labelled/static": share})
         yield tuple(terms)
 
-    def contrast(self, f_s: Tensor, y_s: Tensor, f_t: Tensor, y_f: Tensor) -> tuple[Loss, ...]:
+    def contrast(self, f_s: Tensor, y_s: Tensor, f_t: Tensor, y_f: Tensor, trusted: Tensor) -> tuple[Loss, ...]:
         """FCL and BCL of pairs of images, each a mean over pixels, then over pairs.
 
         Args:
@@ -139,20 +145,24 @@ class BiCL(UDAModule):
             y_s: source labels uint8 [B, H, W].
             f_t: target features [B, D, h, w].
             y_f: static target labels uint8 [B, H, W].
+            trusted: bool [B, H, W], target pixels that may be labelled.
         """
         classes, tau = len(self.plan.classes), self.temperature
         y_s, y_f = nearest(y_s, f_s.shape[-2:]), nearest(y_f, f_t.shape[-2:])
+        trusted = nearest(trusted.to(torch.uint8), f_t.shape[-2:]).bool()
         rho_s = class_sums(f_s, y_s, classes)
         y_t = y_f
         if self.rung >= LADDER.index("dynamic"):
             calibrated = rho_s.mean.detach() + self.calibration.value  # before the cosine's normalisation
-            transferred = similarity(f_t.detach(), calibrated, rho_s.present, tau)
-            y_d = transfer_labels(transferred, self.dynamic_threshold)
+            transferred = similarity(f_t.detach(), calibrated, rho_s.present, tau, self.transfer_absent)
+            y_d = transfer_labels(transferred, self.dynamic_threshold).masked_fill(~trusted, IGNORE)
             y_t = torch.where(y_f == IGNORE, y_d, y_f)
         rho_t = class_sums(f_t, y_t, classes)
         shared = rho_s.present & rho_t.present  # C*
         self.observe(rho_s, rho_t, shared)
-        self.note(**{"labelled/hybrid": (y_t != IGNORE).float().mean()})
+        # Both at the features' size, so that the second is never below the first.
+        shares = {"static": y_f, "hybrid": y_t}
+        self.note(**{f"labelled/{name}": (y != IGNORE).float().mean() for name, y in shares.items()})
         self.show(hybrid_label=nearest(y_t, self.plan.crop))
         forward = similarity(f_t, rho_s.mean, rho_s.present, tau, self.absent)
         terms = [Loss("contrast/forward", prototype_contrast(forward, y_t, shared).mean(), self.forward_weight)]

@@ -22,7 +22,7 @@ def similarity(
     prototypes: Tensor,
     present: Tensor,
     temperature: float,
-    absent: Literal["masked", "opposite"] = "masked",
+    absent: Literal["masked", "opposite", "farthest"] = "masked",
 ) -> Tensor:
     """Cosine of every pixel with every prototype of its image, over the temperature (BiCL, Lee et al. 2022).
 
@@ -32,7 +32,7 @@ def similarity(
         present: bool [B, K], which prototypes exist.
         temperature: tau.
         absent: the logit of a class without a prototype: "masked" takes it out of the softmax, "opposite" gives it
-            the cosine -1, as the released code does.
+            the cosine -1, as the released code does, "farthest" that of the least similar prototype of the image.
 
     Returns:
         float32 logits [B, K, h, w].
@@ -40,8 +40,10 @@ def similarity(
     with torch.autocast(features.device.type, enabled=False):  # bfloat16 would be off by 0.03 at this scale
         pixels = F.normalize(features.float(), dim=1)
         logits = torch.einsum("bdhw,bkd->bkhw", pixels, F.normalize(prototypes.float(), dim=2)) / temperature
-    fill = OUT if absent == "masked" else -1.0 / temperature
-    return logits.masked_fill(~present[:, :, None, None], fill)
+    there = present[:, :, None, None]
+    if absent == "farthest":
+        return torch.where(there, logits, logits.masked_fill(~there, -OUT).amin(1, keepdim=True))
+    return logits.masked_fill(~there, OUT if absent == "masked" else -1.0 / temperature)
 
 
 def prototype_contrast(logits: Tensor, label: Tensor, shared: Tensor) -> Tensor:
@@ -66,7 +68,8 @@ def transfer_labels(logits: Tensor, threshold: float) -> Tensor:
     """Label every pixel by its nearest prototype where the softmax is sure (BiCL's dynamic labels y_D).
 
     Args:
-        logits: [B, K, h, w] of `similarity` with "masked" absent classes.
+        logits: [B, K, h, w] of `similarity`; with "masked" absent classes an image of one class gives it to every
+            pixel, with "farthest" ones to none, as long as T is 1/K or more.
         threshold: T; a pixel with a largest softmax value of at most T stays unlabelled.
 
     Returns:
