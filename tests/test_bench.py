@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from data.trees import streets_tree
+from data.trees import save, streets_tree
 from uda_seg.bench import MEASUREMENTS, bench, choose, rows_table
 from uda_seg.bench.baselines import average_each, blend_classes, draw_half, paste_classes
 from uda_seg.bench.measure import Pairs, Row, alternate
 from uda_seg.bench.memory import SavedBytes, measure_memory
-from uda_seg.bench.overhead import interleave
+from uda_seg.bench.overhead import interleave, measure_methods
 from uda_seg.bench.parts import measure_ema, measure_evaluator, measure_mixing, measure_render
 from uda_seg.bench.phases import profile_step
-from uda_seg.bench.session import DACS, SOURCE_ONLY
+from uda_seg.bench.session import BICL, DACS, SOURCE_ONLY
 from uda_seg.command import composed
 from uda_seg.errors import UserError
+from uda_seg.methods.bicl import BiCL
+from uda_seg.methods.step import StepModule
+from uda_seg.methods.t2sda import T2SDA, Pixels
 from uda_seg.ops.ema import ema_update
 from uda_seg.ops.mixing import class_mask, class_mix, draw_classes
 
@@ -123,6 +128,41 @@ def test_bare_loop_does_the_work_of_the_module(tiny, method):
     # Adam divides by sqrt(v): a gradient that is rounding noise about zero has an arbitrary sign.
     assert turns.difference < 1e-4
     assert len(turns.pairs().a) == 2
+
+
+def test_methods_are_measured_beside_dacs(tiny):
+    """The bare loop takes DACS's steps: after them its teacher is not its student, which source-only has none of."""
+    for i in range(4):
+        save(Path(tiny.data.source.root) / f"depth/{i:06d}.png", np.full((32, 48), 256 * (10 + i), np.uint16))
+    rows = measure_methods(tiny)
+    assert [row.name for row in rows] == ["methods/bicl", "methods/t2sda", "methods/corda"]
+    assert all(row.a_value > 0 and row.b == "dacs" and row.target == "at most 2" for row in rows)
+    turns = interleave(replace(tiny, method=BICL), DACS)
+    assert turns.bare.steps == 7
+    assert turns.bare.teacher is not None
+    assert turns.difference > 0
+
+
+@pytest.mark.parametrize("term", ["forward and backward", "pull"])
+def test_contrast_needs_memory_linear_in_pixels(term, make_segmentor, make_plan, monkeypatch):
+    """Twice as high and wide: four times the bytes at most, and a little; pixels x pixels would be sixteen times."""
+    monkeypatch.setattr(StepModule, "mean_over_ranks", lambda self, value: value)
+    bicl = BiCL(make_segmentor(), make_plan())
+    t2sda = T2SDA(make_segmentor(), make_plan(), queries=2, negatives=4)
+    peaks = []
+    for height, width in ((32, 64), (64, 128)):
+        features = [torch.randn(2, 8, height, width, requires_grad=True) for _ in range(2)]
+        labels = [torch.randint(0, 19, (2, height, width), dtype=torch.uint8) for _ in range(2)]
+        with SavedBytes(features) as memory:
+            if term == "pull":
+                keys = [Pixels(f.detach(), label) for f, label in zip(features, labels, strict=True)]
+                loss = t2sda.pull(features[0], *keys)
+            else:
+                terms = bicl.contrast(features[0], labels[0], features[1], labels[1], labels[1] < 255)
+                loss = sum(term.value for term in terms)
+            loss.backward()
+        peaks.append(memory.peak)
+    assert 0 < peaks[1] <= 4.2 * peaks[0]
 
 
 def test_masked_consistency_needs_the_memory_of_source_only(tiny):

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from uda_seg.bench.measure import Row
 from uda_seg.bench.memory import measure_memory
-from uda_seg.bench.overhead import measure_overhead
+from uda_seg.bench.overhead import measure_methods, measure_overhead
 from uda_seg.bench.parts import measure_ema, measure_evaluator, measure_mixing, measure_render
 from uda_seg.bench.phases import StepProfile, profile_step
 from uda_seg.command import run
@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 PHASES = "phases"
 MEASUREMENTS: dict[str, Callable[[Config], Sequence[Row]]] = {
     "overhead": measure_overhead,
+    "methods": measure_methods,
     "evaluator": measure_evaluator,
     "mixing": measure_mixing,
     "memory": measure_memory,

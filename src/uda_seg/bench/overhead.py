@@ -1,4 +1,4 @@
-"""What the framework adds to a training step: the module under Lightning beside a bare loop, step by step in turns."""
+"""What a training step costs, step by step in turns with a bare loop: the framework's share, and a method's."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ import torch
 
 from uda_seg.bench.baselines import BareLoop
 from uda_seg.bench.measure import Pairs, Row, synchronize
-from uda_seg.bench.session import DACS, SOURCE_ONLY, WARM_UP, prepare
+from uda_seg.bench.session import BICL, CORDA, DACS, SOURCE_ONLY, T2SDA, WARM_UP, prepare
 from uda_seg.config import Config
 from uda_seg.methods.base import UDAModule
-from uda_seg.train import build_data
+from uda_seg.train import build_data, build_module
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,16 @@ def measure_overhead(config: Config) -> list[Row]:
     return rows
 
 
+def measure_methods(config: Config) -> list[Row]:
+    """A step of each method under Lightning beside DACS in a bare loop, which `overhead/dacs` compares with itself."""
+    rows = []
+    for name, method in (("bicl", BICL), ("t2sda", T2SDA), ("corda", CORDA)):
+        pairs = interleave(replace(config, method=method), DACS).pairs()
+        ratio = pairs.a_over_b
+        rows.append(Row(f"methods/{name}", name, pairs.a_ms, "dacs", pairs.b_ms, "ms", ratio, 2.0, "at most"))
+    return rows
+
+
 class Interleaved(pl.Callback):
     """Takes a step of the bare loop after every step of the trainer and times both.
 
@@ -52,8 +62,8 @@ class Interleaved(pl.Callback):
     Attributes:
         bare: the loop.
         seconds: of every trainer's and every bare step.
-        difference: largest distance between a weight of the module and the loop's, at the end: that both sides of the
-            ratio do the same work.
+        difference: largest distance between a weight of the module's network and of the loop's, at the end: 0 says that
+            both sides of the ratio did the same work.
     """
 
     def __init__(self, make: Callable[[pl.Trainer], BareLoop], pairs: int, block: int) -> None:
@@ -85,7 +95,8 @@ class Interleaved(pl.Callback):
         """Compare what the two have trained."""
         assert self.bare is not None
         assert isinstance(pl_module, UDAModule)
-        both = zip(pl_module.segmentor.parameters(), self.bare.student.parameters(), strict=True)
+        mine = dict(pl_module.segmentor.named_parameters())
+        both = [(mine[name], bare) for name, bare in self.bare.student.named_parameters()]
         self.difference = max(float((mine - bare).detach().abs().max()) for mine, bare in both)
 
     def pairs(self) -> Pairs:
@@ -96,8 +107,13 @@ class Interleaved(pl.Callback):
         return Pairs([a for a, _ in mean], [b for _, b in mean])
 
 
-def interleave(config: Config) -> Interleaved:
-    """Train source-only or DACS and its bare loop step by step in turns, from the same weights on the same batches."""
+def interleave(config: Config, beside: dict[str, Any] | None = None) -> Interleaved:
+    """Train a method and a bare loop step by step in turns, on the same batches.
+
+    Args:
+        config: the method and all else.
+        beside: what the bare loop does, source-only or DACS; None: what `config` names, from the same weights.
+    """
     bench = config.bench
     config = replace(
         config,
@@ -107,9 +123,13 @@ def interleave(config: Config) -> Interleaved:
     )
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         session = prepare(config, Path(name), WARM_UP + bench.pairs * bench.steps)
-        twin = copy.deepcopy(session.module)
-        other = build_data(session.config)
+        other = build_data(session.config if beside is None else replace(session.config, method=beside))
         other.setup("fit")
+        twin = (
+            copy.deepcopy(session.module)
+            if beside is None
+            else build_module(replace(session.config, method=beside), other)
+        )
         file = stack.enter_context((Path(name) / "bare.csv").open("w", newline=""))
 
         def make(trainer: pl.Trainer) -> BareLoop:

@@ -18,6 +18,9 @@ WARM_UP = 3  # steps before anything is timed
 SOURCE_ONLY = {"_target_": "uda_seg.methods.source_only.SourceOnly"}
 DACS = {"_target_": "uda_seg.methods.self_training.SelfTraining"}
 MIC = DACS | {"mask_weight": 1.0, "feature_distance": 0.005}
+BICL = {"_target_": "uda_seg.methods.bicl.BiCL", "warmup": 0.0}
+T2SDA = {"_target_": "uda_seg.methods.t2sda.T2SDA"}
+CORDA = {"_target_": "uda_seg.methods.corda.CorDA"}
 
 
 @dataclass
