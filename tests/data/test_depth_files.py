@@ -14,6 +14,7 @@ from trees import cityscapes_tree, gta_tree, save, streets_tree, synthia_tree
 
 from uda_seg.data.datamodule import UDADataModule
 from uda_seg.data.datasets import open_domain
+from uda_seg.data.depth import DepthFiles
 from uda_seg.data.labels import CITYSCAPES
 from uda_seg.data.settings import DataSettings, DomainSettings
 from uda_seg.errors import UserError
@@ -22,8 +23,8 @@ SIZE = (8, 16)
 
 
 def distances(seed=0):
-    """Metres between 4 and 60, none that rounding to centimetres or 1/256 m could move far."""
-    return np.random.default_rng(seed).uniform(4, 60, SIZE)
+    """Metres between 4 and 60, far above near, none that rounding to centimetres or 1/256 m could move far."""
+    return np.sort(np.random.default_rng(seed).uniform(4, 60, SIZE), axis=0)[::-1]
 
 
 def write_streets(root, metres):
@@ -76,7 +77,7 @@ def test_what_is_unknown_is_exactly_one(tmp_path):
 
 def test_disparity_files(tmp_path):
     gta_tree(tmp_path, np.full(SIZE, 7, np.uint8))
-    raw = np.random.default_rng(0).integers(200, 65536, SIZE).astype(np.uint16)
+    raw = np.sort(np.random.default_rng(0).integers(200, 65536, SIZE).astype(np.uint16), axis=0)
     raw[0, 0] = 0
     save(tmp_path / "disparity/00001.png", raw)
     np.testing.assert_allclose(read("gta", tmp_path), raw / 256 + 1, rtol=1e-6)
@@ -124,13 +125,12 @@ def empty(root):
     return r"depth/000000.png cannot be read as an image"
 
 
-def millimetres(root):
-    """A file in millimetres, read in 1/256 m: everything is four times as far; here far beyond any street."""
+def far(root):
     save(root / "depth/000000.png", np.full(SIZE, 65000, np.uint16))
-    return r"the median inverse depth would be 2.581, not between 3 and 400: .* set data.source.depth_encoding"
+    return r"the median inverse depth would be 2.581, not between 13.1 and 163: .* set data.source.depth_encoding"
 
 
-@pytest.mark.parametrize("damage", [missing, eight_bit, picture, empty, millimetres])
+@pytest.mark.parametrize("damage", [missing, eight_bit, picture, empty, far])
 def test_what_is_wrong_with_depth_is_said(damage, tmp_path):
     write_streets(tmp_path, distances())
     message = damage(tmp_path)
@@ -158,6 +158,81 @@ def test_other_damages_are_said(tmp_path):
     (tmp_path / "c/maps/depth.json").write_text("[]")
     with pytest.raises(UserError, match=r"depth.json cannot be read: export the depth maps again"):
         read("camvid", tmp_path / "c", depth=str(tmp_path / "c/maps"))
+
+
+def street(seed=0):
+    """Log-normal distances in metres, their median 15, growing from the camera to the horizon, and no depth above."""
+    metres = np.random.default_rng(seed).lognormal(np.log(15), 0.8, (24, 32))
+    return np.vstack([np.zeros((8, 32)), np.sort(metres, axis=None)[::-1].reshape(24, 32)])
+
+
+def disparity(metres, factor):
+    return np.divide(factor, metres, out=np.zeros_like(metres), where=metres > 0)
+
+
+# 16-bit files as they are written, and what each of them may be read as.
+WRITTEN = {
+    "millimetres": (lambda metres: metres * 1000, set()),
+    "centimetres": (lambda metres: metres * 100, {"centimetres", "metres"}),  # 0.39 times as far: not seen
+    "256ths of a metre": (lambda metres: metres * 256, {"metres", "centimetres"}),  # 2.56 times as far: not seen
+    "monocular disparity": (lambda metres: 65535 * disparity(metres, 0.6), {"disparity"}),
+    "inverse metres": (lambda metres: 256 * disparity(metres, 655.36) - 256 * (metres > 0), {"disparity"}),
+}
+
+
+def write_maps(folder, encode, scenes):
+    for i, metres in enumerate(scenes):
+        save(folder / f"{i}.png", np.rint(encode(metres)).clip(0, 65535).astype(np.uint16))
+    return [folder / f"{i}.png" for i in range(len(scenes))]
+
+
+@pytest.mark.parametrize("read_as", ["metres", "centimetres", "disparity"])
+@pytest.mark.parametrize("written", WRITTEN)
+def test_streets_read_in_a_wrong_unit_or_upside_down_in_distance_are_refused(written, read_as, tmp_path):
+    encode, allowed = WRITTEN[written]
+    files = write_maps(tmp_path, encode, [street(seed) for seed in range(3)])
+    if read_as in allowed:
+        assert DepthFiles(files, read_as, "data.source.depth").read(0, (32, 32)).shape == (32, 32)
+        return
+    with pytest.raises(UserError, match=r"0.png: as 16-bit PNG .* set data.source.depth_encoding to one of metres \("):
+        DepthFiles(files, read_as, "data.source.depth")
+
+
+@pytest.mark.parametrize(("per_metre", "refused"), [(1, False), (10, True), (100, True), (0.1, True)])
+def test_matlab_files_in_another_unit_are_refused(per_metre, refused, tmp_path):
+    savemat(tmp_path / "a.mat", {"depth_map": street() * per_metre})
+    if not refused:
+        z = DepthFiles([tmp_path / "a.mat"], "sfsu", "data.target.depth").read(0, (32, 32))
+        np.testing.assert_allclose(z[8:], 655.36 / (street()[8:] + 0.01), rtol=1e-5)
+        return
+    with pytest.raises(UserError, match=r"a.mat: as SFSU .mat in metres the median inverse depth would be"):
+        DepthFiles([tmp_path / "a.mat"], "sfsu", "data.target.depth")
+
+
+def test_near_and_far_are_judged_over_several_images(tmp_path):
+    odd, scenes = street()[::-1], [street(seed) for seed in range(4)]
+    DepthFiles(write_maps(tmp_path, WRITTEN["256ths of a metre"][0], [odd, *scenes]), "metres", "data.source.depth")
+    files = write_maps(tmp_path, WRITTEN["256ths of a metre"][0], [odd, odd, scenes[0]])
+    with pytest.raises(UserError, match="the upper image halves would be nearer than the lower ones"):
+        DepthFiles(files, "metres", "data.source.depth")
+
+
+def test_maps_that_nothing_describes_are_not_guessed_at(tmp_path):
+    write_streets(tmp_path / "data", distances())
+    metres = distances(1)
+    save(tmp_path / "maps/000000.png", np.rint(metres * 100).astype(np.uint16))
+    said = r"maps has no depth.json to say how its files hold depth: set data.source.depth_encoding to one of metres \("
+    with pytest.raises(UserError, match=said):
+        read("streets", tmp_path / "data", depth=str(tmp_path / "maps"))
+    z = read("streets", tmp_path / "data", depth=str(tmp_path / "maps"), depth_encoding="centimetres")
+    np.testing.assert_allclose(z, 655.36 / (metres + 0.01), rtol=2e-3)
+    # A folder without maps lacks those first.
+    with pytest.raises(UserError, match="1 of 1 images have no depth"):
+        read("streets", tmp_path / "data", depth=str(tmp_path / "none"))
+    # SFSU's files say by their name what they are.
+    write_sfsu(tmp_path / "city", metres)
+    z = read("cityscapes", tmp_path / "city", depth=str(tmp_path / "city/depth/train"))
+    np.testing.assert_allclose(z, 655.36 / (metres + 0.01), rtol=1e-5)
 
 
 def test_an_image_without_valid_depth_is_allowed(tmp_path):

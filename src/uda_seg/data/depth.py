@@ -3,6 +3,11 @@
 Metric files give z = 655.36 / (metres + 0.01), so that 5, 10 and 50 metres become 130.8, 65.5 and 13.1, and 655.35 m
 (the farthest of SYNTHIA's 16-bit centimetres: its sky) becomes exactly 1.0. Disparity files give z = raw / 256 + 1: our
 own trainer writes metric z that way where it knows the baseline; a monocular one is known up to a factor only.
+
+Files of one kind read as another are seen by the median distance of a few of them, and by whether it grows towards the
+horizon (`DepthFiles`). This does not see a factor that leaves the median between 4 and 50 m: at the 15 m of a common
+street those from 0.27 to 3.3, so 16-bit centimetres read in steps of 1/256 m (0.39) and the reverse. Nor does it see a
+factor of disparity, which has no unit, or what is wrong with single files.
 """
 
 from __future__ import annotations
@@ -26,7 +31,8 @@ log = logging.getLogger(__name__)
 
 Floats = NDArray[np.float32]
 DESCRIPTION = "depth.json"  # what `python -m uda_seg.depth` leaves beside the maps it exports
-SAMPLES = 5  # files of a data set whose scale is looked at before training
+SAMPLES = 9  # files of a data set whose scale is looked at before training
+INVERTED = 1.25  # median z of upper over that of lower image halves: from here on far is near; rendered streets: 0.37
 STRETCH = 1.15  # a depth file may be squeezed by so much against its image: 2:1 maps of GTA's 1.82:1 pictures
 
 
@@ -99,8 +105,8 @@ def metric(metres: NDArray[np.float64]) -> Floats:
     return inverse_depth(torch.from_numpy(metres)).float().numpy()
 
 
-_METRES = (3.0, 400.0)
-_EXPLAIN = "the median distance would not lie between 1.6 and 220 metres"
+_METRES = (13.1, 163.0)
+_EXPLAIN = "the median distance would not lie between 4 and 50 metres"  # rendered streets: 15; single images 8 to 23
 ENCODINGS = {
     "metres": DepthEncoding("16-bit PNG in 1/256 m", lambda path: read_metres(path, 1 / 256), _METRES, _EXPLAIN),
     "centimetres": DepthEncoding("16-bit PNG in cm", lambda path: read_metres(path, 0.01), _METRES, _EXPLAIN),
@@ -144,7 +150,7 @@ class DepthFiles:
         option: The setting they come from, for messages.
 
     Raises:
-        UserError: the first of several files shows a scale that cannot be.
+        UserError: a few of the files together show a scale that cannot be, or what is far as near.
     """
 
     def __init__(self, paths: Sequence[Path], encoding: str, option: str) -> None:
@@ -165,17 +171,37 @@ class DepthFiles:
         return z
 
     def _check_scale(self) -> None:
-        """Refuse depth whose pooled median over a few files no street has; files without a valid pixel do not count."""
+        """Refuse what no street shows, judged by the valid pixels of a few files together: one image may be odd.
+
+        The median lies outside of the encoding's range, or the upper image half is nearer than the lower one.
+        """
         picked = {int(i) for i in np.linspace(0, len(self.paths) - 1, SAMPLES)}
-        valid = [z[z != INVALID] for z in (self.encoding.decode(self.paths[i]) for i in sorted(picked))]
-        pooled = np.concatenate(valid)
-        low, high = self.encoding.median
+        maps = [self.encoding.decode(self.paths[i]) for i in sorted(picked)]
+        upper = _valid([z[: len(z) // 2] for z in maps])
+        lower = _valid([z[len(z) // 2 :] for z in maps])
+        pooled, (low, high) = np.concatenate([upper, lower]), self.encoding.median
+        said = None
         if len(pooled) and not low <= (median := float(np.median(pooled))) <= high:
-            raise UserError(
-                f"{self.paths[0]}: as {self.encoding.title} the median inverse depth would be {median:.4g}, not "
-                f"between {low:g} and {high:g}: {self.encoding.explain}; set {self.option}_encoding to one of "
-                f"{', '.join(ENCODINGS)}"
+            said = (
+                f"the median inverse depth would be {median:.4g}, not between {low:g} and {high:g}: "
+                f"{self.encoding.explain}"
             )
+        elif len(upper) and len(lower) and np.median(upper) > INVERTED * np.median(lower):
+            said = "what is near would be far: the upper image halves would be nearer than the lower ones"
+        if said is not None:
+            raise UserError(
+                f"{self.paths[0]}: as {self.encoding.title} {said}; set {self.option}_encoding to one of {_choices()}"
+            )
+
+
+def _valid(maps: Sequence[Floats]) -> Floats:
+    """The known values of several maps, flat."""
+    return np.concatenate([z[z != INVALID] for z in maps])
+
+
+def _choices() -> str:
+    """The encodings, as a message lists them."""
+    return ", ".join(f"{name} ({encoding.title})" for name, encoding in ENCODINGS.items())
 
 
 def find_depth(
@@ -188,7 +214,8 @@ def find_depth(
 ) -> DepthFiles:
     """Find the depth of the images `names` in the data set's own layout, or in the folder `domain.depth`.
 
-    There it has the images' sub-folders, and what its `depth.json` says of its encoding and origin counts.
+    There it has the images' sub-folders, and what its `depth.json` says of its encoding and origin counts; without one
+    `domain.depth_encoding` has to name the encoding of PNGs: read as another, depth would be learnt all the same.
 
     Args:
         domain: Which data set, and where its depth is.
@@ -199,8 +226,8 @@ def find_depth(
         option: Where the domain stands in the configuration, e.g. ``data.source``.
 
     Raises:
-        UserError: nothing is known about the data set's depth, files are missing (the first is named), or their scale
-            is wrong.
+        UserError: nothing is known about the data set's depth or its encoding, files are missing (the first is named),
+            or their scale is wrong.
     """
     dataset, encoding = domain.dataset, domain.depth_encoding
     if encoding is not None and encoding not in ENCODINGS:
@@ -209,8 +236,8 @@ def find_depth(
     candidates: list[tuple[Path, DepthLayout]] = []
     if domain.depth is not None:
         place = Path(domain.depth).expanduser()
-        said = _described(place)
-        png = encoding or said.get("encoding", "disparity")
+        said = described(place)
+        png = said.get("encoding", "")
         layouts = [DepthLayout("", ".png", png), DepthLayout("", f"{Path(image_suffix).stem}.png", png)]
         layouts.append(DepthLayout("", "_depth_stereoscopic.mat", "sfsu"))
         candidates = [(place, layout) for layout in layouts]
@@ -229,7 +256,13 @@ def find_depth(
             f"{option}: {len(missing[best])} of {len(names)} images have no depth, the first misses "
             f"{missing[best][0]}; {cure}"
         )
-    return DepthFiles(found[best], encoding or candidates[best][1].encoding, f"{option}.depth")
+    encoding = encoding or candidates[best][1].encoding
+    if not encoding:
+        raise UserError(
+            f"{candidates[best][0]} has no {DESCRIPTION} to say how its files hold depth: set {option}.depth_encoding "
+            f"to one of {_choices()}"
+        )
+    return DepthFiles(found[best], encoding, f"{option}.depth")
 
 
 def _cure(domain: DomainSettings, settings: DataSettings, option: str) -> str:
@@ -242,8 +275,8 @@ def _cure(domain: DomainSettings, settings: DataSettings, option: str) -> str:
     )
 
 
-def _described(folder: Path) -> Mapping[str, str]:
-    """What a folder's `depth.json` says, nothing where there is none."""
+def described(folder: Path) -> Mapping[str, str]:
+    """What a folder's `depth.json` says, nothing where there is none; a damaged one is a UserError."""
     file = folder / DESCRIPTION
     if not file.is_file():
         return {}
@@ -251,7 +284,9 @@ def _described(folder: Path) -> Mapping[str, str]:
         said = {str(key): str(value) for key, value in json.loads(file.read_text()).items()}
         encoding = said["encoding"]
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{file} cannot be read: export the depth maps again") from error
+        raise UserError(f"{file} cannot be read: export the depth maps again with overwrite=true") from error
     if encoding not in ENCODINGS:
-        raise UserError(f"{file} names the unknown encoding {encoding}: export the depth maps again")
+        raise UserError(
+            f"{file} names the unknown encoding {encoding}: export the depth maps again with overwrite=true"
+        )
     return said

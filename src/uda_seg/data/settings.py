@@ -26,7 +26,7 @@ class DomainSettings:
         depth: Folder of depth maps, named like the images and with their sub-folders; None: where the data set keeps
             its own. Read for methods that learn from depth.
         depth_encoding: How they hold depth, a name in `uda_seg.data.depth.ENCODINGS`; None: as the folder's
-            `depth.json` or the data set's layout says.
+            `depth.json` or the data set's layout says. PNGs in a folder without that file need it.
     """
 
     dataset: str = "streets"
