@@ -156,6 +156,13 @@ def test_the_packaged_conf_is_found_where_the_package_lies():
         ("method.mask_ratio=1.5", "method.mask_ratio=1.5 must lie between 0 and 1"),
         ("method.width=0", "method.width=0 must be at least 1"),
         ("model.head.dropout=1", "model.head.dropout=1 must be at least 0 and below 1"),
+        ("depth.crop=[512,512]", "depth.crop=[512, 512] is larger than data.source.size=[128, 256] (height, width)"),
+        ("depth.crop=[64]", "depth.crop=[64] is no size: give [height,width]"),
+        ("depth.crop=[64,0]", "depth.crop=[64, 0] is no size"),
+        ("depth.domains=[]", "depth.domains=[] names no images to learn from: give source, target or both"),
+        ("depth.domains=[sauce]", "depth.domains=['sauce'] is none of source, target; did you mean source?"),
+        ("depth.widths=[]", "depth.widths=[] leaves the decoder without channels"),
+        ("depth.widths=[8,0]", "depth.widths=[8, 0] must be at least 1"),
         ("stepz=3", "did you mean steps?"),
         ("trainer.max_step=3", "did you mean trainer.max_steps?"),
         ("method.mask_ration=0.1", "method.mask_ration is unknown; did you mean mask_ratio?"),
@@ -254,6 +261,13 @@ def test_a_sliding_window_leaves_no_pixel_out(parsed):
     assert parsed(*slide, "evaluator.stride=[64,96]").evaluator.stride == [64, 96]
     with pytest.raises(UserError, match=r"evaluator.stride=\[64, 97\] is larger than evaluator.window=\[64, 96\]"):
         parsed(*slide, "evaluator.stride=[64,97]")
+
+
+def test_depth_is_learnt_in_a_window_of_the_images_that_it_is_learnt_from(parsed):
+    crop = ("depth.crop=[96,192]", "data.source.size=[96,192]", "data.crop=[64,64]", "data.target.size=[64,128]")
+    assert parsed(*crop, "depth.domains=[source]").depth.crop == [96, 192]
+    with pytest.raises(UserError, match=r"depth.crop=\[96, 192\] is larger than data.target.size=\[64, 128\]"):
+        parsed(*crop)
 
 
 def test_nearest_names_one_or_lists_what_there_is():

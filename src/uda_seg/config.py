@@ -120,27 +120,6 @@ class MaskingSettings:
 
 
 @dataclass
-class PseudoLabelSettings:
-    """How methods that label the whole target in rounds do it.
-
-    Attributes:
-        warmup: fraction of the run that trains on the source alone before the first round.
-        rounds: how many there are, equally long.
-        passes: over the target that a round makes at least, or there are fewer rounds.
-        class_share: most confident share of each predicted class that is labelled.
-        image_share: and of each image.
-        weight: of the loss.
-    """
-
-    warmup: Fraction = 0.25
-    rounds: Count = 10
-    passes: NotNegative = 0.5
-    class_share: Fraction = 0.1
-    image_share: Fraction = 0.1
-    weight: NotNegative = 0.3
-
-
-@dataclass
 class PredictSettings:
     """How `predict` reads images.
 
@@ -177,13 +156,13 @@ class DepthSettings:
     """
 
     supervision: Annotated[str, OneOf(("stereo", "monocular", "both"))] = "stereo"
-    domains: list[str] = field(default_factory=lambda: ["source", "target"])
+    domains: list[Annotated[str, OneOf(("source", "target"))]] = field(default_factory=lambda: ["source", "target"])
     steps: Count = 40000
     batch: Count = 12
     lr: Positive = 1e-4
     encoder_lr: Positive = 1.0
     clip_norm: Positive | None = None
-    widths: list[int] = field(default_factory=lambda: [16, 32, 64, 128, 256])
+    widths: list[Count] = field(default_factory=lambda: [16, 32, 64, 128, 256])
     scales: Count = 4
     smooth: NotNegative = 1e-3
     auto_mask: bool = True
@@ -243,7 +222,6 @@ class Config:
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
     masking: MaskingSettings = field(default_factory=MaskingSettings)
-    pseudo_labels: PseudoLabelSettings = field(default_factory=PseudoLabelSettings)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     logger: LoggerSettings = field(default_factory=LoggerSettings)
     callbacks: CallbackSettings = field(default_factory=CallbackSettings)
@@ -320,6 +298,10 @@ def accepted(tree: Mapping[str, Any]) -> Iterator[str]:
 def _check_data(config: Config) -> None:
     data, parts = config.data, config.optimizer.accumulate
     CLASS_SETS[data.classes].subset(data.eval_classes)
+    if not config.depth.domains:
+        raise UserError("depth.domains=[] names no images to learn from: give source, target or both")
+    if not config.depth.widths:
+        raise UserError("depth.widths=[] leaves the decoder without channels: give at least one number")
     if len(config.optimizer.betas) != 2:
         raise UserError(f"optimizer.betas={config.optimizer.betas} must be two numbers")
     if data.target is not None and data.target.margins is not None and len(data.target.margins) != 4:
@@ -336,14 +318,17 @@ def _check_sizes(config: Config) -> None:
     domains |= {f"data.validation.{name}": domain for name, domain in data.validation.items()}
     sizes = {f"{name}.size": domain.size for name, domain in domains.items() if domain is not None}
     sizes |= {"evaluator.window": evaluator.window, "evaluator.stride": evaluator.stride, "data.crop": data.crop}
+    sizes |= {"depth.crop": config.depth.crop}
     sizes |= {"predict.size": None if config.predict.size == "auto" else config.predict.size}
     for key, size in sizes.items():
         if size is not None and not (fits(size, list[int]) and len(size) == 2 and min(size) > 0):
             raise UserError(f"{key}={size} is no size: give [height,width] in pixels")
-    for key in ("data.source.size", "data.target.size"):
-        size = sizes.get(key)
-        if size is not None and (data.crop[0] > size[0] or data.crop[1] > size[1]):
-            raise UserError(f"data.crop={data.crop} is larger than {key}={size} (height, width): make the crop smaller")
+    read = {"data.crop": ("source", "target"), "depth.crop": config.depth.domains}
+    for key, names in read.items():
+        for domain in (f"data.{name}.size" for name in names):
+            crop, size = sizes[key], sizes.get(domain)
+            if crop is not None and size is not None and (crop[0] > size[0] or crop[1] > size[1]):
+                raise UserError(f"{key}={crop} is larger than {domain}={size} (height, width): make the crop smaller")
     if evaluator.inference == "slide":
         for window, stride in zip(evaluator.window, evaluator.stride, strict=True):
             if stride > window:
