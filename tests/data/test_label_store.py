@@ -13,7 +13,7 @@ from uda_seg.errors import UserError
 
 def finished(folder, labels, version=0):
     store = LabelStore(folder, len(labels), labels.shape[1:])
-    draft = LabelDraft(store, version, 1, "network")
+    draft = LabelDraft(store, version, len(labels), "network")
     draft.begin()
     draft.plane("selected")[:] = labels
     draft.finish()
@@ -46,18 +46,39 @@ def test_beyond_an_image_lies_nothing(tmp_path):
 
 def test_a_draft_is_continued_for_the_same_network_only(tmp_path):
     store = LabelStore(tmp_path, 4, (2, 3))
-    LabelDraft(store, 2, 4, "first").begin()
-    LabelDraft(store, 2, 4, "first").plane("done")[1] = 1
-    again = LabelDraft(store, 2, 4, "first")
+    LabelDraft(store, 2, 1, "first").begin()
+    LabelDraft(store, 2, 1, "first").plane("done")[1] = 1
+    again = LabelDraft(store, 2, 1, "first")
     again.begin()
     assert again.plane("done").tolist() == [0, 1, 0, 0]
-    other = LabelDraft(store, 2, 4, "second")
+    other = LabelDraft(store, 2, 1, "second")
     other.begin()
     assert other.plane("done").tolist() == [0, 0, 0, 0]
     assert not store.has(2)
     other.finish()
     assert store.has(2)
     assert [p.name for p in tmp_path.iterdir()] == ["round_002.npy"]
+
+
+@pytest.mark.parametrize(("size", "batches"), [(2, [[0, 1], [2, 3], [4]]), (4, [[0, 1, 2, 3], [4]])])
+def test_a_draft_in_other_batches_is_begun_anew(size, batches, tmp_path):
+    """`done` counts batches: by fours there are as many as by threes, of other images."""
+    store = LabelStore(tmp_path, 5, (2, 3))
+    LabelDraft(store, 0, 3, "network").begin()
+    LabelDraft(store, 0, 3, "network").plane("done")[0] = 1
+    other = LabelDraft(store, 0, size, "network")
+    other.begin()
+    assert other.batches == batches
+    assert other.plane("done").tolist() == [0] * len(batches)
+
+
+def test_a_draft_for_other_images_is_begun_anew(tmp_path):
+    LabelDraft(LabelStore(tmp_path, 4, (2, 3)), 0, 2, "network").begin()
+    LabelDraft(LabelStore(tmp_path, 4, (2, 3)), 0, 2, "network").plane("done")[0] = 1
+    wider = LabelDraft(LabelStore(tmp_path, 4, (2, 5)), 0, 2, "network")
+    wider.begin()
+    assert wider.plane("label").shape == (4, 2, 5)
+    assert wider.plane("done").tolist() == [0, 0]
 
 
 def test_later_rounds_are_forgotten(tmp_path):
@@ -69,10 +90,34 @@ def test_later_rounds_are_forgotten(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["round_000.npy"]
 
 
-def test_a_broken_or_foreign_file_is_named(tmp_path):
-    store = finished(tmp_path, np.zeros((2, 2, 2), np.uint8))
+def test_a_file_of_other_images_is_named(tmp_path):
+    finished(tmp_path, np.zeros((2, 2, 2), np.uint8))
     with pytest.raises(UserError, match=r"round_000\.npy holds labels of other target images"):
         LabelStore(tmp_path, 3, (2, 2)).read(0, torch.tensor([0]), torch.zeros(1, 3, dtype=torch.int64), (1, 1))
-    store.path(1).write_bytes(b"nothing")
-    with pytest.raises(UserError, match=r"cannot read the pseudo-labels .*round_001\.npy"):
+    with pytest.raises(UserError, match=r"other target images: start the run anew with overwrite=true"):
+        LabelStore(tmp_path, 3, (2, 2)).has(0)
+
+
+@pytest.mark.parametrize("content", ["", "nothing", "half"])
+def test_a_broken_file_is_as_good_as_none(content, tmp_path):
+    store = finished(tmp_path, np.zeros((2, 2, 2), np.uint8))
+    assert store.has(0)
+    assert not store.has(1)
+    whole = store.path(0).read_bytes()
+    store.path(1).write_bytes(whole[:-3] if content == "half" else content.encode())
+    assert not store.has(1)
+    with pytest.raises(UserError, match=r"cannot read the pseudo-labels .*round_001\.npy: .*; resume=last makes them"):
         store.read(1, torch.tensor([0]), torch.zeros(1, 3, dtype=torch.int64), (1, 1))
+    finished(tmp_path, np.ones((2, 2, 2), np.uint8), 1)
+    assert store.has(1)
+
+
+def test_labels_are_taken_from_another_run(tmp_path):
+    labels = np.arange(8, dtype=np.uint8).reshape(2, 2, 2)
+    finished(tmp_path / "theirs", labels, 3)
+    mine = LabelStore(tmp_path / "mine", 2, (2, 2))
+    mine.take(tmp_path / "theirs", 2)
+    assert not (tmp_path / "mine").exists()
+    mine.take(tmp_path / "theirs", 3)
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["round_003.npy"]
+    assert (np.load(mine.path(3)) == labels).all()

@@ -33,8 +33,27 @@ class LabelStore:
         return self.folder / f"round_{version:03d}.npy"
 
     def has(self, version: int) -> bool:
-        """Whether a version is finished."""
-        return self.path(version).is_file()
+        """Whether a version is finished and can be read; a broken file is as good as none."""
+        if not self.path(version).is_file():
+            return False
+        try:
+            self._map(version)
+        except _Unreadable:
+            return False
+        return True
+
+    def take(self, folder: Path, version: int) -> None:
+        """Copy a finished version from another folder, if it has it."""
+        other = LabelStore(folder, self.count, self.size)
+        if not other.has(version):
+            return
+        part = self.folder / f".{self.path(version).name}.tmp"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(other.path(version), part)
+            os.replace(part, self.path(version))
+        except OSError as error:
+            raise _no_room(self.folder, error) from error
 
     def forget_from(self, version: int) -> None:
         """Delete this version and later ones, unfinished ones too."""
@@ -66,9 +85,9 @@ class LabelStore:
         if self._open is None or self._open[0] != version:
             path = self.path(version)
             try:
-                labels = np.load(path, mmap_mode="r")
+                labels = np.lib.format.open_memmap(path, "r")
             except (OSError, ValueError) as error:
-                raise UserError(
+                raise _Unreadable(
                     f"cannot read the pseudo-labels {path}: {error}; resume=last makes them anew"
                 ) from error
             if labels.shape != (self.count, *self.size):
@@ -77,35 +96,47 @@ class LabelStore:
         return self._open[1]
 
 
+class _Unreadable(UserError):
+    """A file that holds no labels at all."""
+
+
+def _no_room(folder: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write pseudo-labels into {folder}: {error}; free some space")
+
+
 class LabelDraft:
     """An unfinished version: predictions and their certainty levels, batch of images by batch of images.
 
     Args:
         store: where it will belong.
         version: its number.
-        batches: how many batches it is made in.
-        identity: of the network that makes it; a draft of another one is begun anew.
+        size: images a batch.
+        network: fingerprint of what labels; a draft of another one, or in other batches, is begun anew.
+
+    Attributes:
+        batches: the places of each batch's images.
     """
 
-    def __init__(self, store: LabelStore, version: int, batches: int, identity: str) -> None:
-        self.store, self.folder = store, store.folder / f"round_{version:03d}"
-        self.version, self.batches, self.identity = version, batches, identity
+    def __init__(self, store: LabelStore, version: int, size: int, network: str) -> None:
+        self.store, self.folder, self.version = store, store.folder / f"round_{version:03d}", version
+        self.shape = (store.count, *store.size)
+        self.batches = [list(range(i, min(i + size, store.count))) for i in range(0, store.count, size)]
+        self.identity = f"{network} labels {self.shape} by {size}"
 
     def begin(self) -> None:
-        """Make the files, or leave those of an interrupted draft of the same network."""
-        tag = self.folder / "network.txt"
+        """Make the files, or leave those of an interrupted draft of the same identity."""
+        tag = self.folder / "identity.txt"
         if tag.is_file() and tag.read_text() == self.identity:
             return
         shutil.rmtree(self.folder, ignore_errors=True)
         try:
             self.folder.mkdir(parents=True)
-            shape = (self.store.count, *self.store.size)
             for name, kind in (("label", np.uint8), ("level", np.int16), ("selected", np.uint8)):
-                np.lib.format.open_memmap(self.folder / f"{name}.npy", "w+", np.dtype(kind), shape).flush()
-            np.save(self.folder / "done.npy", np.zeros(self.batches, np.uint8))
+                np.lib.format.open_memmap(self.folder / f"{name}.npy", "w+", np.dtype(kind), self.shape).flush()
+            np.save(self.folder / "done.npy", np.zeros(len(self.batches), np.uint8))
             tag.write_text(self.identity)
         except OSError as error:
-            raise UserError(f"cannot write pseudo-labels into {self.folder}: {error}; free some space") from error
+            raise _no_room(self.folder, error) from error
 
     def plane(self, name: str) -> NDArray[np.generic]:
         """`label`, `level`, `selected` [N, H, W] or `done` [batches], mapped for reading and writing."""

@@ -102,10 +102,24 @@ class StaticLabels:
         folder = Path(self.module.trainer.default_root_dir) / FOLDER
         self.store, self.round = LabelStore(folder, count, (height, width)), None
         current = self.schedule.at(self.module.trainer.global_step)
+        missing = current is not None and not self.store.has(current)
         if self.module.trainer.is_global_zero:
             self.store.forget_from(0 if current is None else current + 1)
+            if current is not None and missing:
+                self.recover(self.store, current)
         _barrier()
         self.advance()
+
+    def recover(self, store: LabelStore, current: int) -> None:
+        """Take a round's labels from beside the checkpoint that is resumed; warn if there are none in its middle."""
+        trainer = self.module.trainer
+        if trainer.ckpt_path is not None:
+            store.take(Path(trainer.ckpt_path).resolve().parent.parent / FOLDER, current)
+        if self.schedule.at(trainer.global_step - 1) == current and not store.has(current):
+            log.warning(
+                "round %d has no readable labels in %s: they are made anew, by the weights of step %d, not by those "
+                "that the round began with", current + 1, store.folder, trainer.global_step,
+            )  # fmt: skip
 
     def advance(self) -> None:
         """Between two steps: if the next one begins a round, label the target.
@@ -133,24 +147,22 @@ class StaticLabels:
     def make(self, store: LabelStore, current: int) -> None:
         """Label every target image: predictions first, then the thresholds over all of them, then the selection."""
         module, data = self.module, self.module.trainer.datamodule  # type: ignore[attr-defined]
-        size = data.settings.val_batch
-        batches = [list(range(i, min(i + size, store.count))) for i in range(0, store.count, size)]
-        mine = range(module.global_rank, len(batches), module.trainer.world_size)
-        draft = LabelDraft(store, current, len(batches), identity(module.segmentor))
+        draft = LabelDraft(store, current, data.settings.val_batch, identity(module.segmentor))
+        mine = range(module.global_rank, len(draft.batches), module.trainer.world_size)
         if module.trainer.is_global_zero:
             draft.begin()
         _barrier()
-        self.predict(draft, data, batches, mine)
+        self.predict(draft, data, mine)
         _barrier()
         counts = torch.zeros(len(module.plan.classes), LEVELS, dtype=torch.float64)
-        for label, level, _ in _images(draft, batches, mine):
+        for label, level, _ in _images(draft, mine):
             counts += histogram(label, level, len(counts))
         counts = module.mean_over_ranks(counts.to(module.device)).cpu()
         thresholds = top_share(counts, self.shares.of_class)
         # A class that is not evaluated is not in the source: SYNTHIA's terrain, truck and train.
         thresholds[[c for c in range(len(counts)) if c not in module.plan.eval_classes]] = LEVELS
         kept = torch.zeros(2, dtype=torch.float64)
-        for label, level, out in _images(draft, batches, mine):
+        for label, level, out in _images(draft, mine):
             one_class = torch.where(label < len(counts), 0, IGNORE)  # and none beyond an image smaller than the others
             by_image = torch.cat([histogram(*pair, 1) for pair in zip(one_class, level, strict=True)])
             chosen = select(label, level, thresholds, top_share(by_image, self.shares.of_image))
@@ -163,8 +175,9 @@ class StaticLabels:
             log.info("round %d of %d: %.1f %% of the target labelled", current + 1, self.schedule.rounds, 100 * share)
         _barrier()
 
-    def predict(self, draft: LabelDraft, data: UDADataModule, batches: list[list[int]], mine: Sequence[int]) -> None:
+    def predict(self, draft: LabelDraft, data: UDADataModule, mine: Sequence[int]) -> None:
         """Write this rank's predictions, those of an interrupted draft aside; a bar shows how far they are."""
+        batches = draft.batches
         label, level, done = (draft.plane(name) for name in ("label", "level", "done"))
         left = [i for i in mine if not done[i]]
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -208,13 +221,11 @@ def labelling(module: UDAModule) -> Iterator[None]:
         network.train(mode)
 
 
-def _images(
-    draft: LabelDraft, batches: Sequence[Sequence[int]], mine: Sequence[int]
-) -> Iterator[tuple[Tensor, Tensor, NDArray[np.generic]]]:
+def _images(draft: LabelDraft, mine: Sequence[int]) -> Iterator[tuple[Tensor, Tensor, NDArray[np.generic]]]:
     """Labels and levels of each batch in memory, and where its selection is written."""
     label, level, selected = (draft.plane(name) for name in ("label", "level", "selected"))
     for i in mine:
-        place = slice(batches[i][0], batches[i][-1] + 1)
+        place = slice(draft.batches[i][0], draft.batches[i][-1] + 1)
         yield torch.from_numpy(label[place].copy()), torch.from_numpy(level[place].copy()), selected[place]
 
 
