@@ -24,6 +24,7 @@ from uda_seg.methods import rounds
 from uda_seg.methods.bicl import LADDER, BiCL
 from uda_seg.methods.rounds import RoundSchedule
 from uda_seg.methods.settings import TeacherSettings
+from uda_seg.methods.source_only import SourceOnly
 from uda_seg.models.timm_encoder import TimmEncoder
 from uda_seg.ops.contrast import similarity, transfer_labels
 
@@ -178,18 +179,32 @@ def test_every_feature_can_be_compared(feature, make_segmentor, make_plan, label
 
 
 def test_own_stem(make_segmentor, make_plan, labelled_batches):
-    module = BiCL(make_segmentor(), make_plan(steps=4), stem="own", warmup=0.25)
-    first = copy.deepcopy(module.segmentor.encoder.stem.conv.weight)
-    fit(module, [labelled_batches[0]])  # the warm-up: one step
-    own, shared = module.source_stem.stage[0].conv.weight, module.segmentor.encoder.stem.conv.weight
-    assert not torch.equal(shared, first)
-    assert torch.equal(own, shared)  # the target's stem starts as the one that was trained
+    first = copy.deepcopy(make_segmentor().encoder.stem.conv.weight)
     module = BiCL(make_segmentor(), make_plan(steps=4), stem="own", warmup=0.0)
     fit(module, labelled_batches)
     own, shared = module.source_stem.stage[0].conv.weight, module.segmentor.encoder.stem.conv.weight
     assert not torch.equal(own, shared)
     assert not torch.equal(shared, first)
     assert module.segmentor.encoder.get_submodule("stem") is not module.source_stem.stage[0]
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_warm_up_trains_the_plain_stem(steps, make_segmentor, make_plan, make_batch):
+    """What is validated and saved has the stem that its trunk was trained with; the source's starts as a copy of it."""
+    module = BiCL(make_segmentor(), make_plan(), stem="own", warmup=0.5)  # of 4 steps
+    control = SourceOnly(make_segmentor(), make_plan())
+    first = copy.deepcopy(module.source_stem.stage.state_dict())
+    batches = [make_batch(seed) for seed in range(steps)]
+    fit(module, batches)
+    fit(control, batches)
+    for name, tensor in control.segmentor.state_dict().items():
+        assert torch.equal(module.segmentor.state_dict()[name], tensor), name
+    assert not torch.equal(first["0.conv.weight"], module.segmentor.encoder.stem.conv.weight)
+    names = module.segmentor.encoder.first_stage
+    for i, name in enumerate(names):
+        for key, plain in module.segmentor.encoder.get_submodule(name).state_dict().items():
+            expected = plain if steps == 2 else first[f"{i}.{key}"]
+            assert torch.equal(module.source_stem.stage[i].state_dict()[key], expected), key
 
 
 def test_own_stem_needs_an_encoder_that_can_be_cut(make_segmentor, make_plan):
@@ -276,6 +291,11 @@ def test_a_round_labels_what_is_surest(make_segmentor, make_plan, data, tmp_path
     assert 0.1 < (labels != 255).mean() < 0.4
 
 
+def equal_states(one, other):
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+
+
 def test_resumed_training_is_the_same_bit_for_bit(make_segmentor, make_plan, data, tmp_path):
     """Through the warm-up and both rounds, stopped in the middle of each; calibration and labels are part of it."""
     whole = bicl(make_segmentor, make_plan)
@@ -286,11 +306,47 @@ def test_resumed_training_is_the_same_bit_for_bit(make_segmentor, make_plan, dat
         train(bicl(make_segmentor, make_plan), data(), folder, max_steps=stop + 1)
         again = bicl(make_segmentor, make_plan)
         train(again, data(), folder, resume=folder / "checkpoints/last.ckpt")
-        for name, tensor in whole.state_dict().items():
-            assert torch.equal(tensor, again.state_dict()[name]), name
+        equal_states(whole, again)
     assert whole.calibration.value.abs().sum() > 0
     rounds_made = sorted(p.name for p in (tmp_path / "whole/pseudo_labels").iterdir())
     assert rounds_made == ["round_000.npy", "round_001.npy"]
+
+
+@pytest.mark.parametrize(("step", "loss"), [(3, "none"), (3, "gone"), (3, "broken"), (4, "gone"), (4, "broken")])
+def test_resumed_in_another_folder(step, loss, make_segmentor, make_plan, data, tmp_path, caplog):
+    """Rounds begin at steps 2 and 4. What the round began with is known at its first step alone, and said otherwise."""
+    whole = bicl(make_segmentor, make_plan)
+    train(whole, data(), tmp_path / "whole")
+    train(bicl(make_segmentor, make_plan), data(), tmp_path / "stopped", max_steps=step + 1)
+    stored = tmp_path / f"stopped/pseudo_labels/round_00{step - 3}.npy"
+    if loss == "gone":
+        stored.unlink()
+    elif loss == "broken":
+        stored.write_bytes(b"nothing")
+    caplog.clear()
+    again = bicl(make_segmentor, make_plan)
+    train(again, data(), tmp_path / "moved", resume=tmp_path / "stopped/checkpoints/last.ckpt")
+    said = [r.getMessage() for r in caplog.records if r.name == rounds.__name__ and r.levelname == "WARNING"]
+    if step == 3 and loss != "none":
+        assert [line[: line.index(" in ")] for line in said] == ["round 1 has no readable labels"]
+        assert "by the weights of step 3" in said[0]
+        assert again.trainer.global_step == 6
+    else:
+        assert not said
+        equal_states(whole, again)
+
+
+def test_a_broken_file_is_made_anew(make_segmentor, make_plan, data, tmp_path):
+    whole = bicl(make_segmentor, make_plan)
+    train(whole, data(), tmp_path / "whole")
+    train(bicl(make_segmentor, make_plan), data(), tmp_path / "stopped", max_steps=5)
+    labels = tmp_path / "stopped/pseudo_labels/round_001.npy"
+    content = labels.read_bytes()
+    labels.write_bytes(b"nothing")
+    again = bicl(make_segmentor, make_plan)
+    train(again, data(), tmp_path / "stopped", resume=tmp_path / "stopped/checkpoints/last.ckpt")
+    assert labels.read_bytes() == content
+    equal_states(whole, again)
 
 
 def test_interrupted_labelling_goes_on(make_segmentor, make_plan, data, tmp_path, monkeypatch):
@@ -312,8 +368,7 @@ def test_interrupted_labelling_goes_on(make_segmentor, make_plan, data, tmp_path
     again = bicl(make_segmentor, make_plan)
     train(again, data(), tmp_path / "broken", resume=tmp_path / "broken/checkpoints/last.ckpt")
     assert seen == [4, 2, 2, 4, 2]  # the first batch of round 0 was not labelled again
-    for name, tensor in whole.state_dict().items():
-        assert torch.equal(tensor, again.state_dict()[name]), name
+    equal_states(whole, again)
 
 
 def test_the_ladder_is_a_choice():

@@ -70,8 +70,8 @@ class BiCL(UDAModule):
         width: channels of the projection; null: as the fused map, 256 at most.
         entropy_weight: of the entropy term, which the paper does not show (released: 0.4; 0).
         entropy_kind: `double_softmax` (released, see `uda_seg.ops.entropy`) or `shannon`.
-        stem: `shared` as the paper draws, or `own`: another first stage for the source (released); the plain one is the
-            target's, and that of the test. Both start as the one that the warm-up trained.
+        stem: `shared` as the paper draws, or `own`: another first stage for the source (released), a copy of the plain
+            one at the end of the warm-up; the plain one is the target's from then on, and that of the test throughout.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class BiCL(UDAModule):
         """CE_s alone in the warm-up; then all terms, of one forward a domain."""
         source, target = labelled(batch["source"]), batch["target"]
         adapts = target.pseudo is not None and self.rung > 0
-        with self.of_source(), self.statistics_of_source(adapts):
+        with self.stem_of_source(adapts), self.statistics_of_source(adapts):
             s = self.segmentor.supervise(source.image, source.label)
         self.show(source_image=source.image, source_label=source.label, source_prediction=s.logits)
         terms = [Loss("source/ce", s.loss), *self.entropy_terms("source", s, self.entropy_weight)]
@@ -203,16 +203,16 @@ class BiCL(UDAModule):
         target_alone = adapts and self.plan.running_statistics != "all"
         return frozen_statistics(self.segmentor) if target_alone else nullcontext()
 
-    def of_source(self) -> AbstractContextManager[None]:
-        """The source's own first stage, if it has one."""
+    def stem_of_source(self, adapts: bool) -> AbstractContextManager[None]:
+        """The source's own first stage, if it has one, once the target trains the plain one."""
         stem = self.source_stem
-        return nullcontext() if stem is None else stem.inside(self.segmentor.encoder)
+        return nullcontext() if stem is None or not adapts else stem.inside(self.segmentor.encoder)
 
     def finish_step(self) -> None:
-        """Move xi; at the end of the warm-up the target's first stage becomes the source's."""
+        """Move xi; at the end of the warm-up the source's first stage starts as the plain one."""
         self.calibration.move(self.mean_over_ranks)
         if self.source_stem is not None and self.trainer.global_step == self.schedule.first:
-            self.source_stem.copy_to(self.segmentor.encoder)
+            self.source_stem.copy_from(self.segmentor.encoder)
 
     def start_heads(self, missing: set[str]) -> None:
         """After `init=`: the source's first stage begins as the network's."""

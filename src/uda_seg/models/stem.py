@@ -49,9 +49,3 @@ class DomainStem(nn.Module):
         """Take the encoder's weights and statistics."""
         for name, module in zip(self.names, self.stage, strict=True):
             module.load_state_dict(encoder.get_submodule(name).state_dict())
-
-    @torch.no_grad()
-    def copy_to(self, encoder: Encoder) -> None:
-        """Give the encoder this stage's weights and statistics."""
-        for name, module in zip(self.names, self.stage, strict=True):
-            encoder.get_submodule(name).load_state_dict(module.state_dict())
