@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 
+import cv2
 import numpy as np
 import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 
 from command_line import NETWORK, configured
-from data.trees import camvid_tree, sequence_tree
+from data.trees import blocks, camvid_tree, save, sequence_tree
 from uda_seg import depth as command
+from uda_seg import train
+from uda_seg.config import CONF
 from uda_seg.data.datasets import open_domain
-from uda_seg.data.labels import CITYSCAPES
+from uda_seg.data.labels import CAMVID, CITYSCAPES
 from uda_seg.errors import UserError
 
 
@@ -65,28 +72,143 @@ def test_a_run_goes_on_where_it_stopped(tree, tmp_path):
     assert resumed == whole
 
 
-def test_images_without_sequences_get_maps_from_a_network_of_others(tree, tmp_path, caplog):
-    folder, camvid = tmp_path / "run", camvid_tree(tmp_path / "camvid", count=2)
-    command.depth(configured(*overrides(tree, "depth.domains=[source]", "depth.steps=3")), folder)
+def test_monocular_depth_is_in_no_unit(tree, tmp_path):
+    folder = tmp_path / "run"
+    given = overrides(tree, "depth.supervision=monocular", "export=true")
+    command.depth(configured(*given), folder)
+    scores = json.loads((folder / "depth_metrics.json").read_text())
+    # Every exact map is of one distance, so a constant is right after the scaling of each image by its median.
+    assert scores["target, each pixel's median"]["abs_rel"] == pytest.approx(0, abs=1e-3)
+    assert "after median scaling" in (folder / "depth.md").read_text()
+    assert (folder / "depth.png").is_file()
+    said = json.loads((folder / "maps/camera/depth.json").read_text())
+    assert said["encoding"] == "disparity"
+    assert "in no unit" in said["z"]
+    assert said["learnt_from"] == "camera"
+
+    config = configured(*given, f"data.target.depth={folder / 'maps/camera'}")
+    module = command.build_module(config, command.build_data(config))
+    command.load(module, folder / "checkpoints/last.ckpt")
+    image = cv2.imread(str(tree / "image/000001.png"))[..., ::-1].copy()
+    with torch.no_grad():
+        disparity = module.eval().network.predict(torch.from_numpy(image).permute(2, 0, 1)[None] / 255)[0, 0].numpy()
+    raw = cv2.imread(str(folder / "maps/camera/000001.png"), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_allclose(raw, 65535 * disparity, atol=1)
+    found = open_domain(config.data.target, config.data, CITYSCAPES, "data.target", labeled=False, depth=True)
+    np.testing.assert_allclose(found.read(1).depth, 256 * disparity + 1, atol=0.01)
+
+
+def test_the_picture_of_monocular_depth_is_scaled_by_the_median(tree, tmp_path, monkeypatch):
+    """A network that is right but for a factor is drawn as the exact depth is."""
+    config = configured(*overrides(tree, "depth.supervision=monocular"))
+    data = command.build_data(config)
+    data.setup("validate")
+    module = command.build_module(config, data)
+    monkeypatch.setattr(module, "depth", lambda image, baseline: torch.full((len(image), 1, 64, 96), 0.3))
+    drawn: list[torch.Tensor] = []
+    monkeypatch.setattr(command, "shade", lambda metres: drawn.append(metres) or np.zeros((64, 96, 3), np.uint8))
+    command.picture(module, data)
+    exact, predicted = torch.stack(drawn).chunk(2)
+    assert predicted.unique().item() == pytest.approx(exact.median().item())
+
+
+STREETS = "outputs/streets/depth_daformer_small/seed0"
+
+
+def on_camvid(tree, camvid, *more):
+    """Overrides for data=streets2camvid, of which a person gives no more than the roots."""
+    sizes = [o for o in overrides(tree) if not o.startswith(("data=", "data.target", "depth.domains", *NETWORK))]
+    return ["data=streets2camvid", *sizes, f"data.target.root={camvid}", "data.target.size=[64,96]", *more]
+
+
+def test_the_documented_commands_bring_depth_to_images_without_sequences(tree, tmp_path, cli):
+    """Learn on streets, export for CamVid, train CorDA with what is there: each as the usage says."""
+    camvid = camvid_tree(tmp_path / "camvid", count=2, size=(64, 96))
+    camvid_tree(camvid, "val", 1, (64, 96))
+    for i in range(3):
+        save(tree / f"label/{i:06d}.png", blocks(i, (64, 96), [0, 2, 10]))
+    learn = [o for o in overrides(tree, "depth.steps=3") if not o.startswith("depth.domains")]
+    learn += [f"hydra.run.dir={STREETS}"]  # what it is without any other override: tested below
+    done = cli(command.main, *learn)
+    assert done.code == 0, done
+    assert "data.source and data.target scored on training images" in done.out + done.err
+    folder = tmp_path / STREETS
+    assert "scored on training images" in (folder / "depth.md").read_text()
     scores = (folder / "depth_metrics.json").read_text()
     # Validation was due at the second step; the scores are nevertheless those of the last.
     assert "\n3,val/source/abs_rel," in (folder / "metrics.csv").read_text()
-    new = [o for o in overrides(tree) if not o.startswith(("data=", "data.target"))]
-    here = ["data=streets2camvid", *new, f"data.target.root={camvid}"]
-    checkpoint = f"checkpoint={folder / 'checkpoints/last.ckpt'}"
-    command.depth(configured(*here, "depth.domains=[source]", "export=true", checkpoint), folder)
+
+    for view in ("previous", "next", "right"):
+        shutil.rmtree(tree / f"image_{view}")  # scoring opens no training views
+    checkpoint = f"checkpoint={STREETS}/checkpoints/last.ckpt"
+    # The target, which has no sequences, must do no harm.
+    done = cli(command.main, checkpoint, *on_camvid(tree, camvid), "export=true")
+    assert done.code == 0, done
     assert (folder / "depth_metrics.json").read_text() == scores  # those of training stay
-    assert (folder / "evaluation/streets2camvid/depth_metrics.json").is_file()
-    config = configured(*here, f"data.target.depth={folder / 'maps/camvid'}")
+    assert set(json.loads((folder / "evaluation/streets2camvid/depth_metrics.json").read_text())) == {
+        "source", "source, each pixel's median",
+    }  # fmt: skip
+
+    corda = ["method=corda", *on_camvid(tree, camvid), *NETWORK, "steps=1", "data.source_batch=2", "callbacks.panels=0"]
+    done = cli(train.main, *corda)
+    assert done.code == 0, done
+    assert (
+        f"data.target: the depth in {STREETS}/maps/camvid was learnt from game, camera (zero-shot)"
+        in done.out + done.err
+    )
+
+
+def test_maps_that_are_not_made_yet_are_asked_for_by_methods_of_depth_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    camvid_tree(tmp_path, count=2)
+    config = configured("data=streets2camvid", f"data.target.root={tmp_path}")
+    target, data = config.data.target, config.data
+    assert open_domain(target, data, CAMVID, "data.target", labeled=True).read(0).depth is None
+    with pytest.raises(UserError) as caught:
+        open_domain(target, data, CAMVID, "data.target", labeled=False, depth=True)
+    assert f"2 of 2 images have no depth, the first misses {STREETS}/maps/camvid/000.png" in str(caught.value)
+    assert "python -m uda_seg.depth data=streets, " in str(caught.value)
+    assert f"checkpoint=<run>/checkpoints/last.ckpt data=streets2camvid data.target.root={tmp_path} export=true" in str(
+        caught.value
+    )
+
+
+def test_maps_of_camvid_are_looked_for_where_the_command_puts_them():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        run = compose("config", command.expand(["data=streets"]), return_hydra_config=True)
+        camvid = compose("config", ["data=streets2camvid", "seed=3"])
+    HydraConfig.instance().set_config(run)
+    try:
+        assert f"{run.hydra.run.dir}/maps/camvid" == camvid.data.target.depth
+    finally:
+        HydraConfig.instance().cfg = None
+
+
+def test_a_domain_without_exact_depth_is_not_scored_and_that_is_said(tree, caplog):
+    config = configured(*overrides(tree))
+    data = command.build_data(config)
+    data.validation_names = ()
     with caplog.at_level("INFO"):
-        found = open_domain(config.data.target, config.data, CITYSCAPES, "data.target", labeled=False, depth=True)
-    assert "maps/camvid was learnt from game (zero-shot)" in caplog.text
-    assert found.read(1).depth.shape == (36, 48)
+        command.report(command.build_module(config, data), data, None, tree)
+    assert "nothing is scored: there is no exact depth of camera" in caplog.text
+
+
+def test_scores_of_images_that_are_learnt_from_are_called_that(tree, caplog):
+    data = command.build_data(configured(*overrides(tree)))
+    data.setup("validate")
+    assert "no validation images of its own: data.target scored on training images" in caplog.text
+    assert not data.train
+    rendered = configured("data=streets", "depth.domains=[source]")
+    assert command.build_data(rendered).seen == ""  # the cache has a folder for each split
 
 
 def test_what_is_wrong_is_said(tree, tmp_path):
-    with pytest.raises(UserError, match=r"depth.domains names sauce, but data=streets has no such domain"):
-        command.build_data(configured(*overrides(tree, "depth.domains=[sauce]")))
+    with pytest.raises(UserError, match=r"depth.domains names target, but data=streets2dg has no such domain"):
+        command.build_data(configured("data=streets2dg"))
+    with pytest.raises(
+        UserError, match=r"crop=\[64, 97\] is larger than the images of data.target, which are \[64, 96"
+    ):
+        command.depth(configured(*overrides(tree, "depth.crop=[64,97]", "data.target.size=null")), tmp_path / "crop")
     first = overrides(tree, "export=true")
     command.depth(configured(*first), tmp_path / "run")
     with pytest.raises(UserError, match="already holds a run"):
@@ -94,8 +216,14 @@ def test_what_is_wrong_is_said(tree, tmp_path):
     with pytest.raises(UserError, match="is of another network: pose"):
         command.depth(configured(*first, "resume=last", "depth.supervision=both"), tmp_path / "run")
     file = tmp_path / "run/maps/game/depth.json"
-    file.write_text(file.read_text().replace("weights", "weight"))
+    whole = file.read_text()
     checkpoint = f"checkpoint={tmp_path / 'run/checkpoints/last.ckpt'}"
+    file.write_text(whole[:20])
+    with pytest.raises(UserError, match=r"game/depth.json cannot be read: export the depth maps again with overwrite"):
+        command.depth(configured(*first, checkpoint), tmp_path / "run")
+    command.depth(configured(*first, checkpoint, "overwrite=true"), tmp_path / "run")
+    assert file.read_text() == whole
+    file.write_text(whole.replace("weights", "weight"))
     with pytest.raises(UserError, match="maps/game holds maps of another network: replace them with overwrite=true"):
         command.depth(configured(*first, checkpoint), tmp_path / "run")
     with pytest.raises(UserError, match="is of another network"):

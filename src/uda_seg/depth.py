@@ -10,7 +10,8 @@ export=true                               write maps of data.source and data.tar
 Images without sequences, as CamVid's (in UDA_SEG_CAMVID), get their maps from a network that learnt from others:
   python -m uda_seg.depth data=streets
   python -m uda_seg.depth checkpoint=<run>/checkpoints/last.ckpt data=streets2camvid export=true
-  python -m uda_seg.train method=corda data=streets2camvid data.target.depth=<run>/maps/camvid
+  python -m uda_seg.train method=corda data=streets2camvid
+where <run> is outputs/streets/depth_daformer_small/seed0; maps of another run: data.target.depth=<run>/maps/camvid
 
 Scores of a network given by checkpoint= are written to <run>/evaluation/<data>.
 """
@@ -95,12 +96,25 @@ def learn(config: Config, folder: Path, data: SequenceData, module: SelfSupervis
     if resume is not None:
         read_fitting(resume, module, ("network.", "pose."))
     data.prepare_data()
+    check_crop(config, data)
     scale = Scale(float(data.train[0][0].baseline[0]), [d.domain or d.dataset for d in data.domains.values()])
     write_record(folder, config)
     log.info("learning depth from %d images", sum(len(domain) for domain in data.train))
     trainer = build_trainer(config, folder, describe(config) | {"depth": asdict(scale)})
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     return trainer, scale
+
+
+def check_crop(config: Config, data: SequenceData) -> None:
+    """Raise UserError where `depth.crop` does not fit into the images as they are after the resize."""
+    crop = config.depth.crop
+    for name, samples in zip(data.domains, data.train, strict=True):
+        height, width = samples[0].image.shape[-2:]
+        if crop is not None and (crop[0] > height or crop[1] > width):
+            raise UserError(
+                f"depth.crop={crop} is larger than the images of data.{name}, which are [{height}, {width}] (height, "
+                f"width) after the resize: make the crop smaller or data.{name}.size larger"
+            )
 
 
 def build_data(config: Config) -> SequenceData:
@@ -204,7 +218,8 @@ def read_fitting(path: Path, module: SelfSupervisedDepth, parts: tuple[str, ...]
 def report(module: SelfSupervisedDepth, data: SequenceData, trainer: pl.Trainer, folder: Path) -> None:
     """Score against exact depth beside what needs no learning; print it, write it, draw it."""
     if not data.validation:
-        log.info("no exact depth to compare with")
+        names = " and ".join(domain.domain or domain.dataset for domain in data.domains.values())
+        log.info("nothing is scored: there is no exact depth of %s", names)
         return
     if module.scored_step != trainer.global_step:
         trainer.validate(module, datamodule=data, verbose=False)
@@ -218,7 +233,8 @@ def report(module: SelfSupervisedDepth, data: SequenceData, trainer: pl.Trainer,
     table = Table(
         ("depth", "abs-rel", "sq-rel", "rmse", "log", "d1", "d2", "d3"),
         tuple((name, *(f"{value:.3f}" for value in scores)) for name, scores in rows.items()),
-        f"predicted against exact depth, {scaling}, below 80 m; dn: share within a factor of 1.25^n",
+        f"predicted against exact depth, {scaling}, below 80 m; dn: share within a factor of 1.25^n"
+        + (f"; {data.seen}" if data.seen else ""),
     )
     Console().print(table.rich())
     write_text(folder / "depth.md", table.markdown())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from uda_seg.config import Config
 from uda_seg.data.datasets import open_domain, read_image
-from uda_seg.data.depth import DESCRIPTION
+from uda_seg.data.depth import DESCRIPTION, described
 from uda_seg.data.labels import class_set
 from uda_seg.data.settings import DomainSettings
 from uda_seg.data.transforms import fit_inside
@@ -91,14 +90,18 @@ def encode(module: SelfSupervisedDepth, image: Tensor, baseline: float) -> NDArr
 
 
 def describe_maps(folder: Path, said: dict[str, str], overwrite: bool) -> None:
-    """Write `depth.json`, or make sure that the maps already there are of the same network."""
-    file = folder / DESCRIPTION
-    if file.is_file() and json.loads(file.read_text()) != said:
-        if not overwrite:
-            raise UserError(f"{folder} holds maps of another network: replace them with overwrite=true")
-        for path in folder.rglob("*.png"):
+    """Write `depth.json`, after making sure that maps already there are of the same network, or removing them.
+
+    Raises:
+        UserError: they are of another one, or nothing readable says of which.
+    """
+    maps = list(folder.rglob("*.png"))
+    if maps and not overwrite and described(folder) != said:
+        raise UserError(f"{folder} holds maps of another network: replace them with overwrite=true")
+    if overwrite:
+        for path in maps:
             path.unlink()
-    write_json(file, said)
+    write_json(folder / DESCRIPTION, said)
 
 
 def fingerprint(module: SelfSupervisedDepth) -> str:

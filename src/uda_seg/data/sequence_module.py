@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +17,8 @@ from uda_seg.data.labels import ClassSet, class_set
 from uda_seg.data.sequences import VIEWS, SequenceBatch, SequenceDataset, SequenceSteps, stack
 from uda_seg.data.settings import DataSettings, DomainSettings
 from uda_seg.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 class SequenceLoader(DataLoader[SequenceBatch]):
@@ -72,13 +75,22 @@ class SequenceData(pl.LightningDataModule):
         return found
 
     @property
+    def seen(self) -> str:
+        """What is to be said of scores on images that training reads too; empty where there are none."""
+        # A folder of streets is one split; the cache has one folder for each.
+        names = [f"data.{name}" for name in self.validation_names if self.domains[name].root is not None]
+        return f"{' and '.join(names)} scored on training images" if names else ""
+
+    @property
     def images_per_step(self) -> int:
         """Images that all ranks together read in a step."""
         return self.batch * (self.trainer.world_size if self.trainer else 1)
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the data sets; streets renders what its cache lacks."""
+        """Open the data sets: for training too unless `stage` says that there will be none; streets renders first."""
         if not self.validation:
+            if self.seen:
+                log.warning("a given root has no validation images of its own: %s", self.seen)
             for name in self.validation_names:
                 domain = replace(self.domains[name], split="val", count=self.val_count)
                 self.validation[name] = self._open(domain, name, (), depth=True)
@@ -87,7 +99,7 @@ class SequenceData(pl.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Render what is missing (Lightning calls it once per machine, before `setup`)."""
-        self.setup()
+        self.setup(self.trainer.state.fn if self.trainer else None)
 
     def _open(self, domain: DomainSettings, name: str, views: Sequence[str], depth: bool = False) -> SequenceDataset:
         return SequenceDataset(domain, self.settings, self.classes, f"data.{name}", views, depth)

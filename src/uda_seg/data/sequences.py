@@ -153,7 +153,10 @@ class SequenceDataset:
     ) -> None:
         self.layout = LAYOUTS.get(domain.dataset)
         if self.layout is None:
-            raise UserError(f"{option}.dataset={domain.dataset} has no sequences here: use one of {', '.join(LAYOUTS)}")
+            raise UserError(
+                f"{option}.dataset={domain.dataset} has no sequences here: use one of {', '.join(LAYOUTS)}, or leave "
+                f"{option.rpartition('.')[2]} out of depth.domains"
+            )
         if domain.dataset == "streets" and domain.root is None and views:
             _render_views(domain, settings, views)
         images = open_domain(domain, settings, classes, option, labeled=False)
