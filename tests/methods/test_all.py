@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from test_steps import Target, fit
 
-from uda_seg.command import composed
+from uda_seg.command import composed, variant
 from uda_seg.config import CONF
+from uda_seg.methods.bicl import LADDER, BiCL
 from uda_seg.train import instantiate_module
 
 METHODS = sorted(p.stem for p in (CONF / "method").glob("*.yaml"))
+BICL_TERMS = ("source/ce", "target/ce", "contrast/forward", "contrast/backward")
 MODELS = sorted(p.stem for p in (CONF / "model").glob("*.yaml"))
 
 # The same classes with as few and as narrow layers as they take: structure is what is tested here.
@@ -32,6 +35,16 @@ def tiny(config):
     return config
 
 
+def batches_for(module, make_batch):
+    """What the method reads; in BiCL's the target has labels, those of the other source image."""
+    batches = [make_batch(seed, depth=module.needs_depth) for seed in range(2)]
+    if isinstance(module, BiCL):
+        for batch in batches:
+            batch["target"].pseudo = batch["source"].label.flip(0)
+            batch["target"].pseudo[:, :8] = 255
+    return batches
+
+
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("method", METHODS)
 def test_method_runs_on_network(method, model, make_plan, make_batch):
@@ -41,17 +54,57 @@ def test_method_runs_on_network(method, model, make_plan, make_batch):
     torch.manual_seed(0)
     module = instantiate_module(config, make_plan(steps=2))
     before = torch.cat([p.detach().flatten() for p in module.segmentor.parameters()])
-    trainer = fit(module, [make_batch(seed, depth=module.needs_depth) for seed in range(2)])
+    trainer = fit(module, batches_for(module, make_batch))
     after = torch.cat([p.detach().flatten() for p in module.segmentor.parameters()])
     assert trainer.global_step == 2
     assert torch.isfinite(after).all()
     assert not torch.equal(before, after)
+    if method == "bicl":
+        assert min(module.recorded[f"train/{name}"] for name in BICL_TERMS) > 0
     if method == "adabn":
         module.trainer.datamodule = Target([make_batch(seed) for seed in range(2)])
         module.estimate_statistics()
     logits = module.segmentor.eval().predict(make_batch()["target"].image / 255.0)
     assert logits.shape == (2, 19, 32, 64)
     assert torch.isfinite(logits).all()
+
+
+def test_bicl_as_released_runs(make_plan, make_batch):
+    """DeepLab's branches side by side, the source's own stem, absent classes at cosine -1."""
+    module = instantiate_module(tiny(composed(["experiment=bicl_gta2cs", "pretrained=null"])), make_plan())
+    assert (module.feature, module.absent, module.calibration.value.shape) == ("logits", "opposite", (19, 4 * 19))
+    own = torch.cat([p.detach().flatten() for p in module.source_stem.parameters()])
+    fit(module, batches_for(module, make_batch))
+    assert not torch.equal(own, torch.cat([p.detach().flatten() for p in module.source_stem.parameters()]))
+    for name in (*BICL_TERMS, "source/entropy", "target/entropy"):
+        assert module.recorded[f"train/{name}"] > 0, name
+    assert all(torch.isfinite(p).all() for p in module.parameters())
+
+
+def test_the_ladder_is_six_runs(make_plan, make_batch):
+    """Each rung adds its terms to the one below, in a folder of its own; the first is the source-only control."""
+    jobs = OmegaConf.load(CONF / "experiment/bicl_ladder.yaml").hydra.sweeper.params
+    rungs = jobs["method.until"].split(",")
+    assert tuple(rungs) == LADDER
+    batches = [make_batch(seed) for seed in range(3)]
+    assert len({variant(["experiment=bicl_ladder", f"method.until={rung}"]) for rung in rungs}) == 6
+    terms, weights = [], []
+    config = tiny(composed(["experiment=bicl_ladder", "model=daformer_small", "pretrained=null"]))
+    for rung in rungs:
+        config.method["until"] = rung
+        torch.manual_seed(0)
+        module = instantiate_module(config, make_plan())
+        read = batches if rung == "source" else batches_for(module, make_batch)
+        fit(module, read)
+        terms.append({name.removeprefix("train/") for name in module.recorded} & set(BICL_TERMS))
+        weights.append(module.segmentor.state_dict())
+    assert terms == [set(BICL_TERMS[: 1 + i]) for i in (0, 1, 2, 3, 3, 3)]
+    torch.manual_seed(0)
+    config = tiny(composed(["method=source_only", "model=daformer_small", "pretrained=null"]))
+    control = instantiate_module(config, make_plan())
+    fit(control, batches)
+    for name, tensor in control.segmentor.state_dict().items():
+        assert torch.equal(weights[0][name], tensor), name
 
 
 def test_the_configuration_is_where_the_package_looks():

@@ -10,13 +10,10 @@ import pytest
 import pytorch_lightning as pl
 import reference_steps as reference
 import torch
-from omegaconf import OmegaConf
 from test_steps import equal_weights, fit, run_plain
 
 from data.trees import streets_tree
 from uda_seg.callbacks.checkpoint import Checkpoints
-from uda_seg.command import composed
-from uda_seg.config import CONF
 from uda_seg.data.datamodule import UDADataModule
 from uda_seg.data.settings import DataSettings, DomainSettings
 from uda_seg.errors import UserError
@@ -369,9 +366,3 @@ def test_interrupted_labelling_goes_on(make_segmentor, make_plan, data, tmp_path
     train(again, data(), tmp_path / "broken", resume=tmp_path / "broken/checkpoints/last.ckpt")
     assert seen == [4, 2, 2, 4, 2]  # the first batch of round 0 was not labelled again
     equal_states(whole, again)
-
-
-def test_the_ladder_is_a_choice():
-    assert composed(["experiment=bicl_ladder"]).method["_target_"].endswith("BiCL")
-    jobs = OmegaConf.load(CONF / "experiment/bicl_ladder.yaml").hydra.sweeper.params
-    assert tuple(jobs["method.until"].split(",")) == LADDER
