@@ -111,6 +111,16 @@ def test_without_displacement_dynamic_labels_are_plain_transfer(make_segmentor, 
     assert ((hybrid != 255) >= (y_f != 255)).all()
 
 
+@pytest.mark.parametrize(("absent", "labelled"), [("farthest", 0.0), ("masked", 1.0)])
+def test_a_source_image_of_one_class_labels_nothing(absent, labelled, make_segmentor, make_plan):
+    module = BiCL(make_segmentor(), make_plan(), transfer_absent=absent)
+    f_s, f_t = torch.rand(2, 1, 8, 4, 8, generator=torch.Generator().manual_seed(2))
+    none = torch.full((1, 4, 8), 255, dtype=torch.uint8)
+    module.contrast(f_s, torch.full_like(none, 7), f_t, none, none > 0)
+    assert module.noted["labelled/hybrid"] == labelled
+    assert BiCL(make_segmentor(), make_plan()).transfer_absent == "farthest"
+
+
 def test_forward_of_a_pair_is_backward_of_the_swapped_one(make_segmentor, make_plan, make_batch):
     module = BiCL(make_segmentor(), make_plan(), until="backward")
     g = torch.Generator().manual_seed(1)
