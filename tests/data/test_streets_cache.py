@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
+from uda_seg import files
 from uda_seg.data.streets import cache, render
 from uda_seg.data.streets.cache import DEPTH_SCALE, FIRST_INDEX, SPLIT_SIZE, encode_depth, ensure_rendered
 from uda_seg.errors import UserError
@@ -71,17 +72,17 @@ def test_splits_never_share_scenes(tmp_path: Path) -> None:
 
 def test_interrupted_rendering_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = contents(rendered(tmp_path / "whole", 3))
-    write, written = cache._write, 0
+    write, written = files.write_whole, 0
 
-    def killed(path: Path, content: bytes) -> None:
+    def killed(path: Path, content: bytes, cure: str) -> None:
         nonlocal written
         written += 1
         if written == 8:  # in the middle of the second scene
             raise KeyboardInterrupt
-        write(path, content)
+        write(path, content, cure)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "_write", killed)
+        patch.setattr(files, "write_whole", killed)
         with pytest.raises(KeyboardInterrupt):
             rendered(tmp_path / "part", 3)
     drawn: list[int] = []
