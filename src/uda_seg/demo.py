@@ -22,7 +22,7 @@ from uda_seg.train import build_data, build_module
 FOLDER = Path("outputs/demo")
 SCENES = 4
 # Less than the defaults of data=streets: installing, rendering and both trainings have to fit into ten minutes.
-SHORT = ["steps=140", "data.source.count=300", "data.target.count=300"]
+SHORT = ["steps=120", "data.source.count=300", "data.target.count=300"]
 
 
 def main() -> None:
