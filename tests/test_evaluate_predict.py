@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from command_line import configured, in_process_of_its_own, small_run
+from command_line import configured, in_process_of_its_own, small_run, with_depth
 from data.trees import camvid_tree, save
 from uda_seg import evaluate, models, predict, train
 from uda_seg.data.labels import CAMVID, CITYSCAPES
@@ -21,7 +21,7 @@ from uda_seg.pictures import colorize
 from uda_seg.predict import named_images, raw_ids
 from uda_seg.runs import replay
 
-METHODS = ("lcmsm", "adabn")
+METHODS = ("lcmsm", "adabn", "corda")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,8 @@ def runs(tmp_path_factory, camvid) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     overrides = [*small_run(camvid, steps=3), "evaluator.teacher=true"]
     for method in METHODS:
-        command_line(train.main, folder, f"method={method}", *overrides, f"hydra.run.dir={method}")
+        more = with_depth(camvid) if method == "corda" else []
+        command_line(train.main, folder, f"method={method}", *overrides, *more, f"hydra.run.dir={method}")
     return folder
 
 

@@ -21,14 +21,14 @@ import torch
 import yaml
 from PIL import Image
 
-from command_line import configured, forked, small_run
+from command_line import configured, forked, small_run, with_depth
 from uda_seg import train as command
 from uda_seg.callbacks.checkpoint import Checkpoints
 from uda_seg.data.labels import CAMVID
 from uda_seg.errors import UserError
 from uda_seg.methods.source_only import SourceOnly
 
-METHODS = ("source_only", "dacs", "lcmsm")
+METHODS = ("source_only", "dacs", "lcmsm", "bicl", "t2sda", "corda")
 
 
 @pytest.fixture
@@ -119,10 +119,15 @@ def test_a_run_leaves_a_folder_that_can_be_read(cli, camvid, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("method", "rows"), [("source_only", 1), ("oracle", 1), ("dacs", 3), ("mic", 4), ("lcmsm", 5), ("adabn", 1)]
-)
-def test_panels_show_what_a_method_makes(train, tmp_path, method, rows):
-    train("run", f"method={method}", "callbacks.panels=1", "steps=1")
+    ("method", "rows"),
+    [
+        ("source_only", 1), ("oracle", 1), ("dacs", 3), ("mic", 4), ("lcmsm", 5), ("adabn", 1),
+        ("t2sda", 3), ("corda", 4), ("bicl", 2),
+    ],
+)  # fmt: skip
+def test_panels_show_what_a_method_makes(train, camvid, tmp_path, method, rows):
+    more = {"corda": with_depth(camvid), "bicl": ["method.warmup=0"]}.get(method, [])
+    train("run", f"method={method}", "callbacks.panels=1", "steps=1", *more)
     (panel,) = (tmp_path / "run" / "panels").iterdir()
     assert panel.name == "step_000001.png"
     height = np.asarray(Image.open(panel)).shape[0]
@@ -214,8 +219,9 @@ def test_debug_profiler_says_where_the_time_goes(train, tmp_path):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_stopping_and_going_on_changes_nothing(train, tmp_path, method):
-    common = (f"method={method}", "steps=6", "data.rare_class.enabled=false")
+def test_stopping_and_going_on_changes_nothing(train, camvid, tmp_path, method):
+    common = [f"method={method}", "steps=6", "data.rare_class.enabled=false"]
+    common += {"bicl": ["method.rounds=2"], "corda": with_depth(camvid)}.get(method, [])
     train("whole", *common)
     train("parts", *common, "trainer.max_steps=3")
     assert metrics(tmp_path / "parts")["step"] == 3
