@@ -123,7 +123,7 @@ def small_run(data: Path, steps: int = 4) -> list[str]:
 
 
 def with_depth(data: Path) -> list[str]:
-    """Overrides of a run that learns from depth too: a street seen from a car, the same for all images of `small_run`."""
+    """Overrides of a run that learns from depth too: one street seen from a car for all images of `small_run`."""
     maps = data / "depth"
     if not maps.is_dir():
         rows = np.linspace(0, 1, 32)[:, None].repeat(48, 1)

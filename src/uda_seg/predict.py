@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,11 @@ from torch import Tensor
 from uda_seg.command import given_path, run
 from uda_seg.config import Config
 from uda_seg.data.batch import Sample
+from uda_seg.data.datamodule import resize_of
 from uda_seg.data.datasets import read_image
 from uda_seg.data.labels import CITYSCAPES_RAW, CLASS_SETS, IGNORE, ClassSet
-from uda_seg.data.transforms import resize as fit_inside
+from uda_seg.data.settings import DomainSettings
+from uda_seg.data.transforms import Resize
 from uda_seg.errors import UserError
 from uda_seg.files import save_png
 from uda_seg.methods.base import Plan
@@ -67,7 +70,7 @@ def predict(config: Config, folder: Path) -> int:
     module = instantiate_module(config, plan)
     network = load_trained(module, read_checkpoint(checkpoint), checkpoint, teacher=config.evaluator.teacher)
     device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
-    network, infer, size = network.to(device), inference(config), input_size(config)
+    network, infer, fit = network.to(device), inference(config), input_resize(config)
     unreadable = []
     for path, name in track(images.items(), description="predict", disable=not config.callbacks.progress):
         try:
@@ -76,7 +79,7 @@ def predict(config: Config, folder: Path) -> int:
             log.error("%s", error)
             unreadable.append(path)
             continue
-        confidence, label = probabilities(network, image, size, infer, device).max(0)
+        confidence, label = probabilities(network, image, fit, infer, device).max(0)
         write(output, name, image, label, confidence, classes)
     log.info("%d images: %s", len(images) - len(unreadable), output)
     if unreadable:
@@ -102,26 +105,26 @@ def named_images(source: Path, output: Path) -> dict[Path, Path]:
     }
 
 
-def input_size(config: Config) -> list[int] | None:
-    """[height, width] that images are fitted into before the network; None leaves them as they are."""
+def input_resize(config: Config) -> Resize | None:
+    """How images are brought to a size: as in validation, or to `predict.size`; None leaves them as they are."""
+    validation = next(iter(config.data.validation.values()), DomainSettings())
     if config.predict.size != "auto":
-        size: list[int] | None = config.predict.size
-        return size
-    return next((domain.size for domain in config.data.validation.values()), None)
+        validation = replace(validation, size=config.predict.size)
+    return resize_of(validation)
 
 
 @torch.no_grad()
 def probabilities(
     network: Segmentor,
     image: Pixels,
-    size: list[int] | None,
+    fit: Resize | None,
     infer: Callable[[Segmentor, Tensor], Tensor],
     device: torch.device,
 ) -> Tensor:
     """Class probabilities [K, H, W] of an RGB image [H, W, 3], at the image's own size."""
     height, width = image.shape[:2]
-    if size is not None:
-        image = fit_inside(Sample(image), (size[0], size[1])).image  # as the validation images are
+    if fit is not None:
+        image = fit(Sample(image)).image
     tensor = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float() / 255
     return resize(infer(network, tensor), (height, width))[0].softmax(0).cpu()
 

@@ -8,7 +8,7 @@ from trees import blocks, image_of
 
 from uda_seg.data import transforms
 from uda_seg.data.batch import Sample
-from uda_seg.data.transforms import CropRule, RareClass, fit_inside, is_dominated, pad, resize, training_crop
+from uda_seg.data.transforms import CropRule, RareClass, Resize, fit_inside, is_dominated, pad, training_crop
 
 
 def sample(size=(24, 32), ids=(0, 1, 2), seed=0, block=4):
@@ -32,15 +32,27 @@ def test_resize_keeps_the_ratio_as_in_the_papers(size, box, expected):
 
 def test_resize_interpolates_the_image_and_repeats_the_label():
     label = np.array([[0, 7], [255, 3]], np.uint8)
-    grown = resize(Sample(np.repeat(label[..., None], 3, 2), label), (8, 8))
+    grown = Resize((8, 8))(Sample(np.repeat(label[..., None], 3, 2), label))
     np.testing.assert_array_equal(grown.label, np.kron(label, np.ones((4, 4), np.uint8)))
     assert len(np.unique(grown.image)) > 4
 
 
 def test_resize_keeps_image_and_label_aligned():
     edge = np.repeat(np.arange(90) >= 46, 90).reshape(90, 90).astype(np.uint8)
-    shrunk = resize(Sample(np.repeat(edge[..., None] * 255, 3, 2), edge), (30, 30))
+    shrunk = Resize((30, 30))(Sample(np.repeat(edge[..., None] * 255, 3, 2), edge))
     np.testing.assert_array_equal(shrunk.label, shrunk.image[..., 0] > 127)
+
+
+def test_the_ratio_is_given_up_and_depth_blended_only_where_that_is_asked_for():
+    """CorDA's code squeezes SYNTHIA and blends GTA's invalid depth, which is 1, with its neighbours."""
+    z = np.array([[1, 1, 9, 9]], np.float32).repeat(4, 0)
+    sample = Sample(np.zeros((4, 4, 3), np.uint8), depth=z)
+    assert Resize((2, 4))(sample).image.shape == (2, 2, 3)
+    squeezed = Resize((2, 8), keep_ratio=False)(sample)
+    assert squeezed.image.shape == (2, 8, 3)
+    np.testing.assert_array_equal(squeezed.depth, [[1, 1, 1, 1, 9, 9, 9, 9]] * 2)
+    blended = Resize((2, 8), keep_ratio=False, depth="bilinear")(sample)
+    np.testing.assert_allclose(blended.depth, [[1, 1, 1, 3, 7, 9, 9, 9]] * 2)
 
 
 def test_pad_marks_what_it_adds():

@@ -20,7 +20,7 @@ from uda_seg.data.sampling import ShuffledOrder
 from uda_seg.data.settings import DataSettings, DomainSettings
 from uda_seg.data.statistics import class_statistics, min_crop_pixels, rare_class_order
 from uda_seg.data.stream import DomainStream, PairedSteps, SampleReader, ValidationImages
-from uda_seg.data.transforms import CropRule
+from uda_seg.data.transforms import CropRule, Resize
 from uda_seg.errors import UserError
 
 SOURCE, TARGET = 0, 1  # the domains' numbers in every draw
@@ -199,7 +199,7 @@ class UDADataModule(pl.LightningDataModule):
     def target_shape(self) -> tuple[int, int, int]:
         """How many target images there are for training, and the height and width that each fits inside."""
         samples = self._streams["target"].samples
-        height, width = samples.size or samples.image_size
+        height, width = samples.resize.box if samples.resize else samples.image_size
         return len(samples), height, width
 
     def target_images(self, batches: Sequence[Sequence[int]]) -> DataLoader[tuple[Sample, int]]:
@@ -235,10 +235,9 @@ class UDADataModule(pl.LightningDataModule):
         self, domain: DomainSettings, option: str, *, labeled: bool, resize_label: bool = True, depth: bool = False
     ) -> SampleReader:
         dataset = open_domain(domain, self.settings, self.classes, option, labeled=labeled, depth=depth)
-        height, width = domain.size or (0, 0)
         return SampleReader(
             dataset,
-            (height, width) if domain.size else None,
+            resize_of(domain),
             margins=None if labeled else _margins(domain, option),
             cache=self.settings.cache,
             resize_label=resize_label,
@@ -279,6 +278,14 @@ class UDADataModule(pl.LightningDataModule):
                 f"{option}.size larger"
             )
         return CropRule((height, width), max_ratio, self.settings.flip)
+
+
+def resize_of(domain: DomainSettings) -> Resize | None:
+    """How a domain's images are brought to the network's size; None: they stay as on disk."""
+    if domain.size is None:
+        return None
+    height, width = domain.size
+    return Resize((height, width), domain.keep_ratio, domain.depth_resize)
 
 
 def _margins(domain: DomainSettings, option: str) -> tuple[int, int, int, int] | None:

@@ -20,6 +20,8 @@ class DomainSettings:
         split: train or val.
         size: [H, W]; images are resized to fit inside it, keeping their aspect ratio; streets renders at it.
             None: as on disk.
+        keep_ratio: False: images are squeezed into all of `size`, as some of the papers' codes do. (Depth is learnt and
+            exported with the ratio kept.)
         count: Use the first `count` images; streets: how many to render.
         margins: [top, bottom, left, right] pixels of the image on disk in which pseudo-labels are not trusted
             (MIC's second version: 30, 240, 30, 30 on Cityscapes). Used for the target only.
@@ -27,6 +29,7 @@ class DomainSettings:
             its own. Read for methods that learn from depth.
         depth_encoding: How they hold depth, a name in `uda_seg.data.depth.ENCODINGS`; None: as the folder's
             `depth.json` or the data set's layout says. PNGs in a folder without that file need it.
+        depth_resize: How inverse depth follows the resize: nearest, or bilinear, which blends in what is invalid.
     """
 
     dataset: str = "streets"
@@ -34,10 +37,12 @@ class DomainSettings:
     domain: str | None = None
     split: str = "train"
     size: list[int] | None = None
+    keep_ratio: bool = True
     count: Count | None = None
     margins: list[CountOrZero] | None = None
     depth: str | None = None
     depth_encoding: str | None = None
+    depth_resize: Annotated[str, OneOf(("nearest", "bilinear"))] = "nearest"
 
 
 @dataclass

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from uda_seg.data.batch import DomainBatch, Sample, collate
 from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.sampling import Draw, Order, generator, positions
-from uda_seg.data.transforms import CropRule, RareClass, resize, training_crop
+from uda_seg.data.transforms import CropRule, RareClass, Resize, training_crop
 
 AUTO_CACHE_BYTES = 512 * 2**20
 SLAB_BYTES = 64 * 2**20
@@ -45,7 +45,7 @@ class SampleReader:
 
     Args:
         dataset: Where samples come from.
-        size: (H, W) that they are fitted inside; None: as on disk.
+        resize: How they are brought to their size; None: as on disk.
         margins: (top, bottom, left, right) pixels on disk in which `valid` is 0; None: no margins.
         cache: "memory", "none", or "auto": memory where all samples take at most 512 MiB.
         resize_label: Whether the label follows the image's size; in validation it stays as on disk.
@@ -54,13 +54,13 @@ class SampleReader:
     def __init__(
         self,
         dataset: SegmentationDataset,
-        size: tuple[int, int] | None,
+        resize: Resize | None,
         *,
         margins: tuple[int, int, int, int] | None = None,
         cache: str = "none",
         resize_label: bool = True,
     ) -> None:
-        self.dataset, self.size, self.margins, self.resize_label = dataset, size, margins, resize_label
+        self.dataset, self.resize, self.margins, self.resize_label = dataset, resize, margins, resize_label
         self._kept: dict[int, Sample] = {}
         self._slabs = Slabs()
         first = self._decode(0)
@@ -88,9 +88,9 @@ class SampleReader:
             valid = np.zeros((height, width), np.uint8)
             valid[top : height - bottom, left : width - right] = 1
             sample = replace(sample, valid=valid)
-        if self.size is None:
+        if self.resize is None:
             return sample
-        resized = resize(sample, self.size)
+        resized = self.resize(sample)
         return resized if self.resize_label else replace(resized, label=sample.label)
 
 

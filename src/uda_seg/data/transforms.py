@@ -58,15 +58,32 @@ def fit_inside(size: tuple[int, int], box: tuple[int, int]) -> tuple[int, int]:
     return max(1, int(size[0] * scale + 0.5)), max(1, int(size[1] * scale + 0.5))
 
 
-def resize(sample: Sample, box: tuple[int, int]) -> Sample:
-    """Fit the sample inside `box` (H, W): the image bilinear, the planes nearest."""
-    height, width = sample.image.shape[:2]
-    size = fit_inside((height, width), box)
-    # The exact variant samples at pixel centres like the bilinear one; INTER_NEAREST is half a pixel off.
-    return sample.map(
-        lambda image: geometric.resize(image, size, cv2.INTER_LINEAR),
-        lambda plane: geometric.resize(plane, size, cv2.INTER_NEAREST_EXACT),
-    )
+@dataclass(frozen=True)
+class Resize:
+    """Brings a sample to a size: the image bilinear, the planes nearest.
+
+    Args:
+        box: (H, W).
+        keep_ratio: Whether the image fits inside the box with its aspect ratio, or is squeezed into all of it.
+        depth: How inverse depth is sampled: nearest, or bilinear, which blends invalid pixels with their neighbours.
+    """
+
+    box: tuple[int, int]
+    keep_ratio: bool = True
+    depth: str = "nearest"
+
+    def __call__(self, sample: Sample) -> Sample:
+        """The sample at its new size."""
+        height, width = sample.image.shape[:2]
+        size = fit_inside((height, width), self.box) if self.keep_ratio else self.box
+        # The exact variant samples at pixel centres like the bilinear one; INTER_NEAREST is half a pixel off.
+        resized = sample.map(
+            lambda image: geometric.resize(image, size, cv2.INTER_LINEAR),
+            lambda plane: geometric.resize(plane, size, cv2.INTER_NEAREST_EXACT),
+        )
+        if sample.depth is None or self.depth == "nearest":
+            return resized
+        return replace(resized, depth=geometric.resize(sample.depth, size, cv2.INTER_LINEAR))
 
 
 def pad(sample: Sample, size: tuple[int, int]) -> Sample:
