@@ -112,7 +112,7 @@ def test_the_picture_of_monocular_depth_is_scaled_by_the_median(tree, tmp_path, 
     assert predicted.unique().item() == pytest.approx(exact.median().item())
 
 
-STREETS = "outputs/streets/depth_daformer_small/seed0"
+STREETS = "outputs/streets/depth_stereo_daformer_small/seed0"
 
 
 def on_camvid(tree, camvid, *more):

@@ -11,7 +11,8 @@ Images without sequences, as CamVid's (in UDA_SEG_CAMVID), get their maps from a
   python -m uda_seg.depth data=streets
   python -m uda_seg.depth checkpoint=<run>/checkpoints/last.ckpt data=streets2camvid export=true
   python -m uda_seg.train method=corda data=streets2camvid
-where <run> is outputs/streets/depth_daformer_small/seed0; maps of another run: data.target.depth=<run>/maps/camvid
+where <run> is outputs/streets/depth_stereo_daformer_small/seed0; maps of another run:
+data.target.depth=<run>/maps/camvid
 
 Scores of a network given by checkpoint= are written to <run>/evaluation/<data>.
 """
@@ -67,7 +68,7 @@ def main() -> None:
 def expand(given: list[str]) -> list[str]:
     """A folder beside the segmentation runs on the same data; with a checkpoint its own folder and configuration."""
     if not any(override.startswith("checkpoint=") for override in given):
-        name = "depth_${hydra:runtime.choices.model}${variant:${hydra:overrides.task}}"
+        name = "depth_${depth.supervision}_${hydra:runtime.choices.model}${variant:${hydra:overrides.task}}"
         return [f"hydra.run.dir='outputs/${{data.name}}/{name}/seed${{seed}}'", *given]
     path = given_path(given, "checkpoint", USAGE)
     return [f"hydra.run.dir='{path.absolute().parent.parent}'", *replay(read_checkpoint(path), given)]
