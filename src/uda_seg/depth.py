@@ -31,7 +31,6 @@ import torch
 from hydra.utils import instantiate
 from numpy.typing import NDArray
 from pytorch_lightning.loggers import Logger
-from rich.console import Console
 from torch import Tensor
 
 from uda_seg.callbacks.csv_log import CSVLog
@@ -237,7 +236,7 @@ def report(module: SelfSupervisedDepth, data: SequenceData, trainer: pl.Trainer,
         f"predicted against exact depth, {scaling}, below 80 m; dn: share within a factor of 1.25^n"
         + (f"; {data.seen}" if data.seen else ""),
     )
-    Console().print(table.rich())
+    table.show()
     write_text(folder / "depth.md", table.markdown())
     write_json(folder / "depth_metrics.json", {name: scores._asdict() for name, scores in rows.items()})
     save_png(folder / "depth.png", picture(module, data))

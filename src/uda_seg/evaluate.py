@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from rich.console import Console
 
 from uda_seg.command import given_path, run
 from uda_seg.config import Config
@@ -73,7 +72,7 @@ def evaluate(config: Config, folder: Path) -> float:
     trainer.validate(scorer, dataloaders=list(data.val_dataloader().values()), verbose=False)
     columns = scorer.scores | {f"{name} (teacher)": scores for name, scores in scorer.teacher_scores.items()}
     table = class_table(columns, f"{'/'.join(path.resolve().parts[-4:-2])}, step {content['global_step']}: IoU in %")
-    Console().print(table.rich())
+    table.show()
     write_text(folder / "scores.md", table.markdown())
     write_json(folder / "scores.json", {name: as_json(scores) for name, scores in columns.items()})
     for name, scores in columns.items():

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 
 from uda_seg.cache import user_cache
 from uda_seg.command import run
@@ -51,7 +50,7 @@ def prepare(config: Config, folder: Path) -> None:
             shares[option.removeprefix("data.")] = pixel_shares(dataset)
             rows += scenes(dataset, title(option, domain), data.classes)
     table = share_table(shares, data.classes)
-    Console().print(table.rich())
+    table.show()
     write_text(folder / "classes.md", table.markdown())
     sheet = panel_grid(rows)
     key = legend(data.classes.names, data.classes.palette, sheet.shape[1])

@@ -12,7 +12,6 @@ from typing import Any
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
-from rich.console import Console
 
 from uda_seg.command import is_multirun
 from uda_seg.config import Config
@@ -60,7 +59,7 @@ class Sweep:
         table = runs_table(groups, "mIoU in %, last iterate; best is chosen on the target's labels")
         write_text(self.folder / "table.md", table.markdown())
         write_text(self.folder / "table.csv", runs_csv(groups))
-        Console().print(table.rich())
+        table.show()
         log.info("table: %s", self.folder / "table.md")
 
 

@@ -86,3 +86,15 @@ def test_no_runs_is_an_empty_table():
 def test_percent():
     assert percent(0.12345) == "12.35"
     assert percent(math.nan) == "–"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_no_figure_is_cut_where_there_is_little_room(terminal, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(Console, "is_terminal", terminal)
+    long = "each pixel's median of all the scenes that were learnt from"
+    Table(("depth", "abs-rel", "delta"), (("network", "0.204", "0.708"), (long, "0.430", "0.483"))).show()
+    lines = capsys.readouterr().out.splitlines()
+    assert all(figure in "".join(lines) for figure in ("0.204", "0.708", "0.430", "0.483"))
+    assert (max(map(len, lines)) <= 60) == terminal
+    assert any(long in line for line in lines) != terminal

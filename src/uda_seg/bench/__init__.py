@@ -9,14 +9,12 @@ import datetime
 import importlib.metadata
 import logging
 import platform
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from uda_seg.bench.measure import Row
 from uda_seg.bench.memory import measure_memory
@@ -60,11 +58,10 @@ def bench(config: Config, folder: Path) -> None:
             log.info("measuring %s", name)
             rows += MEASUREMENTS[name](config)
     profile = profile_step(config) if PHASES in chosen else None
-    console = Console(width=None if sys.stdout.isatty() else 120)
     if rows:
-        console.print(rows_table(rows).rich())
+        rows_table(rows).show()
     if profile is not None:
-        console.print(profile_table(profile).rich())
+        profile_table(profile).show()
     path = Path(config.bench.output)
     write_json(path, machine() | {"rows": [row.record() for row in rows], "step": profile and asdict(profile)})
     log.info("written: %s", path)

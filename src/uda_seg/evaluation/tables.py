@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import rich.table
+from rich.console import Console
 
 from uda_seg.evaluation.evaluator import Scores
 
@@ -42,10 +43,19 @@ class Table:
         """Build a table for the terminal."""
         table = rich.table.Table(title=self.title or None, title_justify="left")
         for i, name in enumerate(self.header):
-            table.add_column(name, justify="right" if i else "left", no_wrap=i == 0)
+            # In a narrow terminal text wraps, so that no figure is cut.
+            words = [word for cell in (name, *(row[i] for row in self.rows)) for word in cell.split()]
+            table.add_column(name, justify="right" if i else "left", min_width=max(map(len, words), default=0))
         for row in self.rows:
             table.add_row(*row)
         return table
+
+    def show(self) -> None:
+        """Print it: as wide as the terminal, or as it wants to be where the output is a file or a pipe."""
+        console = Console()
+        if not console.is_terminal:
+            console = Console(width=max(console.width, console.measure(self.rich()).maximum))
+        console.print(self.rich())
 
 
 def class_table(columns: Mapping[str, Scores], title: str = "") -> Table:
