@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 import statistics
 
 import pytest
@@ -94,7 +95,7 @@ def test_no_figure_is_cut_where_there_is_little_room(terminal, capsys, monkeypat
     monkeypatch.setattr(Console, "is_terminal", terminal)
     long = "each pixel's median of all the scenes that were learnt from"
     Table(("depth", "abs-rel", "delta"), (("network", "0.204", "0.708"), (long, "0.430", "0.483"))).show()
-    lines = capsys.readouterr().out.splitlines()
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
     assert all(figure in "".join(lines) for figure in ("0.204", "0.708", "0.430", "0.483"))
     assert (max(map(len, lines)) <= 60) == terminal
     assert any(long in line for line in lines) != terminal

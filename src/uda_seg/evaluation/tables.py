@@ -52,10 +52,10 @@ class Table:
 
     def show(self) -> None:
         """Print it: as wide as the terminal, or as it wants to be where the output is a file or a pipe."""
-        console = Console()
+        console, table = Console(), self.rich()
         if not console.is_terminal:
-            console = Console(width=max(console.width, console.measure(self.rich()).maximum))
-        console.print(self.rich())
+            console = Console(width=Console(width=10_000).measure(table).maximum)
+        console.print(table)
 
 
 def class_table(columns: Mapping[str, Scores], title: str = "") -> Table:
