@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader, Sampler
 
 from uda_seg.cache import user_cache
 from uda_seg.data.batch import DomainBatch, Sample, collate
+from uda_seg.data.custom import classes_of
 from uda_seg.data.datasets import open_domain
-from uda_seg.data.labels import ClassSet, class_set
+from uda_seg.data.labels import ClassSet
 from uda_seg.data.sampling import ShuffledOrder
 from uda_seg.data.settings import DataSettings, DomainSettings
 from uda_seg.data.statistics import class_statistics, min_crop_pixels, rare_class_order
@@ -96,7 +97,7 @@ class UDADataModule(pl.LightningDataModule):
         super().__init__()
         self.settings, self.steps, self.seed, self.overfit = settings, steps, seed, overfit
         self.target_in_step, self.needs_depth = target_in_step, needs_depth
-        self.classes: ClassSet = class_set(settings.classes)
+        self.classes: ClassSet = classes_of(settings)
         self.eval_classes = self.classes.subset(settings.eval_classes)
         self.validation_names = tuple(settings.validation)
         if (needs_target or target_labels) and settings.target is None:
