@@ -22,9 +22,9 @@ from torch import Tensor
 from uda_seg.command import given_path, run
 from uda_seg.config import Config
 from uda_seg.data.batch import Sample
+from uda_seg.data.custom import classes_of
 from uda_seg.data.datamodule import resize_of
 from uda_seg.data.datasets import read_image
-from uda_seg.data.custom import classes_of
 from uda_seg.data.labels import CITYSCAPES_RAW, IGNORE, ClassSet
 from uda_seg.data.settings import DomainSettings
 from uda_seg.data.transforms import Resize

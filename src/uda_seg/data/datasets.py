@@ -487,9 +487,9 @@ def custom_spec(domain: DomainSettings, classes: ClassSet, option: str) -> Datas
         UserError: what does not fit in the description, by its key.
     """
     said = described(domain.custom, CustomData, f"{option}.custom")
-    decode = {"gray": read_gray, "palette": read_palette, "red": read_red}[said.label_format]
+    decoders: dict[str, Decoder] = {"gray": read_gray, "palette": read_palette, "red": read_red}
     table = label_table(said, classes, f"{option}.custom.label_map")
-    encodings = () if said.labels is None else (LabelEncoding(said.label_suffix, table, decode),)
+    encodings = () if said.labels is None else (LabelEncoding(said.label_suffix, table, decoders[said.label_format]),)
     labels = said.labels or said.images
     return DatasetSpec(
         "the custom data set", classes, said.images, labels, said.image_suffix, encodings, splits=(domain.split,)

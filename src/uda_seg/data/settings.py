@@ -112,3 +112,29 @@ class DataSettings:
     rare_class: RareClassSettings = field(default_factory=RareClassSettings)
     workers: CountOrZero | None = None
     cache: Annotated[str, OneOf(("auto", "memory", "none"))] = "auto"
+
+
+@dataclass
+class StreetsSettings:
+    """How `python -m uda_seg.prepare data=streets streets.export=NAME streets.out=FOLDER` writes the built-in world.
+
+    Attributes:
+        export: the data set whose layout it takes: gta, synthia, cityscapes, acdc, darkzurich, bdd100k, mapillary,
+            viper or synthia_seqs; null: nothing is exported.
+        out: the root of the tree; what lies there must be an export of the same kind, which is then completed.
+        size: `small`, a quarter of the official height and width; `official`; or [height, width].
+        train: training scenes.
+        val: validation scenes, of data sets that have them.
+        views: write stereo partners and neighbouring frames too, where the data set has them: four renderings a scene.
+        domain: the domain of streets that is rendered; null: one that suits the data set.
+        workers: processes; null: one per core.
+    """
+
+    export: str | None = None
+    out: str | None = None
+    size: Any = "small"
+    train: Count = 40
+    val: Count = 10
+    views: bool = True
+    domain: str | None = None
+    workers: Count | None = None
