@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -23,6 +24,8 @@ from uda_seg.data.statistics import class_statistics, min_crop_pixels, rare_clas
 from uda_seg.data.stream import DomainStream, PairedSteps, SampleReader, ValidationImages
 from uda_seg.data.transforms import CropRule, Resize
 from uda_seg.errors import UserError
+
+log = logging.getLogger(__name__)
 
 SOURCE, TARGET = 0, 1  # the domains' numbers in every draw
 
@@ -266,6 +269,13 @@ class UDADataModule(pl.LightningDataModule):
 
     def _target_stream(self, domain: DomainSettings) -> DomainStream:
         samples = self._samples(domain, "data.target", labeled=False, depth=self.needs_depth)
+        valid = samples[0].valid
+        if valid is not None and not valid.any():
+            log.warning(
+                "data.target.margins=%s leave no pixel of an image, so no pseudo-label will count where a method keeps "
+                "to them: they are pixels of the files on disk",
+                domain.margins,
+            )
         rule = self._rule(samples, "data.target", max_ratio=1.0)
         order = ShuffledOrder(len(samples), self.seed, TARGET)
         return DomainStream(samples, order, rule, self.seed, TARGET, self._target_batch)
