@@ -85,7 +85,7 @@ def test_depth_is_learnt_from_sequences_and_stereo_pairs(recipe, official, tmp_p
             "pretrained=null", "depth.crop=[64,64]", "depth.steps=1", "depth.batch=2", "depth.widths=[2]",
             "trainer=cpu",
             "callbacks.progress=false", "data.workers=0", "logger.log_every=1",
-            *(f"data.{other}.size=null" for other in {"source", "target"} - {name}),
+            "data.crop=[32,32]",
         ),
         tmp_path / "run",
     )  # fmt: skip
@@ -106,7 +106,8 @@ def test_folders_and_classes_of_ones_own_train(official, tmp_path):
         f"data.source.custom={custom}", f"data.target.custom={custom}",
     )  # fmt: skip
     assert found["classes"] == ["ground", "object", "sky"]
-    assert found["miou"] == pytest.approx(sum(found["per_class"][:2]) / 2)
+    solid = [score for score in found["per_class"][:2] if score is not None]
+    assert found["miou"] == pytest.approx(sum(solid) / len(solid))
 
 
 def test_without_a_root_the_folder_and_the_command_are_named(tmp_path):

@@ -316,8 +316,6 @@ def test_a_root_that_is_too_high_or_too_low_names_the_right_one(trees, name):
     right = trees[name]
     inner = right / SPECS[name].images.partition("/")[0].format(split=SPECS[name].folders.get(split, split))
     for wrong in (right.parent, inner):
-        if wrong == right.parent and name in ("acdc", "darkzurich"):
-            continue  # both keep rgb_anon/: beside each other, either could be meant
         with pytest.raises(UserError) as caught:
             SegmentationDataset(SPECS[name], wrong, split, CITYSCAPES, labeled=True, option="data.target")
         assert f"set data.target.root={right}, which holds " in str(caught.value)

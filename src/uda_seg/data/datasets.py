@@ -412,8 +412,10 @@ def nearby_root(spec: DatasetSpec, root: Path, split: str, labeled: bool) -> Pat
     """The folder up to two levels above or below `root` that the data set lies in, None where there is none."""
     below = [*root.glob("*/"), *root.glob("*/*/")] if root.is_dir() else []
     for folder in itertools.chain(root.absolute().parents[:2], sorted(below)):
-        if any(_hold(folder, place, labeled) for place in spec.places(split)):
-            return folder
+        for place in spec.places(split):
+            # Many data sets have a folder of such a name; this one's images end as they should.
+            if _hold(folder, place, labeled) and next(folder.glob(f"{place[0]}/**/*{spec.image_suffix}"), None):
+                return folder
     return None
 
 
