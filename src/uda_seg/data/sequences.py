@@ -140,10 +140,12 @@ def _synthia_camera(root: Path, split: str, name: str) -> Camera:
 
 
 def _neighbour(name: str, view: str) -> str:
-    """The image before or after one whose name ends in its frame's number; for `right` one that cannot be."""
-    stem, digits, suffix = re.fullmatch(r"(.*?)(\d+)(\.\w+)", name).groups()  # type: ignore[union-attr]
-    step = {"previous": -1, "next": 1}.get(view)
-    return f"{name}.{view}" if step is None else f"{stem}{int(digits) + step:0{len(digits)}d}{suffix}"
+    """The image before or after one whose name ends in its frame's number; where there is none, a name of no file."""
+    found, step = re.fullmatch(r"(.*?)(\d+)(\.\w+)", name), {"previous": -1, "next": 1}.get(view)
+    if found is None or step is None:
+        return f"{name}.{view}"
+    stem, digits, suffix = found.groups()
+    return f"{stem}{int(digits) + step:0{len(digits)}d}{suffix}"
 
 
 LAYOUTS = {
