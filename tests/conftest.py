@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from command_line import CommandLine
-from data.trees import camvid_tree
+from data.trees import camvid_tree, exported
 from uda_seg.data.batch import DomainBatch
 from uda_seg.data.labels import CITYSCAPES
+from uda_seg.data.streets.export import export
+from uda_seg.data.streets.layouts import LAYOUTS
 from uda_seg.methods.settings import OptimizerSettings, Plan, TeacherSettings
 from uda_seg.models.daformer import DAFormerHead
 from uda_seg.models.segmentor import Segmentor
@@ -96,6 +98,13 @@ def camvid(tmp_path_factory):
     for split, count in (("train", 8), ("val", 5)):
         camvid_tree(root, split, count, (32, 48))
     return root
+
+
+@pytest.fixture(scope="session")
+def official(tmp_path_factory):
+    """Name -> root of streets in the official layout of that data set, all of the same scenes; not to be changed."""
+    root = tmp_path_factory.mktemp("official")
+    return {name: export(exported(name, root / name), 0, progress=False) for name in LAYOUTS}
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from uda_seg.data.labels import CLASS_SETS
-from uda_seg.data.settings import DataSettings
+from uda_seg.data.custom import classes_of
+from uda_seg.data.settings import DataSettings, StreetsSettings
 from uda_seg.errors import UserError
 from uda_seg.limits import Count, CountOrZero, Fraction, Interval, NotNegative, OneOf, Positive
 from uda_seg.methods.settings import OptimizerSettings, ScheduleSettings, TeacherSettings
@@ -229,6 +229,7 @@ class Config:
     predict: PredictSettings = field(default_factory=PredictSettings)
     depth: DepthSettings = field(default_factory=DepthSettings)
     bench: BenchSettings = field(default_factory=BenchSettings)
+    streets: StreetsSettings = field(default_factory=StreetsSettings)
     init: str | None = None
     resume: str | None = None
     checkpoint: str | None = None
@@ -297,7 +298,7 @@ def accepted(tree: Mapping[str, Any]) -> Iterator[str]:
 
 def _check_data(config: Config) -> None:
     data, parts = config.data, config.optimizer.accumulate
-    CLASS_SETS[data.classes].subset(data.eval_classes)
+    classes_of(data).subset(data.eval_classes)
     if not config.depth.domains:
         raise UserError("depth.domains=[] names no images to learn from: give source, target or both")
     if not config.depth.widths:

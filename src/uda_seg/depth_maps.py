@@ -15,9 +15,9 @@ from rich.progress import track
 from torch import Tensor
 
 from uda_seg.config import Config
+from uda_seg.data.custom import classes_of
 from uda_seg.data.datasets import open_domain, read_image
 from uda_seg.data.depth import DESCRIPTION, described
-from uda_seg.data.labels import class_set
 from uda_seg.data.settings import DomainSettings
 from uda_seg.data.transforms import fit_inside
 from uda_seg.errors import UserError
@@ -54,7 +54,7 @@ def export_domain(
     mine = domain.domain or domain.dataset
     if mine not in scale.domains:
         log.info("%s: no sequence of %s was learnt from: zero-shot from %s", option, mine, ", ".join(scale.domains))
-    images = open_domain(domain, config.data, class_set(config.data.classes), option, labeled=False)
+    images = open_domain(domain, config.data, classes_of(config.data), option, labeled=False)
     said = {
         "encoding": "disparity",
         "z": "655.36 / (metres + 0.01)" if module.metric else "256 * disparity + 1, in no unit",

@@ -22,9 +22,10 @@ from torch import Tensor
 from uda_seg.command import given_path, run
 from uda_seg.config import Config
 from uda_seg.data.batch import Sample
+from uda_seg.data.custom import classes_of
 from uda_seg.data.datamodule import resize_of
 from uda_seg.data.datasets import read_image
-from uda_seg.data.labels import CITYSCAPES_RAW, CLASS_SETS, IGNORE, ClassSet
+from uda_seg.data.labels import CITYSCAPES_RAW, IGNORE, ClassSet
 from uda_seg.data.settings import DomainSettings
 from uda_seg.data.transforms import Resize
 from uda_seg.errors import UserError
@@ -64,7 +65,7 @@ def predict(config: Config, folder: Path) -> int:
     """
     checkpoint, source, output = (Path(str(p)) for p in (config.checkpoint, config.input, config.output))
     images = named_images(source, output)
-    classes = CLASS_SETS[config.data.classes]
+    classes = classes_of(config.data)
     eval_classes = classes.subset(config.data.eval_classes)
     plan = Plan(steps=config.steps, seed=config.seed, classes=classes, eval_classes=eval_classes, crop=(1, 1))
     module = instantiate_module(config, plan)

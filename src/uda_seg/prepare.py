@@ -16,6 +16,7 @@ from uda_seg.data.datasets import SegmentationDataset, open_domain
 from uda_seg.data.labels import ClassSet
 from uda_seg.data.settings import DomainSettings
 from uda_seg.data.statistics import class_statistics
+from uda_seg.data.streets.export import export
 from uda_seg.evaluation.tables import Table
 from uda_seg.files import save_png, write_text
 from uda_seg.pictures import Captioned, Row, colorize, legend, panel_grid
@@ -39,6 +40,9 @@ def expand(given: list[str]) -> list[str]:
 
 def prepare(config: Config, folder: Path) -> None:
     """Open every domain of `data=` (streets renders what its cache lacks), count classes, draw what is there."""
+    if config.streets.export is not None:
+        export(config.streets, config.data.world_seed, progress=config.callbacks.progress)
+        return
     domains = {"data.source": config.data.source, "data.target": config.data.target}
     domains |= {f"data.validation.{name}": domain for name, domain in config.data.validation.items()}
     data = UDADataModule(config.data, steps=1, seed=config.seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,9 @@ import numpy as np
 from PIL import Image
 
 from uda_seg.data.labels import CITYSCAPES
+from uda_seg.data.settings import StreetsSettings
+
+EXPORTED_SIZE = (32, 64)
 
 
 def blocks(seed: int, size: tuple[int, int], ids: list[int], block: int = 8) -> np.ndarray:
@@ -92,3 +96,9 @@ def sequence_tree(root: Path, count: int = 4, size: tuple[int, int] = (8, 12)) -
         (root / f"camera/{i:06d}.json").write_text(json.dumps(camera))
     (root / "world.json").write_text(json.dumps({"baseline": 0.5}))
     return root
+
+
+def exported(name: str, root: Path, **changes) -> StreetsSettings:
+    """How streets is exported for tests: small, two and one scenes, of one domain, whose textures are drawn once."""
+    given = StreetsSettings(name, str(root), size=list(EXPORTED_SIZE), train=2, val=1, domain="camera", workers=1)
+    return replace(given, **changes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -14,14 +15,17 @@ from torch.utils.data import DataLoader, Sampler
 
 from uda_seg.cache import user_cache
 from uda_seg.data.batch import DomainBatch, Sample, collate
+from uda_seg.data.custom import classes_of
 from uda_seg.data.datasets import open_domain
-from uda_seg.data.labels import ClassSet, class_set
+from uda_seg.data.labels import ClassSet
 from uda_seg.data.sampling import ShuffledOrder
 from uda_seg.data.settings import DataSettings, DomainSettings
 from uda_seg.data.statistics import class_statistics, min_crop_pixels, rare_class_order
 from uda_seg.data.stream import DomainStream, PairedSteps, SampleReader, ValidationImages
 from uda_seg.data.transforms import CropRule, Resize
 from uda_seg.errors import UserError
+
+log = logging.getLogger(__name__)
 
 SOURCE, TARGET = 0, 1  # the domains' numbers in every draw
 
@@ -96,7 +100,7 @@ class UDADataModule(pl.LightningDataModule):
         super().__init__()
         self.settings, self.steps, self.seed, self.overfit = settings, steps, seed, overfit
         self.target_in_step, self.needs_depth = target_in_step, needs_depth
-        self.classes: ClassSet = class_set(settings.classes)
+        self.classes: ClassSet = classes_of(settings)
         self.eval_classes = self.classes.subset(settings.eval_classes)
         self.validation_names = tuple(settings.validation)
         if (needs_target or target_labels) and settings.target is None:
@@ -265,6 +269,13 @@ class UDADataModule(pl.LightningDataModule):
 
     def _target_stream(self, domain: DomainSettings) -> DomainStream:
         samples = self._samples(domain, "data.target", labeled=False, depth=self.needs_depth)
+        valid = samples[0].valid
+        if valid is not None and not valid.any():
+            log.warning(
+                "data.target.margins=%s leave no pixel of an image, so no pseudo-label will count where a method keeps "
+                "to them: they are pixels of the files on disk",
+                domain.margins,
+            )
         rule = self._rule(samples, "data.target", max_ratio=1.0)
         order = ShuffledOrder(len(samples), self.seed, TARGET)
         return DomainStream(samples, order, rule, self.seed, TARGET, self._target_batch)

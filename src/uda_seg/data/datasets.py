@@ -5,10 +5,12 @@ A new data set is one entry of `SPECS` and one YAML in `conf/data/`.
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
 
 import cv2
 import numpy as np
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from uda_seg.data.batch import Array, Sample
+from uda_seg.data.custom import CustomData, described, label_table
 from uda_seg.data.depth import DepthFiles, find_depth
 from uda_seg.data.labels import (
     CAMVID,
@@ -24,6 +27,7 @@ from uda_seg.data.labels import (
     CITYSCAPES,
     CITYSCAPES_RAW,
     CITYSCAPES_TRAIN,
+    MAPILLARY_RAW,
     SYNTHIA_RAW,
     ClassSet,
     class_map,
@@ -65,6 +69,11 @@ def read_red(path: Path) -> NDArray[np.uint16]:
     label = _decode(path, cv2.IMREAD_UNCHANGED)
     if label.ndim != 3 or label.shape[2] < 3:
         raise UserError(f"{path} is not a SYNTHIA label: it has the shape {label.shape}, not three channels")
+    if label.dtype != np.uint16:
+        raise UserError(
+            f"{path} is not a SYNTHIA label: it is {label.dtype}, not 16-bit. Either it is a picture of GT/COLOR, or a "
+            "program that cannot write 16-bit colour (PIL) saved it without its ids: unpack GT/LABELS again"
+        )
     return label[..., 2].astype(np.uint16)  # OpenCV's order is blue, green, red
 
 
@@ -104,11 +113,14 @@ class DatasetSpec:
     Args:
         title: The name that people know.
         classes: The classes of its train ids.
-        images: Folder of the images; ``{split}`` stands for the split.
-        labels: Folder of the labels, with the same sub-folders as the images.
+        images: Folder of the images; ``{split}`` stands for the split, ``*`` for any one folder.
+        labels: Folder of the labels, with the same sub-folders and stars as the images.
         image_suffix: The end of every image's name.
-        encodings: The kinds of label files, the preferred first; the one that covers the most images is read.
+        encodings: The kinds of label files, the preferred first; the one that covers the most images is read. None: the
+            labels of this data set are not read.
         splits: The splits there are.
+        folders: What ``{split}`` is on disk, for splits whose folder has another name.
+        others: Further pairs of such folders that are looked for where the first are not there.
     """
 
     title: str
@@ -118,12 +130,20 @@ class DatasetSpec:
     image_suffix: str
     encodings: tuple[LabelEncoding, ...]
     splits: tuple[str, ...] = ("train", "val")
+    folders: Mapping[str, str] = field(default_factory=dict)
+    others: tuple[tuple[str, str], ...] = ()
 
     def layout(self, split: str) -> str:
         """The expected files in a few words, for messages."""
-        images, labels = self.images.format(split=split), self.labels.format(split=split)
+        images, labels = next(self.places(split))
         wanted = " or ".join(f"{labels}/**/*{encoding.suffix}" for encoding in self.encodings)
-        return f"{images}/**/*{self.image_suffix} and {wanted}"
+        return f"{images}/**/*{self.image_suffix}" + (f" and {wanted}" if wanted else "")
+
+    def places(self, split: str) -> Iterator[tuple[str, str]]:
+        """Where images and labels of a split may lie under the root, the official folders first."""
+        folder = self.folders.get(split, split)
+        for images, labels in ((self.images, self.labels), *self.others):
+            yield images.format(split=folder), labels.format(split=folder)
 
 
 SPECS: dict[str, DatasetSpec] = {
@@ -170,6 +190,69 @@ SPECS: dict[str, DatasetSpec] = {
             LabelEncoding("_gtFine_labelTrainIds.png", CITYSCAPES_TRAIN),
             LabelEncoding("_gtFine_labelIds.png", CITYSCAPES_RAW),
         ),
+        splits=("train", "val", "test"),
+        others=(("leftImg8bit_trainvaltest/leftImg8bit/{split}", "gtFine_trainvaltest/gtFine/{split}"),),
+    ),
+    "acdc": DatasetSpec(
+        "ACDC",
+        CITYSCAPES,
+        "rgb_anon/*/{split}",  # fog, night, rain, snow
+        "gt/*/{split}",
+        "_rgb_anon.png",
+        (
+            LabelEncoding("_gt_labelTrainIds.png", CITYSCAPES_TRAIN),
+            LabelEncoding("_gt_labelIds.png", CITYSCAPES_RAW),
+        ),
+        splits=("train", "val", "test"),
+        others=(
+            ("rgb_anon_trainvaltest/rgb_anon/*/{split}", "gt_trainval/gt/*/{split}"),
+            ("rgb_anon/{split}", "gt/{split}"),  # as the DAFormer family re-arranges it
+        ),
+    ),
+    "darkzurich": DatasetSpec(
+        "Dark Zurich",
+        CITYSCAPES,
+        "rgb_anon/{split}",
+        "gt/{split}",
+        "_rgb_anon.png",
+        (
+            LabelEncoding("_gt_labelTrainIds.png", CITYSCAPES_TRAIN),
+            LabelEncoding("_gt_labelIds.png", CITYSCAPES_RAW),
+        ),
+        splits=("train", "val", "test"),
+        folders={"train": "train/night"},  # beside day and twilight; they have no labels
+    ),
+    "bdd100k": DatasetSpec(
+        "BDD100K (10K images)",
+        CITYSCAPES,
+        "images/10k/{split}",
+        "labels/sem_seg/masks/{split}",
+        ".jpg",
+        (
+            LabelEncoding(".png", CITYSCAPES_TRAIN),
+            LabelEncoding("_train_id.png", CITYSCAPES_TRAIN),
+        ),
+        others=(("seg/images/{split}", "seg/labels/{split}"),),  # the first release
+    ),
+    "mapillary": DatasetSpec(
+        "Mapillary Vistas 1.2",
+        CITYSCAPES,
+        "{split}/images",
+        "{split}/v1.2/labels",
+        ".jpg",
+        (LabelEncoding(".png", MAPILLARY_RAW, read_palette),),
+        folders={"train": "training", "val": "validation"},
+        others=(("{split}/images", "{split}/labels"),),  # before version 2.0 came along in the same archive
+    ),
+    "viper": DatasetSpec("VIPER", CITYSCAPES, "{split}/img", "{split}/cls", ".jpg", ()),
+    "synthia_seqs": DatasetSpec(
+        "SYNTHIA-SEQS",
+        CITYSCAPES,
+        "*/RGB/Stereo_Left/Omni_F",
+        "*/GT/LABELS/Stereo_Left/Omni_F",
+        ".png",
+        (),
+        splits=("train",),
     ),
 }
 
@@ -207,18 +290,25 @@ class SegmentationDataset:
     ) -> None:
         if split not in spec.splits:
             raise UserError(f"{option}.split={split}: {spec.title} has {' and '.join(spec.splits)} only")
-        self.spec, self.root, self.split, self.classes = spec, root, split, classes
-        self.image_root = root / spec.images.format(split=split)
-        self.label_root = root / spec.labels.format(split=split)
+        self.spec, self.root, self.split, self.classes, self.option = spec, root, split, classes, option
         cure = f"set {option}.root to the folder that holds {spec.layout(split)}{prepare}"
+        if labeled and not spec.encodings:
+            raise UserError(f"{option}: the labels of {spec.title} are not read: it has images and sequences alone")
+        images, labels = next((p for p in spec.places(split) if _hold(root, p, labeled)), next(spec.places(split)))
+        (image_root, within), (label_root, _) = _fixed(images), _fixed(labels)
+        self.image_root, self.label_root = root / image_root, root / label_root
         for folder in (self.image_root, self.label_root) if labeled else (self.image_root,):
             if not folder.is_dir():
+                right = nearby_root(spec, root, split, labeled)
+                cure = cure if right is None else f"set {option}.root={right}, which holds {images}{prepare}"
                 raise UserError(f"{spec.title}: no folder {folder}: {cure}")
-        self.names = _scan(self.image_root, spec.image_suffix)[:count]
+        found = _scan(self.image_root, spec.image_suffix, within)
+        self.names = found[:count]
         if not self.names:
-            raise UserError(f"{spec.title}: no image {self.image_root}/**/*{spec.image_suffix}: {cure}")
+            where = "/".join((str(self.image_root), *within))
+            raise UserError(f"{spec.title}: no image {where}/**/*{spec.image_suffix}: {cure}")
         self.depth = None if depth is None else depth(self.names)
-        self._encoding = self._find_encoding(cure) if labeled else None
+        self._encoding = self._find_encoding(found, within, cure) if labeled else None
         if self._encoding is not None:
             mapped = class_map(spec.classes, classes)
             table = {raw: mapped[train] for raw, train in self._encoding.table.items()}
@@ -272,30 +362,77 @@ class SegmentationDataset:
     def _label_name(self, image_name: str, encoding: LabelEncoding) -> str:
         return image_name.removesuffix(self.spec.image_suffix) + encoding.suffix
 
-    def _find_encoding(self, cure: str) -> LabelEncoding:
-        present = set(_scan(self.label_root, ".png"))
-        missing = [
-            [name for name in self.names if self._label_name(name, encoding) not in present]
-            for encoding in self.spec.encodings
-        ]
-        best = min(range(len(missing)), key=lambda i: len(missing[i]))
-        encoding = self.spec.encodings[best]
+    def _find_encoding(self, images: list[str], within: tuple[str, ...], cure: str) -> LabelEncoding:
+        """The kind of label files that covers the most images.
+
+        Raises:
+            UserError: there are none, an image has no label, or a label no image.
+        """
+        kinds = self.spec.encodings
+        missing = []
+        for kind in kinds:
+            present = set(_scan(self.label_root, kind.suffix, within))
+            missing.append([name for name in self.names if self._label_name(name, kind) not in present])
+        best = min(range(len(kinds)), key=lambda i: len(missing[i]))
         if missing[best]:
             first = missing[best][0]
+            if len(missing[best]) < len(self):
+                cure = f"unpack the labels again, or set {self.option}.count to use the first images only"
             raise UserError(
                 f"{self.spec.title}: {len(missing[best])} of {len(self)} images have no label, the first is "
-                f"{self.image_root / first} without {self.label_root / self._label_name(first, encoding)}: {cure}"
+                f"{self.image_root / first} without {self.label_root / self._label_name(first, kinds[best])}: {cure}"
             )
-        return encoding
+        if self.spec is not SPECS["streets"]:  # which may be being rendered, labels first
+            known = {self._label_name(name, kind) for name in images for kind in kinds}
+            self._refuse_lonely([n for n in _scan(self.label_root, kinds[best].suffix, within) if n not in known])
+        return kinds[best]
+
+    def _refuse_lonely(self, labels: list[str]) -> None:
+        if labels:
+            raise UserError(
+                f"{self.spec.title}: {len(labels)} labels have no image, the first is {self.label_root / labels[0]} "
+                f"without a *{self.spec.image_suffix} of its name in {self.image_root}: unpack the images again, or "
+                "move these labels elsewhere"
+            )
 
 
-def _scan(folder: Path, suffix: str) -> list[str]:
-    """Files under `folder` whose names end in `suffix`, relative to it with forward slashes, sorted."""
+def _fixed(pattern: str) -> tuple[str, tuple[str, ...]]:
+    """A folder pattern as the folder before its first star and the parts from there on."""
+    parts = pattern.split("/")
+    stars = next((i for i, part in enumerate(parts) if "*" in part), len(parts))
+    return "/".join(parts[:stars]), tuple(parts[stars:])
+
+
+def _hold(root: Path, place: tuple[str, str], labeled: bool) -> bool:
+    """Whether a pair of folder patterns is there under `root`."""
+    return all(any(p.is_dir() for p in root.glob(pattern)) for pattern in (place if labeled else place[:1]))
+
+
+def nearby_root(spec: DatasetSpec, root: Path, split: str, labeled: bool) -> Path | None:
+    """The folder up to two levels above or below `root` that the data set lies in, None where there is none."""
+    below = [*root.glob("*/"), *root.glob("*/*/")] if root.is_dir() else []
+    for folder in itertools.chain(root.absolute().parents[:2], sorted(below)):
+        for place in spec.places(split):
+            # Many data sets have a folder of such a name; this one's images end as they should.
+            if _hold(folder, place, labeled) and next(folder.glob(f"{place[0]}/**/*{spec.image_suffix}"), None):
+                return folder
+    return None
+
+
+def _scan(folder: Path, suffix: str, within: tuple[str, ...] = ()) -> list[str]:
+    """Files under `folder` whose names end in `suffix`, relative to it with forward slashes, sorted.
+
+    Those alone whose first folders match the patterns of `within`, one by one.
+    """
     found = []
-    for place, _, names in os.walk(folder, followlinks=True):
-        relative = Path(place).relative_to(folder).as_posix()
-        prefix = "" if relative == "." else f"{relative}/"
-        found += [prefix + name for name in names if name.endswith(suffix)]
+    for place, folders, names in os.walk(folder, followlinks=True):
+        relative = PurePosixPath(Path(place).relative_to(folder).as_posix())
+        depth = len(relative.parts)
+        if depth < len(within):
+            folders[:] = [name for name in folders if fnmatch(name, within[depth])]
+        else:
+            prefix = f"{relative}/" if depth else ""
+            found += [prefix + name for name in names if name.endswith(suffix)]
     return sorted(found)
 
 
@@ -318,9 +455,10 @@ def open_domain(
         labeled: Whether labels are read.
         depth: Whether depth is read.
     """
-    if domain.dataset not in SPECS:
-        raise UserError(f"{option}.dataset={domain.dataset} is unknown; choose one of {', '.join(SPECS)}")
-    spec = SPECS[domain.dataset]
+    spec = custom_spec(domain, classes, option) if domain.dataset == "custom" else SPECS.get(domain.dataset)
+    if spec is None:
+        names = ", ".join((*SPECS, "custom"))
+        raise UserError(f"{option}.dataset={domain.dataset} is unknown; choose one of {names}")
     prepare = f", then run python -m uda_seg.prepare data={settings.name}"
     if domain.root is not None:
         root = Path(domain.root).expanduser()
@@ -341,6 +479,22 @@ def open_domain(
         count=domain.count,
         option=option,
         prepare="" if domain.dataset == "streets" else prepare,
+    )
+
+
+def custom_spec(domain: DomainSettings, classes: ClassSet, option: str) -> DatasetSpec:
+    """The data set that `domain.custom` describes; its labels are those of the wanted classes.
+
+    Raises:
+        UserError: what does not fit in the description, by its key.
+    """
+    said = described(domain.custom, CustomData, f"{option}.custom")
+    decoders: dict[str, Decoder] = {"gray": read_gray, "palette": read_palette, "red": read_red}
+    table = label_table(said, classes, f"{option}.custom.label_map")
+    encodings = () if said.labels is None else (LabelEncoding(said.label_suffix, table, decoders[said.label_format]),)
+    labels = said.labels or said.images
+    return DatasetSpec(
+        "the custom data set", classes, said.images, labels, said.image_suffix, encodings, splits=(domain.split,)
     )
 
 

@@ -244,7 +244,10 @@ def find_depth(
         if "learnt_from" in said:
             log.info("%s: the depth in %s was learnt from %s", option, place, said["learnt_from"])
     else:
-        candidates = [(root / layout.folder.format(split=domain.split), layout) for layout in LAYOUTS.get(dataset, ())]
+        layouts = list(LAYOUTS.get(dataset, ()))
+        # Cityscapes has depth of two kinds.
+        layouts = [layout for layout in layouts if layout.encoding == encoding] or layouts
+        candidates = [(root / layout.folder.format(split=domain.split), layout) for layout in layouts]
     if not candidates:
         raise UserError(f"{option}: {dataset} has no depth of its own; {cure}")
     stems = [name.removesuffix(image_suffix) for name in names]

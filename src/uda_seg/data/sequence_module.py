@@ -12,8 +12,9 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
+from uda_seg.data.custom import classes_of
 from uda_seg.data.datamodule import StepSampler
-from uda_seg.data.labels import ClassSet, class_set
+from uda_seg.data.labels import ClassSet
 from uda_seg.data.sequences import VIEWS, SequenceBatch, SequenceDataset, SequenceSteps, stack
 from uda_seg.data.settings import DataSettings, DomainSettings
 from uda_seg.errors import UserError
@@ -60,7 +61,7 @@ class SequenceData(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.settings, self.batch, self.steps, self.seed, self.val_count = settings, batch, steps, seed, val_count
-        self.classes: ClassSet = class_set(settings.classes)
+        self.classes: ClassSet = classes_of(settings)
         self.views = VIEWS[supervision]
         self.domains = {name: self.domain(name) for name in domains}
         self.validation_names = tuple(n for n, domain in self.domains.items() if domain.dataset == "streets")

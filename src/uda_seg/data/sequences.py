@@ -73,6 +73,7 @@ class SequenceLayout:
     camera: Callable[[Path, str, str], Camera]
     wanted: str
     calibrated: tuple[int, int] | None = None  # (H, W) of the images that cameras speak of; None: as large as on disk
+    broken: tuple[str, ...] = ()  # images, known to be damaged, that are left out, as neighbours too
 
 
 def _streets_view(root: Path, split: str, name: str, view: str) -> Path:
@@ -116,6 +117,37 @@ def _cityscapes_camera(root: Path, split: str, name: str) -> Camera:
         raise UserError(f"{path} holds no intrinsic and extrinsic calibration: unpack it again") from error
 
 
+def _viper_view(root: Path, split: str, name: str, view: str) -> Path:
+    """VIPER is one camera's: `img/<sequence>/<sequence>_<frame>.jpg`."""
+    return root / split / "img" / _neighbour(name, view)
+
+
+def _viper_camera(root: Path, split: str, name: str) -> Camera:
+    # As the authors of CorDA have it: focal lengths over width and height, the principal point in the middle.
+    return pinhole(1.206285 * 1920, 2.144507 * 1080, (1920 - 1) / 2, (1080 - 1) / 2, 0.0)
+
+
+def _synthia_view(root: Path, split: str, name: str, view: str) -> Path:
+    """SYNTHIA-SEQS: `<sequence>/RGB/Stereo_Left/Omni_F/<frame>.png`, its partner in Stereo_Right."""
+    if view == "right":
+        return root / name.replace("/Stereo_Left/", "/Stereo_Right/")
+    return root / _neighbour(name, view)
+
+
+def _synthia_camera(root: Path, split: str, name: str) -> Camera:
+    # Focal length: as the authors of CorDA have it. The 0.8 m between the cameras are the data set's own statement.
+    return pinhole(532.740352, 532.740352, (1280 - 1) / 2, (760 - 1) / 2, 0.8)
+
+
+def _neighbour(name: str, view: str) -> str:
+    """The image before or after one whose name ends in its frame's number; where there is none, a name of no file."""
+    found, step = re.fullmatch(r"(.*?)(\d+)(\.\w+)", name), {"previous": -1, "next": 1}.get(view)
+    if found is None or step is None:
+        return f"{name}.{view}"
+    stem, digits, suffix = found.groups()
+    return f"{stem}{int(digits) + step:0{len(digits)}d}{suffix}"
+
+
 LAYOUTS = {
     "streets": SequenceLayout(_streets_view, _streets_camera, "image_right/, image_previous/ and image_next/"),
     "cityscapes": SequenceLayout(
@@ -123,6 +155,19 @@ LAYOUTS = {
         _cityscapes_camera,
         "rightImg8bit/ (stereo) and leftImg8bit_sequence/ (monocular)",
         calibrated=(1024, 2048),
+    ),
+    "viper": SequenceLayout(
+        _viper_view,
+        _viper_camera,
+        "the frames before and after in img/ (it has no stereo)",
+        calibrated=(1080, 1920),
+        broken=("052/052_00064.jpg",),
+    ),
+    "synthia_seqs": SequenceLayout(
+        _synthia_view,
+        _synthia_camera,
+        "RGB/Stereo_Right/ (stereo) and the frames before and after (monocular)",
+        calibrated=(760, 1280),
     ),
 }
 
@@ -161,7 +206,9 @@ class SequenceDataset:
             _render_views(domain, settings, views)
         images = open_domain(domain, settings, classes, option, labeled=False)
         self.root, self.split, self.image_root, self.size = images.root, domain.split, images.image_root, domain.size
-        self.names = [n for n in images.names if all(self._view(n, view).is_file() for view in views)]
+        broken = {self.image_root / name for name in self.layout.broken} if self.split == "train" else set()
+        shown = {name: [self.image_root / name, *(self._view(name, view) for view in views)] for name in images.names}
+        self.names = [n for n, paths in shown.items() if all(p not in broken and p.is_file() for p in paths)]
         self.views, self.depth = tuple(views), None
         if not self.names:
             raise UserError(

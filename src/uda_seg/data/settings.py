@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 from uda_seg.data.labels import CLASS_SETS
 from uda_seg.limits import Count, CountOrZero, OneOf, Positive, PositiveFraction
@@ -14,7 +14,7 @@ class DomainSettings:
     """Where the images of one domain come from.
 
     Args:
-        dataset: A name in `uda_seg.data.datasets.SPECS`.
+        dataset: A name in `uda_seg.data.datasets.SPECS`; custom: folders of one's own, described by `custom`.
         root: The data set's folder; streets renders into the cache when it is None, all others need it.
         domain: streets only: game, camera, night_rain, or another name that streets knows.
         split: train or val.
@@ -30,6 +30,7 @@ class DomainSettings:
         depth_encoding: How they hold depth, a name in `uda_seg.data.depth.ENCODINGS`; None: as the folder's
             `depth.json` or the data set's layout says. PNGs in a folder without that file need it.
         depth_resize: How inverse depth follows the resize: nearest, or bilinear, which blends in what is invalid.
+        custom: With `dataset=custom`: `uda_seg.data.custom.CustomData` as a mapping, or the YAML file that holds it.
     """
 
     dataset: str = "streets"
@@ -43,6 +44,7 @@ class DomainSettings:
     depth: str | None = None
     depth_encoding: str | None = None
     depth_resize: Annotated[str, OneOf(("nearest", "bilinear"))] = "nearest"
+    custom: Any = None
 
 
 @dataclass
@@ -72,7 +74,9 @@ class DataSettings:
 
     Args:
         name: The name of the `data=` file, said in messages.
-        classes: A class set of `uda_seg.data.labels`; every domain's labels are mapped to it.
+        classes: A class set of `uda_seg.data.labels`, or custom; every domain's labels are mapped to it.
+        class_set: With `classes=custom`: `uda_seg.data.custom.CustomClasses` as a mapping, or the YAML file that holds
+            it.
         eval_classes: The subset of it over which the mean is reported.
         world_seed: The seed of the rendered world (streets); the seed of training is apart.
         crop: [H, W] of a training crop.
@@ -92,7 +96,8 @@ class DataSettings:
     """
 
     name: str = "streets"
-    classes: Annotated[str, OneOf(tuple(CLASS_SETS))] = "cityscapes"
+    classes: Annotated[str, OneOf((*CLASS_SETS, "custom"))] = "cityscapes"
+    class_set: Any = None
     eval_classes: str = "19"
     world_seed: CountOrZero = 0
     crop: list[int] = field(default_factory=lambda: [512, 512])
@@ -107,3 +112,29 @@ class DataSettings:
     rare_class: RareClassSettings = field(default_factory=RareClassSettings)
     workers: CountOrZero | None = None
     cache: Annotated[str, OneOf(("auto", "memory", "none"))] = "auto"
+
+
+@dataclass
+class StreetsSettings:
+    """How `python -m uda_seg.prepare data=streets streets.export=NAME streets.out=FOLDER` writes the built-in world.
+
+    Attributes:
+        export: the data set whose layout it takes: gta, synthia, cityscapes, acdc, darkzurich, bdd100k, mapillary,
+            viper or synthia_seqs; null: nothing is exported.
+        out: the root of the tree; what lies there must be an export of the same kind, which is then completed.
+        size: `small`, a quarter of the official height and width; `official`; or [height, width].
+        train: training scenes.
+        val: validation scenes, of data sets that have them.
+        views: write stereo partners and neighbouring frames too, where the data set has them: four renderings a scene.
+        domain: the domain of streets that is rendered; null: one that suits the data set.
+        workers: processes; null: one per core.
+    """
+
+    export: str | None = None
+    out: str | None = None
+    size: Any = "small"
+    train: Count = 40
+    val: Count = 10
+    views: bool = True
+    domain: str | None = None
+    workers: Count | None = None

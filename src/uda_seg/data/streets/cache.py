@@ -75,13 +75,16 @@ def ensure_rendered(
         draw = partial(_render_to, folder, world_seed, domain, split, size, tuple(views))
         try:
             _describe(folder, world_seed, domain, split, size)
-            _run(draw, missing, workers or os.cpu_count() or 1, f"rendering {domain} {split}" if progress else None)
+            in_processes(
+                draw, missing, workers or os.cpu_count() or 1, f"rendering {domain} {split}" if progress else None
+            )
         except BrokenProcessPool as error:
             raise UserError(f"a process that rendered into {folder} was killed; run the same command again") from error
     return folder
 
 
-def _run(draw: Callable[[int], None], indices: Sequence[int], workers: int, title: str | None) -> None:
+def in_processes(draw: Callable[[int], None], indices: Sequence[int], workers: int, title: str | None) -> None:
+    """Call `draw` for every index, in `workers` processes, under a progress bar; no bar without a title."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=title is None) as bar:
         task = bar.add_task(title or "", total=len(indices))

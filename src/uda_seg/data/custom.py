@@ -1,0 +1,164 @@
+"""Data sets and class sets that a person describes in YAML: any folders, any label ids, any classes."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from uda_seg.data.labels import CLASS_SETS, IGNORE, ClassSet, class_set
+from uda_seg.data.settings import DataSettings
+from uda_seg.errors import UserError
+from uda_seg.limits import OneOf
+
+FORMATS = ("gray", "palette", "red")
+Described = TypeVar("Described")
+
+
+@dataclass
+class CustomData:
+    """Where the files of a data set lie under its root, and what its labels mean.
+
+    Args:
+        images: Folder of the images; ``{split}`` stands for the split, ``*`` for any one folder.
+        labels: Folder of the labels, with the images' sub-folders and stars; None: there are none.
+        image_suffix: The end of every image's name.
+        label_suffix: What takes its place in the label's name.
+        label_format: gray: 8-bit ids; palette: ids are indices into a colour table; red: ids are the red channel of a
+            16-bit colour PNG.
+        label_map: Raw id -> class name, train id, or ``ignore``; None: files hold train ids, 255 = ignore.
+        unlisted: What a raw id that the map does not name is: ``error`` or ``ignore``.
+    """
+
+    images: str = "images/{split}"
+    labels: str | None = "labels/{split}"
+    image_suffix: str = ".png"
+    label_suffix: str = ".png"
+    label_format: Annotated[str, OneOf(FORMATS)] = "gray"
+    label_map: dict[int, Any] | None = None
+    unlisted: Annotated[str, OneOf(("error", "ignore"))] = "error"
+
+
+@dataclass
+class CustomClasses:
+    """A class set.
+
+    Args:
+        names: Class names in the order of their train ids.
+        palette: [R, G, B] of each class, 0-255; None: colours that are well apart.
+        things: Names of the countable classes (DAFormer's feature distance looks at these alone).
+        words: What each class is called in a language model's prompt (LC-MSM); None: its name.
+        subsets: Name -> class names over which a mean is reported, for `data.eval_classes`; ``all`` is always there.
+    """
+
+    names: list[str] = field(default_factory=list)
+    palette: list[list[int]] | None = None
+    things: list[str] = field(default_factory=list)
+    words: list[str] | None = None
+    subsets: dict[str, list[str]] = field(default_factory=dict)
+
+
+def classes_of(settings: DataSettings) -> ClassSet:
+    """The class set that `data.classes` names, or `data.class_set` describes.
+
+    Raises:
+        UserError: an unknown name, or a description that is not whole.
+    """
+    if settings.classes != "custom":
+        return class_set(settings.classes)
+    key = "data.class_set"
+    said = described(settings.class_set, CustomClasses, key)
+    names = tuple(said.names)
+    if not 0 < len(names) < IGNORE or len(set(names)) < len(names):
+        raise UserError(f"{key}.names={said.names}: give 1 to {IGNORE - 1} different class names")
+    for name, given in (("palette", said.palette), ("words", said.words)):
+        if given is not None and len(given) != len(names):
+            raise UserError(f"{key}.{name} has {len(given)} entries, but there are {len(names)} class names")
+    if said.palette is not None and not all(len(c) == 3 and min(c) >= 0 and max(c) <= 255 for c in said.palette):
+        raise UserError(f"{key}.palette={said.palette}: give [R, G, B] from 0 to 255 for each class")
+    palette = said.palette or [list(colour) for colour in _colours(len(names))]
+    subsets = {"all": list(names)} | said.subsets
+    return ClassSet(
+        "custom",
+        names,
+        tuple((c[0], c[1], c[2]) for c in palette),
+        _train_ids(said.things, names, f"{key}.things"),
+        tuple(said.words or names),
+        {name: _train_ids(part, names, f"{key}.subsets.{name}") for name, part in subsets.items()},
+    )
+
+
+def label_table(said: CustomData, classes: ClassSet, key: str) -> dict[int, int]:
+    """Raw id -> train id of `said.label_map`; a value that is no class is a UserError that starts with `key`."""
+    if said.label_map is None:
+        return {c: c for c in range(len(classes))} | {IGNORE: IGNORE}
+    table = dict.fromkeys(range(256), IGNORE) if said.unlisted == "ignore" else {}
+    for raw, value in said.label_map.items():
+        if not 0 <= raw <= 255:
+            raise UserError(f"{key}: the raw id {raw} is not between 0 and 255")
+        if value in (IGNORE, "ignore", None):
+            table[raw] = IGNORE
+        elif value in classes.names:
+            table[raw] = classes.names.index(value)
+        elif isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(classes):
+            table[raw] = value
+        else:
+            raise UserError(
+                f"{key}: {raw}: {value} is no class; use a train id below {len(classes)}, ignore, or one of "
+                f"{', '.join(classes.names)}"
+            )
+    return table
+
+
+def described(value: Any, kind: type[Described], key: str) -> Described:
+    """A mapping, or the YAML file that holds one, as the dataclass `kind`.
+
+    Raises:
+        UserError: nothing is given, the file cannot be read, or a key or value does not fit; says `key`.
+    """
+    if value is None:
+        raise UserError(f"{key} is not set: give a mapping, or the YAML file that holds it (conf/data/custom.yaml)")
+    if isinstance(value, str):
+        key, value = f"{key}={value}", _read(Path(value).expanduser(), key)
+    if not isinstance(value, Mapping):
+        raise UserError(f"{key} is no mapping: see conf/data/custom.yaml for one")
+    try:
+        said = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.create(dict(value))))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{key}: {str(error).splitlines()[0]}") from error
+    assert isinstance(said, kind)
+    from uda_seg.schema import check_settings  # it imports Hydra, which readers of data need not
+
+    check_settings(said, f"{key}.")
+    return said
+
+
+def _read(path: Path, key: str) -> Any:
+    try:
+        return yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"{key}={path} cannot be opened: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{key}={path} is no YAML: {' '.join(str(error).split())}") from error
+
+
+def _train_ids(part: list[str], names: tuple[str, ...], key: str) -> tuple[int, ...]:
+    for name in part:
+        if name not in names:
+            raise UserError(f"{key}: {name} is none of the classes {', '.join(names)}")
+    return tuple(sorted(names.index(name) for name in part))
+
+
+def _colours(count: int) -> list[tuple[int, int, int]]:
+    """`count` different colours, those of Cityscapes first, then steps around the hues by the golden ratio."""
+    found = list(CLASS_SETS["cityscapes"].palette)[:count]
+    for i in range(count - len(found)):
+        r, g, b = colorsys.hsv_to_rgb((0.12 + i * 0.618034) % 1.0, 0.75, 0.95 - 0.5 * (i % 3) / 3)
+        found.append((int(255 * r), int(255 * g), int(255 * b)))
+    return found

@@ -1,0 +1,352 @@
+"""Where the official data sets keep their files and how they encode them: what `export` writes, byte for byte.
+
+Names, sizes, bit depths and id tables are those of the data sets; the pictures are streets'. Readers never import this
+file: it is the other half of `uda_seg.data.datasets` and `uda_seg.data.depth`, against which they are tested.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.io import savemat
+
+from uda_seg.data.labels import CITYSCAPES, CITYSCAPES_RAW, IGNORE, MAPILLARY_RAW, SYNTHIA_RAW, lookup_table
+from uda_seg.data.streets.world import BASELINE, Frame
+from uda_seg.ops.depth import Z_SCALE
+
+Size = tuple[int, int]
+Plane = NDArray[np.uint8] | NDArray[np.uint16]
+Frames = Mapping[str, Frame]  # by view
+Files = Iterator[tuple[str, bytes]]  # path under the root, content
+
+MAP_SIZE = (512, 1024)  # of the monocular disparity maps of CorDA's authors, whatever the images' size
+FAR = 655.35  # metres: 65535 cm, SYNTHIA's sky
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one data set lies on disk.
+
+    Args:
+        title: The name that people know.
+        size: (H, W) of its images; where they vary, a common one.
+        domains: Domains of streets that its images are taken from, in turn.
+        image: Split, number of the scene in it -> path of its image.
+        files: The same and the frames -> all other files of that scene.
+        splits: The splits that have labels, or sequences.
+        views: Views that `files` takes beside the left one.
+        needs_views: Whether it makes no sense without them.
+    """
+
+    title: str
+    size: Size
+    domains: tuple[str, ...]
+    image: Callable[[str, int], str]
+    files: Callable[[str, int, Frames], Files]
+    splits: tuple[str, ...] = ("train",)
+    views: tuple[str, ...] = ()
+    needs_views: bool = False
+
+    def scene(self, split: str, index: int, frames: Frames) -> Files:
+        """All files of a scene, its image last."""
+        yield from self.files(split, index, frames)
+        path = self.image(split, index)
+        yield path, (jpeg if path.endswith(".jpg") else png)(frames["left"].image)
+
+
+# ---------------------------------------------------------------------- ids
+
+
+def inverse(table: Mapping[int, int], void: int) -> NDArray[np.uint8]:
+    """Train ids -> raw ids, uint8 [256]: the first raw id of a class; what is ignored becomes `void`."""
+    back: dict[int, int] = {}
+    for raw, train in sorted(table.items()):
+        back.setdefault(train, raw)
+    return lookup_table(back | {IGNORE: void}, missing=void)
+
+
+EGO_VEHICLE, SYNTHIA_VOID, MAPILLARY_EGO = 1, 0, 64
+TO_CITYSCAPES = inverse(CITYSCAPES_RAW, EGO_VEHICLE)
+TO_SYNTHIA = inverse(SYNTHIA_RAW, SYNTHIA_VOID)
+TO_MAPILLARY = inverse(MAPILLARY_RAW, MAPILLARY_EGO)
+TO_MAPILLARY[CITYSCAPES.names.index("sidewalk")] = 15  # the first is the curb
+
+
+def instances(label: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    """Numbers of connected things, from 1 on, [H, W]; 0 on all else."""
+    numbers, last = np.zeros(label.shape, np.uint16), 0
+    for thing in CITYSCAPES.things:
+        count, parts = cv2.connectedComponents((label == thing).astype(np.uint8))
+        numbers[parts > 0] = (parts[parts > 0] + last).astype(np.uint16)
+        last += count - 1
+    return numbers
+
+
+def colours(label: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The label in Cityscapes' colours, RGB; what is ignored is black."""
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(CITYSCAPES)] = CITYSCAPES.palette
+    return np.asarray(table[label], np.uint8)
+
+
+# ---------------------------------------------------------------------- files
+
+
+def png(plane: Plane) -> bytes:
+    """A PNG of uint8 or uint16, [H, W] or RGB(A)."""
+    order = {3: [2, 1, 0], 4: [2, 1, 0, 3]}.get(plane.shape[2]) if plane.ndim == 3 else None  # OpenCV's is blue first
+    stored = plane if order is None else plane[..., order]
+    return bytes(cv2.imencode(".png", np.ascontiguousarray(stored))[1].tobytes())
+
+
+def jpeg(image: NDArray[np.uint8]) -> bytes:
+    """A JPEG of an RGB image."""
+    return bytes(cv2.imencode(".jpg", np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 95])[1])
+
+
+def palette_png(ids: NDArray[np.uint8], table: NDArray[np.uint8]) -> bytes:
+    """A palette PNG: pixels are indices into a colour table [K, 3]."""
+    file, stream = Image.fromarray(ids), io.BytesIO()
+    file.putpalette(table.ravel().tolist())
+    file.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def colour_table(raw: Mapping[int, int], count: int) -> NDArray[np.uint8]:
+    """The colours [count, 3] of raw ids: those of their class, black elsewhere."""
+    return colours(lookup_table(raw)[:count])
+
+
+GTA_COLOURS = colour_table(CITYSCAPES_RAW, 35)
+MAPILLARY_COLOURS = colour_table(MAPILLARY_RAW, 66)
+
+
+def centimetres(depth: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Metres -> 16-bit centimetres; the sky, and what has no depth, is as far as they reach."""
+    metres = np.where(np.isfinite(depth) & (depth > 0), depth, FAR)
+    return np.asarray(np.rint(100 * np.minimum(metres, FAR)), np.uint16)
+
+
+def relative_disparity(depth: NDArray[np.float32], size: Size) -> NDArray[np.uint16]:
+    """Maps like those of CorDA's authors: z = raw / 256 + 1, never 0, at the proportion 2:1 whatever the image's."""
+    with np.errstate(divide="ignore"):
+        z = np.where(depth > 0, Z_SCALE / (np.asarray(depth, np.float64) + 0.01), 1.0)
+    raw = np.rint(256 * (z - 1)).clip(1, 65535).astype(np.uint16)
+    return np.asarray(cv2.resize(raw, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.uint16)
+
+
+def map_size(image: Size, official: Size) -> Size:
+    """(H, W) of such a map beside an image of another size than the official one."""
+    return max(1, round(MAP_SIZE[0] * image[0] / official[0])), max(1, round(MAP_SIZE[1] * image[1] / official[1]))
+
+
+def sfsu(depth: NDArray[np.float32]) -> bytes:
+    """SFSU's MATLAB file: `depth_map`, metres as float64; infinite in the sky, 0 on the ego car."""
+    stream = io.BytesIO()
+    savemat(stream, {"depth_map": depth.astype(np.float64)}, do_compression=True)
+    return stream.getvalue()
+
+
+def camera_json(frame: Frame) -> dict[str, dict[str, float]]:
+    """Cityscapes' calibration: in pixels of 2048 x 1024, whatever the exported size."""
+    height, width = frame.label.shape
+    k, (y, x) = frame.intrinsics, (1024 / height, 2048 / width)
+    inner = {"fx": k[0, 0] * x, "fy": k[1, 1] * y, "u0": (k[0, 2] + 0.5) * x - 0.5, "v0": (k[1, 2] + 0.5) * y - 0.5}
+    outer = {"baseline": BASELINE, "pitch": 0.0, "roll": 0.0, "x": 0.0, "y": 0.0, "yaw": 0.0, "z": 0.0}
+    return {"extrinsic": outer, "intrinsic": {name: float(value) for name, value in inner.items()}}
+
+
+def stereo_disparity(frame: Frame) -> NDArray[np.uint16]:
+    """Cityscapes' own disparity: p = 256 d + 1, d in pixels of 2048 columns; 0 where it is unknown, 1 in the sky."""
+    with np.errstate(divide="ignore"):
+        pixels = camera_json(frame)["intrinsic"]["fx"] * BASELINE / np.asarray(frame.depth, np.float64)
+    raw = np.rint(256 * pixels + 1)
+    return np.where(raw < 65536, raw, 0).astype(np.uint16)
+
+
+# ---------------------------------------------------------------------- data sets
+# Of each, the path of a scene's image, and the other files of the scene.
+
+
+def _gta_image(split: str, index: int) -> str:
+    return f"images/{index + 1:05d}.png"
+
+
+def gta(split: str, index: int, frames: Frames) -> Files:
+    """Playing for Data (Richter et al. 2016): palette PNGs with Cityscapes' ids; maps as CorDA's authors made them."""
+    frame, name = frames["left"], f"{index + 1:05d}.png"
+    yield f"disparity/{name}", png(relative_disparity(frame.depth, map_size(frame.label.shape, (1052, 1914))))
+    yield f"labels/{name}", palette_png(TO_CITYSCAPES[frame.label], GTA_COLOURS)
+
+
+def _synthia_image(split: str, index: int) -> str:
+    return f"RGB/{index:07d}.png"
+
+
+def synthia(split: str, index: int, frames: Frames) -> Files:
+    """SYNTHIA-RAND-CITYSCAPES (Ros et al. 2016): 16-bit colour, class in red, instance in green; depth in cm."""
+    frame, name = frames["left"], f"{index:07d}.png"
+    yield f"Depth/Depth/{name}", png(np.dstack([centimetres(frame.depth)] * 3))
+    yield f"GT/COLOR/{name}", png(colours(frame.label))
+    ids = TO_SYNTHIA[frame.label].astype(np.uint16)
+    yield f"GT/LABELS/{name}", png(np.dstack([ids, instances(frame.label), np.zeros_like(ids)]))
+
+
+CITIES = {"train": ("aachen", "bochum", "bremen", "cologne"), "val": ("frankfurt", "lindau", "munster")}
+
+
+def _cityscapes_stem(split: str, index: int) -> str:
+    city = CITIES[split][index % len(CITIES[split])]
+    return f"{split}/{city}/{city}_{index // len(CITIES[split]):06d}"
+
+
+def _cityscapes_image(split: str, index: int) -> str:
+    return f"leftImg8bit/{_cityscapes_stem(split, index)}_000019_leftImg8bit.png"
+
+
+def cityscapes(split: str, index: int, frames: Frames) -> Files:
+    """Cityscapes (Cordts et al. 2016), with its stereo, sequence, camera and disparity packages, and SFSU's depth."""
+    frame, stem = frames["left"], _cityscapes_stem(split, index)
+    yield f"camera/{stem}_000019_camera.json", json.dumps(camera_json(frame), indent=2).encode()
+    yield f"depth/{stem}_000019_depth_stereoscopic.mat", sfsu(frame.depth)
+    yield f"disparity/{stem}_000019_disparity.png", png(stereo_disparity(frame))
+    monocular = relative_disparity(frame.depth, map_size(frame.label.shape, (1024, 2048)))
+    yield f"disparity/{stem}_000019_leftImg8bit.png", png(monocular)  # CorDA's, in a folder of the same name
+    if "right" in frames:
+        yield f"rightImg8bit/{stem}_000019_rightImg8bit.png", png(frames["right"].image)
+        for view, number in (("previous", 18), ("left", 19), ("next", 20)):
+            yield f"leftImg8bit_sequence/{stem}_{number:06d}_leftImg8bit.png", png(frames[view].image)
+    raw, numbers = TO_CITYSCAPES[frame.label], instances(frame.label)
+    single = np.where(numbers > 0, 1000 * raw.astype(np.uint16) + numbers % 1000, raw).astype(np.uint16)
+    opaque = np.full_like(frame.label, 255)
+    yield f"gtFine/{stem}_000019_gtFine_instanceIds.png", png(single)
+    yield f"gtFine/{stem}_000019_gtFine_color.png", png(np.dstack([colours(frame.label), opaque]))
+    yield f"gtFine/{stem}_000019_gtFine_labelIds.png", png(raw)
+
+
+CONDITIONS = ("fog", "night", "rain", "snow")
+
+
+def _acdc_stem(index: int) -> str:
+    sequence = f"GOPR{475 + index // 4:04d}"
+    return f"{sequence}/{sequence}_frame_{index + 1:06d}"
+
+
+def _acdc_image(split: str, index: int) -> str:
+    return f"rgb_anon/{CONDITIONS[index % 4]}/{split}/{_acdc_stem(index)}_rgb_anon.png"
+
+
+def acdc(split: str, index: int, frames: Frames) -> Files:
+    """ACDC (Sakaridis et al. 2021): a folder for each condition, and reference images that nobody should train on."""
+    condition, stem = CONDITIONS[index % 4], _acdc_stem(index)
+    yield f"rgb_anon/{condition}/{split}_ref/{stem}_rgb_ref_anon.png", png(frames["left"].image)
+    yield from _adverse_labels(f"gt/{condition}/{split}/{stem}", frames["left"])
+
+
+def _darkzurich_stem(split: str, index: int) -> str:
+    sequence = f"GOPR{(345 if split == 'train' else 356) + index // 8:04d}"
+    return f"{sequence}/{sequence}_frame_{index + 1:06d}"
+
+
+def _darkzurich_image(split: str, index: int) -> str:
+    return f"rgb_anon/{split}/night/{_darkzurich_stem(split, index)}_rgb_anon.png"
+
+
+def darkzurich(split: str, index: int, frames: Frames) -> Files:
+    """Dark Zurich (Sakaridis et al. 2019): training images by day, at dusk and at night, labels for validation alone.
+
+    Those by day and at dusk are the same pictures here: they stand where no reader should look.
+    """
+    image, stem = png(frames["left"].image), _darkzurich_stem(split, index)
+    if split == "train":
+        yield f"rgb_anon/train/day/{stem}_rgb_anon.png", image
+        yield f"rgb_anon/train/twilight/{stem}_rgb_anon.png", image
+    else:
+        yield f"rgb_anon/val_ref/day/{stem}_rgb_ref_anon.png", image
+        yield from _adverse_labels(f"gt/val/night/{stem}", frames["left"])
+
+
+def _adverse_labels(stem: str, frame: Frame) -> Files:
+    yield f"{stem}_gt_labelColor.png", png(colours(frame.label))
+    yield f"{stem}_gt_labelIds.png", png(TO_CITYSCAPES[frame.label])
+    yield f"{stem}_gt_labelTrainIds.png", png(frame.label)
+
+
+def _bdd100k_stem(split: str, index: int) -> str:
+    return f"{split}/{(2654435761 * (index + (split == 'val') * 7000 + 1)) % 2**32:08x}-00000000"
+
+
+def _bdd100k_image(split: str, index: int) -> str:
+    return f"images/10k/{_bdd100k_stem(split, index)}.jpg"
+
+
+def bdd100k(split: str, index: int, frames: Frames) -> Files:
+    """BDD100K (Yu et al. 2020), the 10K images of semantic segmentation: JPEG, and labels in train ids."""
+    frame, stem = frames["left"], _bdd100k_stem(split, index)
+    yield f"labels/sem_seg/colormaps/{stem}.png", png(colours(frame.label))
+    yield f"labels/sem_seg/masks/{stem}.png", png(frame.label)
+
+
+def _mapillary_image(split: str, index: int) -> str:
+    return f"{MAPILLARY_SPLITS[split]}/images/streets{index:014d}_.jpg"  # 22 characters
+
+
+MAPILLARY_SPLITS = {"train": "training", "val": "validation"}
+
+
+def mapillary(split: str, index: int, frames: Frames) -> Files:
+    """Mapillary Vistas 1.2 (Neuhold et al. 2017) as its second release ships it: palette PNGs of 66 ids."""
+    frame, name = frames["left"], f"streets{index:014d}_.png"
+    place, ids = f"{MAPILLARY_SPLITS[split]}/v1.2", TO_MAPILLARY[frame.label]
+    single = 256 * ids.astype(np.uint16) + instances(frame.label) % 256
+    yield f"{place}/instances/{name}", png(single.astype(np.uint16))
+    yield f"{place}/labels/{name}", palette_png(ids, MAPILLARY_COLOURS)
+
+
+def _viper_image(split: str, index: int) -> str:
+    return f"{split}/img/{index + 1:03d}/{index + 1:03d}_00002.jpg"
+
+
+def viper(split: str, index: int, frames: Frames) -> Files:
+    """VIPER (Richter et al. 2017), images alone: a sequence of three frames for each scene."""
+    for number, view in ((1, "previous"), (3, "next")):
+        yield f"{split}/img/{index + 1:03d}/{index + 1:03d}_{number:05d}.jpg", jpeg(frames[view].image)
+
+
+def _synthia_seqs_image(split: str, index: int) -> str:
+    return f"SYNTHIA-SEQS-{index + 1:02d}-SPRING/RGB/Stereo_Left/Omni_F/000001.png"
+
+
+def synthia_seqs(split: str, index: int, frames: Frames) -> Files:
+    """SYNTHIA-SEQS, images and depth: a sequence of three frames for each scene, the right camera at the second."""
+    root = f"SYNTHIA-SEQS-{index + 1:02d}-SPRING"
+    yield f"{root}/Depth/Stereo_Left/Omni_F/000001.png", png(np.dstack([centimetres(frames["left"].depth)] * 3))
+    yield f"{root}/RGB/Stereo_Right/Omni_F/000001.png", png(frames["right"].image)
+    for number, view in ((0, "previous"), (2, "next")):
+        yield f"{root}/RGB/Stereo_Left/Omni_F/{number:06d}.png", png(frames[view].image)
+
+
+BOTH, EVERY = ("train", "val"), ("right", "previous", "next")
+LAYOUTS = {
+    "gta": Layout("GTA", (1052, 1914), ("game",), _gta_image, gta),
+    "synthia": Layout("SYNTHIA-RAND-CITYSCAPES", (760, 1280), ("random:0.3",), _synthia_image, synthia),
+    "cityscapes": Layout("Cityscapes", (1024, 2048), ("camera",), _cityscapes_image, cityscapes, BOTH, EVERY),
+    # A domain for each condition, in their order.
+    "acdc": Layout(
+        "ACDC", (1080, 1920), ("camera:0.8", "night_rain", "night_rain:0.5", "camera"), _acdc_image, acdc, BOTH
+    ),
+    "darkzurich": Layout("Dark Zurich", (1080, 1920), ("night_rain",), _darkzurich_image, darkzurich, BOTH),
+    "bdd100k": Layout("BDD100K", (720, 1280), ("camera:0.6",), _bdd100k_image, bdd100k, BOTH),
+    "mapillary": Layout("Mapillary Vistas", (2448, 3264), ("camera:0.4",), _mapillary_image, mapillary, BOTH),
+    "viper": Layout("VIPER", (1080, 1920), ("game",), _viper_image, viper, views=EVERY[1:], needs_views=True),
+    "synthia_seqs": Layout(
+        "SYNTHIA-SEQS", (760, 1280), ("random:0.3",), _synthia_seqs_image, synthia_seqs, views=EVERY, needs_views=True
+    ),
+}
