@@ -16,11 +16,12 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -39,6 +40,9 @@ from uda_seg.data.datasets import user_error
 from uda_seg.errors import UserError
 
 Work = Callable[[Config, Path], Any]
+
+# A rank that loses another one crashes too: so long is waited for the one that was first.
+LAST_WORDS_S = 5.0
 
 # A fork server imports once, and what it forks has neither threads nor a GPU's context.
 START_METHOD = "forkserver"
@@ -152,18 +156,23 @@ def _check_port(port: str) -> None:
 # ---------------------------------------------------------------------- the process that was called
 
 
+CAUSES = ("killed", "crashed")  # of the ends of others, the surer one first
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a rank says when it ends.
 
     Attributes:
         kind: `done` with the result, `stopped` with an exit code, `failed` with a line for the person, `crashed` with a
-            stack of frames.
+            stack of frames; `killed`, of one that said nothing, with a line.
         content: as said.
+        when: seconds, by a clock that all processes of a machine share.
     """
 
     kind: str
     content: Any
+    when: float = field(default_factory=time.monotonic)
 
 
 class Ranks:
@@ -215,23 +224,32 @@ class Ranks:
         return answers
 
     def _wait(self, answers: dict[Connection, int]) -> Any:
-        result, stopped = None, None
+        outcomes: dict[int, Outcome] = {}
         while answers:
-            for answer in wait(list(answers)):
+            hurt = any(outcome.kind in CAUSES for outcome in outcomes.values())
+            ready = wait(list(answers), LAST_WORDS_S if hurt else None)
+            if not ready:
+                break
+            for answer in ready:
                 assert isinstance(answer, Connection)
                 number = answers.pop(answer)
-                outcome = self._outcome(answer, number)
-                if outcome.kind == "failed":
-                    raise UserError(outcome.content)
-                if outcome.kind == "crashed":
-                    raise RuntimeError(f"rank {self.first + number} failed:\n{outcome.content}")
-                if outcome.kind == "stopped":
-                    stopped = outcome.content
-                elif number == 0:
-                    result = outcome.content
+                outcomes[number] = self._outcome(answer, number)
+                if outcomes[number].kind == "failed":
+                    raise UserError(outcomes[number].content)
+        return self._conclude(outcomes)
+
+    def _conclude(self, outcomes: Mapping[int, Outcome]) -> Any:
+        """The result, or what the rank says that the others' ends follow from."""
+        hurt = [number for number, outcome in outcomes.items() if outcome.kind in CAUSES]
+        if hurt:
+            first = min(hurt, key=lambda number: (CAUSES.index(outcomes[number].kind), outcomes[number].when))
+            if outcomes[first].kind == "killed":
+                raise UserError(outcomes[first].content)
+            raise RuntimeError(f"rank {self.first + first} failed:\n{outcomes[first].content}")
+        stopped = next((outcome for outcome in outcomes.values() if outcome.kind == "stopped"), None)
         if stopped is not None:
-            raise SystemExit(stopped)
-        return result
+            raise SystemExit(stopped.content)
+        return outcomes[0].content
 
     def _outcome(self, answer: Connection, number: int) -> Outcome:
         try:
@@ -245,7 +263,7 @@ class Ranks:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         why = ", perhaps because memory ran out" if code == -signal.SIGKILL else ""
         return Outcome(
-            "failed",
+            "killed",
             f"rank {self.first + number} {how}{why}; the other ranks were stopped: go on from the last checkpoint "
             "with resume=last",
         )

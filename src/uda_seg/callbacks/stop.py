@@ -57,7 +57,7 @@ class Stop(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop after a validation of training."""
-        if trainer.training or trainer.state.fn == "fit":
+        if trainer.state.fn == "fit":
             self._stop_if_asked(trainer, pl_module, always=True)
 
     def _stop_if_asked(self, trainer: pl.Trainer, module: pl.LightningModule, always: bool = False) -> None:
