@@ -30,10 +30,11 @@ class TrainerSettings:
         accelerator: cpu, gpu or auto.
         devices: number of devices, or auto.
         num_nodes: machines.
-        strategy: Lightning's strategy; auto is ddp from two devices on.
+        strategy: auto is ddp from two devices on; `ddp` is it on one device too.
         precision: `auto` is bf16-mixed where the device computes it fast, 32-true elsewhere.
         max_steps: stop early after this many steps, the schedule unchanged; null runs all of `steps`.
-        sync_batchnorm: batch-norm statistics over all ranks.
+        timeout: seconds that a rank waits for the others before it gives up.
+        sync_batchnorm: batch-norm statistics over all ranks (GPUs alone).
         deterministic: Lightning's flag; `warn` is its third value.
         profiler: simple, advanced or null.
         overfit: train on the first batch again and again.
@@ -42,9 +43,10 @@ class TrainerSettings:
     accelerator: str = "auto"
     devices: Any = "auto"
     num_nodes: Count = 1
-    strategy: str = "auto"
+    strategy: Annotated[str, OneOf(("auto", "ddp"))] = "auto"
     precision: Annotated[str, OneOf(("auto", "32-true", "bf16-mixed"))] = "auto"
     max_steps: Count | None = None
+    timeout: Count = 1800
     sync_batchnorm: bool = False
     deterministic: Any = False
     profiler: Annotated[str | None, OneOf(("simple", "advanced", None))] = None

@@ -44,6 +44,7 @@ from uda_seg.errors import UserError
 from uda_seg.evaluation.depth import DepthEvaluator, DepthScores
 from uda_seg.evaluation.tables import Table
 from uda_seg.files import save_png, write_text
+from uda_seg.launch import on_all_ranks
 from uda_seg.methods.depth import SelfSupervisedDepth
 from uda_seg.methods.settings import OptimizerSettings, ScheduleSettings, StepPlan
 from uda_seg.models.depth import DepthHead, PoseNetwork
@@ -61,7 +62,7 @@ USAGE = "python -m uda_seg.depth checkpoint=<run>/checkpoints/last.ckpt"
 
 def main() -> None:
     """Entry point."""
-    run("config", depth, expand=expand)
+    run("config", on_all_ranks(depth), expand=expand)
 
 
 def expand(given: list[str]) -> list[str]:

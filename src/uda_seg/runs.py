@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 import logging
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -42,8 +43,15 @@ def prepare_folder(folder: Path, config: Config) -> Path | None:
     """
     if config.resume is not None:
         return _resume_from(folder, config.resume)
+    if _queued_again() and any((folder / "checkpoints").glob("*.ckpt")):
+        return _resume_from(folder, "last")
     _make_room(folder, config.overwrite)
     return None
+
+
+def _queued_again() -> bool:
+    """Whether SLURM starts this very job anew, with the command it had."""
+    return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
 
 
 @rank_zero_only

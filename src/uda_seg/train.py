@@ -5,16 +5,21 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from hydra.utils import get_class, instantiate
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from pytorch_lightning.profilers import AdvancedProfiler, Profiler, SimpleProfiler
+from pytorch_lightning.strategies import DDPStrategy, Strategy
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from uda_seg.callbacks.checkpoint import AtomicCheckpointIO, Checkpoints
@@ -22,9 +27,11 @@ from uda_seg.callbacks.csv_log import CSVLog
 from uda_seg.callbacks.ema import TeacherEMA
 from uda_seg.callbacks.panels import Panels
 from uda_seg.callbacks.progress import ProgressBar
+from uda_seg.callbacks.stop import Stop
 from uda_seg.command import departures, run
-from uda_seg.config import Config
+from uda_seg.config import Config, TrainerSettings
 from uda_seg.data.datamodule import UDADataModule
+from uda_seg.launch import local_ranks, on_all_ranks
 from uda_seg.methods.base import Plan, UDAModule
 from uda_seg.models.inference import slide_logits
 from uda_seg.models.segmentor import Segmentor
@@ -45,7 +52,7 @@ log = logging.getLogger(__name__)
 def main() -> None:
     """Entry point."""
     sweep = Sweep()
-    run("config", sweep.watch(train), after=sweep.write_table)
+    run("config", sweep.watch(on_all_ranks(train)), after=sweep.write_table)
 
 
 def train(config: Config, folder: Path) -> float:
@@ -59,8 +66,10 @@ def train(config: Config, folder: Path) -> float:
     data.find()
     module = build_module(config, data)
     module.setup("fit")  # what cannot be had (weights, class text) is told before anything is rendered
-    data.prepare_data()
-    data.setup()
+    # The other ranks wait for it in `fit`, which does the same once a machine.
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        data.prepare_data()
+        data.setup()
     seen = 0
     if config.init is not None:
         log.info("init: %s", load_weights(module, Path(config.init)))
@@ -69,6 +78,7 @@ def train(config: Config, folder: Path) -> float:
         check_same(module, resume, config)
     write_record(folder, config)
     trainer = build_trainer(config, folder, data, seen)
+    say_batch(config, data, trainer.world_size, None if resume is None else read_checkpoint(resume)["uda_seg"])
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
         if module.scored_step != trainer.global_step:
@@ -80,6 +90,24 @@ def train(config: Config, folder: Path) -> float:
     finally:
         close_loggers(trainer)
     return module.miou
+
+
+def say_batch(config: Config, data: UDADataModule, world: int, before: Mapping[str, Any] | None) -> None:
+    """Log what a step reads over all ranks, and what a resumed run reads otherwise than it did."""
+    source, target = config.data.source_batch, data.target_batch
+    if world > 1:
+        log.info(
+            "global batch: %d source and %d target images a step, %d and %d on each of %d ranks; the learning rate "
+            "is%s multiplied by the number of ranks",
+            *(source * world, target * world, source, target, world, "" if config.optimizer.scale_lr else " not"),
+        )
+    was = source * world if before is None else before.get("source_images_per_step", source * world)
+    if was != source * world:
+        log.warning(
+            "resumed with %d source images a step instead of %d: the samplers go on at the place of this step in a "
+            "stream read at the new pace, so some images are %s, and the run is no longer the one that began",
+            *(source * world, was, "left out" if source * world > was else "read again"),
+        )
 
 
 def close_loggers(trainer: pl.Trainer) -> None:
@@ -196,12 +224,15 @@ def build_trainer(config: Config, folder: Path, data: UDADataModule, seen: int =
     often = config.callbacks
     callbacks: list[pl.Callback] = [
         TeacherEMA(),
-        Checkpoints(folder / "checkpoints", interval(config.steps, often.checkpoints), describe(config), seen),
+        checkpoints := Checkpoints(
+            folder / "checkpoints", interval(config.steps, often.checkpoints), describe(config), seen
+        ),
     ]
     if often.panels:
         callbacks.append(Panels(folder / "panels", interval(config.steps, often.panels), data.classes))
     if often.progress:
         callbacks.append(ProgressBar())
+    callbacks.append(Stop(checkpoints))
     return lightning(config, folder, config.steps, build_loggers(config, folder), callbacks)
 
 
@@ -209,12 +240,15 @@ def lightning(
     config: Config, folder: Path, steps: int, loggers: list[Logger], callbacks: list[pl.Callback]
 ) -> pl.Trainer:
     """Lightning's trainer on the configured hardware, for `steps` optimiser steps; a batch is one of them."""
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if SLURMEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))  # `Stop` does it
     settings = config.trainer
-    return pl.Trainer(
+    trainer = pl.Trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
         num_nodes=settings.num_nodes,
-        strategy=settings.strategy,
+        strategy=strategy(settings),
         precision=device_precision(settings.precision, settings.accelerator),  # type: ignore[arg-type]
         sync_batchnorm=settings.sync_batchnorm,
         deterministic=settings.deterministic,
@@ -231,9 +265,28 @@ def lightning(
         enable_checkpointing=False,
         logger=loggers,
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
+        plugins=plugins,
         default_root_dir=folder,
     )
+    trainer.fit_loop.epoch_loop = SteadyLoop(trainer, max_steps=trainer.max_steps)
+    return trainer
+
+
+class SteadyLoop(_TrainingEpochLoop):
+    """Lightning's loop, without a broadcast and a wait before every batch that ask rank 0 for SIGTERM: see `Stop`."""
+
+    def _broadcast_sigterm_tensor(self) -> None:
+        pass
+
+
+def strategy(settings: TrainerSettings) -> Strategy | str:
+    """Plain data-parallel training where there is more than one rank.
+
+    The step itself averages gradients and buffers (`StepModule.reduce_gradients`), so nothing is broadcast.
+    """
+    if settings.strategy != "ddp" and local_ranks(settings) * settings.num_nodes == 1:
+        return "auto"
+    return DDPStrategy(broadcast_buffers=False, timeout=timedelta(seconds=settings.timeout))
 
 
 def interval(steps: int, times: int) -> int:

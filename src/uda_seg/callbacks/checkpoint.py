@@ -57,6 +57,7 @@ class Checkpoints(pl.Callback):
         best_miou: the best validation so far, in [0, 1]; -inf before the first.
         best_step: its step.
         source_images: labelled images seen so far, over all ranks, those before this run included.
+        saved_step: the step that `last.ckpt` was last written after; -1 before.
     """
 
     def __init__(self, folder: str | Path, every: int, content: dict[str, Any], source_images: int = 0) -> None:
@@ -66,6 +67,7 @@ class Checkpoints(pl.Callback):
         self.best_miou = -math.inf
         self.best_step = -1
         self.source_images = source_images
+        self.saved_step = -1
         self._loop: dict[str, Any] = {}
         self._seconds_before = 0.0
         self._started = time.perf_counter()
@@ -95,7 +97,9 @@ class Checkpoints(pl.Callback):
         """Refuse to save bad weights; add what `evaluate` and `predict` need to build the network."""
         assert isinstance(pl_module, UDAModule)
         pl_module.watcher.raise_if_any()
-        checkpoint["uda_seg"] = self.content | {"source_images": self.source_images}
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        read = {"source_images": self.source_images, "source_images_per_step": data.source_images_per_step}
+        checkpoint["uda_seg"] = self.content | read
         if self._loop:
             checkpoint["loops"]["fit_loop"] = self._loop
 
@@ -107,9 +111,13 @@ class Checkpoints(pl.Callback):
         # Every save holds Lightning's counters as they are here: it goes on from the end of a batch without fail, but
         # would take a run that stopped early, saved after its last validation, for finished.
         self._loop = trainer.fit_loop.state_dict()
-        step = trainer.global_step
-        if step % (trainer.val_check_batch or 1) != 0 and step != trainer.max_steps:
+        if not self.validates_now(trainer):
             self._save_if_due(trainer)
+
+    def validates_now(self, trainer: pl.Trainer) -> bool:
+        """Whether a validation follows the step that ends."""
+        step = trainer.global_step
+        return step % (trainer.val_check_batch or 1) == 0 or step == trainer.max_steps
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save `best.ckpt` where the validation was the best so far, then `last.ckpt` when it is due."""
@@ -132,3 +140,4 @@ class Checkpoints(pl.Callback):
             if last.exists():
                 os.replace(last, self.folder / "previous.ckpt")
             os.replace(fresh, last)
+        self.saved_step = trainer.global_step

@@ -132,8 +132,12 @@ class UDADataModule(pl.LightningDataModule):
     @property
     def images_per_step(self) -> int:
         """Images of both domains that all ranks together read in a step."""
-        target = self._target_batch * self.world if self._target and self.target_in_step else 0
-        return self.source_images_per_step + target
+        return self.source_images_per_step + self.target_batch * self.world
+
+    @property
+    def target_batch(self) -> int:
+        """Target images that a rank reads in a step."""
+        return self._target_batch if self._target and self.target_in_step else 0
 
     def find(self) -> None:
         """Look for the data sets on disk, and leave what has to be rendered for later.
@@ -180,12 +184,16 @@ class UDADataModule(pl.LightningDataModule):
         )
 
     def val_dataloader(self) -> dict[str, DataLoader[tuple[Sample, int]]]:
-        """A loader per name, in the settings' order; ranks share the images without repeating any."""
+        """A loader per name, in the settings' order; ranks share the images without repeating any.
+
+        A rank beyond the last image reads the first one too; `UDAModule` does not count it there.
+        """
         return {
             name: DataLoader(
                 ValidationImages(samples),
                 batch_size=self.settings.val_batch,
-                sampler=range(self.rank, len(samples), self.world),
+                # Lightning would leave a rank without images out, and the others would wait for it.
+                sampler=range(self.rank, len(samples), self.world) or range(1),
                 num_workers=self._workers([samples]),
                 collate_fn=_collate,
                 worker_init_fn=_start_worker,

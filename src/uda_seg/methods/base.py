@@ -17,6 +17,7 @@ from uda_seg.models.norm import estimate_statistics
 from uda_seg.models.segmentor import Segmentor, resize
 from uda_seg.ops.augment import draw_strong, strong_augment
 from uda_seg.ops.image import to_float
+from uda_seg.ops.losses import IGNORE
 
 __all__ = ["Batch", "Loss", "Plan", "UDAModule"]
 
@@ -130,7 +131,9 @@ class UDAModule(StepModule):
         assert batch.label is not None, "a validation set has labels"
         logits = resize(self.infer(network, to_float(batch.image)), batch.label.shape[-2:])
         assert isinstance(evaluator, SegmentationEvaluator)
-        evaluator.update(logits.argmax(1), batch.label)
+        # Each image counts on one rank. One with none of its own reads another's, to keep step with those that have.
+        mine = batch.index % self.trainer.world_size == self.global_rank
+        evaluator.update(logits.argmax(1), batch.label.masked_fill(~mine.view(-1, 1, 1), IGNORE))
 
     def on_validation_epoch_end(self) -> None:
         """Compute and log every target's scores (Lightning hook)."""

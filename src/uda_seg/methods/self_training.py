@@ -156,6 +156,7 @@ class SelfTraining(UDAModule):
             classes.things,
             self.feature_distance_ratio,
             len(classes.names),
+            self.mean_over_ranks,
         )
         return (Loss("source/feature_distance", value, self.feature_distance_weight),)
 
@@ -174,7 +175,8 @@ class SelfTraining(UDAModule):
         assert target.weight is not None
         partner = torch.arange(len(target.image), device=target.image.device) % len(source.image)
         image, label = source.image[partner], source.label[partner]
-        keep = class_mask(label, draw_classes(label, len(self.plan.classes.names), per=self.mix_classes))
+        classes = len(self.plan.classes.names)
+        keep = class_mask(label, draw_classes(label, classes, self.mix_classes, maximum=self.max_over_ranks))
         mixed = Labelled(
             self.augment(class_mix(image, target.image, keep)),
             class_mix(label[:, None], target.label[:, None], keep)[:, 0],

@@ -22,6 +22,8 @@ class OptimizerSettings:
         head_lr_multiplier: learning rate of the heads relative to `lr`.
         clip_norm: largest L2 norm of the summed gradient; null leaves it alone.
         accumulate: micro-batches a batch is split into; still one optimiser step a batch.
+        scale_lr: multiply `lr` by the number of ranks, as their batches add up (the linear rule of Goyal et al. 2017;
+            no paper here used it).
     """
 
     name: Annotated[str, OneOf(("adamw", "sgd"))] = "adamw"
@@ -32,6 +34,7 @@ class OptimizerSettings:
     head_lr_multiplier: Positive = 10.0
     clip_norm: Positive | None = None
     accumulate: Count = 1
+    scale_lr: bool = False
 
 
 @dataclass

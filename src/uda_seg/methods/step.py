@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from uda_seg.errors import UserError
 from uda_seg.methods.settings import StepPlan
+from uda_seg.models.norm import batch_norms
 from uda_seg.ops.schedule import warmup_poly
 
 
@@ -64,6 +65,19 @@ class NonFinite:
         code = step * self.TERMS + self.names.index(name)
         bad = ~torch.isfinite(value.detach()) & (self.first < 0)
         self.first = torch.where(bad, code, self.first)
+
+    def agree(self, smallest: Callable[[Tensor], Tensor]) -> None:
+        """Take the first bad value of any rank for one's own, so that all mask the same steps and stop alike.
+
+        The terms of all ranks have the same names, in the same order.
+
+        Args:
+            smallest: takes a 0-dim tensor to its minimum over the ranks.
+        """
+        if self.first is not None:
+            never = torch.iinfo(torch.int64).max
+            first = smallest(torch.where(self.first < 0, never, self.first))
+            self.first = torch.where(first == never, -1, first)
 
     def found(self) -> Tensor:
         """Float 0-dim: 1 where something bad was seen; the form fused optimisers mask their step by."""
@@ -138,15 +152,20 @@ class StepModule(pl.LightningModule):
         self.reduce_gradients()
         logged["gradient_norm"] = self.clip_gradient_norm()
         self.watcher.watch(step, "gradient_norm", logged["gradient_norm"])
+        self.watcher.agree(lambda code: -self.max_over_ranks(-code))
         optimizer.optimizer.found_inf = self.watcher.found()
         optimizer.step()
         self.finish_step()
-        if (step + 1) % self.plan.log_every == 0 or step == 0:
+        if self.logs_at(step + 1):
             self.watcher.raise_if_any()
-            lr = optimizer.param_groups[0]["lr"]
-            diagnostics = {f"diagnostic/{name}": value for name, value in self.noted.items()}
-            self.record({f"train/{name}": value for name, value in logged.items()} | {"train/lr": lr} | diagnostics)
+            values = {f"train/{name}": value for name, value in logged.items()}
+            values |= {f"diagnostic/{name}": value for name, value in self.noted.items()}
+            self.record({**self.mean_of_known(values), "train/lr": optimizer.param_groups[0]["lr"]})
         self.noted.clear()
+
+    def logs_at(self, done: int) -> bool:
+        """Whether the values of the step are logged after which `done` are done."""
+        return done == 1 or done % self.plan.log_every == 0
 
     def record(self, values: Mapping[str, Tensor | float]) -> None:
         """Log values under the number of optimiser steps done, at once. Waits for the device.
@@ -182,18 +201,27 @@ class StepModule(pl.LightningModule):
         return no_sync() if no_sync is not None else contextlib.nullcontext()
 
     def reduce_gradients(self) -> None:
-        """Average the gradients over the ranks: one all-reduce of one flat buffer, whatever the number of terms."""
+        """Average the gradients over the ranks: one all-reduce of one flat buffer, whatever the number of terms.
+
+        Batch norm's running statistics, the teacher's too, travel in the same buffer. Each rank's are of its own
+        images, and their mean is what a process has that sees all of these batches. So all ranks hold one state after
+        every step, and it does not matter which of them validates what, or saves.
+        """
         if self.trainer.world_size == 1:
             return
         # The same terms run on every rank, so the same parameters have a gradient; the others must not be decayed.
         trained = [p for p in self.parameters() if p.grad is not None]
-        grads = [p.grad for p in trained if p.grad is not None]
-        flat = torch.cat([g.flatten() for g in grads])
+        norms = batch_norms(self)
+        statistics = [s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None]
+        tensors = [*(p.grad for p in trained if p.grad is not None), *statistics]
+        flat = torch.cat([t.flatten() for t in tensors])
         dist.all_reduce(flat)
         flat /= self.trainer.world_size
-        pieces: tuple[Tensor, ...] = torch.split(flat, [g.numel() for g in grads])
-        for parameter, piece in zip(trained, pieces, strict=True):
+        pieces: tuple[Tensor, ...] = torch.split(flat, [t.numel() for t in tensors])
+        for parameter, piece in zip(trained, pieces, strict=False):
             parameter.grad = piece.view_as(parameter)
+        for buffer, piece in zip(statistics, pieces[len(trained) :], strict=True):
+            buffer.copy_(piece.view_as(buffer))
 
     def mean_over_ranks(self, value: Tensor) -> Tensor:
         """Average a batch-level quantity over the ranks, so that n ranks compute what one process would."""
@@ -202,6 +230,15 @@ class StepModule(pl.LightningModule):
             dist.all_reduce(value)
             value /= self.trainer.world_size
         return value
+
+    def mean_of_known(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Average 0-dim values over the ranks that know them: NaN, of a class that is absent, say, is not counted."""
+        if self.trainer.world_size == 1 or not values:
+            return values
+        mine = torch.stack([value.float() for value in values.values()])
+        known = ~mine.isnan()
+        total, count = self.mean_over_ranks(torch.stack([mine.where(known, 0.0), known.float()]))
+        return dict(zip(values, (total / count).unbind(), strict=True))
 
     def max_over_ranks(self, value: Tensor) -> Tensor:
         """The largest of the ranks' values of a batch-level quantity."""
@@ -234,6 +271,7 @@ class StepModule(pl.LightningModule):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The trainable parameters in groups of equal `rate_and_decay`."""
         settings = self.plan.optimizer
+        rate = settings.lr * (self.trainer.world_size if settings.scale_lr else 1)
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
@@ -241,8 +279,8 @@ class StepModule(pl.LightningModule):
         return [
             {
                 "params": parameters,
-                "lr": settings.lr * scale,
-                "base_lr": settings.lr * scale,
+                "lr": rate * scale,
+                "base_lr": rate * scale,
                 "weight_decay": decay,
             }
             for (scale, decay), parameters in groups.items()

@@ -5,20 +5,15 @@ Throughout, z is inverse depth: z >= 1, and exactly 1.0 where depth is unknown o
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from uda_seg.ops.reduction import Reduction, same
+
 INVALID = 1.0
 Z_SCALE = 655.36  # z = 655.36 / (metres + 0.01): 655.35 m, the farthest that 16-bit centimetres hold, gives exactly 1.0
-Reduction = Callable[[Tensor], Tensor]
-
-
-def same(value: Tensor) -> Tensor:
-    """The reduction over one rank."""
-    return value
 
 
 def inverse_depth(metres: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from uda_seg.ops import IGNORE as IGNORE
 from uda_seg.ops.image import upload
+from uda_seg.ops.reduction import Reduction, same
 
 
 def cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -37,10 +38,12 @@ def feature_distance(
     things: Sequence[int],
     min_ratio: float,
     num_classes: int,
+    mean: Reduction = same,
 ) -> Tensor:
     """Distance of the student's features from the ImageNet network's on thing classes (DAFormer, sec. 3.3).
 
-    The L2 norm over channels, averaged over the masked cells; 0 (with zero gradient) where the mask is empty.
+    The L2 norm over channels, averaged over the masked cells; 0 (with zero gradient) where the mask is empty. The cells
+    are those of the whole batch, hence the reduction: ranks have different numbers of them.
 
     Args:
         student: [B, D, h, w], features that are trained.
@@ -49,6 +52,7 @@ def feature_distance(
         things: class ids that count.
         min_ratio: the share of its cell's pixels that the commonest class needs for the cell to count (0.75).
         num_classes: labels at or above it are "ignore", which can win a cell too and then leaves it out.
+        mean: takes a 0-dim tensor to its mean over ranks.
 
     Returns:
         float32, 0-dim.
@@ -56,7 +60,8 @@ def feature_distance(
     mask = _thing_cells(label, student.shape[-2:], things, min_ratio, num_classes)
     distance = torch.linalg.vector_norm(student.float() - reference.float(), dim=1)
     total: Tensor = (distance * mask).sum()
-    return total / mask.sum().clamp_min(1)
+    count = mean(mask.sum().float())
+    return total / torch.where(count > 0, count, 1.0)
 
 
 def _thing_cells(label: Tensor, size: torch.Size, things: Sequence[int], min_ratio: float, num_classes: int) -> Tensor:

@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from uda_seg.ops.reduction import Reduction, same
+
 LABEL_VALUES = 256  # a label is uint8: a table with 256 columns has an entry for every value it can take
 
 
@@ -18,6 +20,7 @@ def draw_classes(
     num_classes: int,
     per: Literal["image", "image_and_ignore", "batch"] = "image",
     generator: torch.Generator | None = None,
+    maximum: Reduction = same,
 ) -> Tensor:
     """Draw which classes of each source image are pasted: half of those present, rounded up.
 
@@ -29,6 +32,7 @@ def draw_classes(
             the ignore label counts as one, so that an image may give fewer than half of its own classes.
             "image_and_ignore" is that of CorDA's: the image's own labels, the ignore label among them.
         generator: of the label's device; None = that device's default generator.
+        maximum: takes a tensor to its maximum over the ranks, which share a whole batch.
 
     Returns:
         bool [B, 256], true where pixels of that label value are pasted.
@@ -38,7 +42,7 @@ def draw_classes(
     present = torch.zeros(batch * LABEL_VALUES, dtype=torch.bool, device=label.device)
     present = present.index_fill_(0, (label.flatten(1) + offset).flatten(), True).view(batch, LABEL_VALUES)
     if per == "batch":
-        present = present.any(0, keepdim=True).expand(batch, -1)
+        present = maximum(present.any(0, keepdim=True).to(torch.uint8)).bool().expand(batch, -1)
     elif per == "image":
         present[:, num_classes:] = False
     half = (present.sum(1, keepdim=True) + 1) // 2

@@ -1,0 +1,85 @@
+"""A run that is asked to stop saves its state first."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from uda_seg.callbacks.checkpoint import Checkpoints
+from uda_seg.methods.step import StepModule
+
+log = logging.getLogger(__name__)
+
+
+class Stop(pl.Callback):
+    """On SIGTERM, or SLURM's SIGUSR1: finish the step, write `last.ckpt`, and leave with 128 + the signal's number.
+
+    Several ranks have to stop after the same step. They agree on it whenever values are logged, where they wait for
+    each other anyway, and on CPUs, which always wait, after every step. A validation is finished first.
+
+    Lightning's own handler is replaced: it saves nothing, and talks to the other ranks from within the handler, where
+    they may be in the midst of anything.
+
+    Args:
+        checkpoints: what saves. This callback comes after it, and after all that belong to a step.
+    """
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self.checkpoints = checkpoints
+        self.asked = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listen, in the place of Lightning, which gives the signals back to whom they belonged at the end."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        signal.signal(signal.SIGTERM, self._note)
+        if "SLURM_JOB_ID" in os.environ:
+            signal.signal(signal.SIGUSR1, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.asked = number
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop between two steps, unless a validation comes first."""
+        if not self.checkpoints.validates_now(trainer):
+            self._stop_if_asked(trainer, pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop after a validation of training."""
+        if trainer.state.fn == "fit":
+            self._stop_if_asked(trainer, pl_module, always=True)
+
+    def _stop_if_asked(self, trainer: pl.Trainer, module: pl.LightningModule, always: bool = False) -> None:
+        assert isinstance(module, StepModule)
+        step, number = trainer.global_step, self.asked
+        if trainer.world_size > 1:
+            if not (always or module.device.type == "cpu" or module.logs_at(step)):
+                return
+            number = int(module.max_over_ranks(torch.tensor(number, device=module.device)))
+        if not number:
+            return
+        if self.checkpoints.saved_step != step:
+            self.checkpoints.save_last(trainer)
+        if trainer.is_global_zero:
+            self._take_leave(number, step)
+        raise SystemExit(128 + number)
+
+    def _take_leave(self, number: int, step: int) -> None:
+        """Say it, and have SLURM start the job again where that is what its signal meant."""
+        name = signal.Signals(number).name
+        print(f"stopped by {name} after step {step}, which is saved: go on with resume=last", file=sys.stderr)
+        job = os.environ.get("SLURM_JOB_ID")
+        if number == signal.SIGUSR1 and job is not None:
+            done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+            log.info("SLURM job %s: %s", job, "queued again" if done.returncode == 0 else done.stderr.strip())
