@@ -32,6 +32,8 @@ def tiny(config):
     encoder.update(TINY[encoder["_target_"].rpartition(".")[2]])
     if "width" in head:
         head["width"] = 8
+    if "detail" in config.model:
+        config.model.update(detail=[16, 32], attention_width=8)
     return config
 
 
