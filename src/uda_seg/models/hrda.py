@@ -309,15 +309,16 @@ class HRDASegmentor(Segmentor):
         rows, columns = window_starts(whole[0], height, self.stride[0]), window_starts(whole[1], width, self.stride[1])
         boxes = [Box(top, left, height, width, whole) for top in rows for left in columns]
         total = torch.zeros(len(image), self.num_classes, *size, device=image.device)
-        count = torch.zeros(size)
+        count = torch.zeros(size, device=image.device)
         step = self.windows or len(boxes)
         for group in (boxes[first : first + step] for first in range(0, len(boxes), step)):
             windows = torch.cat([box.cut(image) for box in group])
             logits = self.decode(Features(self.encoder(self.normalize(windows))), head, **context)[0].float()
             for box, part in zip(group, logits.chunk(len(group)), strict=True):
-                total = total + box.place(part, size)
-                count[box.at(size)] += 1
-        return total / count.to(total.device)
+                there = box.at(size)
+                total[(..., *there)] += resize(part, count[there].shape)
+                count[there] += 1
+        return total / count
 
 
 def _pair(key: str, size: Sequence[int]) -> Size:
