@@ -73,6 +73,29 @@ def test_later_groups_win_over_earlier_and_the_command_line_over_all():
     assert config.schedule.power == 2
 
 
+@pytest.mark.parametrize(
+    ("recipe", "source", "classes", "steps", "width"),
+    [
+        ("hrda_gta2cs", [1440, 2560], "19", 40_000, 256),
+        ("mic_hrda_synthia2cs", [1520, 2560], "16", 40_000, 256),
+        ("lcmsm_hrda_gta2cs", [1440, 2560], "19", 60_000, 512),
+    ],
+)
+def test_recipes_at_full_resolution_have_the_published_sizes(recipe, source, classes, steps, width):
+    config = composed([f"experiment={recipe}"])
+    data, model, evaluator = config.data, config.model, config.evaluator
+    assert (data.crop, data.source.size, data.target.size) == ([1024, 1024], source, [1024, 2048])
+    assert data.validation["cityscapes"].size == data.target.size
+    assert (evaluator.inference, evaluator.window, evaluator.stride) == ("slide", [1024, 1024], [512, 512])
+    assert data.target.margins == [30, 240, 30, 30]
+    assert (data.rare_class.enabled, data.rare_class.min_pixels, data.rare_class.min_crop_pixels) == (True, 3000, 6000)
+    assert (data.eval_classes, config.steps, model["head"]["width"]) == (classes, steps, width)
+    assert (model["context_scale"], model["detail"], model["detail_loss"]) == (0.5, [512, 512], 0.1)
+    assert (model["detail_offsets"], model["detail_multiple"], model["attention"]) == ("released", 8, "class")
+    assert config.method["mask_block"] * data.crop[0] == 64
+    assert config.teacher.margins == ("lcmsm" not in recipe)
+
+
 def test_groups_come_in_their_order():
     defaults = [
         key

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -20,6 +21,8 @@ from uda_seg.config import CONF
 from uda_seg.data.datasets import open_domain
 from uda_seg.data.labels import CAMVID, CITYSCAPES
 from uda_seg.errors import UserError
+from uda_seg.models.depth import DepthHead
+from uda_seg.models.segmentor import Segmentor
 
 
 @pytest.fixture
@@ -228,3 +231,11 @@ def test_what_is_wrong_is_said(tree, tmp_path):
         command.depth(configured(*first, checkpoint), tmp_path / "run")
     with pytest.raises(UserError, match="is of another network"):
         command.depth(configured(*first, checkpoint, "depth.widths=[6]"), tmp_path / "run")
+
+
+def test_depth_is_learnt_at_one_resolution_by_the_encoder_of_a_network_of_two():
+    config = configured("data=streets", "model=hrda_small", "pretrained=null", "model.recompute=true")
+    module = command.build_module(config, SimpleNamespace(views=("right",), validation_names=()))
+    assert type(module.network) is Segmentor
+    assert isinstance(module.network.heads["main"], DepthHead)
+    assert module.network.encoder.recompute

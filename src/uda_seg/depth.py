@@ -48,6 +48,7 @@ from uda_seg.launch import on_all_ranks
 from uda_seg.methods.depth import SelfSupervisedDepth
 from uda_seg.methods.settings import OptimizerSettings, ScheduleSettings, StepPlan
 from uda_seg.models.depth import DepthHead, PoseNetwork
+from uda_seg.models.segmentor import Segmentor
 from uda_seg.pictures import Captioned, Row, heat, panel_grid
 from uda_seg.records import write_json, write_record
 from uda_seg.runs import describe, prepare_folder, read_checkpoint, replay
@@ -127,8 +128,11 @@ def build_data(config: Config) -> SequenceData:
 def build_module(config: Config, data: SequenceData) -> SelfSupervisedDepth:
     """Depth and pose network on the configured encoder."""
     s = config.depth
-    model = {key: value for key, value in config.model.items() if key != "head"}
-    network = instantiate(model, head=partial(DepthHead, widths=s.widths), num_classes=1)
+    # A plain network on the configured encoder, also where segmentation has two resolutions.
+    own = ("mean", "std", "channel_order", "recompute")
+    options = {key: value for key, value in config.model.items() if key in own}
+    encoder, head = instantiate(config.model["encoder"]), partial(DepthHead, widths=s.widths)
+    network = Segmentor(encoder, head, 1, **options)
     pose = None if s.supervision == "stereo" else PoseNetwork(instantiate(config.model["encoder"]))
     plan = StepPlan(
         steps=s.steps,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,19 @@ def tiny(config):
     encoder.update(TINY[encoder["_target_"].rpartition(".")[2]])
     if "width" in head:
         head["width"] = 8
+    if "detail" in config.model:
+        config.model.update(detail=[32, 64], attention_width=8)
     return config
+
+
+def doubled(batch):
+    """The same pixels twice as large: a network of two resolutions needs something to see at the lower."""
+
+    def twice(x):
+        return None if x is None else x.repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+    names = ("image", "label", "valid", "depth", "pseudo")
+    return {k: replace(domain, **{n: twice(getattr(domain, n)) for n in names}) for k, domain in batch.items()}
 
 
 def batches_for(module, make_batch):
@@ -52,9 +65,10 @@ def test_method_runs_on_network(method, model, make_plan, make_batch):
     if method == "lcmsm":
         config.method["width"] = 8
     torch.manual_seed(0)
-    module = instantiate_module(config, make_plan(steps=2))
+    module = instantiate_module(config, make_plan(steps=2, crop=(64, 128) if "hrda" in model else (32, 64)))
     before = torch.cat([p.detach().flatten() for p in module.segmentor.parameters()])
-    trainer = fit(module, batches_for(module, make_batch))
+    batches = batches_for(module, make_batch)
+    trainer = fit(module, [doubled(batch) for batch in batches] if "hrda" in model else batches)
     after = torch.cat([p.detach().flatten() for p in module.segmentor.parameters()])
     assert trainer.global_step == 2
     assert torch.isfinite(after).all()
@@ -62,10 +76,10 @@ def test_method_runs_on_network(method, model, make_plan, make_batch):
     if method == "bicl":
         assert min(module.recorded[f"train/{name}"] for name in BICL_TERMS) > 0
     if method == "adabn":
-        module.trainer.datamodule = Target([make_batch(seed) for seed in range(2)])
+        module.trainer.datamodule = Target([doubled(make_batch(seed)) for seed in range(2)])
         module.estimate_statistics()
-    logits = module.segmentor.eval().predict(make_batch()["target"].image / 255.0)
-    assert logits.shape == (2, 19, 32, 64)
+    logits = module.segmentor.eval().predict(doubled(make_batch())["target"].image / 255.0)
+    assert logits.shape == (2, 19, 64, 128)
     assert torch.isfinite(logits).all()
 
 

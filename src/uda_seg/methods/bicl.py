@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from uda_seg.methods.self_training import labelled
 from uda_seg.models.deeplab import DeepLabV2Head
 from uda_seg.models.norm import frozen_statistics
 from uda_seg.models.projection import attach_projection, project
-from uda_seg.models.segmentor import Head, Segmentor, Supervision
+from uda_seg.models.segmentor import Segmentor, Supervision
 from uda_seg.models.stem import DomainStem
 from uda_seg.ops.contrast import prototype_contrast, similarity, transfer_labels
 from uda_seg.ops.entropy import entropy
@@ -189,7 +189,7 @@ class BiCL(UDAModule):
 
     def features(self, result: Supervision) -> Tensor:
         """What is compared, [B, D, h, w], from a supervised forward."""
-        head = self.segmentor.heads["main"]
+        head = self.segmentor.head()
         if self.feature == "projection":
             return project(self.segmentor, result.fused)
         if self.feature == "fused":
@@ -240,7 +240,7 @@ def _channels(segmentor: Segmentor, feature: str) -> int:
     """Channels of what is compared, projection aside."""
     if feature == "backbone":
         return segmentor.encoder.channels[-1]
-    head = cast(Head, segmentor.heads["main"])
+    head = segmentor.head()
     if feature == "fused":
         return head.width
     branches = len(head.dilations) if isinstance(head, DeepLabV2Head) else 1

@@ -28,11 +28,11 @@ from uda_seg.methods.settings import Plan
 from uda_seg.methods.step import Loss
 from uda_seg.models.daformer import DAFormerHead
 from uda_seg.models.deeplab import EXPANSION
-from uda_seg.models.segmentor import Head, Segmentor
+from uda_seg.models.segmentor import Prediction, Segmentor
 from uda_seg.models.two_task import Tasks, TwoTaskHead
 from uda_seg.ops.augment import draw_strong, strong_augment
 from uda_seg.ops.depth import Z_SCALE, agreement, berhu, discrepancy_weight
-from uda_seg.ops.losses import IGNORE, cross_entropy
+from uda_seg.ops.losses import IGNORE
 from uda_seg.ops.mixing import class_mix
 
 log = logging.getLogger(__name__)
@@ -94,9 +94,7 @@ class CorDA(SelfTraining):
             raise UserError("method.label_by_initial needs method.initial=main: other initial heads cannot label alone")
         if width is not None and width % EXPANSION:
             raise UserError(f"method.width={width}: the two tasks' features need a multiple of {EXPANSION} channels")
-        main = segmentor.heads["main"]
-        assert isinstance(main, Head)
-        head = TwoTaskHead(main, len(plan.classes), width, dilations, correlation, initial, depth_start)
+        head = TwoTaskHead(segmentor.head(), len(plan.classes), width, dilations, correlation, initial, depth_start)
         segmentor.attach("two_task", head)
         segmentor.eval_head = "two_task"
         super().__init__(segmentor, plan, mix_classes=mix_classes)
@@ -107,7 +105,7 @@ class CorDA(SelfTraining):
 
     def start_heads(self, missing: set[str]) -> None:
         """Begin the final segmentation as the trained main head (our choice): it labels the target from the start."""
-        main, head = self.segmentor.heads["main"], self.segmentor.heads["two_task"]
+        main, head = self.segmentor.head(), self.segmentor.head("two_task")
         if "two_task" not in missing or not isinstance(head, TwoTaskHead):
             return
         if isinstance(main, DAFormerHead) and main.width == head.segmentation.width:
@@ -125,7 +123,8 @@ class CorDA(SelfTraining):
     def source_terms(self, source: Labelled) -> tuple[Loss, ...]:
         """Cross-entropy over labelled pixels and depth of the source decoder, initial and final."""
         with self.statistics_of_source():
-            tasks, z = self.predict_tasks(source.image), depth_of(source)
+            tasks, final, initial = self.predict_tasks(source.image)
+        z = depth_of(source)
         share = self.mean_over_ranks((source.label != IGNORE).float().mean())
         weight = 1 / torch.where(share > 0, share, 1.0)  # makes the mean over all pixels one over labelled pixels
         self.show(
@@ -133,15 +132,16 @@ class CorDA(SelfTraining):
             source_depth=shown(z), source_depth_estimate=shown(tasks.source_depth),
         )  # fmt: skip
         return (
-            Loss("source/ce", cross_entropy(tasks.segmentation, source.label, weight)),
-            Loss("source/initial_ce", cross_entropy(tasks.initial_segmentation, source.label, weight)),
+            Loss("source/ce", final.loss(source.label, weight)),
+            Loss("source/initial_ce", initial.loss(source.label, weight)),
             Loss("source/depth", self.depth_loss(tasks.source_depth, z), self.source_depth_weight),
             Loss("source/initial_depth", self.depth_loss(tasks.initial_source_depth, z), self.source_depth_weight),
         )
 
     def mixed_terms(self, mixed: Labelled) -> tuple[Loss, ...]:
         """Weighted cross-entropy and depth of the decoder each pixel belongs to, initial and final."""
-        tasks, z, pasted = self.predict_tasks(mixed.image), depth_of(mixed), mixed.pasted
+        tasks, final, initial = self.predict_tasks(mixed.image)
+        z, pasted = depth_of(mixed), mixed.pasted
         assert mixed.weight is not None
         assert pasted is not None
         weight = mixed.weight
@@ -153,17 +153,26 @@ class CorDA(SelfTraining):
         initial_depth = class_mix(tasks.initial_source_depth, tasks.initial_target_depth, pasted)
         self.show(mixed_prediction=tasks.segmentation, mixed_depth=shown(z), mixed_depth_estimate=shown(depth))
         return (
-            Loss("mix/ce", cross_entropy(tasks.segmentation, mixed.label, weight)),
-            Loss("mix/initial_ce", cross_entropy(tasks.initial_segmentation, mixed.label, weight)),
+            Loss("mix/ce", final.loss(mixed.label, weight)),
+            Loss("mix/initial_ce", initial.loss(mixed.label, weight)),
             Loss("mix/depth", self.depth_loss(depth, z), self.mixed_depth_weight),
             Loss("mix/initial_depth", self.depth_loss(initial_depth, z), self.mixed_depth_weight),
         )
 
-    def predict_tasks(self, image: Tensor) -> Tasks:
-        """Both tasks' predictions at the size of the images [B, 3, H, W]."""
-        head = self.segmentor.heads["two_task"]
+    def predict_tasks(self, image: Tensor) -> tuple[Tasks, Prediction, Prediction]:
+        """Both tasks' predictions at the size of the images [B, 3, H, W]; final and initial segmentation to train.
+
+        Of a network that looks at details, depth is of the whole image alone (our choice).
+        """
+        head = self.segmentor.head("two_task")
         assert isinstance(head, TwoTaskHead)
-        return head.tasks(head.fuse(self.segmentor.features(image).stages)).resized(image.shape[-2:])
+        views = self.segmentor.views(image)
+        tasks = head.tasks(head.fuse(views[0].stages))
+        details = [head.segmentations(head.fuse(view.stages)) for view in views[1:]]
+        final = self.segmentor.combine(views, [tasks.segmentation, *(logits for logits, _ in details)])
+        initial = self.segmentor.combine(views, [tasks.initial_segmentation, *(logits for _, logits in details)])
+        tasks = replace(tasks, segmentation=final.logits, initial_segmentation=initial.logits)
+        return tasks.resized(image.shape[-2:]), final, initial
 
     def depth_loss(self, prediction: Tensor, z: Tensor) -> Tensor:
         """BerHu over the valid pixels of all ranks."""

@@ -71,7 +71,7 @@ class LCMSM(SelfTraining):
         mix_classes: Literal["image", "batch"] = "image",
     ) -> None:
         correlation = text != "none"
-        main = segmentor.heads["main"]
+        main = segmentor.head()
         dilations: Sequence[int] = main.dilations if isinstance(main, DAFormerHead) else DILATIONS
         width = width or (main.width if isinstance(main, DAFormerHead) else 512)
         channels, classes = segmentor.encoder.channels, len(plan.classes)
@@ -95,7 +95,7 @@ class LCMSM(SelfTraining):
 
     def start_heads(self, missing: set[str]) -> None:
         """Begin the language head as the trained plain one (our choice): it labels the target from the first step."""
-        main, language = self.segmentor.heads["main"], self.segmentor.heads["language"]
+        main, language = self.segmentor.head(), self.segmentor.head("language")
         if "language" in missing and isinstance(main, DAFormerHead) and isinstance(language, LanguageHead):
             language.start_from(main)
 

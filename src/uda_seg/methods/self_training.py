@@ -147,7 +147,7 @@ class SelfTraining(UDAModule):
         """The feature distance as a tuple of one term, or of none where it is off (Hoyer et al. 2022, eq. 10)."""
         if self.reference is None:
             return ()
-        reference = self.reference(self.segmentor.normalize(source.image))
+        reference = self.reference(self.segmentor.encoder_input(source.image))
         classes = self.plan.classes
         value = feature_distance(
             features.stages[-1],

@@ -29,7 +29,7 @@ from uda_seg.models.projection import attach_projection, project
 from uda_seg.models.segmentor import Segmentor, resize
 from uda_seg.ops.contrast import draw_equal_negatives, draw_of_class, group_by_class, info_nce, take
 from uda_seg.ops.image import to_float
-from uda_seg.ops.losses import IGNORE, cross_entropy
+from uda_seg.ops.losses import IGNORE
 from uda_seg.ops.prototypes import class_sums, crowding, nearest
 from uda_seg.ops.pseudo_label import pseudo_label
 from uda_seg.ops.reweight import class_weights, confidence_by_class, overlap_by_class, share_by_class
@@ -159,15 +159,21 @@ class T2SDA(SelfTraining):
             keys, key_logits = teacher.apply_network(lambda network: embed(network, image))
             other = Pixels(keys[partner], self.target_labels(key_logits, target)[partner])
         with self.statistics_of_source():
-            logits, fused = self.segmentor.decode(self.segmentor.features(translated))
+            logits, fused, value = self.read_translated(translated, source.label)
         # Outside: the projection sees no other images whose statistics it could keep.
         query = unit_vectors(self.segmentor, fused)
         self.observe(key_logits, logits.detach(), own.label)
         terms = [Loss("translated/pull", self.pull(query, own, other), self.pull_weight)]
-        if self.translated_weight > 0:
-            value = cross_entropy(resize(logits.float(), source.label.shape[-2:]), source.label)
+        if value is not None:
             terms.append(Loss("translated/ce", value, self.translated_weight))
         return tuple(terms)
+
+    def read_translated(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Logits and fused map, of equal size, of translated images, and their cross-entropy if it is asked for."""
+        if self.translated_weight == 0:
+            return *self.segmentor.decode(self.segmentor.features(image)), None
+        result = self.segmentor.supervise(image, label)
+        return resize(result.logits, result.fused.shape[-2:]), result.fused, result.loss
 
     def target_labels(self, logits: Tensor, target: DomainBatch) -> Tensor:
         """The classes target keys go by, uint8 [B, h, w]: the teacher's, where it may be believed."""

@@ -36,7 +36,7 @@ class DAFormerHead(Head):
         self.width = width
         self.dilations = tuple(dilations)
         self.embed_layers = nn.ModuleList(LinearEmbedding(inputs, width) for inputs in channels)
-        self.fuse_layer = SeparableASPP(width * len(channels), width, dilations)
+        self.fuse_layer: nn.Module = SeparableASPP(width * len(channels), width, dilations)
         self.dropout = nn.Dropout2d(dropout)
         self.conv_seg = classifier(width, num_classes)
 

@@ -74,7 +74,8 @@ class ResNet101(Encoder):
         x = self.maxpool(x)
         maps = []
         for stage in range(1, 5):
-            x = getattr(self, f"layer{stage}")(x)
+            for block in getattr(self, f"layer{stage}"):
+                x = self.through(block, x)
             maps.append(x)
         return maps
 

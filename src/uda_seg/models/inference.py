@@ -49,7 +49,7 @@ def slide_logits(
     """
     batch, _, height, width = image.shape
     h, w = min(crop[0], height), min(crop[1], width)
-    rows, columns = _starts(height, h, stride[0]), _starts(width, w, stride[1])
+    rows, columns = window_starts(height, h, stride[0]), window_starts(width, w, stride[1])
     corners = [(y, x) for y in rows for x in columns]
     total: Tensor | None = None
     for first in range(0, len(corners), windows):
@@ -64,7 +64,8 @@ def slide_logits(
     return resize(total / count.to(total.device), size or (height, width))
 
 
-def _starts(length: int, crop: int, stride: int) -> list[int]:
+def window_starts(length: int, crop: int, stride: int) -> list[int]:
+    """Where windows of `crop` begin that cover `length`, `stride` apart; the last is shifted back inside."""
     steps = -(-(length - crop) // stride) + 1  # enough windows to reach the far border
     return [min(step * stride, length - crop) for step in range(steps)]
 

@@ -82,7 +82,7 @@ class MixVisionTransformer(Encoder):
         for stage in range(1, len(self.channels) + 1):
             tokens, size = getattr(self, f"patch_embed{stage}")(x)
             for block in getattr(self, f"block{stage}"):
-                tokens = block(tokens, size)
+                tokens = self.through(block, tokens, size)
             x = _as_map(getattr(self, f"norm{stage}")(tokens), size)
             stages.append(x)
         return stages

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 from torch import Tensor, nn
 
 from uda_seg.models.daformer import ConvBN
-from uda_seg.models.segmentor import Head, Segmentor
+from uda_seg.models.segmentor import Segmentor
 
 WIDTH = 256  # of the papers' networks; smaller where the fused map is
 
@@ -26,7 +24,7 @@ def attach_projection(segmentor: Segmentor, width: int | None = None) -> int:
         segmentor: before its teacher is copied, so that the teacher averages the projection too.
         width: channels D; None: as many as the fused map has, 256 at most.
     """
-    inputs = cast(Head, segmentor.heads["main"]).width
+    inputs = segmentor.head().width
     width = width or min(WIDTH, inputs)
     segmentor.attach("projection", ProjectionHead(inputs, width))
     return width

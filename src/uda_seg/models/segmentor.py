@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from uda_seg.models.norm import frozen_statistics
 from uda_seg.ops.losses import cross_entropy
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -28,6 +31,8 @@ class Encoder(nn.Module):
         imagenet: name of the file that `pretrained=imagenet` loads, None where there is none.
         builtin: the file that `pretrained=builtin` loads, None where there is none.
         first_stage: dotted names of the modules that the first map comes from; empty where they cannot be told apart.
+        recompute: in training, keep no activations inside of blocks, but compute them again where the backward pass
+            wants them (Chen et al. 2016): more time for less memory, the same gradients.
     """
 
     channels: tuple[int, ...]
@@ -36,6 +41,15 @@ class Encoder(nn.Module):
     imagenet: str | None = None
     builtin: Path | None = None
     first_stage: tuple[str, ...] = ()
+    recompute: bool = False
+
+    def through(self, block: nn.Module, *inputs: Any) -> Any:
+        """What a block makes of its inputs: what `recompute` is about."""
+        if not (self.recompute and torch.is_grad_enabled()):
+            return block(*inputs)
+        # The second time the block sees the same batch, so batch norm must not remember it again.
+        contexts = lambda: (nullcontext(), frozen_statistics(block))  # noqa: E731
+        return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
 
 
 class Head(nn.Module):
@@ -71,8 +85,27 @@ class Features:
 
 
 @dataclass
+class Prediction:
+    """Logits [B, C, h, w] as they are trained; `loss` knows what else a network learns from (HRDA's detail)."""
+
+    logits: Tensor
+
+    def loss(self, label: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Cross-entropy, 0-dim float32, with the logits up-sampled bilinearly to the label's size.
+
+        Args:
+            label: [B, H, W] train ids, 255 = ignore.
+            weight: [B, H, W] per-pixel weights, or what can be broadcast to it; None for 1.
+        """
+        return cross_entropy(resize(self.logits.float(), label.shape[-2:]), label, weight)
+
+
+@dataclass
 class Supervision:
-    """A supervised forward: the loss (0-dim, float32) and the maps it came from, all with gradient."""
+    """A supervised forward: the loss (0-dim, float32) and the maps it came from, all with gradient.
+
+    `features` and `fused` are of the whole image, in a network that also looks at details.
+    """
 
     loss: Tensor
     logits: Tensor
@@ -90,6 +123,7 @@ class Segmentor(nn.Module):
         mean: of red, green and blue, in the scale of the images ([0, 1]).
         std: as `mean`; 1 / 255 gives the 0-255 scale of Caffe weights.
         channel_order: what the encoder's weights expect; images always come as RGB.
+        recompute: save memory in training, see `Encoder`.
     """
 
     mean: Tensor
@@ -103,11 +137,13 @@ class Segmentor(nn.Module):
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         channel_order: Literal["rgb", "bgr"] = "rgb",
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         if channel_order not in ("rgb", "bgr"):
             raise ValueError(f"channel_order must be 'rgb' or 'bgr', not {channel_order!r}")
         self.encoder = encoder
+        self.encoder.recompute = recompute
         self.num_classes = num_classes
         self.channel_order = channel_order
         self.heads = nn.ModuleDict()
@@ -137,6 +173,10 @@ class Segmentor(nn.Module):
         self.heads[name] = head
         return head
 
+    def head(self, name: str = "main") -> Head:
+        """The decoder of this name, without what a network may have put around it."""
+        return cast(Head, self.heads[name])
+
     @property
     def mean_colour(self) -> Tensor:
         """The RGB colour [3], in [0, 1], that normalisation maps to zero: it fills masked pixels."""
@@ -147,15 +187,27 @@ class Segmentor(nn.Module):
         normalized = (image - self.mean) / self.std
         return normalized.flip(1) if self.channel_order == "bgr" else normalized
 
+    def encoder_input(self, image: Tensor) -> Tensor:
+        """What the encoder gets to see of whole images [B, 3, H, W]: normalised, and maybe smaller."""
+        return self.normalize(image)
+
     def features(self, image: Tensor) -> Features:
         """Encode RGB images in [0, 1], [B, 3, H, W] float."""
-        return Features(self.encoder(self.normalize(image)))
+        return Features(self.encoder(self.encoder_input(image)))
 
     def decode(self, features: Features, head: str = "main", **context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Logits [B, C, h, w] and fused map [B, D, h, w] of one head, both at the head's resolution."""
-        module = cast(Head, self.heads[head])
+        module = self.head(head)
         fused = module.fuse(features.stages)
         return module.classify(fused, **context), fused
+
+    def views(self, image: Tensor) -> list[Features]:
+        """All that a training forward encodes of images [B, 3, H, W] in [0, 1], the whole image first."""
+        return [self.features(image)]
+
+    def combine(self, views: Sequence[Features], logits: Sequence[Tensor]) -> Prediction:
+        """One prediction of some head's logits of every view, in the order of `views`."""
+        return Prediction(logits[0])
 
     def supervise(
         self,
@@ -174,15 +226,18 @@ class Segmentor(nn.Module):
             head: which head is supervised.
             context: further inputs of the head's classifier (the language head's `text`).
         """
-        features = self.features(image)
-        logits, fused = self.decode(features, head, **context)
-        loss = cross_entropy(resize(logits.float(), label.shape[-2:]), label, weight)
-        return Supervision(loss, logits, features, fused)
+        views = self.views(image)
+        decoded = [self.decode(features, head, **context) for features in views]
+        prediction = self.combine(views, [logits for logits, _ in decoded])
+        return Supervision(prediction.loss(label, weight), prediction.logits, views[0], decoded[0][1])
+
+    def logits(self, image: Tensor, head: str, **context: Tensor | None) -> Tensor:
+        """Logits [B, C, h, w] of whole images [B, 3, H, W], as at test, at the head's own resolution."""
+        return self.decode(self.features(image), head, **context)[0]
 
     def predict(self, image: Tensor, head: str | None = None, **context: Tensor | None) -> Tensor:
         """Float32 logits [B, C, H, W] at the image's size, of `head` (default: `eval_head`)."""
-        logits, _ = self.decode(self.features(image), head or self.eval_head, **context)
-        return resize(logits.float(), image.shape[-2:])
+        return resize(self.logits(image, head or self.eval_head, **context).float(), image.shape[-2:])
 
     def forward(self, image: Tensor) -> Tensor:
         """`predict` with the head used at test: what an exported model computes."""

@@ -59,7 +59,8 @@ class ResidualEncoder(Encoder):
         x = self.stem(x)
         maps = []
         for stage in self.stages:
-            x = stage(x)
+            for block in stage.children():
+                x = self.through(block, x)
             maps.append(x)
         return maps
 

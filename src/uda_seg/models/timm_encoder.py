@@ -62,7 +62,7 @@ class TimmEncoder(Encoder):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Normalised images [B, 3, H, W] -> one map [B, C_i, H / stride_i, W / stride_i] per stage."""
-        maps = self.body(x)
+        maps = self.through(self.body, x)
         kept = [maps[index] for index in self._kept]
         return [x.movedim(-1, 1) for x in kept] if self._channels_last else kept
 

@@ -149,17 +149,28 @@ class TwoTaskHead(Head):
         """The final logits [B, C, h, w] alone: all that is needed at test."""
         return self.segmentation.classify(self.correlated(self.segmentation_features(fused), fused)[0])
 
+    def segmentations(self, fused: Tensor) -> tuple[Tensor, Tensor]:
+        """The final and the initial logits [B, C, h, w], without depth."""
+        own = self.segmentation_features(fused)
+        final = self.segmentation.classify(self.correlated(own, fused)[0])
+        return final, self.initial_logits(own, fused)
+
+    def initial_logits(self, own: Tensor, fused: Tensor) -> Tensor:
+        """The initial logits [B, C, h, w], from the task's own features or from the main head."""
+        if self.initial_segmentation is None:
+            return self.main[0].classify(fused)
+        logits: Tensor = self.initial_segmentation(own)
+        return logits
+
     def tasks(self, fused: Tensor) -> Tasks:
         """Everything, from the main head's map [B, D, h, w]."""
         own = self.segmentation_features(fused)
         segmentation, depth, own_depth = self.correlated(own, fused)
-        main = self.main[0]
-        initial = main.classify(fused) if self.initial_segmentation is None else self.initial_segmentation(own)
         return Tasks(
             self.segmentation.classify(segmentation),
             self.source_depth.classify(depth),
             self.target_depth.classify(depth),
-            initial,
+            self.initial_logits(own, fused),
             self.initial_source_depth(own_depth),
             self.initial_target_depth(own_depth),
         )
