@@ -28,6 +28,9 @@ CORDA = {"width": 4, "blocks": (1, 1, 1, 1), "tasks": 32, "classes": CLASSES}
 SMALL_CORDA = ("model.encoder.width=4", "model.encoder.blocks=[1,1,1,1]")
 
 
+WITH_HRDA = pytest.mark.skipif(not (CONF / "model" / "hrda_mitb5.yaml").exists(), reason="no model=hrda_mitb5 yet")
+
+
 def on_camvid(data: Path) -> list[str]:
     """Eleven classes, and images of 32 x 48 to try a network on."""
     return ["data=streets2camvid", f"data.target.root={data}", "data.target.size=[32,48]", "trainer=cpu"]
@@ -106,6 +109,25 @@ def test_the_teacher_takes_the_students_place(camvid, tmp_path):
         converted(alone, tmp_path / "no.ckpt", "teacher=true", *where)
 
 
+@WITH_HRDA
+def test_an_hrda_file_is_evaluated(cli, camvid, tmp_path):
+    shapes = released.hrda(*released.TINY, width=4, classes=CLASSES, attention=4)
+    student = released.random(shapes, 0)
+    path = saved(released.mmcv(student, released.random(shapes, 1)), tmp_path / "iter_40000.pth")
+    out = tmp_path / "hrda" / "checkpoints" / "last.ckpt"
+    small = [*SMALL, "model.attention_width=4", "model.detail=[32,32]", "evaluator=whole", "data.target.size=[64,96]"]
+    where = [o for o in on_camvid(camvid) if not o.startswith("data.target.size")]
+    finished = cli(convert.main, f"official={path}", f"out={out}", *where, *small)
+    assert finished.code == 0, finished.err
+    assert "iter_40000.pth: HRDA" in finished.out
+    tensors = torch.load(out, weights_only=True)["state_dict"]
+    for part in ("head.conv_seg.weight", "scale_attention.fuse_layer.bn.running_var"):
+        assert torch.equal(tensors[f"segmentor.heads.main.{part}"], student[f"decode_head.{part}"])
+    finished = cli(evaluate.main, f"checkpoint={out}")
+    assert finished.code == 0, finished.err
+    assert "mIoU" in finished.out
+
+
 @pytest.mark.parametrize("gta", [True, False])
 def test_a_corda_file_builds_its_own_network_again(cli, camvid, tmp_path, gta):
     shapes = released.corda(gta, **CORDA)
@@ -134,9 +156,6 @@ def full(name: str) -> dict:
     tensors = released.zeros(tables[name](*released.B5))
     projection = {"text_embed_net.weight": torch.zeros(()).expand(512, 1024), "text_embed_net.bias": torch.zeros(512)}
     return released.mmcv(tensors, tensors, projection if name == "lcmsm" else {})
-
-
-WITH_HRDA = pytest.mark.skipif(not (CONF / "model" / "hrda_mitb5.yaml").exists(), reason="no model=hrda_mitb5 yet")
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,10 @@ def test_methods_and_networks_are_told() -> None:
     assert "method=mic" in masked.overrides
     assert "method=daformer" in small(config="mask_mode=None").overrides
     hrda = recognise(file_of("hrda"), FILE).overrides
-    assert {"model=hrda_mitb5", "evaluator=slide", "evaluator.window=[1024,1024]"} <= set(hrda)
+    assert {"model=hrda_mitb5", "data=gta2cs_hr", "evaluator=slide", "evaluator.window=[1024,1024]"} <= set(hrda)
+    assert "model.attention=shared" not in hrda
+    one = released.hrda(*released.TINY) | released.affine("decode_head.scale_attention.conv_seg", 1, 256, 1, 1)
+    assert "model.attention=shared" in recognise(released.mmcv(released.zeros(one), None), FILE).overrides
     b3 = released.mmcv(released.zeros(released.daformer(released.B5[0], (3, 4, 18, 3))), None)
     assert "model.encoder.variant=b3" in recognise(b3, FILE).overrides
     gta, synthia = (recognise(file_of(kind), FILE).overrides for kind in ("corda_gta", "corda_synthia"))

@@ -181,16 +181,18 @@ def _structure(student: Mapping[str, Tensor], path: Path) -> tuple[str, tuple[st
             "CorDA can be converted"
         )
     encoder, width = _variant(student), len(embedding)
+    wide = width == 512 and not multiresolution
+    model = ["model=daformer512_mitb5" if wide else "model=daformer_mitb5"]
     if multiresolution:
-        model: tuple[str, ...] = ("model=hrda_mitb5", "data.validation.cityscapes.size=[1024,2048]")
-        model = (*model, "evaluator=slide", "evaluator.window=[1024,1024]", "evaluator.stride=[512,512]")
-    else:
-        model = (f"model={'daformer512_mitb5' if width == 512 else 'daformer_mitb5'}",)
-    if encoder != "b5":
-        model = (*model, f"model.encoder.variant={encoder}")
+        attention = student.get("decode_head.scale_attention.conv_seg.bias", classifier)
+        model = ["model=hrda_mitb5", "data=gta2cs_hr", "evaluator=slide"]
+        model += ["evaluator.window=[1024,1024]", "evaluator.stride=[512,512]"]
+        model += ["model.attention=shared"] if len(attention) < len(classifier) else []
+    model += [f"model.encoder.variant={encoder}"] if encoder != "b5" else []
+    model += [f"model.head.width={width}"] if not wide and width != 256 else []
     if any(name.startswith("vlc_head.") for name in student):
         return "LC-MSM", ("method=lcmsm", *model)
-    return ("HRDA" if multiresolution else "DAFormer"), model
+    return ("HRDA" if multiresolution else "DAFormer"), tuple(model)
 
 
 def _variant(student: Mapping[str, Tensor]) -> str:
