@@ -33,7 +33,8 @@ WITH_HRDA = pytest.mark.skipif(not (CONF / "model" / "hrda_mitb5.yaml").exists()
 
 def on_camvid(data: Path) -> list[str]:
     """Eleven classes, and images of 32 x 48 to try a network on."""
-    return ["data=streets2camvid", f"data.target.root={data}", "data.target.size=[32,48]", "trainer=cpu"]
+    where = ["data=streets2camvid", f"data.target.root={data}"]
+    return [*where, "data.target.size=[32,48]", "data.crop=[32,32]", "trainer=cpu"]
 
 
 def daformer() -> tuple[dict, dict]:
