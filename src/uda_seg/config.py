@@ -134,6 +134,17 @@ class PredictSettings:
 
 
 @dataclass
+class ConvertSettings:
+    """What `convert` takes from a released checkpoint.
+
+    Attributes:
+        teacher: the averaged copy in the student's place; `teacher=true` on the command line means this.
+    """
+
+    teacher: bool = False
+
+
+@dataclass
 class DepthSettings:
     """How `depth` learns, and from what; defaults: Monodepth2 (Godard et al. 2019).
 
@@ -209,10 +220,14 @@ class Config:
         running_statistics: images that batch norm remembers for the test: `all`, `mixed` or `target`.
         statistics_batches: target batches that `target` averages over.
         text: where LC-MSM's class-text embeddings come from.
-        pretrained: the encoder's start: `imagenet`, the path of a weights file, or null.
+        pretrained: the encoder's start: `imagenet`, the path of a weights file, `hub:owner/repository` (Hugging Face),
+            `timm:tag` (model=timm), or null.
+        pretrained_allow_missing: names of the encoder's tensors or modules that the file may lack.
         input: `predict`: a folder of images, or one image.
         output: `predict`: where its pictures go.
         export: `depth`: write maps of the source and the target.
+        official: `convert`: the released checkpoint.
+        out: `convert`: the file to write.
     """
 
     steps: Count
@@ -232,6 +247,7 @@ class Config:
     depth: DepthSettings = field(default_factory=DepthSettings)
     bench: BenchSettings = field(default_factory=BenchSettings)
     streets: StreetsSettings = field(default_factory=StreetsSettings)
+    convert: ConvertSettings = field(default_factory=ConvertSettings)
     init: str | None = None
     resume: str | None = None
     checkpoint: str | None = None
@@ -240,9 +256,12 @@ class Config:
     statistics_batches: Count = 40
     text: Annotated[str, OneOf((*SOURCES, "none"))] = "openclip"
     pretrained: str | None = "imagenet"
+    pretrained_allow_missing: list[str] = field(default_factory=list)
     input: str | None = None
     output: str | None = None
     export: bool = False
+    official: str | None = None
+    out: str | None = None
 
 
 def parse(raw: DictConfig) -> Config:

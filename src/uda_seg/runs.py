@@ -89,7 +89,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     content = dict(read_tensors(path))
     if not isinstance(content.get("uda_seg"), Mapping) or not isinstance(content.get("state_dict"), Mapping):
-        raise UserError(f"{path} is no checkpoint of uda_seg; official checkpoints have to be converted first")
+        raise UserError(
+            f"{path} is no checkpoint of uda_seg; official ones have to be converted first: "
+            "python -m uda_seg.convert official=FILE out=FILE"
+        )
     return content
 
 
@@ -161,6 +164,8 @@ def check_same(module: UDAModule, path: Path, config: Config) -> None:
         UserError: another method or option of it, class set or network.
     """
     content = read_checkpoint(path)
+    if "loops" not in content:
+        raise UserError(f"{path} was converted and holds weights alone: start a new run from it with init={path}")
     check_classes(content, module, path)
     said, mine = content["uda_seg"], method_options(config)
     if said["method"] != method_name(config):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
+from huggingface_hub import constants
 
+from models import released
 from uda_seg.errors import UserError
 from uda_seg.models.deeplab import ResNet101
 from uda_seg.models.mit import MixVisionTransformer
@@ -142,4 +146,158 @@ def test_timm_encoder_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("timm.create_model", offline)
     with pytest.raises(UserError, match="network") as caught:
         TimmEncoder("resnet10t", weights="imagenet")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("version", [4, 5])
+@pytest.mark.parametrize("prefix", ["", "segformer."])
+def test_encoders_of_transformers_load(tmp_path: Path, version: int, prefix: str) -> None:
+    source = tiny()
+    theirs = {prefix + n: t for n, t in released.in_transformers(source.state_dict(), version)}
+    assert len(theirs) == len(source.state_dict()) + 8  # K and V apart: weight and bias of four blocks
+    theirs |= {"classifier.weight": torch.zeros(1000, 8), "classifier.bias": torch.zeros(1000)}
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file({n: t.contiguous() for n, t in theirs.items()}, path)
+    encoder = tiny()
+    report = load_encoder(encoder, path)
+    assert (report.loaded, report.dropped, report.unused) == (len(source.state_dict()), 2, ())
+    for name, tensor in source.state_dict().items():
+        assert torch.equal(encoder.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("version", [None, 4, 5])
+def test_loaded_files_compute_what_an_independent_encoder_does(tmp_path: Path, version: int | None) -> None:
+    encoders = pytest.importorskip("segmentation_models_pytorch.encoders")
+    torch.manual_seed(0)
+    oracle = encoders.get_encoder("mit_b0", weights=None).eval()
+    # Random everywhere: a swapped K and V or a forgotten bias shows. Where a norm reads a map, its variance is as small
+    # as the epsilons, so that a wrong one (1e-6 in blocks, 1e-5 in patch embeddings and reductions) shows too.
+    weights = {k: v + 0.1 * torch.randn_like(v) for k, v in oracle.state_dict().items()}
+    before_norms = re.compile(r"patch_embed\d\.|\.attn\.sr\.")
+    weights = {k: 3e-3 * v if before_norms.search(k) else v for k, v in weights.items()}
+    oracle.load_state_dict(dict(weights))
+    path = tmp_path / "model.safetensors"
+    named = dict(released.in_transformers(weights, version)) if version else weights
+    safetensors.torch.save_file({n: t.contiguous() for n, t in named.items()}, path)
+    ours = MixVisionTransformer("b0", weights=path).eval()
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        for got, want in zip(ours(image), oracle(image)[2:], strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_half_a_kv_pair_is_missing_by_name(tmp_path: Path) -> None:
+    theirs = dict(released.in_transformers(tiny().state_dict(), 4))
+    del theirs["encoder.block.1.0.attention.self.value.bias"]
+    torch.save(theirs, tmp_path / "half.pth")
+    with pytest.raises(UserError, match=r"half\.pth: fills .*first missing: block2\.0\.attn\.kv\.bias"):
+        tiny(tmp_path / "half.pth")
+
+
+def test_deeplab_starts_load_under_any_of_their_names(tmp_path: Path) -> None:
+    build = {"blocks": (1, 1, 1, 1), "width": 4}
+    shapes = released.resnet101(**build)
+    old = {n: s for n, s in shapes.items() if not n.endswith("num_batches_tracked")}
+    tensors = released.random(old | released.dilated("layer5", 21, 128), 0)
+    for prefix in ("", "Scale.", "net."):  # COCO's, ImageNet's, and the latter's under another name
+        path = tmp_path / f"{prefix}init.pth"
+        torch.save({prefix + n: t for n, t in tensors.items()}, path)
+        encoder = ResNet101(**build)
+        report = load_encoder(encoder, path)
+        assert (report.loaded, report.dropped, report.unused) == (len(old), 8, ())
+        assert all(torch.equal(encoder.state_dict()[n], tensors[n]) for n in old)
+
+
+def test_missing_tensors_can_be_allowed_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = tiny()
+    lacking = [n for n in source.state_dict() if n.startswith(("block1.0.attn.sr.", "norm4.bias"))]
+    assert len(lacking) == 3
+    path = tmp_path / "part.pth"
+    torch.save({n: t for n, t in source.state_dict().items() if n not in lacking}, path)
+    with pytest.raises(UserError, match=r"pretrained_allow_missing"):
+        tiny(path)
+    with pytest.raises(UserError, match=r"first missing: norm4\.bias"):
+        load_encoder(tiny(), path, ["block1.0.attn.sr"])
+    encoder = tiny()
+    before = encoder.get_parameter("norm4.bias").clone()
+    report = load_encoder(encoder, path, ["block1.0.attn.sr", "norm4.bias"])
+    assert report.allowed == tuple(lacking)
+    assert encoder.pretrained
+    assert torch.equal(encoder.get_parameter("norm4.bias"), before)
+    assert "3 LEFT UNTRAINED as allowed" in caplog.text
+    with pytest.raises(UserError, match=r"the encoder has no block1\.0\.attn\.sx; did you mean block1\.0\.attn\.sr"):
+        load_encoder(tiny(), path, ["block1.0.attn.sx"])
+    with pytest.raises(UserError, match=r"the encoder has no norm4\.bia;"):  # a name, not the beginning of one
+        load_encoder(tiny(), path, ["norm4.bia"])
+
+
+def in_hub_cache(root: Path, repository: str, tensors: dict, file: str = "model.safetensors") -> None:
+    """A repository as the hub's client leaves it on disk."""
+    folder = root / f"models--{repository.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    (folder / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    path = folder / "snapshots" / ("0" * 40) / file
+    if file.endswith("safetensors"):
+        safetensors.torch.save_file({n: t.contiguous() for n, t in tensors.items()}, path)
+    else:
+        torch.save(tensors, path)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub, and no network."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_the_hubs_cache_is_enough(hub: Path, file: str) -> None:
+    source = tiny()
+    in_hub_cache(hub, "somebody/mit-b0", dict(released.in_transformers(source.state_dict(), 4)), file)
+    encoder = tiny("hub:somebody/mit-b0")  # type: ignore[arg-type]
+    assert torch.equal(encoder.get_parameter("norm3.weight"), source.get_parameter("norm3.weight"))
+    for name in ("somebody/mit-b1", "somebody/mit-b0@v2", "no name at all"):
+        with pytest.raises(UserError, match=f"pretrained=hub:{name}") as caught:
+            tiny(f"hub:{name}")  # type: ignore[arg-type]
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"is for model=timm"):
+        tiny("timm:a1_in1k")  # type: ignore[arg-type]
+
+
+def test_timm_tags_are_found_in_the_cache_and_checked(hub: Path) -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(1)
+    whole = timm.create_model("resnet10t")
+    in_hub_cache(hub, "timm/resnet10t.c3_in1k", whole.state_dict())
+    for weights in ("timm:c3_in1k", "timm:resnet10t.c3_in1k", "hub:timm/resnet10t.c3_in1k"):
+        encoder = TimmEncoder("resnet10t", weights=weights)
+        assert encoder.pretrained
+        assert torch.equal(encoder.body.get_parameter("layer4.0.conv1.weight"), whole.layer4[0].conv1.weight)
+    with pytest.raises(UserError, match=r"timm has no such weights of resnet10t; nearest: resnet10t\.c3_in1k"):
+        TimmEncoder("resnet10t", weights="timm:c4_in1k")
+    with pytest.raises(UserError, match=r"resnet18.*run once with network access") as caught:
+        TimmEncoder("resnet18", weights="timm:a1_in1k")
+    assert "\n" not in str(caught.value)
+
+
+def test_timm_weights_may_lack_what_is_allowed(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    state = timm.create_model("resnet10t").state_dict()
+    del state["layer4.0.bn1.weight"]
+    torch.save(state, tmp_path / "part.pth")
+    with pytest.raises(UserError, match=r"layer4\.0\.bn1\.weight"):
+        TimmEncoder("resnet10t", weights=tmp_path / "part.pth")
+    assert TimmEncoder("resnet10t", weights=tmp_path / "part.pth", allow_missing=["layer4.0.bn1"]).pretrained
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_truncated_safetensors_are_one_clear_line(tmp_path: Path, share: float) -> None:
+    path = tmp_path / "cut.safetensors"
+    safetensors.torch.save_file(tiny().state_dict(), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(UserError, match=r"cut\.safetensors.*fetch it again") as caught:
+        tiny(path)
     assert "\n" not in str(caught.value)

@@ -25,7 +25,10 @@ class ResNet101(Encoder):
         blocks: bottlenecks of each stage, if not ResNet-101's.
         width: channels of the first stage's 3x3 convolutions.
         freeze_norm: batch norm's scale and shift are not trained; its running statistics still move.
-        weights: a file of ImageNet or COCO weights, or None for a random start.
+        weights: a file of ImageNet or COCO weights, or None for a random start. The papers' DeepLab-V2 starts from
+            `DeepLab_resnet_pretrained_init-f81d91e8.pth` (ImageNet) or `resnet101COCO-41f33a49.pth`, both in Caffe's
+            form.
+        allow_missing: names of tensors or modules that the file may lack.
     """
 
     strides = (4, 8, 8, 8)
@@ -37,6 +40,7 @@ class ResNet101(Encoder):
         width: int = 64,
         freeze_norm: bool = False,
         weights: str | Path | None = None,
+        allow_missing: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if stem not in ("caffe", "v1c"):
@@ -66,7 +70,7 @@ class ResNet101(Encoder):
                 module.requires_grad_(not freeze_norm)
         self.imagenet = f"resnet101_{stem}.pth"
         if weights is not None:
-            load_encoder(self, weights)
+            load_encoder(self, weights, allow_missing)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Normalised images [B, 3, H, W] -> the maps of the four layers."""

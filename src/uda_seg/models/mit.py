@@ -42,6 +42,7 @@ class MixVisionTransformer(Encoder):
         depths: blocks of the stages, if not the variant's.
         drop_path: stochastic depth of the last block; rises linearly from 0 at the first.
         weights: a file of ImageNet weights, or None for a random start.
+        allow_missing: names of tensors or modules that the file may lack.
     """
 
     strides = (4, 8, 16, 32)
@@ -54,6 +55,7 @@ class MixVisionTransformer(Encoder):
         depths: Sequence[int] | None = None,
         drop_path: FractionBelowOne = 0.1,
         weights: str | Path | None = None,
+        allow_missing: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if variant not in DEPTHS:
@@ -74,7 +76,7 @@ class MixVisionTransformer(Encoder):
         self.apply(_initialize)
         self.imagenet = f"mit_{variant}.pth"
         if weights is not None:
-            load_encoder(self, weights)
+            load_encoder(self, weights, allow_missing)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Normalised images [B, 3, H, W] -> four maps [B, C_i, ceil(H / stride), ceil(W / stride)]."""

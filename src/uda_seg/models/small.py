@@ -24,6 +24,7 @@ class ResidualEncoder(Encoder):
         widths: channels of the four stages.
         blocks: residual blocks of the four stages, at least one each.
         weights: a file of weights, or None for a random start.
+        allow_missing: names of tensors or modules that the file may lack.
     """
 
     strides = (4, 8, 16, 32)
@@ -35,6 +36,7 @@ class ResidualEncoder(Encoder):
         widths: Sequence[int] = (32, 64, 128, 192),
         blocks: Sequence[int] = (1, 2, 2, 2),
         weights: str | Path | None = None,
+        allow_missing: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.channels = tuple(widths)
@@ -52,7 +54,7 @@ class ResidualEncoder(Encoder):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if weights is not None:
-            load_encoder(self, weights)
+            load_encoder(self, weights, allow_missing)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Normalised images [B, 3, H, W] -> four maps [B, widths_i, H / stride, W / stride]."""

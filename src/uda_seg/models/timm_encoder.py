@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import timm
 from timm.layers.format import Format
@@ -13,7 +14,9 @@ from timm.models import FeatureInfo, load_state_dict
 from torch import Tensor
 
 from uda_seg.errors import UserError
+from uda_seg.models.hub import fetch
 from uda_seg.models.segmentor import Encoder
+from uda_seg.models.weights import split_missing
 
 log = logging.getLogger(__name__)
 
@@ -23,30 +26,38 @@ class TimmEncoder(Encoder):
 
     Args:
         name: a timm model, e.g. "convnext_tiny".
-        weights: None for a random start (nothing is downloaded), a file of the model's timm weights, or
-            "imagenet" to let timm download its own.
+        weights: None for a random start (nothing is downloaded), a file of the model's timm weights,
+            "imagenet" to let timm download its own, "timm:TAG" for those of a tag ("timm:fb_in22k_ft_in1k", or with the
+            model's name before it), "hub:OWNER/REPOSITORY" for another repository of timm weights. What was downloaded
+            once is read from the hub's cache.
+        allow_missing: names of the timm model's tensors or modules that the file may lack.
 
     Raises:
         UserError: no such model, no features, or the weights cannot be had or do not fit.
     """
 
-    def __init__(self, name: str, weights: str | Path | None = None) -> None:
+    def __init__(self, name: str, weights: str | Path | None = None, allow_missing: Sequence[str] = ()) -> None:
         super().__init__()
         if not timm.is_model(name.split(".")[0]):
             near = difflib.get_close_matches(name, timm.list_models(), n=3)
             raise UserError(f"timm knows no model {name!r} (model.encoder.name); nearest: {', '.join(near) or 'none'}")
         if weights == "builtin":
             raise UserError("pretrained=builtin is of model=daformer_small: say pretrained=imagenet, null or a file")
-        file = {} if weights in (None, "imagenet") else {"file": str(weights)}
+        said, own = str(weights), weights == "imagenet"
+        if said.startswith("timm:"):
+            name, own = _tagged(name, said.removeprefix("timm:")), True
+        elif said.startswith("hub:"):
+            weights = fetch(said.removeprefix("hub:"))
         try:
-            if file:
-                _check_complete(name, str(weights))
+            start = {} if weights is None or own else _checked(name, str(weights), allow_missing)
             self.body = timm.create_model(
-                name, features_only=True, pretrained=weights is not None, pretrained_cfg_overlay=file
+                name, features_only=True, pretrained=weights is not None, pretrained_cfg_overlay=start
             )
+        except UserError:
+            raise
         except Exception as error:  # a download fails in as many ways as there are network stacks
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"timm model {name!r}: {reason}; {_cure(weights)}") from error
+            raise UserError(f"timm model {name!r}: {reason}; {_cure(weights, own)}") from error
         self._channels_last = getattr(self.body, "output_fmt", None) == Format.NHWC  # Swin and its like
         info = cast(FeatureInfo, self.body.feature_info)
         self._kept = [index for index, stride in enumerate(info.reduction()) if stride >= 4]
@@ -54,11 +65,8 @@ class TimmEncoder(Encoder):
         self.strides = tuple(info.reduction()[index] for index in self._kept)
         if weights is not None:
             self.pretrained = True
-            log.info(
-                "encoder weights: timm %s from %s",
-                name,
-                "timm's own source" if weights == "imagenet" else weights,
-            )
+            source = "timm's own source" if own else weights
+            log.info("encoder weights: %d tensors of timm's %s from %s", len(self.body.state_dict()), name, source)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Normalised images [B, 3, H, W] -> one map [B, C_i, H / stride_i, W / stride_i] per stage."""
@@ -67,17 +75,34 @@ class TimmEncoder(Encoder):
         return [x.movedim(-1, 1) for x in kept] if self._channels_last else kept
 
 
-def _check_complete(name: str, path: str) -> None:
-    """Raise KeyError where timm itself would leave a tensor that the file lacks at its random start."""
+def _tagged(name: str, tag: str) -> str:
+    """`model.tag`, as timm names weights; raises UserError where it has none of that tag."""
+    model, known = name.split(".")[0], timm.list_pretrained(f"{name.split('.')[0]}.*")
+    full = tag if tag.startswith(f"{model}.") else f"{model}.{tag}"
+    if full not in known:
+        near = difflib.get_close_matches(full, known, n=3, cutoff=0.3)
+        raise UserError(
+            f"pretrained=timm:{tag}: timm has no such weights of {model}; nearest: {', '.join(near) or 'none'}"
+        )
+    return full
+
+
+def _checked(name: str, path: str, allow_missing: Sequence[str]) -> dict[str, Any]:
+    """Where timm is to read from; KeyError where it would leave a tensor at its random start unasked."""
     found = load_state_dict(path)
-    missing = [key for key in timm.create_model(name, num_classes=0).state_dict() if key not in found]
+    model = timm.create_model(name, num_classes=0).state_dict()
+    missing, allowed = split_missing([key for key in model if key not in found], model, allow_missing)
     if missing:
         raise KeyError(f"{len(missing)} tensors missing, first {missing[0]}")
+    if not allowed:
+        return {"file": path}
+    log.warning("%s: %d tensors LEFT UNTRAINED as allowed, first %s", path, len(allowed), allowed[0])
+    return {"state_dict": {**found, **{key: model[key] for key in allowed}}}
 
 
-def _cure(weights: str | Path | None) -> str:
+def _cure(weights: str | Path | None, own: bool) -> str:
     if weights is None:
         return "choose another model.encoder.name: this one gives no feature pyramid"
-    if weights == "imagenet":
+    if own:
         return "run once with network access, give a file, or pretrained=null"
     return f"pretrained={weights} must hold the timm weights of this model"

@@ -2,50 +2,81 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import pickle
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor
 
 from uda_seg.cache import user_cache
 from uda_seg.errors import UserError
+from uda_seg.models.hub import fetch
+from uda_seg.models.naming import from_transformers
 from uda_seg.models.segmentor import Encoder
 
 log = logging.getLogger(__name__)
 
-# Classifiers that ImageNet / COCO files carry besides the encoder (SegFormer, torchvision, DeepLab).
-CLASSIFIERS = ("head.", "fc.", "layer5.", "layer6.")
-# Wrappers, outer to inner: DataParallel, self-training's students (ours, and the released ones'), the file of DeepLab's
-# ImageNet weights, mmseg's and our own segmentors.
-PREFIXES = ("module.", "model.", "segmentor.", "Scale.", "backbone.", "encoder.")
+# Classifiers that ImageNet / COCO files carry besides the encoder (SegFormer, torchvision, DeepLab, transformers).
+CLASSIFIERS = ("head.", "fc.", "layer5.", "layer6.", "classifier.")
+# Wrappers, outer to inner: DataParallel, self-training's students (ours, and the released ones'), transformers, the
+# file of DeepLab's ImageNet weights, mmseg's, smp's and our own segmentors.
+PREFIXES = ("module.", "model.", "segmentor.", "segformer.", "Scale.", "backbone.", "encoder.")
+# What training programs leave in checkpoints beside tensors and plain values: a score as a NumPy scalar. Reading one
+# interprets a few bytes and calls nothing that the file names. Files of NumPy 1 say `numpy.core`.
+_SCALAR: Any = np.float64(0).__reduce__()[0]
+HARMLESS = [
+    _SCALAR,
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?")),
+]
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of a weights file: tensors loaded, classifier tensors dropped, names nobody wanted."""
+    """What became of a weights file.
+
+    Attributes:
+        path: the file.
+        loaded: number of the encoder's tensors that were filled.
+        dropped: number of tensors of a classifier.
+        unused: names that nobody wanted.
+        allowed: names of the encoder that keep their random start, because that was allowed.
+    """
 
     path: Path
     loaded: int
     dropped: int
     unused: tuple[str, ...]
+    allowed: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """One line for the log."""
         unused = f", {len(self.unused)} unused (first: {self.unused[0]})" if self.unused else ""
+        fresh = f", {len(self.allowed)} LEFT UNTRAINED as allowed: {_first(self.allowed)}" if self.allowed else ""
         source = f"encoder weights: {self.loaded} tensors from {self.path}"
-        return f"{source}, {self.dropped} of a classifier dropped{unused}"
+        return f"{source}, {self.dropped} of a classifier dropped{unused}{fresh}"
 
 
-def load_encoder(encoder: Encoder, path: str | Path) -> LoadReport:
-    """Fill all of an encoder from a file (NVlabs `mit_b*.pth`, ResNet or DeepLab files, or a segmentor's).
+def load_encoder(encoder: Encoder, path: str | Path, allow_missing: Sequence[str] = ()) -> LoadReport:
+    """Fill all of an encoder from a file, whatever library's.
+
+    Known are NVlabs' `mit_b*.pth`, smp's and transformers' SegFormer encoders, ResNet and DeepLab files (COCO and
+    ImageNet starts), and files of whole segmentors.
 
     Args:
         encoder: its `pretrained` becomes true, unless the start is the built-in one.
-        path: `imagenet`, `builtin`, or a file of tensors, possibly below `state_dict` or `model`, with a known prefix.
+        path: `imagenet`, `builtin`, `hub:owner/repository[@revision]`, or a file of tensors (safetensors or PyTorch's),
+            possibly below `state_dict` or `model`, with a known prefix.
+        allow_missing: names of tensors, or of modules with all of theirs, that the file may lack.
 
     Returns:
         The report, also written to the log.
@@ -55,15 +86,16 @@ def load_encoder(encoder: Encoder, path: str | Path) -> LoadReport:
     """
     rendered = str(path) == "builtin"
     path = start_of(encoder, str(path))
-    found = _unwrap(read_tensors(path))
     wanted = encoder.state_dict()
+    found = _unwrap(read_tensors(path), wanted)
     # Files older than batch norm's step counter lack it, and it is used by nothing here.
-    missing = [name for name in wanted if name not in found and not name.endswith("num_batches_tracked")]
+    lacking = [name for name in wanted if name not in found and not name.endswith("num_batches_tracked")]
+    missing, allowed = split_missing(lacking, wanted, allow_missing)
     if missing:
-        have = len(wanted) - len(missing)
+        have = len(wanted) - len(lacking)
         raise UserError(
-            f"{path}: fills {have} of the encoder's {len(wanted)} tensors, first missing: "
-            f"{', '.join(missing[:3])}; give weights of the same variant (pretrained=FILE)"
+            f"{path}: fills {have} of the encoder's {len(wanted)} tensors, first missing: {_first(missing)}; give "
+            "weights of the same variant (pretrained=FILE), or allow it by name (pretrained_allow_missing=[...])"
         )
     for name, tensor in wanted.items():
         if name in found and found[name].shape != tensor.shape:
@@ -75,17 +107,49 @@ def load_encoder(encoder: Encoder, path: str | Path) -> LoadReport:
     encoder.pretrained = not rendered
     extra = [name for name in found if name not in wanted]
     unused = tuple(name for name in extra if not name.startswith(CLASSIFIERS))
-    report = LoadReport(path, sum(name in found for name in wanted), len(extra) - len(unused), unused)
-    log.info("%s", report)
+    report = LoadReport(path, sum(n in found for n in wanted), len(extra) - len(unused), unused, tuple(allowed))
+    log.log(logging.WARNING if allowed else logging.INFO, "%s", report)
     return report
 
 
+def split_missing(
+    lacking: Sequence[str], wanted: Iterable[str], allow_missing: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Those of the `lacking` names that may not be missing, and those that may.
+
+    Args:
+        lacking: names that a file has no tensor for.
+        wanted: all names of the encoder.
+        allow_missing: names among them, or of modules.
+
+    Raises:
+        UserError: an allowed name that the encoder does not have.
+    """
+    wanted = list(wanted)
+
+    def inside(name: str, module: str) -> bool:
+        return name == module or name.startswith(f"{module}.")
+
+    for module in allow_missing:
+        if not any(inside(name, module) for name in wanted):
+            modules = {name.rpartition(".")[0] for name in wanted}
+            near = difflib.get_close_matches(module, [*wanted, *modules], n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; it begins with {wanted[0]}"
+            raise UserError(f"pretrained_allow_missing: the encoder has no {module}{hint}")
+    allowed = [name for name in lacking if any(inside(name, module) for module in allow_missing)]
+    return [name for name in lacking if name not in allowed], allowed
+
+
 def start_of(encoder: Encoder, name: str) -> Path:
-    """The file behind `imagenet` (in the user's cache folder), `builtin` (inside the package) or a path.
+    """The file behind `imagenet` (in the user's cache folder), `builtin` (inside the package), `hub:` or a path.
 
     Raises:
         UserError: the encoder has no such start, or its file has not been fetched.
     """
+    if name.startswith("hub:"):
+        return fetch(name.removeprefix("hub:"))
+    if name.startswith("timm:"):
+        raise UserError(f"pretrained={name}: that is for model=timm; give this encoder hub:owner/repository or a file")
     if name == "builtin":
         if encoder.builtin is None:
             raise UserError("pretrained=builtin fits model=daformer_small alone: say pretrained=null or a file")
@@ -96,40 +160,66 @@ def start_of(encoder: Encoder, name: str) -> Path:
         raise UserError("there are no ImageNet weights for this encoder: say pretrained=null or pretrained=FILE")
     path = user_cache() / "weights" / encoder.imagenet
     if not path.is_file():
-        raise UserError(f"ImageNet weights are missing: put {encoder.imagenet} at {path}, or say pretrained=FILE")
+        raise UserError(
+            f"ImageNet weights are missing: put {encoder.imagenet} at {path}, or say pretrained=FILE or "
+            "pretrained=hub:owner/repository"
+        )
     return path
 
 
 def read_tensors(path: Path) -> Mapping[str, object]:
-    """Read a PyTorch file that holds nothing but tensors and plain values.
+    """Read a file that holds nothing but tensors and plain values: safetensors, or PyTorch's in either format.
 
     Raises:
         UserError: the file is missing, broken, or holds pickled objects (which could run code).
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content: object
+        if path.suffix == ".safetensors":
+            content = safetensors.torch.load_file(path)
+        else:
+            with torch.serialization.safe_globals(HARMLESS):
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such weights file; mend pretrained=FILE or leave it out") from None
     except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        holds = f"pickled objects ({named[1]})" if named else "pickled objects"
         raise UserError(
-            f"{path}: not loaded, because it is broken or holds pickled objects that could run code; "
+            f"{path}: not loaded, because it is broken or holds {holds} that could run code; fetch it again, or "
             "save its state_dict alone with torch.save"
         ) from error
-    except (OSError, RuntimeError, EOFError) as error:
-        raise UserError(f"{path}: not a readable PyTorch weights file ({error}); fetch it again") from error
+    except Exception as error:  # a file that was cut short fails wherever its reader happens to be
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
+        raise UserError(f"{path}: not a readable weights file, maybe cut short ({reason}); fetch it again") from error
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a state_dict; save a state_dict")
     return content
 
 
-def _unwrap(content: Mapping[str, object]) -> dict[str, Tensor]:
+def tensors_of(content: Mapping[str, object]) -> dict[str, Tensor]:
+    """The tensors of a file, those below `state_dict` or `model` where there is such."""
     for key in ("state_dict", "model"):
         inner = content.get(key)
         if isinstance(inner, Mapping):
             content = inner
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def _unwrap(content: Mapping[str, object], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    tensors = tensors_of(content)
     for prefix in PREFIXES:
         if any(name.startswith(prefix) for name in tensors):
             # In a segmentor's file the other names (its decoder) stay as they are and are reported as unused.
             tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    tensors = from_transformers(tensors)
+    first = {name.partition(".")[0] for name in tensors}
+    if len(first) == 1 and not any(name in tensors for name in wanted):
+        # DeepLab's ImageNet start circulates below several names.
+        tensors = {name.partition(".")[2]: value for name, value in tensors.items()}
     return tensors
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

@@ -1,0 +1,152 @@
+"""`python -m uda_seg.convert official=FILE out=FILE`: a released checkpoint as one of ours.
+
+Files of DAFormer, HRDA, MIC, LC-MSM and CorDA are told by their keys. Every tensor of the network must be there, or
+nothing is written; a table says what matched, what was dropped, and why. `evaluate`, `predict` and `init=` read the
+result. The student is what the papers report; `teacher=true` puts its averaged copy in its place. `data=` chooses what
+is evaluated by default, `method=` the method that `init=` is meant for.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from uda_seg.callbacks.checkpoint import AtomicCheckpointIO
+from uda_seg.command import given_path, run
+from uda_seg.config import Config, key_of
+from uda_seg.data.labels import CLASS_SETS
+from uda_seg.errors import UserError
+from uda_seg.evaluation.tables import Table
+from uda_seg.methods.base import Plan
+from uda_seg.models.official import BATCH, Official, recognise
+from uda_seg.models.weights import read_tensors
+from uda_seg.runs import describe
+from uda_seg.train import instantiate_module
+
+log = logging.getLogger(__name__)
+
+USAGE = "python -m uda_seg.convert official=<released file> out=<folder>/checkpoints/last.ckpt"
+OWN = ("official", "out", "overwrite", "convert.teacher")  # of this command, not of the network
+
+
+def main() -> None:
+    """Entry point."""
+    run("config", convert, expand=expand)
+
+
+def expand(given: list[str]) -> list[str]:
+    """What composes the official network, below the given overrides; Hydra leaves the output folder alone."""
+    path = given_path(given, "official", USAGE)
+    out = given_path(given, "out", USAGE, must_exist=False)
+    given = [o.replace("teacher=", "convert.teacher=", 1) if key_of(o) == "teacher" else o for o in given]
+    overrides = with_defaults(recognise(read_tensors(path), path), given)
+    return ["hydra/job_logging=stdout", f"hydra.run.dir='{out.parent}'", *overrides]
+
+
+def with_defaults(official: Official, given: Sequence[str]) -> list[str]:
+    """The network's overrides and `given`, which wins: another method or network brings its own options."""
+    keys = {key_of(o) for o in given}
+    replaced = tuple(f"{group}." for group in ("method", "model", "evaluator", "data") if group in keys)
+    default = ("data=gta2cs", "pretrained=null", *official.overrides)
+    stored = {key_of(o): o for o in default if not (replaced and key_of(o).startswith(replaced))}
+    return [o for key, o in stored.items() if key not in keys] + list(given)
+
+
+def convert(config: Config, folder: Path) -> Path:
+    """Write the checkpoint; returns where.
+
+    Raises:
+        UserError: the file is broken, of no known network, or lacks a tensor; or `out` exists.
+    """
+    path, out = Path(str(config.official)), Path(str(config.out))
+    if out.exists() and not config.overwrite:
+        raise UserError(f"out={out} exists already: choose another file or replace it with overwrite=true")
+    official = recognise(read_tensors(path), path)
+    if config.convert.teacher and not official.teacher:
+        raise UserError(f"{path} has no averaged copy (ema_model): leave out teacher=true")
+    wanted = network_shapes(config)
+    student = fill(official.student, wanted, official.untrained, f"{path}: student")
+    teacher = fill(official.teacher, wanted, official.untrained, f"{path}: teacher") if official.teacher else {}
+    Console().print(report(official, student, config.convert.teacher, f"{path.name}: {official.kind}").rich())
+    tensors = {f"segmentor.{name}": t for name, t in (teacher if config.convert.teacher else student).items()}
+    tensors |= {f"teacher.network.{name}": t for name, t in teacher.items()}
+    AtomicCheckpointIO().save_checkpoint(checkpoint(config, official, tensors | official.outside), out)
+    log.info("written: %s", out)
+    return out
+
+
+def network_shapes(config: Config) -> dict[str, torch.Size]:
+    """Name -> shape of every tensor of the configured network, without allocating it."""
+    classes = CLASS_SETS[config.data.classes]
+    eval_classes = classes.subset(config.data.eval_classes)
+    plan = Plan(steps=config.steps, seed=config.seed, classes=classes, eval_classes=eval_classes, crop=(1, 1))
+    with torch.device("meta"):
+        module = instantiate_module(config, plan)
+    return {name: tensor.shape for name, tensor in module.segmentor.state_dict().items()}
+
+
+def fill(
+    found: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], untrained: Sequence[str], what: str
+) -> dict[str, Tensor]:
+    """Every tensor of the network from those that were found, by name; zeros for what nothing reads.
+
+    Raises:
+        UserError: one is missing, too many or of another shape.
+    """
+    missing = [name for name in wanted if name not in found and not name.startswith(tuple(untrained))]
+    if missing:
+        raise UserError(
+            f"{what} lacks {len(missing)} of the network's {len(wanted)} tensors, first {missing[0]}; nothing written"
+        )
+    strange = [name for name in found if name not in wanted]
+    if strange:
+        raise UserError(
+            f"{what} has {len(strange)} tensors that the network does not, first {strange[0]}; choose another model="
+        )
+    for name, tensor in found.items():
+        if tensor.shape != wanted[name]:
+            raise UserError(
+                f"{what}: {name} is {tuple(tensor.shape)}, the network wants {tuple(wanted[name])}; choose another "
+                "model= or data="
+            )
+    return {name: found[name] if name in found else torch.zeros(shape) for name, shape in wanted.items()}
+
+
+def report(official: Official, student: Mapping[str, Tensor], teacher: bool, title: str) -> Table:
+    """What matched, and what became of the rest."""
+    parts = sorted({_part(name) for name in official.student})
+    rows = [(part, str(sum(_part(n) == part for n in official.student)), "matched") for part in parts]
+    if official.teacher:
+        fate = "matched, in the student's place" if teacher else "matched"
+        rows.append(("teacher", str(len(official.teacher)), f"{fate}; batch-norm statistics: the student's"))
+    if official.outside:
+        rows.append(("projection of class text", str(len(official.outside)), "matched"))
+    made = [name for name in student if name not in official.student]
+    if made:
+        rows.append((_part(made[0]), str(len(made)), "not in the file and read by nothing: zeros"))
+    rows += [("dropped", str(dropped.count), dropped.why) for dropped in official.dropped]
+    return Table(("part", "tensors", "what became of them"), tuple(rows), title)
+
+
+def _part(name: str) -> str:
+    """`encoder` or `heads.main` of a tensor's name."""
+    return ".".join(name.split(".")[: 2 if name.startswith("heads.") else 1])
+
+
+def checkpoint(config: Config, official: Official, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """A checkpoint as a run would have left it, but for what only resuming needs."""
+    said = describe(config)
+    said["overrides"] = [o for o in said["overrides"] if key_of(o) not in OWN and not key_of(o).startswith("hydra")]
+    said["source_images"] = BATCH * official.step
+    said["converted"] = {"kind": official.kind, "network": "teacher" if config.convert.teacher else "student"}
+    return {"state_dict": tensors, "uda_seg": said, "global_step": official.step, "epoch": 0}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Names that other libraries give the tensors of a Mix Transformer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+# Where transformers keeps the parts of stage i: until version 4, whose names are those of the files on the hub, in one
+# list per kind of part; from version 5 on, whose names are those of newly saved files, in one list of stages.
+_PARTS = (
+    (re.compile(r"patch_embeddings\.(\d)\.(.+)"), "patch_embed{stage}.{rest}"),
+    (re.compile(r"block\.(\d)\.(\d+\..+)"), "block{stage}.{rest}"),
+    (re.compile(r"layer_norm\.(\d)\.(.+)"), "norm{stage}.{rest}"),
+    (re.compile(r"stages\.(\d)\.patch_embeddings\.(.+)"), "patch_embed{stage}.{rest}"),
+    (re.compile(r"stages\.(\d)\.blocks\.(\d+\..+)"), "block{stage}.{rest}"),
+    (re.compile(r"stages\.(\d)\.layer_norm\.(.+)"), "norm{stage}.{rest}"),
+)
+# Inside of a part; longer names first, where one is the beginning of another.
+_INSIDE = (
+    ("attention.self.query.", "attn.q."),
+    ("attention.self.key.", "attn.k."),
+    ("attention.self.value.", "attn.v."),
+    ("attention.self.sr.", "attn.sr."),
+    ("attention.self.layer_norm.", "attn.norm."),
+    ("attention.output.dense.", "attn.proj."),
+    ("attention.q_proj.", "attn.q."),
+    ("attention.k_proj.", "attn.k."),
+    ("attention.v_proj.", "attn.v."),
+    ("attention.o_proj.", "attn.proj."),
+    ("attention.sequence_reduction.sequence_reduction.", "attn.sr."),
+    ("attention.sequence_reduction.layer_norm.", "attn.norm."),
+    ("layer_norm_1.", "norm1."),
+    ("layer_norm_2.", "norm2."),
+    ("layernorm_before.", "norm1."),
+    ("layernorm_after.", "norm2."),
+    ("mlp.dense1.", "mlp.fc1."),
+    ("mlp.dense2.", "mlp.fc2."),
+)
+
+
+def from_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename a SegFormer encoder of Hugging Face's transformers to the published names, K and V joined to one layer.
+
+    Names of anything else (and all, where no name is transformers') stay as they are.
+    """
+    if not any("patch_embeddings." in name for name in tensors):
+        return dict(tensors)
+    renamed = {_published(name): tensor for name, tensor in tensors.items()}
+    joined: dict[str, Tensor] = {}
+    for name, tensor in renamed.items():
+        value = renamed.get(name.replace(".attn.k.", ".attn.v."))
+        if ".attn.k." in name and value is not None:
+            joined[name.replace(".attn.k.", ".attn.kv.")] = torch.cat([tensor, value])  # rows: all of K, then all of V
+        elif ".attn.v." not in name:
+            joined[name] = tensor
+    return joined
+
+
+def _published(name: str) -> str:
+    for pattern, template in _PARTS:
+        if found := pattern.fullmatch(name):
+            rest = found[2]
+            if template.startswith("patch_embed"):
+                rest = rest.replace("layer_norm.", "norm.")
+            for theirs, ours in _INSIDE:
+                rest = rest.replace(theirs, ours)
+            return template.format(stage=int(found[1]) + 1, rest=rest)
+    return name

@@ -1,0 +1,253 @@
+"""What the released checkpoints of DAFormer, HRDA, MIC, LC-MSM and CorDA hold, and our names for it.
+
+DAFormer, HRDA, MIC and LC-MSM write mmcv files: `meta`, `state_dict`, `optimizer`. Their state dict is that of the
+whole trainer: the student, its averaged copy, the frozen ImageNet copy and more, each below a prefix of its own. CorDA
+writes `model`, `ema_model`, `optimizer`, `config` and `iteration`. What a file is follows from its keys alone; the
+names that old configurations gave to classes do not matter.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from uda_seg.errors import UserError
+from uda_seg.models.mit import DEPTHS
+
+BATCH = 2  # source images of a step, in all released configurations
+
+# Parts of an mmcv file, matched exactly. Old files say `module.` before everything.
+STUDENT, TEACHER = "model.", "ema_model."
+PROJECTION = "text_embed_net."
+TRAINING_ONLY = {
+    "imnet_model.": "ImageNet copy: training alone reads it",
+    "mic.": "another teacher, of masked images: training alone reads it",
+    "clip_model.": "CLIP: its text embeddings are computed once, and not at test",
+}
+# Parts of a network: theirs -> ours. HRDA's `decode_head.head.` and `decode_head.scale_attention.` follow.
+NETWORK = {"backbone.": "encoder.", "decode_head.": "heads.main.", "vlc_head.": "heads.language."}
+CLASSIFIER = "backbone.head."
+
+_TASKS = "heads.two_task."
+_INITIAL, _ATTENTION = "initial_task_prediction_heads.", "multi_modal_distillation.self_attention."
+# CorDA: S is segmentation, D the target's depth, D_src the source's. `X.Y` is what task X receives from task Y.
+CORDA = {
+    f"{_INITIAL}layers.S.": f"{_TASKS}segmentation_features.",
+    f"{_INITIAL}layers.D.": f"{_TASKS}depth_features.",
+    f"{_INITIAL}conv_out.S.conv2d_list.": "heads.main.conv2d_list.",
+    f"{_INITIAL}conv_out.S.": f"{_TASKS}initial_segmentation.",
+    f"{_INITIAL}conv_out.D.": f"{_TASKS}initial_target_depth.",
+    f"{_INITIAL}conv_out.D_src.": f"{_TASKS}initial_source_depth.",
+    f"{_ATTENTION}S.D.conv.": f"{_TASKS}to_segmentation.conv.",
+    f"{_ATTENTION}S.D.attention.0.": f"{_TASKS}to_segmentation.gate.",
+    f"{_ATTENTION}D.S.conv.": f"{_TASKS}to_depth.conv.",
+    f"{_ATTENTION}D.S.attention.0.": f"{_TASKS}to_depth.gate.",
+    "heads.S.": f"{_TASKS}segmentation.",
+    "heads.D.": f"{_TASKS}target_depth.",
+    "heads.D_src.": f"{_TASKS}source_depth.",
+    **{part: f"encoder.{part}" for part in ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")},
+}
+# The released code returns from inside its loop over the dilations 6, 12, 18, 24, so that the last two never counted.
+UNUSED_DILATION = re.compile(r"\.conv2d_list\.[23]\.")
+STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Tensors that are left behind: what they are and why, and how many."""
+
+    why: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Official:
+    """A released checkpoint by our names.
+
+    Attributes:
+        kind: what it is, for people.
+        overrides: compose our network of the same structure.
+        student: names as in `Segmentor.state_dict`.
+        teacher: likewise, with the student's batch-norm statistics; empty where the file has no averaged copy.
+        outside: what the method trains outside of the network.
+        dropped: what was left behind.
+        untrained: beginnings of names that our network has and the file lacks, because nothing reads them: zeros.
+        step: optimiser steps it was trained for, 0 where the file does not say.
+    """
+
+    kind: str
+    overrides: tuple[str, ...]
+    student: dict[str, Tensor]
+    teacher: dict[str, Tensor]
+    outside: dict[str, Tensor] = field(default_factory=dict)
+    dropped: tuple[Dropped, ...] = ()
+    untrained: tuple[str, ...] = ()
+    step: int = 0
+
+
+def recognise(content: Mapping[str, object], path: Path) -> Official:
+    """Tell by its keys what a file is, and rename its networks.
+
+    Args:
+        content: of `weights.read_tensors`.
+        path: for messages.
+
+    Raises:
+        UserError: it is nothing that is known here, or holds tensors nobody knows.
+    """
+    if "uda_seg" in content:
+        raise UserError(f"{path} is a checkpoint of uda_seg already: give it as checkpoint= or init=")
+    student = _tensors(content.get("model"))
+    if any(name.startswith(_INITIAL) for name in student):
+        return _corda(student, _tensors(content.get("ema_model")), path, _number(content.get("iteration")))
+    meta = content.get("meta")
+    meta = meta if isinstance(meta, Mapping) else {}
+    tensors = _tensors(content.get("state_dict")) or student or _tensors(content)
+    return _mmcv(tensors, path, str(meta.get("config", "")), _number(meta.get("iter")))
+
+
+def _tensors(content: object) -> dict[str, Tensor]:
+    found = content if isinstance(content, Mapping) else {}
+    tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
+    if tensors and all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    return tensors
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+# ---------------------------------------------------------------------------------------------------- mmcv
+
+
+def _mmcv(tensors: Mapping[str, Tensor], path: Path, config: str, step: int) -> Official:
+    trainer = any(name.startswith(STUDENT) for name in tensors)
+    known = (STUDENT, TEACHER, PROJECTION, *TRAINING_ONLY) if trainer else tuple(NETWORK)
+    strange = [name for name in tensors if not name.startswith(known)]
+    student = _part(tensors, STUDENT) if trainer else dict(tensors)
+    if strange or not any(name.startswith("decode_head.") for name in student):
+        raise _unknown(tensors, strange, path)
+    dropped = [Dropped(why, len(_part(tensors, prefix))) for prefix, why in TRAINING_ONLY.items() if trainer]
+    dropped.append(Dropped("ImageNet classifier of the encoder", len(_part(student, CLASSIFIER))))
+    kind, overrides = _structure(student, path)
+    if kind != "LC-MSM":
+        masked = re.search(r"mask_mode['\"]?\s*[=:]\s*['\"]separate", config) is not None
+        overrides = (f"method={('mic' if masked else 'daformer') if trainer else 'source_only'}", *overrides)
+        kind = f"MIC ({kind})" if masked else kind
+    renamed, averaged = _network(student, path), _network(_part(tensors, TEACHER), path)
+    projection = {f"projection.{name}": value for name, value in _part(tensors, PROJECTION).items()}
+    return Official(
+        kind=kind,
+        overrides=overrides,
+        student=renamed,
+        teacher=_with_statistics(averaged, renamed),
+        outside=projection,
+        dropped=tuple(d for d in dropped if d.count),
+        step=step,
+    )
+
+
+def _network(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    return _renamed({n: t for n, t in tensors.items() if not n.startswith(CLASSIFIER)}, NETWORK, path)
+
+
+def _renamed(tensors: Mapping[str, Tensor], table: Mapping[str, str], path: Path) -> dict[str, Tensor]:
+    renamed = {}
+    for name, tensor in tensors.items():
+        prefix = next((prefix for prefix in table if name.startswith(prefix)), None)
+        if prefix is None:
+            raise UserError(f"{path}: {name} is of no network that is known here; it cannot be converted")
+        renamed[table[prefix] + name.removeprefix(prefix)] = tensor
+    return renamed
+
+
+def _structure(student: Mapping[str, Tensor], path: Path) -> tuple[str, tuple[str, ...]]:
+    """What a MiT segmentor is, and the overrides that compose it."""
+    multiresolution = any(name.startswith("decode_head.scale_attention.") for name in student)
+    head = "decode_head.head." if multiresolution else "decode_head."
+    embedding, classifier = (student.get(f"{head}{n}") for n in ("embed_layers.0.proj.weight", "conv_seg.weight"))
+    if embedding is None or classifier is None:
+        raise UserError(
+            f"{path}: its decoder is not DAFormer's ({head}embed_layers is missing); DAFormer, HRDA, MIC, LC-MSM and "
+            "CorDA can be converted"
+        )
+    encoder, width = _variant(student), len(embedding)
+    wide = width == 512 and not multiresolution
+    model = ["model=daformer512_mitb5" if wide else "model=daformer_mitb5"]
+    if multiresolution:
+        attention = student.get("decode_head.scale_attention.conv_seg.bias", classifier)
+        model = ["model=hrda_mitb5", "data=gta2cs_hr", "evaluator=slide"]
+        model += ["evaluator.window=[1024,1024]", "evaluator.stride=[512,512]"]
+        model += ["model.attention=shared"] if len(attention) < len(classifier) else []
+    model += [f"model.encoder.variant={encoder}"] if encoder != "b5" else []
+    model += [f"model.head.width={width}"] if not wide and width != 256 else []
+    if any(name.startswith("vlc_head.") for name in student):
+        return "LC-MSM", ("method=lcmsm", *model)
+    return ("HRDA" if multiresolution else "DAFormer"), tuple(model)
+
+
+def _variant(student: Mapping[str, Tensor]) -> str:
+    """The variant of MiT by the number of blocks and the first width; b5 where no variant has them."""
+    numbers = [re.match(r"backbone\.block(\d)\.(\d+)\.", name) for name in student]
+    blocks = {(found[1], found[2]) for found in numbers if found}
+    depths = tuple(sum(stage == str(i) for stage, _ in blocks) for i in range(1, 5))
+    first = student.get("backbone.norm1.weight")
+    if first is not None and len(first) == 32 and depths == DEPTHS["b0"]:
+        return "b0"
+    return next((name for name, known in DEPTHS.items() if known == depths and name != "b0"), "b5")
+
+
+def _with_statistics(teacher: dict[str, Tensor], student: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The averaged copy with the student's batch-norm statistics.
+
+    The released trainers average parameters alone and run the copy on statistics of the batch: what its buffers hold
+    was never meant to be used, and nothing was ever measured with it.
+    """
+    return {name: student[name] if name.endswith(STATISTICS) and name in student else t for name, t in teacher.items()}
+
+
+def _unknown(tensors: Mapping[str, Tensor], strange: list[str], path: Path) -> UserError:
+    if any(name.startswith(("block1.0.", "layer1.0.", "Scale.")) for name in tensors):
+        return UserError(f"{path} has no decoder that is known here: its encoder alone can be used, pretrained={path}")
+    first = f" (it has {(strange or list(tensors))[0]})" if tensors else " (it holds no tensors)"
+    return UserError(
+        f"{path} is of no network that is known here{first}; checkpoints of DAFormer, HRDA, MIC, LC-MSM and CorDA can "
+        "be converted"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- CorDA
+
+
+def _corda(student: dict[str, Tensor], teacher: dict[str, Tensor], path: Path, step: int) -> Official:
+    gta = any(name.startswith(f"{_INITIAL}conv_out.S.conv2d_list.") for name in student)
+    unused = [name for name in student if UNUSED_DILATION.search(name)]
+    renamed, averaged = (
+        _renamed({n: t for n, t in tensors.items() if not UNUSED_DILATION.search(n)}, CORDA, path)
+        for tensors in (student, teacher)
+    )
+    initial = ("method.initial=main", "method.label_by_initial=0.1") if gta else ("method.initial=features",)
+    return Official(
+        kind=f"CorDA ({'GTA' if gta else 'SYNTHIA'})",
+        overrides=(
+            *("method=corda", "model=deeplabv2_r101", f"data={'gta2cs' if gta else 'synthia2cs'}"),
+            *("model.encoder.freeze_norm=true", "model.head.dilations=[6,12]", "method.dilations=[6,12]", *initial),
+            *("method.depth_weight=batch_mean", "method.depth_start=0.0", "method.jitter_order=bgr"),
+            *("method.mix_classes=image_and_ignore", "method.encoder_updates=released", "teacher.batch_norm=train"),
+        ),
+        student=renamed,
+        teacher=_with_statistics(averaged, renamed),
+        dropped=(Dropped("dilations 18 and 24: the released code never used them", len(unused)),) if unused else (),
+        # The SYNTHIA model has no classifier on the encoder itself; ours keeps one, which CorDA does not read.
+        untrained=() if gta else ("heads.main.",),
+        step=step,
+    )
