@@ -170,6 +170,7 @@ SPECS: dict[str, DatasetSpec] = {
             LabelEncoding("_gtFine_labelTrainIds.png", CITYSCAPES_TRAIN),
             LabelEncoding("_gtFine_labelIds.png", CITYSCAPES_RAW),
         ),
+        splits=("train", "val", "test"),
     ),
 }
 
