@@ -22,6 +22,7 @@ from uda_seg.evaluation import submission
 from uda_seg.evaluation.servers import SERVERS
 from uda_seg.evaluation.submission import Job, Submission, Writer
 from uda_seg.models.inference import Inference
+from uda_seg.models.segmentor import Segmentor
 
 SLIDE = ["evaluator.inference=slide", "evaluator.window=[24,40]", "evaluator.stride=[12,20]"]
 VIEWS = [*SLIDE, "evaluator.scales=[0.5,1.25]", "evaluator.flip=true"]
@@ -34,7 +35,7 @@ def tree(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory, tree) -> str:
-    """A network that says many classes: barely trained, with a classifier of large random weights."""
+    """A run on that tree."""
     folder = tmp_path_factory.mktemp("run") / "method" / "seed0"
     root = [f"data.{name}.root={tree}" for name in ("source", "target")]
     sizes = [f"data.{name}.size=[32,64]" for name in ("source", "target", "validation.cityscapes")]
@@ -48,10 +49,6 @@ def checkpoint(tmp_path_factory, tree) -> str:
     )  # fmt: skip
     path = folder / "checkpoints" / "last.ckpt"
     content = torch.load(path, weights_only=True)
-    g = torch.Generator().manual_seed(0)
-    for name, tensor in content["state_dict"].items():
-        if "heads.main" in name and tensor.dim() == 4:
-            tensor.copy_(torch.randn(tensor.shape, generator=g))
     # What the command line would have left, had the run been started there.
     content["uda_seg"]["choices"] = {"data": "gta2cs", "method": "dacs", "model": "daformer_small", "trainer": "cpu"}
     content["uda_seg"]["overrides"] = [*NETWORK[1:], *root, *sizes, "data.workers=0", "callbacks.progress=false"]
@@ -62,6 +59,12 @@ def checkpoint(tmp_path_factory, tree) -> str:
 def run(checkpoint: str, folder: Path, *overrides: str) -> None:
     given = [o for o in evaluate.expand([checkpoint, *overrides]) if not o.startswith("hydra")]
     evaluate.evaluate(configured(*given), folder)
+
+
+def nearest_id(self: Segmentor, image: torch.Tensor) -> torch.Tensor:
+    """All classes, rightly more often than not: the trees' images show label ids in red; green disturbs them."""
+    ids = torch.tensor([raw for raw, train_id in sorted(CITYSCAPES_RAW.items()) if train_id < 19]).view(1, 19, 1, 1)
+    return -(image[:, :1] * 255 + 3 * (image[:, 1:2] - 0.5) - ids).abs()
 
 
 def predicted(monkeypatch) -> list[tuple[int, int]]:
@@ -83,8 +86,12 @@ def test_cityscapes_scripts_score_what_is_written_as_we_do(cli, checkpoint, tree
     results = tmp_path / "out" / "submission" / "cityscapes_val"
     monkeypatch.setenv("CITYSCAPES_RESULTS", str(results))
     official = importlib.reload(pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling"))
-    finished = cli(evaluate.main, checkpoint, "submission=cityscapes", "hydra.run.dir=out", *how)
-    assert finished.code == 0, finished.err
+    monkeypatch.setattr(Segmentor, "predict", nearest_id)
+    if how:
+        run(checkpoint, tmp_path / "out", "submission=cityscapes", *how)
+    else:
+        finished = cli(evaluate.main, checkpoint, "submission=cityscapes", "hydra.run.dir=out")
+        assert finished.code == 0, finished.err
     official.args.evalInstLevelScore, official.args.JSONOutput, official.args.quiet = False, False, True
     truths = sorted(map(str, Path(tree).glob("gtFine/val/*/*_gtFine_labelIds.png")))
     found = [official.getPrediction(official.args, truth) for truth in truths]
@@ -94,7 +101,7 @@ def test_cityscapes_scripts_score_what_is_written_as_we_do(cli, checkpoint, tree
     theirs = {name: expected["classScores"][name] for name in CITYSCAPES.names}
     assert ours["per_class"] == pytest.approx(theirs, abs=1e-6)
     assert ours["miou"] == pytest.approx(expected["averageScoreClasses"], abs=1e-6)
-    assert sum(value > 0.005 for value in theirs.values()) >= 6, "too few classes to tell anything"
+    assert all(0.05 < value < 1 for value in theirs.values()), "too easy or too hard to tell anything"
     with zipfile.ZipFile(results.with_suffix(".zip")) as archive:
         assert sorted(archive.namelist()) == sorted(Path(path).name for path in found)
 
@@ -191,7 +198,7 @@ def test_names_and_encoding_of_every_server(server, tmp_path):
     written = Submission(SERVERS[server], tmp_path / "x", [image], CITYSCAPES, {})
     assert written.missing() == [0]
     label = np.arange(19, dtype=np.uint8).reshape(1, 19)
-    certain = np.arange(0, 65536, 3641, dtype=np.uint16)[:19].reshape(1, 19)
+    certain = np.linspace(0, 65535, 19).astype(np.uint16).reshape(1, 19)
     written.write(0, label, certain if server == "darkzurich" else None)
     assert written.missing() == []
     with zipfile.ZipFile(written.pack()) as archive:
