@@ -17,8 +17,9 @@ from data.trees import camvid_tree, save
 from uda_seg import evaluate, models, predict, train
 from uda_seg.data.labels import CAMVID, CITYSCAPES
 from uda_seg.errors import UserError
+from uda_seg.evaluation.servers import raw_ids
 from uda_seg.pictures import colorize
-from uda_seg.predict import named_images, raw_ids
+from uda_seg.predict import named_images
 from uda_seg.runs import replay
 
 METHODS = ("lcmsm", "adabn", "corda")
@@ -84,6 +85,32 @@ def test_evaluate_scores_the_teacher_beside_the_student(runs):
     assert scores["target (teacher)"]["miou"] == pytest.approx(said["teacher"], abs=1e-12)
     with refused("has no teacher: leave out evaluator.teacher=true"):
         evaluated(last(runs, "adabn"), "evaluator.teacher=true")
+
+
+def test_several_targets_have_a_mean(runs, camvid):
+    more = [f"+data.validation.more.{key}={value}" for key, value in
+            (("dataset", "camvid"), ("root", camvid), ("split", "train"), ("size", "[32,48]"))]  # fmt: skip
+    scores = evaluated(last(runs), *more)
+    assert list(scores) == ["target", "more", "mean", "target (teacher)", "more (teacher)", "mean (teacher)"]
+    for kind in ("", " (teacher)"):
+        mean = (scores[f"target{kind}"]["miou"] + scores[f"more{kind}"]["miou"]) / 2
+        assert scores[f"mean{kind}"]["miou"] == pytest.approx(mean)
+    assert scores["mean"]["miou_over"] == {"11": scores["mean"]["miou"]}
+
+
+def test_predict_looks_at_an_image_as_evaluate_does(runs, tmp_path, monkeypatch, camvid):
+    how = ["evaluator.teacher=false", "evaluator.scales=[0.75,1.5]", "evaluator.flip=true"]
+    scores = evaluated(last(runs), *how)
+    said, ids = [last(runs), f"input={camvid}/val", f"output={tmp_path}"], list(range(11))
+    predict.predict(configured(*predict.expand([*said, *how])[1:]), tmp_path)
+    pairs = [
+        (cv2.imread(str(tmp_path / "labelIds" / path.name), -1), cv2.imread(str(path), -1))
+        for path in sorted((camvid / "valannot").iterdir())
+    ]
+    known = [(ours[truth < 11], truth[truth < 11]) for ours, truth in pairs]
+    right = sum(int((ours == truth).sum()) for ours, truth in known) / sum(truth.size for _, truth in known)
+    assert {int(i) for ours, _ in pairs for i in np.unique(ours)} <= set(ids)
+    assert scores["target"]["pixel_accuracy"] == pytest.approx(right, abs=1e-3)
 
 
 def test_evaluate_on_other_data_keeps_the_network(runs, tmp_path):

@@ -2,13 +2,15 @@
 
 import errno
 import os
+import shutil
+import zipfile
 
 import cv2
 import numpy as np
 import pytest
 
 from uda_seg.errors import UserError
-from uda_seg.files import save_png, write_text
+from uda_seg.files import save_png, write_text, write_zip
 
 
 def ids(first: int, kind: type = np.uint8) -> np.ndarray:
@@ -50,3 +52,28 @@ def test_what_the_disk_refuses_leaves_nothing_and_tells_the_cure(tmp_path):
     with pytest.raises(UserError, match=r"cannot write .*file/a\.md: .*; stand aside$"):
         write_text(tmp_path / "file" / "a.md", "text", cure="stand aside")
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_an_archive_holds_the_files_and_is_written_whole(tmp_path, monkeypatch):
+    members = {"a/one.png": tmp_path / "1", "two.png": tmp_path / "2"}
+    for i, path in enumerate(members.values()):
+        path.write_bytes(bytes([i]) * 1000)
+    path = tmp_path / "out" / "all.zip"
+    write_zip(path, members)
+    before = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        assert {name: archive.read(name) for name in archive.namelist()} == {
+            name: file.read_bytes() for name, file in members.items()
+        }
+    write_zip(path, members)
+    assert path.read_bytes() == before
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    with pytest.raises(UserError, match=r"cannot write .*all\.zip: No space left on device; make room"):
+        write_zip(path, members)
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == ["all.zip"]

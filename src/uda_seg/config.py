@@ -13,6 +13,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from uda_seg.data.custom import classes_of
 from uda_seg.data.settings import DataSettings, StreetsSettings
 from uda_seg.errors import UserError
+from uda_seg.evaluation.servers import SERVERS
 from uda_seg.limits import Count, CountOrZero, Fraction, Interval, NotNegative, OneOf, Positive
 from uda_seg.methods.settings import OptimizerSettings, ScheduleSettings, TeacherSettings
 from uda_seg.models.text import SOURCES
@@ -97,6 +98,9 @@ class EvaluatorSettings:
         window: height and width of the window.
         stride: vertical and horizontal stride of the window.
         windows_per_batch: windows that go through the network at once.
+        scales: sizes at which each image is looked at, relative to that which the network gets.
+        flip: look at each of them mirrored left-right too.
+        average: what is averaged over scales and mirrored images: `probabilities` (the papers' codes) or `logits`.
         teacher: score the teacher too.
     """
 
@@ -105,6 +109,9 @@ class EvaluatorSettings:
     window: list[int] = field(default_factory=lambda: [512, 512])
     stride: list[int] = field(default_factory=lambda: [256, 256])
     windows_per_batch: Count = 8
+    scales: list[Positive] = field(default_factory=lambda: [1.0])
+    flip: bool = False
+    average: Annotated[str, OneOf(("probabilities", "logits"))] = "probabilities"
     teacher: bool = False
 
 
@@ -216,6 +223,7 @@ class Config:
         init: checkpoint whose weights a new run starts from.
         resume: `last`, or a checkpoint, to continue a run from.
         checkpoint: what `evaluate` and `predict` read.
+        submission: `evaluate`: write the files that this benchmark's server scores, instead of scoring.
         overwrite: allow a run folder that is not empty.
         running_statistics: images that batch norm remembers for the test: `all`, `mixed` or `target`.
         statistics_batches: target batches that `target` averages over.
@@ -251,6 +259,7 @@ class Config:
     init: str | None = None
     resume: str | None = None
     checkpoint: str | None = None
+    submission: Annotated[str | None, OneOf((*SERVERS, None))] = None
     overwrite: bool = False
     running_statistics: Annotated[str, OneOf(("all", "mixed", "target"))] = "all"
     statistics_batches: Count = 40
@@ -351,6 +360,8 @@ def _check_sizes(config: Config) -> None:
             crop, size = sizes[key], sizes.get(domain)
             if crop is not None and size is not None and (crop[0] > size[0] or crop[1] > size[1]):
                 raise UserError(f"{key}={crop} is larger than {domain}={size} (height, width): make the crop smaller")
+    if not evaluator.scales:
+        raise UserError("evaluator.scales=[] leaves no image to look at: give [1.0], or evaluator=multi_scale")
     if evaluator.inference == "slide":
         for window, stride in zip(evaluator.window, evaluator.stride, strict=True):
             if stride > window:

@@ -1,14 +1,23 @@
 """`python -m uda_seg.evaluate checkpoint=FILE`: per-class IoU of a trained network, and where it confuses what.
 
 The network is the one that the checkpoint was trained with; `data=` replaces only the data, `evaluator.teacher=true`
-scores the averaged network beside the student. Table, scores and confusion pictures go to
-`<run>/evaluation/<data>`.
+scores the averaged network beside the student, `evaluator=multi_scale` looks at every image at six scales and mirrored.
+Table, scores and confusion pictures go to `<run>/evaluation/<data>`.
+
+`submission=cityscapes` (or acdc, darkzurich, bdd100k) scores nothing and reads no label: it writes the predictions of
+`data.validation` as that benchmark's server takes them, with an archive to hand in. Started again it goes on where it
+was stopped. For the test split: `data.validation.cityscapes.split=test`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import math
+import os
 import sys
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +25,15 @@ import pytorch_lightning as pl
 
 from uda_seg.command import given_path, run
 from uda_seg.config import Config
-from uda_seg.evaluation.evaluator import Scores
+from uda_seg.data.datamodule import UDADataModule, choose_workers, resize_of
+from uda_seg.data.datasets import SegmentationDataset, open_domain
+from uda_seg.data.settings import DomainSettings
+from uda_seg.evaluation.evaluator import Scores, mean_scores
+from uda_seg.evaluation.servers import SERVERS, domains_of, refuse_unlabelled
+from uda_seg.evaluation.submission import Job, Submission, Writer
 from uda_seg.evaluation.tables import class_table
 from uda_seg.files import save_png, write_text
+from uda_seg.methods.base import UDAModule
 from uda_seg.methods.source_only import SourceOnly
 from uda_seg.pictures import confusion_heat
 from uda_seg.records import write_json
@@ -45,11 +60,28 @@ def expand(given: list[str]) -> list[str]:
 
 
 def evaluate(config: Config, folder: Path) -> float:
-    """Score the checkpoint on every validation set of `data=`; returns the mean of their mIoU, in [0, 1]."""
+    """Score the checkpoint on every validation set of `data=`; returns the mean of their mIoU, in [0, 1].
+
+    With `submission=` nothing is scored (nan).
+    """
     quiet_lightning()
     path = Path(str(config.checkpoint))
     content = read_checkpoint(path)
+    if config.submission is not None:
+        submit(config, folder, path, content)
+        return math.nan
+    refuse_unlabelled(config.data)
     data = build_data(config)
+    scorer = trained(config, data, path, content)
+    data.setup("validate")
+    tester(config, folder).validate(scorer, dataloaders=list(data.val_dataloader().values()), verbose=False)
+    show(columns(scorer), folder, f"{'/'.join(path.resolve().parts[-4:-2])}, step {content['global_step']}: IoU in %")
+    log.info("written: %s", folder)
+    return scorer.miou
+
+
+def trained(config: Config, data: UDADataModule, path: Path, content: Mapping[str, Any]) -> UDAModule:
+    """The checkpoint's student, and its teacher if that is asked for, as a module that only validates."""
     module = build_module(config, data)
     # A plain module: what a method does around validation (AdaBN's statistics) is in the checkpoint already.
     scorer = SourceOnly(load_trained(module, content, path), module.plan)
@@ -57,8 +89,12 @@ def evaluate(config: Config, folder: Path) -> float:
     if config.evaluator.teacher:
         load_trained(module, content, path, teacher=True)
         scorer.teacher, scorer.evaluate_teacher = module.teacher, True
-    data.setup("validate")
-    trainer = pl.Trainer(
+    return scorer
+
+
+def tester(config: Config, folder: Path) -> pl.Trainer:
+    """Lightning's trainer on one device, to validate or predict."""
+    return pl.Trainer(
         accelerator=config.trainer.accelerator,
         devices=1,
         precision=device_precision(config.trainer.precision, config.trainer.accelerator),  # type: ignore[arg-type]
@@ -69,27 +105,86 @@ def evaluate(config: Config, folder: Path) -> float:
         enable_progress_bar=config.callbacks.progress and sys.stderr.isatty(),
         default_root_dir=folder,
     )
-    trainer.validate(scorer, dataloaders=list(data.val_dataloader().values()), verbose=False)
-    columns = scorer.scores | {f"{name} (teacher)": scores for name, scores in scorer.teacher_scores.items()}
-    table = class_table(columns, f"{'/'.join(path.resolve().parts[-4:-2])}, step {content['global_step']}: IoU in %")
+
+
+def columns(scorer: UDAModule) -> dict[str, Scores]:
+    """The scores by target and network; of several targets also the mean."""
+    found: dict[str, Scores] = {}
+    for suffix, scores in (("", scorer.scores), (" (teacher)", scorer.teacher_scores)):
+        found |= {f"{name}{suffix}": value for name, value in scores.items()}
+        if len(scores) > 1:
+            found.setdefault(f"mean{suffix}", mean_scores(list(scores.values())))
+    return found
+
+
+def show(found: Mapping[str, Scores], folder: Path, title: str) -> None:
+    """Print the table, and write it, the scores and a confusion picture of every column."""
+    table = class_table(found, title)
     table.show()
     write_text(folder / "scores.md", table.markdown())
-    write_json(folder / "scores.json", {name: as_json(scores) for name, scores in columns.items()})
-    for name, scores in columns.items():
-        picture = confusion_heat(scores.confusion.numpy(), data.classes.names)
+    write_json(folder / "scores.json", {name: as_json(scores) for name, scores in found.items()})
+    for name, scores in found.items():
+        picture = confusion_heat(scores.confusion.numpy(), tuple(scores.per_class))
         save_png(folder / f"confusion_{name.replace(' (teacher)', '_teacher')}.png", picture)
-    log.info("written: %s", folder)
-    return scorer.miou
+
+
+def submit(config: Config, folder: Path, path: Path, content: Mapping[str, Any]) -> None:
+    """Write the predictions of every validation set that the server knows, each with its archive."""
+    server = str(config.submission)
+    domains = domains_of(server, config.data)
+    data = build_data(config)
+    scorer = trained(config, data, path, content)
+    networks = {"": scorer.segmentor} | ({"_teacher": scorer.teacher.network} if scorer.teacher is not None else {})
+    for name, domain in domains.items():
+        if domain.split != "test":
+            log.warning("split %s of %s: its server scores data.validation.%s.split=test", domain.split, name, name)
+        dataset = open_domain(domain, config.data, data.classes, f"data.validation.{name}", labeled=False)
+        jobs = []
+        for suffix, network in networks.items():
+            place = folder / "submission" / f"{name}_{domain.split}{suffix}"
+            record = made_by(config, path, domain, suffix)
+            jobs.append(Job(network, Submission(SERVERS[server], place, dataset.names, data.classes, record)))
+        write(config, folder, Writer(jobs, scorer.infer), dataset, domain)
+
+
+def made_by(config: Config, path: Path, domain: DomainSettings, suffix: str) -> dict[str, Any]:
+    """What a prediction depends on, so that no file of another network or another way is kept."""
+    with path.open("rb") as file:
+        checkpoint = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "checkpoint": checkpoint,
+        "network": suffix or "student",
+        "submission": config.submission,
+        "precision": device_precision(config.trainer.precision, config.trainer.accelerator),
+        "evaluator": {key: value for key, value in asdict(config.evaluator).items() if key not in ("times", "teacher")},
+        "images": {**asdict(domain), "count": None},
+    }
+
+
+def write(config: Config, folder: Path, writer: Writer, dataset: SegmentationDataset, domain: DomainSettings) -> None:
+    """Predict what is missing of one validation set, then pack it."""
+    left = len(set().union(*writer.missing))
+    log.info("%d of %d images are predicted already", len(dataset) - left, len(dataset))
+    workers = config.data.workers
+    loader = writer.loader(
+        dataset, resize_of(domain), choose_workers(False, os.cpu_count() or 1) if workers is None else workers
+    )
+    if left:
+        tester(config, folder).predict(writer, loader, return_predictions=False)
+    for job in writer.jobs:
+        log.info("written: %s", job.submission.pack())
 
 
 def as_json(scores: Scores) -> dict[str, Any]:
-    """Scores without the matrix, plain values."""
+    """Scores without the matrix, plain values; `miou_16_converted` is `Scores.converted`."""
     return {
         "miou": scores.miou,
         "mean_accuracy": scores.mean_accuracy,
         "pixel_accuracy": scores.pixel_accuracy,
         "per_class": scores.per_class,
         "classes": list(scores.classes),
+        "miou_over": scores.means,
+        "miou_16_converted": scores.converted,
     }
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import cv2
@@ -27,15 +30,22 @@ def write_whole(path: Path, content: bytes, cure: str = RUN) -> None:
     Raises:
         UserError: the disk does not take it; names the file and `cure`.
     """
+    with _written_whole(path, cure) as part:
+        part.write_bytes(content)
+
+
+@contextlib.contextmanager
+def _written_whole(path: Path, cure: str) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
+        yield part
         os.replace(part, path)
     except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; {cure}") from error
+    finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror or error}; {cure}") from error
 
 
 def write_text(path: Path, text: str, cure: str = RUN) -> None:
@@ -47,3 +57,14 @@ def save_png(path: Path, image: Picture, cure: str = RUN) -> None:
     """Write an RGB picture uint8 [H, W, 3], or one plane [H, W] of uint8 or uint16, as `write_whole` does."""
     stored = image if image.ndim == 2 else image[..., ::-1]  # OpenCV writes BGR
     write_whole(path, cv2.imencode(".png", np.ascontiguousarray(stored))[1].tobytes(), cure)
+
+
+def write_zip(path: Path, members: Mapping[str, Path], cure: str = RUN) -> None:
+    """Write an archive of files, name inside -> file, as `write_whole` does; equal files give equal archives.
+
+    They are stored as they are: made for PNGs, which are compressed already.
+    """
+    with _written_whole(path, cure) as part, zipfile.ZipFile(part, "w") as archive:
+        for name, file in members.items():
+            with archive.open(zipfile.ZipInfo(name), "w") as stored, file.open("rb") as content:
+                shutil.copyfileobj(content, stored)

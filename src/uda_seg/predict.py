@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,13 +24,15 @@ from uda_seg.data.batch import Sample
 from uda_seg.data.custom import classes_of
 from uda_seg.data.datamodule import resize_of
 from uda_seg.data.datasets import read_image
-from uda_seg.data.labels import CITYSCAPES_RAW, IGNORE, ClassSet
+from uda_seg.data.labels import ClassSet
 from uda_seg.data.settings import DomainSettings
 from uda_seg.data.transforms import Resize
 from uda_seg.errors import UserError
+from uda_seg.evaluation.servers import raw_ids
 from uda_seg.files import save_png
 from uda_seg.methods.base import Plan
-from uda_seg.models.segmentor import Segmentor, resize
+from uda_seg.models.inference import Inference
+from uda_seg.models.segmentor import Segmentor
 from uda_seg.pictures import colorize, heat, overlay
 from uda_seg.runs import load_trained, read_checkpoint, replay
 from uda_seg.train import inference, instantiate_module
@@ -119,7 +120,7 @@ def probabilities(
     network: Segmentor,
     image: Pixels,
     fit: Resize | None,
-    infer: Callable[[Segmentor, Tensor], Tensor],
+    infer: Inference,
     device: torch.device,
 ) -> Tensor:
     """Class probabilities [K, H, W] of an RGB image [H, W, 3], at the image's own size."""
@@ -127,17 +128,7 @@ def probabilities(
     if fit is not None:
         image = fit(Sample(image)).image
     tensor = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float() / 255
-    return resize(infer(network, tensor), (height, width))[0].softmax(0).cpu()
-
-
-def raw_ids(classes: ClassSet) -> Pixels:
-    """Lookup table uint8 [256] from train ids to the ids of the data set's own label files."""
-    table = np.arange(256, dtype=np.uint8)
-    if classes.name == "cityscapes":
-        for raw, train in CITYSCAPES_RAW.items():
-            if train != IGNORE:
-                table[train] = raw
-    return table
+    return infer(network, tensor, (height, width))[0].softmax(0).cpu()
 
 
 def write(output: Path, name: Path, image: Pixels, label: Tensor, confidence: Tensor, classes: ClassSet) -> None:

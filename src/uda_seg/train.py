@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from pytorch_lightning.profilers import AdvancedProfiler, Profiler, SimpleProfiler
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 from pytorch_lightning.utilities import rank_zero_only
-from torch import Tensor
 
 from uda_seg.callbacks.checkpoint import AtomicCheckpointIO, Checkpoints
 from uda_seg.callbacks.csv_log import CSVLog
@@ -31,10 +29,10 @@ from uda_seg.callbacks.stop import Stop
 from uda_seg.command import departures, run
 from uda_seg.config import Config, TrainerSettings
 from uda_seg.data.datamodule import UDADataModule
+from uda_seg.evaluation.servers import refuse_unlabelled
 from uda_seg.launch import local_ranks, on_all_ranks
 from uda_seg.methods.base import Plan, UDAModule
-from uda_seg.models.inference import slide_logits
-from uda_seg.models.segmentor import Segmentor
+from uda_seg.models.inference import Inference
 from uda_seg.records import write_json, write_record
 from uda_seg.runs import (
     check_same,
@@ -58,6 +56,7 @@ def main() -> None:
 def train(config: Config, folder: Path) -> float:
     """Train and evaluate one run; returns the mIoU of the last iterate, in [0, 1]."""
     quiet_lightning()
+    refuse_unlabelled(config.data)
     resume = prepare_folder(folder, config)
     if changed := departures(config):
         log.info("otherwise than the method's own recipe (in brackets): %s", ", ".join(changed))
@@ -206,17 +205,17 @@ def instantiate_module(config: Config, plan: Plan) -> UDAModule:
     return module
 
 
-def inference(config: Config) -> Callable[[Segmentor, Tensor], Tensor]:
-    """How images [B, 3, H, W] become logits at test: whole, or by a sliding window."""
+def inference(config: Config) -> Inference:
+    """How images become logits at test."""
     settings = config.evaluator
-    if settings.inference == "whole":
-        return Segmentor.predict
-    window, stride = tuple(settings.window), tuple(settings.stride)
-    return partial(_slide, window=window, stride=stride, windows=settings.windows_per_batch)
-
-
-def _slide(network: Segmentor, image: Tensor, **options: Any) -> Tensor:
-    return slide_logits(network.predict, image, options["window"], options["stride"], options["windows"])
+    return Inference(
+        window=(settings.window[0], settings.window[1]) if settings.inference == "slide" else None,
+        stride=(settings.stride[0], settings.stride[1]),
+        windows=settings.windows_per_batch,
+        scales=tuple(settings.scales),
+        flip=settings.flip,
+        average="logits" if settings.average == "logits" else "probabilities",
+    )
 
 
 def build_trainer(config: Config, folder: Path, data: UDADataModule, seen: int = 0) -> pl.Trainer:

@@ -61,6 +61,18 @@ def cityscapes_tree(root: Path, label: np.ndarray, suffix: str = "labelIds", spl
     return root
 
 
+def cityscapes_splits(root: Path, size: tuple[int, int] = (64, 128)) -> Path:
+    """Cityscapes as it is unpacked: two cities in val with every label id there is, a city in test without labels."""
+    for i, stem in enumerate(("frankfurt_000000_000294", "frankfurt_000001_068772", "munster_000173_000019")):
+        label = blocks(i, size, list(range(34)))
+        city = stem.partition("_")[0]
+        save(root / f"leftImg8bit/val/{city}/{stem}_leftImg8bit.png", image_of(label, i))
+        save(root / f"gtFine/val/{city}/{stem}_gtFine_labelIds.png", label)
+    for i in range(2):
+        save(root / f"leftImg8bit/test/berlin/berlin_00000{i}_000019_leftImg8bit.png", image_of(label, i))
+    return root
+
+
 def gta_tree(root: Path, label: np.ndarray) -> Path:
     """GTA's palette PNG: the raw ids are indices into a colour table."""
     save(root / "images/00001.png", image_of(label))

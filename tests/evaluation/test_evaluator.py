@@ -16,7 +16,14 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from reference import confusion_loop, iou_sets
 from uda_seg.data.labels import CITYSCAPES
 from uda_seg.errors import UserError
-from uda_seg.evaluation.evaluator import Scores, SegmentationEvaluator, confusion_counts, confusion_matrix, iou
+from uda_seg.evaluation.evaluator import (
+    Scores,
+    SegmentationEvaluator,
+    confusion_counts,
+    confusion_matrix,
+    iou,
+    mean_scores,
+)
 
 C = 5
 NAMES = tuple("abcde")
@@ -109,6 +116,41 @@ def test_class_outside_the_subset_still_takes_pixels():
     label, prediction = np.array([[[0, 0, 1, 1]]]), np.array([[[0, 4, 1, 1]]])
     assert score(prediction, label, (0, 1)).miou == pytest.approx((1 / 2 + 1) / 2)
     assert score(prediction, label).miou == pytest.approx((1 / 2 + 1 + 0) / 3)
+
+
+def synthia(prediction: np.ndarray, label: np.ndarray) -> Scores:
+    evaluator = SegmentationEvaluator(19, CITYSCAPES.names, CITYSCAPES.subset("16"), CITYSCAPES.subsets)
+    evaluator.update(torch.from_numpy(prediction), torch.from_numpy(label))
+    return evaluator.compute()
+
+
+def test_synthia_is_reported_over_16_and_13_classes_and_as_the_papers_convert_it():
+    rng = np.random.default_rng(3)
+    label = rng.integers(0, 19, (2, 20, 30))
+    unseen = (9, 14, 16)  # terrain, truck, train: not in SYNTHIA
+    said = np.where(rng.random(label.shape) < 0.5, label, rng.integers(0, 19, label.shape))
+    never = np.where(np.isin(said, unseen), 2, said)
+    ious = [iou_sets(never, label, c) for c in range(19)]
+    scores = synthia(never, label)
+    sixteen = [c for c in range(19) if c not in unseen]
+    assert scores.means["19"] == pytest.approx(sum(ious) / 19)
+    assert scores.miou == scores.means["16"] == pytest.approx(np.mean([ious[c] for c in sixteen]))
+    assert scores.means["13"] == pytest.approx(np.mean([ious[c] for c in sixteen if c not in (3, 4, 5)]))
+    assert scores.converted == pytest.approx(scores.means["16"])  # the three have an IoU of 0
+    assert synthia(said, label).converted > synthia(said, label).means["16"] + 0.01  # here they have not
+    assert score(np.zeros((1, 1, 1), int), np.zeros((1, 1, 1), int)).converted is None
+
+
+def test_targets_count_alike_and_a_class_where_it_occurs():
+    first, second = np.array([[[0, 0, 1, 1]]]), np.array([[[0] * 40]])
+    one, two = score(np.array([[[0, 1, 1, 1]]]), first, (0, 1)), score(second, second, (0, 1))
+    mean = mean_scores([one, two])
+    assert mean.miou == pytest.approx(((1 / 2 + 2 / 3) / 2 + 1) / 2)
+    assert mean.per_class["a"] == pytest.approx((1 / 2 + 1) / 2)
+    assert mean.per_class["b"] == pytest.approx(2 / 3)
+    assert math.isnan(mean.per_class["c"])
+    assert mean.pixel_accuracy == pytest.approx((3 / 4 + 1) / 2)
+    assert mean.confusion[0, 0].item() == 41
 
 
 @pytest.mark.parametrize("bad", [5, 19, 254])

@@ -12,6 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from uda_seg.data.labels import CITYSCAPES
 from uda_seg.evaluation.evaluator import SegmentationEvaluator
 from uda_seg.evaluation.tables import Table, class_table, group_runs, percent, runs_csv, runs_table
 
@@ -52,6 +53,21 @@ def test_class_table_shows_every_class_and_the_means():
     console = Console(width=80, file=io.StringIO(), record=True)
     console.print(table.rich())
     assert "66.67" in console.export_text()
+
+
+def test_class_table_shows_the_other_class_subsets():
+    def table(subset):
+        evaluator = SegmentationEvaluator(19, CITYSCAPES.names, CITYSCAPES.subset(subset), CITYSCAPES.subsets)
+        label = torch.arange(19)
+        evaluator.update(torch.where(label == 9, 8, label), label)  # terrain is taken for vegetation
+        return {row[0]: row[1:] for row in class_table({"a": evaluator.compute()}).rows}
+
+    means = {"mIoU (19)": 17.5 / 19, "mIoU (16)": 15.5 / 16, "mIoU (13)": 12.5 / 13}
+    rows = table("16")
+    assert [name for name in rows if "mIoU" in name] == ["mIoU (16)", "mIoU (19)", "mIoU (13)", "mIoU (19) * 19/16"]
+    assert {name: rows[name] for name in means} == {name: (f"{100 * value:.2f}",) for name, value in means.items()}
+    assert rows["mIoU (19) * 19/16"] == (f"{100 * 17.5 / 16:.2f}",)
+    assert [name for name in table("19") if "mIoU" in name] == list(means)
 
 
 def test_runs_are_averaged_over_seeds():

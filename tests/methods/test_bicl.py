@@ -22,6 +22,8 @@ from uda_seg.methods.bicl import LADDER, BiCL
 from uda_seg.methods.rounds import RoundSchedule
 from uda_seg.methods.settings import TeacherSettings
 from uda_seg.methods.source_only import SourceOnly
+from uda_seg.models.inference import Inference
+from uda_seg.models.segmentor import Segmentor
 from uda_seg.models.timm_encoder import TimmEncoder
 from uda_seg.ops.contrast import similarity, transfer_labels
 
@@ -271,13 +273,20 @@ def bicl(make_segmentor, make_plan, **options):
     return BiCL(make_segmentor(), make_plan(steps=6), **{"warmup": 1 / 3, "rounds": 2} | options)
 
 
+class Sure(Inference):
+    """As sure as a trained network."""
+
+    def __call__(self, network: Segmentor, image: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
+        return 40 * super().__call__(network, image, size)
+
+
 def test_a_round_labels_what_is_surest(make_segmentor, make_plan, data, tmp_path):
     """Against sorting in numpy: a tenth of each predicted class over all images, and a tenth of each image."""
     module = bicl(make_segmentor, make_plan, class_share=0.2, image_share=0.1)
     train(module, data(), tmp_path / "run", max_steps=2)  # stops where the first round would begin
     assert not (tmp_path / "run/pseudo_labels").exists()
     train(module, data(), tmp_path / "run", max_steps=1)
-    module.infer = lambda network, image: 40 * network.predict(image)  # as sure as a trained network
+    module.infer = Sure()
     module.static.make(module.static.store, 0)
     labels = np.load(tmp_path / "run/pseudo_labels/round_000.npy")
     with torch.no_grad():

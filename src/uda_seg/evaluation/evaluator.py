@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
@@ -23,6 +25,7 @@ class Scores(NamedTuple):
         mean_accuracy: mean over `classes` of the share of the class's pixels that are right.
         classes: names of the classes that the two means are over.
         confusion: int64 [C, C] pixels on the CPU; row = label, column = prediction.
+        means: mIoU over every subset that papers report, by its name, e.g. 19, 16 and 13.
     """
 
     miou: float
@@ -31,6 +34,16 @@ class Scores(NamedTuple):
     mean_accuracy: float
     classes: tuple[str, ...]
     confusion: Tensor
+    means: dict[str, float]
+
+    @property
+    def converted(self) -> float | None:
+        """The mIoU 16 of SYNTHIA as the released codes convert it, mIoU 19 times 19/16; None for other classes.
+
+        It is the mean of the 16 classes (`means["16"]`) where terrain, truck and train have an IoU of exactly 0, as of
+        a network that never says them; where it does say them rightly it is more, and it is wrong where one is absent.
+        """
+        return self.means["19"] * 19 / 16 if {"19", "16"} <= set(self.means) else None
 
 
 def confusion_counts(prediction: Tensor, label: Tensor, num_classes: int) -> Tensor:
@@ -78,6 +91,7 @@ class SegmentationEvaluator(Metric):
         num_classes: C, the network's classes. Predictions are never restricted to the subset.
         names: the C class names.
         subset: class ids that `miou` and `mean_accuracy` are over, e.g. the 16 or 13 classes of SYNTHIA.
+        subsets: further subsets by name, of which `Scores.means` has the mIoU.
     """
 
     is_differentiable = False
@@ -85,13 +99,21 @@ class SegmentationEvaluator(Metric):
     full_state_update = False
     counts: Tensor
 
-    def __init__(self, num_classes: int, names: Sequence[str], subset: Sequence[int]) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        names: Sequence[str],
+        subset: Sequence[int],
+        subsets: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
         super().__init__()
-        if len(names) != num_classes or not set(subset) <= set(range(num_classes)):
-            raise ValueError(f"{num_classes} classes do not fit {len(names)} names and the subset {tuple(subset)}")
+        for chosen in (subset, *(subsets or {}).values()):
+            if len(names) != num_classes or not set(chosen) <= set(range(num_classes)):
+                raise ValueError(f"{num_classes} classes do not fit {len(names)} names and the subset {tuple(chosen)}")
         self.num_classes = num_classes
         self.names = tuple(names)
         self.subset = tuple(subset)
+        self.subsets = {name: list(chosen) for name, chosen in (subsets or {}).items()}
         self.add_state("counts", torch.zeros(num_classes * num_classes + 3, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, label: Tensor) -> None:
@@ -134,4 +156,27 @@ class SegmentationEvaluator(Metric):
             mean_accuracy=recall[chosen].nanmean().item(),
             classes=tuple(self.names[i] for i in chosen),
             confusion=confusion,
+            means={name: per_class[ids].nanmean().item() for name, ids in self.subsets.items()},
         )
+
+
+def mean_scores(scores: Sequence[Scores]) -> Scores:
+    """The mean over targets of every score, each target counting alike, however many images it has.
+
+    A class counts in the targets that have it (its IoU is nan in the others); the confusion is summed.
+    """
+    first = scores[0]
+    return Scores(
+        miou=fmean(s.miou for s in scores),
+        per_class={name: _known_mean([s.per_class[name] for s in scores]) for name in first.per_class},
+        pixel_accuracy=fmean(s.pixel_accuracy for s in scores),
+        mean_accuracy=fmean(s.mean_accuracy for s in scores),
+        classes=first.classes,
+        confusion=torch.stack([s.confusion for s in scores]).sum(0),
+        means={name: fmean(s.means[name] for s in scores) for name in first.means},
+    )
+
+
+def _known_mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return fmean(known) if known else math.nan

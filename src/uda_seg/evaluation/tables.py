@@ -63,7 +63,8 @@ def class_table(columns: Mapping[str, Scores], title: str = "") -> Table:
 
     Args:
         columns: column name -> scores over one class set, e.g. {"student": ..., "teacher": ...}. A class
-            that the mean leaves out stands in brackets.
+            that the mean leaves out stands in brackets. The mean over every other class subset follows, and where
+            SYNTHIA's classes are reported, the released codes' conversion.
         title: of the table.
     """
     scores = list(columns.values())
@@ -71,7 +72,13 @@ def class_table(columns: Mapping[str, Scores], title: str = "") -> Table:
         (name if name in scores[0].classes else f"({name})", *(percent(s.per_class[name]) for s in scores))
         for name in scores[0].per_class
     ]
-    rows.append((f"mIoU ({len(scores[0].classes)})", *(percent(s.miou) for s in scores)))
+    size = len(scores[0].classes)
+    rows.append((f"mIoU ({size})", *(percent(s.miou) for s in scores)))
+    others = [name for name in scores[0].means if name != str(size)]
+    rows += [(f"mIoU ({name})", *(percent(s.means[name]) for s in scores)) for name in others]
+    converted = [s.converted for s in scores if s.converted is not None]
+    if converted and size < len(scores[0].per_class):
+        rows.append(("mIoU (19) * 19/16", *map(percent, converted)))
     rows.append(("mean accuracy", *(percent(s.mean_accuracy) for s in scores)))
     rows.append(("pixel accuracy", *(percent(s.pixel_accuracy) for s in scores)))
     return Table(("class", *columns), tuple(rows), title)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
@@ -13,8 +13,9 @@ from uda_seg.evaluation.evaluator import Scores, SegmentationEvaluator
 from uda_seg.methods.settings import Plan
 from uda_seg.methods.step import Loss, StepModule
 from uda_seg.methods.teacher import Teacher
+from uda_seg.models.inference import Inference
 from uda_seg.models.norm import estimate_statistics
-from uda_seg.models.segmentor import Segmentor, resize
+from uda_seg.models.segmentor import Segmentor
 from uda_seg.ops.augment import draw_strong, strong_augment
 from uda_seg.ops.image import to_float
 from uda_seg.ops.losses import IGNORE
@@ -48,7 +49,7 @@ class UDAModule(StepModule):
         super().__init__(plan)
         self.segmentor = segmentor
         self.teacher: Teacher | None = None
-        self.infer: Callable[[Segmentor, Tensor], Tensor] = Segmentor.predict
+        self.infer = Inference()
         self.evaluate_teacher = False
         self.scores: dict[str, Scores] = {}
         self.scored_step = -1
@@ -61,7 +62,8 @@ class UDAModule(StepModule):
         """One evaluator per target, in loader order."""
         classes = self.plan.classes
         return nn.ModuleList(
-            SegmentationEvaluator(len(classes.names), classes.names, self.plan.eval_classes) for _ in self.plan.targets
+            SegmentationEvaluator(len(classes.names), classes.names, self.plan.eval_classes, classes.subsets)
+            for _ in self.plan.targets
         )
 
     # ------------------------------------------------------------------ the interface of a method
@@ -129,11 +131,12 @@ class UDAModule(StepModule):
 
     def _score(self, network: Segmentor, evaluator: nn.Module, batch: DomainBatch) -> None:
         assert batch.label is not None, "a validation set has labels"
-        logits = resize(self.infer(network, to_float(batch.image)), batch.label.shape[-2:])
+        height, width = batch.label.shape[-2:]
         assert isinstance(evaluator, SegmentationEvaluator)
+        labels = self.infer.label(network, to_float(batch.image), (height, width))
         # Each image counts on one rank. One with none of its own reads another's, to keep step with those that have.
         mine = batch.index % self.trainer.world_size == self.global_rank
-        evaluator.update(logits.argmax(1), batch.label.masked_fill(~mine.view(-1, 1, 1), IGNORE))
+        evaluator.update(labels, batch.label.masked_fill(~mine.view(-1, 1, 1), IGNORE))
 
     def on_validation_epoch_end(self) -> None:
         """Compute and log every target's scores (Lightning hook)."""

@@ -181,15 +181,13 @@ class StaticLabels:
         label, level, done = (draft.plane(name) for name in ("label", "level", "done"))
         left = [i for i in mine if not done[i]]
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        hidden = not self.module.trainer.is_global_zero
+        hidden, infer = not self.module.trainer.is_global_zero, self.module.infer.single()
         with Progress(*columns, console=Console(stderr=True), disable=hidden) as bar, labelling(self.module):
             task = bar.add_task(f"labelling the target, round {draft.version + 1}", total=len(mine))
             bar.advance(task, len(mine) - len(left))
             for i, batch in zip(left, data.target_images([batches[i] for i in left]), strict=True):
                 height, width = batch.image.shape[2:]
-                found = certainty(
-                    self.module.infer(self.module.segmentor, to_float(batch.image.to(self.module.device)))
-                )
+                found = certainty(infer(self.module.segmentor, to_float(batch.image.to(self.module.device))))
                 label[batches[i]], level[batches[i]] = 255, 0
                 label[batches[i], :height, :width] = found.label.cpu().numpy()
                 level[batches[i], :height, :width] = found.level.cpu().numpy()

@@ -1,0 +1,173 @@
+"""Predictions as the files that a test server scores: written whole, continued after a stop, packed at the end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from uda_seg.data.batch import Sample
+from uda_seg.data.datasets import SegmentationDataset
+from uda_seg.data.labels import ClassSet
+from uda_seg.data.transforms import Resize
+from uda_seg.errors import UserError
+from uda_seg.evaluation.servers import Server, raw_ids
+from uda_seg.files import save_png, write_text, write_zip
+from uda_seg.models.inference import Inference, resized_argmax
+from uda_seg.models.segmentor import Segmentor
+from uda_seg.ops.image import to_float
+
+Item = tuple[Tensor, int, tuple[int, int]]
+
+
+class Images(Dataset[Item]):
+    """Some of a data set's images: uint8 [3, H, W] at the network's size, the place, and (height, width) on disk.
+
+    Args:
+        dataset: no label is read.
+        resize: to the network's size; None: as on disk.
+        places: which images.
+    """
+
+    def __init__(self, dataset: SegmentationDataset, resize: Resize | None, places: Sequence[int]) -> None:
+        self.dataset, self.resize, self.places = dataset, resize, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Item:
+        place = self.places[index]
+        sample = Sample(self.dataset.read(place).image)
+        size = (sample.image.shape[0], sample.image.shape[1])
+        image = sample.image if self.resize is None else self.resize(sample).image
+        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), place, size
+
+
+class Submission:
+    """One network's predictions of one split: a folder, and the archive beside it.
+
+    Files that are there are kept if they were made by the same network in the same way, of which `submission.json` is
+    the record; otherwise the folder starts anew.
+
+    Args:
+        server: who scores it.
+        folder: of the files; the archive is `<folder>.zip`.
+        images: names of the images, in the data set's order.
+        classes: of the predictions.
+        made_by: what the files depend on, plain values.
+
+    Raises:
+        UserError: an image's name is not the benchmark's, or two have one name.
+    """
+
+    RECORD = "submission.json"
+
+    def __init__(
+        self, server: Server, folder: Path, images: Sequence[str], classes: ClassSet, made_by: Mapping[str, Any]
+    ) -> None:
+        self.server, self.folder = server, folder
+        self.files = [server.files(image) for image in images]
+        first: dict[str, str] = {}
+        for image, (labels, _) in zip(images, self.files, strict=True):
+            if first.setdefault(labels[0], image) != image:
+                raise UserError(f"{first[labels[0]]} and {image} would both be {labels[0]}: name the images apart")
+        self.table = raw_ids(classes) if server.raw else np.arange(256, dtype=np.uint8)
+        self._keep(json.dumps(made_by, indent=2, sort_keys=True) + "\n")
+
+    def _keep(self, record: str) -> None:
+        path = self.folder / self.RECORD
+        if path.is_file() and path.read_bytes() == record.encode():
+            return
+        # The record goes first: without it, whatever is left of the folder is never taken for this network's.
+        path.unlink(missing_ok=True)
+        self.archive.unlink(missing_ok=True)
+        for inside in self._inside():
+            (self.folder / inside).unlink(missing_ok=True)
+        write_text(path, record)
+
+    @property
+    def archive(self) -> Path:
+        """The file to hand in."""
+        return self.folder.with_name(f"{self.folder.name}.zip")
+
+    def missing(self) -> list[int]:
+        """Places of the images that are not predicted yet. Of an image's files the first is the last to be written."""
+        return [place for place, (labels, _) in enumerate(self.files) if not (self.folder / labels[0]).is_file()]
+
+    def write(self, place: int, label: NDArray[np.uint8], confidence: NDArray[np.uint16] | None) -> None:
+        """Write an image's files.
+
+        Args:
+            place: the image's.
+            label: [H, W] train ids.
+            confidence: [H, W], where the server asks for it.
+        """
+        labels, certain = self.files[place]
+        if certain is not None and confidence is not None:
+            save_png(self.folder / certain, confidence)
+        for path in reversed(labels):
+            save_png(self.folder / path, self.table[label])
+
+    def pack(self) -> Path:
+        """Write the archive of all files; returns its path."""
+        write_zip(self.archive, {path: self.folder / path for path in sorted(self._inside())})
+        return self.archive
+
+    def _inside(self) -> list[str]:
+        return [path for labels, certain in self.files for path in (*labels, certain) if path is not None]
+
+
+@dataclass
+class Job:
+    """A network and where its predictions go."""
+
+    network: Segmentor
+    submission: Submission
+
+
+class Writer(pl.LightningModule):
+    """Predicts images and writes them down (Lightning brings device and precision, the same as in validation).
+
+    Args:
+        jobs: the networks; each predicts what its submission lacks.
+        infer: how.
+    """
+
+    def __init__(self, jobs: Sequence[Job], infer: Inference) -> None:
+        super().__init__()
+        self.jobs, self.infer = jobs, infer
+        self.networks = torch.nn.ModuleList(job.network for job in jobs)
+        self.missing = [set(job.submission.missing()) for job in jobs]
+
+    def loader(self, dataset: SegmentationDataset, resize: Resize | None, workers: int) -> DataLoader[Item]:
+        """The images that any of the jobs lacks, one at a time: they may differ in size."""
+        places = sorted(set().union(*self.missing))
+        return DataLoader(Images(dataset, resize, places), batch_size=None, num_workers=workers)
+
+    def predict_step(self, item: Item, batch_idx: int) -> None:
+        """Write one image's files (Lightning hook)."""
+        image, place, size = item
+        for job, missing in zip(self.jobs, self.missing, strict=True):
+            if place in missing:
+                label, confidence = self._predict(job, to_float(image[None]), size)
+                job.submission.write(place, label, confidence)
+
+    def _predict(
+        self, job: Job, image: Tensor, size: tuple[int, int]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint16] | None]:
+        if job.submission.server.confidence is None:
+            return self.infer.label(job.network, image, size)[0].cpu().numpy(), None
+        logits = self.infer(job.network, image, size)
+        # The largest probability, without all the others.
+        certain = (logits.amax(1) - logits.logsumexp(1)).exp()[0].clamp_(0, 1)
+        label = resized_argmax(logits, size)[0].cpu().numpy()
+        return label, (65535 * certain).round().cpu().numpy().astype(np.uint16)
