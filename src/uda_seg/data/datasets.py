@@ -29,7 +29,7 @@ from uda_seg.data.labels import (
     class_map,
     lookup_table,
 )
-from uda_seg.data.settings import DataSettings, DomainSettings
+from uda_seg.data.settings import DataSettings, DomainSettings, prepare_command
 from uda_seg.errors import UserError
 
 Decoder = Callable[[Path], NDArray[np.uint8] | NDArray[np.uint16]]
@@ -65,6 +65,11 @@ def read_red(path: Path) -> NDArray[np.uint16]:
     label = _decode(path, cv2.IMREAD_UNCHANGED)
     if label.ndim != 3 or label.shape[2] < 3:
         raise UserError(f"{path} is not a SYNTHIA label: it has the shape {label.shape}, not three channels")
+    if label.dtype != np.uint16:
+        raise UserError(
+            f"{path} is {label.dtype}, not 16-bit as SYNTHIA's labels are: a program that cuts them to 8 bits (PIL does) "
+            "saved it; unpack the original again"
+        )
     return label[..., 2].astype(np.uint16)  # OpenCV's order is blue, green, red
 
 
@@ -186,7 +191,7 @@ class SegmentationDataset:
         depth: Likewise depth: find the files with `find_depth` from the split's image names.
         count: Use the first `count` images; None: all.
         option: The setting that `root` comes from, for messages.
-        prepare: The command that prepares the data, for messages.
+        prepare: The command that prepares the data, for messages; empty: there is none.
 
     Raises:
         UserError: no folder, no images, images without a label; `read` names what is wrong with a file.
@@ -210,19 +215,17 @@ class SegmentationDataset:
         self.spec, self.root, self.split, self.classes = spec, root, split, classes
         self.image_root = root / spec.images.format(split=split)
         self.label_root = root / spec.labels.format(split=split)
-        cure = f"set {option}.root to the folder that holds {spec.layout(split)}{prepare}"
+        cure = f"set {option}.root to the folder that holds {spec.layout(split)}{', then run ' if prepare else ''}{prepare}"
         for folder in (self.image_root, self.label_root) if labeled else (self.image_root,):
             if not folder.is_dir():
-                raise UserError(f"{spec.title}: no folder {folder}: {cure}")
-        self.names = _scan(self.image_root, spec.image_suffix)[:count]
+                raise UserError(f"{spec.title}: no folder {folder}: {_found(root, folder, option, prepare) or cure}")
+        self.names = scan(self.image_root, spec.image_suffix)[:count]
         if not self.names:
             raise UserError(f"{spec.title}: no image {self.image_root}/**/*{spec.image_suffix}: {cure}")
         self.depth = None if depth is None else depth(self.names)
-        self._encoding = self._find_encoding(cure) if labeled else None
-        if self._encoding is not None:
-            mapped = class_map(spec.classes, classes)
-            table = {raw: mapped[train] for raw, train in self._encoding.table.items()}
-            self._table = lookup_table(table, missing=_UNKNOWN)
+        self._encoding: LabelEncoding | None = None
+        if labeled:
+            self.read_labels_as(self._find_encoding(cure))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -232,15 +235,30 @@ class SegmentationDataset:
         """Whether samples have labels."""
         return self._encoding is not None
 
+    @property
+    def encoding(self) -> LabelEncoding:
+        """The kind of label files that are read."""
+        if self._encoding is None:
+            raise ValueError(f"the labels of {self.root} were not asked for")
+        return self._encoding
+
+    def read_labels_as(self, encoding: LabelEncoding) -> None:
+        """Read the labels of this kind from now on, whether or not every image has one."""
+        mapped = class_map(self.spec.classes, self.classes)
+        self._encoding = encoding
+        self._table = lookup_table({raw: mapped[train] for raw, train in encoding.table.items()}, missing=_UNKNOWN)
+
+    def train_id(self, raw: int) -> int:
+        """The train id of the wanted classes that a raw id stands for; 255 = ignore."""
+        return int(self._table[raw])
+
     def image_path(self, index: int) -> Path:
         """The image file at `index`."""
         return self.image_root / self.names[index]
 
     def label_path(self, index: int) -> Path:
         """The label file that belongs to the image at `index`."""
-        if self._encoding is None:
-            raise ValueError(f"the labels of {self.root} were not asked for")
-        return self.label_root / self._label_name(self.names[index], self._encoding)
+        return self.label_root / self.label_name(self.names[index], self.encoding)
 
     def read(self, index: int) -> Sample:
         """Decode the image at `index` and what was asked for beside it, as on disk."""
@@ -259,8 +277,7 @@ class SegmentationDataset:
     def read_label(self, index: int) -> Array:
         """The label at `index` as uint8 [H, W], train ids of the wanted classes, 255 = ignore."""
         path = self.label_path(index)
-        assert self._encoding is not None
-        raw = self._encoding.decode(path)
+        raw = self.encoding.decode(path)
         if raw.dtype != np.uint8 and raw.max() > 255:
             raise UserError(f"{path} has the unknown label id {raw.max()}: is it of {self.spec.title}?")
         label = np.asarray(cv2.LUT(raw.astype(np.uint8, copy=False), self._table), np.uint8)
@@ -269,13 +286,14 @@ class SegmentationDataset:
             raise UserError(f"{path} has the unknown label id {raw[unknown][0]}: is it of {self.spec.title}?")
         return label
 
-    def _label_name(self, image_name: str, encoding: LabelEncoding) -> str:
+    def label_name(self, image_name: str, encoding: LabelEncoding) -> str:
+        """The label of this kind that belongs to an image, relative to the labels' folder."""
         return image_name.removesuffix(self.spec.image_suffix) + encoding.suffix
 
     def _find_encoding(self, cure: str) -> LabelEncoding:
-        present = set(_scan(self.label_root, ".png"))
+        present = set(scan(self.label_root, ".png"))
         missing = [
-            [name for name in self.names if self._label_name(name, encoding) not in present]
+            [name for name in self.names if self.label_name(name, encoding) not in present]
             for encoding in self.spec.encodings
         ]
         best = min(range(len(missing)), key=lambda i: len(missing[i]))
@@ -284,12 +302,12 @@ class SegmentationDataset:
             first = missing[best][0]
             raise UserError(
                 f"{self.spec.title}: {len(missing[best])} of {len(self)} images have no label, the first is "
-                f"{self.image_root / first} without {self.label_root / self._label_name(first, encoding)}: {cure}"
+                f"{self.image_root / first} without {self.label_root / self.label_name(first, encoding)}: {cure}"
             )
         return encoding
 
 
-def _scan(folder: Path, suffix: str) -> list[str]:
+def scan(folder: Path, suffix: str) -> list[str]:
     """Files under `folder` whose names end in `suffix`, relative to it with forward slashes, sorted."""
     found = []
     for place, _, names in os.walk(folder, followlinks=True):
@@ -297,6 +315,22 @@ def _scan(folder: Path, suffix: str) -> list[str]:
         prefix = "" if relative == "." else f"{relative}/"
         found += [prefix + name for name in names if name.endswith(suffix)]
     return sorted(found)
+
+
+def _found(root: Path, folder: Path, option: str, prepare: str) -> str | None:
+    """What to do about a missing folder where the files lie a level off, or are still packed; None: no idea."""
+    wanted = folder.relative_to(root)
+    near = [root.parent, root.parent.parent]
+    if root.is_dir():
+        near += [inner for pattern in ("*", "*/*") for inner in sorted(root.glob(pattern)) if inner.is_dir()]
+    for other in near:
+        if (other / wanted).is_dir():
+            return f"it lies in {other}: set {option}.root={other}"
+    packed = sorted(name for suffix in ("zip", "rar", "7z", "tar*", "tgz") for name in root.glob(f"*.{suffix}"))
+    if packed and prepare:
+        by_hand = "" if packed[0].suffix == ".zip" else f"unpack {packed[0].name} there (unrar, 7z or tar), then "
+        return f"{root} holds packed files only: {by_hand}run {prepare}"
+    return None
 
 
 def open_domain(
@@ -321,7 +355,7 @@ def open_domain(
     if domain.dataset not in SPECS:
         raise UserError(f"{option}.dataset={domain.dataset} is unknown; choose one of {', '.join(SPECS)}")
     spec = SPECS[domain.dataset]
-    prepare = f", then run python -m uda_seg.prepare data={settings.name}"
+    prepare = prepare_command(settings)
     if domain.root is not None:
         root = Path(domain.root).expanduser()
     elif domain.dataset == "streets":
@@ -329,7 +363,7 @@ def open_domain(
     else:
         raise UserError(
             f"{option}.root is not set: set {option}.root=FOLDER of {spec.title}, which holds "
-            f"{spec.layout(domain.split)}{prepare}"
+            f"{spec.layout(domain.split)}, then run {prepare}"
         )
     return SegmentationDataset(
         spec,
