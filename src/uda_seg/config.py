@@ -211,6 +211,8 @@ class Config:
         input: `predict`: a folder of images, or one image.
         output: `predict`: where its pictures go.
         export: `depth`: write maps of the source and the target.
+        fix: `prepare`: repair damaged data where that is possible.
+        unpack: `prepare`: unpack ZIPs in a root if folders are missing (`auto`), each missing file (`all`), or `never`.
     """
 
     steps: Count
@@ -240,6 +242,8 @@ class Config:
     input: str | None = None
     output: str | None = None
     export: bool = False
+    fix: bool = False
+    unpack: Annotated[str, OneOf(("auto", "all", "never"))] = "auto"
 
 
 def parse(raw: DictConfig) -> Config:

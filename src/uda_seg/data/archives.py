@@ -65,7 +65,9 @@ def _members(archive: Path, folders: frozenset[str]) -> list[Member]:
         with zipfile.ZipFile(archive) as file:
             infos = [info for info in file.infolist() if not info.is_dir()]
     except (OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"{archive} cannot be read as a ZIP ({error}): it is cut off or damaged, copy it again") from error
+        raise UserError(
+            f"{archive} cannot be read as a ZIP ({error}): it is cut off or damaged, copy it again"
+        ) from error
     paths = [(info, _safe(archive, info)) for info in infos]
     levels = [level for _, path in paths for level in _levels(path, folders)]
     if not levels:
@@ -87,7 +89,9 @@ def _safe(archive: Path, info: zipfile.ZipInfo) -> PurePosixPath:
     name = info.filename.replace("\\", "/")
     path = PurePosixPath(name)
     if path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts or "\0" in name:
-        raise UserError(f"{archive} holds the file name {info.filename!r}, which leads out of its folder: do not use it")
+        raise UserError(
+            f"{archive} holds the file name {info.filename!r}, which leads out of its folder: do not use it"
+        )
     if stat.S_ISLNK(info.external_attr >> 16):
         raise UserError(f"{archive} holds the link {info.filename!r}: do not use it, or unpack it by hand")
     return path
@@ -117,7 +121,9 @@ def unpack(members: Sequence[Member], root: Path) -> None:
     for archive in dict.fromkeys(member.archive for member in members):
         own = [member for member in members if member.archive == archive]
         with zipfile.ZipFile(archive) as file:
-            for _ in in_threads(lambda member, file=file: _extract(file, member, root), own, f"unpacking {archive.name}"):
+            for _ in in_threads(
+                lambda member, file=file: _extract(file, member, root), own, f"unpacking {archive.name}"
+            ):
                 pass
     log.info("unpacked %d files into %s", len(members), root)
 

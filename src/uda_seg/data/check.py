@@ -26,8 +26,7 @@ from uda_seg.errors import UserError
 from uda_seg.files import CACHE, write_text
 
 VERSION = 1  # of the checks: findings of another version are not used
-# Images of the official releases, as DAFormer's and HRDA's data folders hold them; CamVid: SegNet's; the rest: the sets'
-# own documents. streets has as many as were rendered.
+# Images of the official releases; CamVid: SegNet's. streets has as many as were rendered.
 OFFICIAL_COUNTS: dict[tuple[str, str], int] = {
     ("gta", "train"): 24966,
     ("synthia", "train"): 9400,
@@ -263,7 +262,7 @@ def _check_sizes(report: Report, name: str, whole: bool) -> None:
     official = OFFICIAL_COUNTS.get((name, data.split))
     if whole and official is not None and official != len(data):
         what = f"{len(data)} images, the official {title} has {official} in {data.split}"
-        cure = "unpack it again, or unpack=true where its ZIPs are" if len(data) < official else "look for extra files"
+        cure = "unpack it again, or unpack=all where its ZIPs are" if len(data) < official else "look for extra files"
         report.problems.append(Problem(str(data.image_root), what, cure, "count", damage=False))
     size = OFFICIAL_SIZES.get(name)
     other = np.flatnonzero((report.shapes != size).any(axis=1) & report.shapes.any(axis=1)) if size else []
@@ -276,7 +275,7 @@ def _check_sizes(report: Report, name: str, whole: bool) -> None:
 
 
 def _survey_labels(report: Report, *, needed: bool) -> bool:
-    """Choose the kind of labels that covers the most images, and list images without one and labels without an image."""
+    """Choose the kind of labels that covers the most images; list images without one and labels without an image."""
     data = report.dataset
     present = set(scan(data.label_root, "")) if data.label_root.is_dir() else set()
     names = [[data.label_name(name, encoding) for name in data.names] for encoding in data.spec.encodings]
@@ -351,7 +350,9 @@ def _label_problem(report: Report, index: int, found: Finding, needed: bool) -> 
     if unknown:
         listed = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
         what = f"has ids that {data.spec.title} does not know: {listed}"
-        return Problem(str(path), what, f"a *{data.encoding.suffix} of another kind? unpack it again", "label", needed, index)
+        return Problem(
+            str(path), what, f"a *{data.encoding.suffix} of another kind? unpack it again", "label", needed, index
+        )
     if any(shape) and found.shape != shape:
         what = f"is {found.shape[0]}x{found.shape[1]} but its image {shape[0]}x{shape[1]} (height x width)"
         return Problem(str(path), what, "unpack image and label again", "size", needed, index)

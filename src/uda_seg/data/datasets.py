@@ -67,8 +67,8 @@ def read_red(path: Path) -> NDArray[np.uint16]:
         raise UserError(f"{path} is not a SYNTHIA label: it has the shape {label.shape}, not three channels")
     if label.dtype != np.uint16:
         raise UserError(
-            f"{path} is {label.dtype}, not 16-bit as SYNTHIA's labels are: a program that cuts them to 8 bits (PIL does) "
-            "saved it; unpack the original again"
+            f"{path} is {label.dtype}, not 16-bit as SYNTHIA's labels are: it was saved by a program that cuts them "
+            "to 8 bits, as PIL does; unpack the original again"
         )
     return label[..., 2].astype(np.uint16)  # OpenCV's order is blue, green, red
 
@@ -215,7 +215,8 @@ class SegmentationDataset:
         self.spec, self.root, self.split, self.classes = spec, root, split, classes
         self.image_root = root / spec.images.format(split=split)
         self.label_root = root / spec.labels.format(split=split)
-        cure = f"set {option}.root to the folder that holds {spec.layout(split)}{', then run ' if prepare else ''}{prepare}"
+        cure = f"set {option}.root to the folder that holds {spec.layout(split)}"
+        cure += f", then run {prepare}" if prepare else ""
         for folder in (self.image_root, self.label_root) if labeled else (self.image_root,):
             if not folder.is_dir():
                 raise UserError(f"{spec.title}: no folder {folder}: {_found(root, folder, option, prepare) or cure}")

@@ -3,7 +3,7 @@
 One folder holds one plane of one data set: `data.bin` with the pixels of all images one after the other, and
 `index.json` with their sizes. It is mapped into memory, so that a crop reads the rows it shows and no more. The
 folder's name carries a digest of the files' names, sizes and times and of how they are resized: whatever changes asks
-for another folder. A folder is written under another name and renamed when it is whole; an interrupted one is continued.
+for another folder. It is written under another name and renamed when it is whole; an interrupted one is continued.
 """
 
 from __future__ import annotations
@@ -60,9 +60,7 @@ class Plane:
         return area
 
 
-def planes(
-    dataset: SegmentationDataset, resize: Resize | None, cache: Path, disk: Sizes | None = None
-) -> list[Plane]:
+def planes(dataset: SegmentationDataset, resize: Resize | None, cache: Path, disk: Sizes | None = None) -> list[Plane]:
     """What `dataset` reads: its images, its labels and its depth if it was opened with them.
 
     `disk`, (H, W) of every image file, int64 [N, 2], is needed to decode depth alone, which takes the image's size.

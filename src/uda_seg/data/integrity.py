@@ -1,4 +1,4 @@
-"""Whether an image file is whole. Decoders are no judge: OpenCV reads a truncated PNG, its missing rows black, silently."""
+"""Whether an image file is whole. Decoders are no judge: OpenCV reads a truncated PNG in silence, its end black."""
 
 from __future__ import annotations
 
