@@ -6,9 +6,8 @@ import zipfile
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
 
-from data.trees import blocks, image_of, save
+from data.trees import blocks, image_of, save, save_palette
 from uda_seg import prepare, train
 from uda_seg.data.check import OFFICIAL_COUNTS
 from uda_seg.data.settings import DataSettings, DomainSettings, prepare_command
@@ -22,13 +21,10 @@ def trees(tmp_path, monkeypatch):
     """GTA and Cityscapes in their official layouts, a few images each."""
     monkeypatch.setenv("UDA_SEG_CACHE", str(tmp_path / "cache"))
     gta, cityscapes = tmp_path / "gta", tmp_path / "cityscapes"
-    (gta / "labels").mkdir(parents=True)
     for i in range(4):
         label = blocks(i, (48, 64), IDS)
         save(gta / f"images/{i:05d}.png", image_of(label, i))
-        picture = Image.new("P", (64, 48))
-        picture.putdata(label.ravel().tolist())
-        picture.save(gta / f"labels/{i:05d}.png")
+        save_palette(gta / f"labels/{i:05d}.png", label)
     for split in ("train", "val"):
         for i in range(3):
             label, stem = blocks(9 + i, (32, 64), IDS), f"{split}/aachen/aachen_{i:06d}_000019"

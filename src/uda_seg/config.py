@@ -179,7 +179,7 @@ class BenchSettings:
     """What `bench` measures.
 
     Attributes:
-        what: overhead, evaluator, mixing, memory, render, ema, phases, or `all`.
+        what: overhead, evaluator, mixing, memory, render, ema, reading, phases, or `all`.
         pairs: A/B pairs a ratio is the median of.
         steps: training steps in each half of a pair.
         scenes: scenes of each domain of streets that are rendered.

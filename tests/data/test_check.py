@@ -5,8 +5,17 @@ import json
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
-from trees import blocks, camvid_tree, cityscapes_tree, gta_tree, image_of, save, streets_tree, synthia_tree
+from trees import (
+    blocks,
+    camvid_tree,
+    cityscapes_tree,
+    gta_tree,
+    image_of,
+    save,
+    save_palette,
+    streets_tree,
+    synthia_tree,
+)
 
 from uda_seg.data import check as checking
 from uda_seg.data.check import check_domain, to_text
@@ -157,11 +166,8 @@ def two_kinds(root):
     """GTA labels of which a conversion has finished some: 0 raw, 1 both, 2 converted alone."""
     for i in range(3):
         save(root / f"images/{i:05d}.png", image_of(SEEN, i))
-        (root / "labels").mkdir(exist_ok=True)
         if i < 2:
-            picture = Image.new("P", SEEN.shape[::-1])
-            picture.putdata(SEEN.ravel().tolist())
-            picture.save(root / f"labels/{i:05d}.png")
+            save_palette(root / f"labels/{i:05d}.png", SEEN)
         if i > 0:
             train = np.select([SEEN == 7, SEEN == 8, SEEN == 11, SEEN == 23, SEEN == 26], [0, 1, 2, 10, 13], 255)
             save(root / f"labels/{i:05d}_labelTrainIds.png", train.astype(np.uint8))

@@ -26,7 +26,8 @@ def mixed_tree(root):
         label = blocks(i, size, [*range(19), 255])
         save(root / f"image/{i}.png", image_of(label, i))
         save(root / f"label/{i}.png", label)
-        save(root / f"depth/{i}.png", (blocks(i, size, [10, 15, 0]).astype(np.uint16)) * 256)
+        metres = blocks(i, size, [10, 15, 0]) + np.linspace(40, 0, size[0])[:, None]  # near below
+        save(root / f"depth/{i}.png", (256 * metres).astype(np.uint16))
     return root
 
 
