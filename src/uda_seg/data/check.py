@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -206,20 +206,21 @@ def check_domain(
         _check_labels(report, Journal(folder / "labels.jsonl", subject), needed=labels == "needed")
     if dataset.depth is not None:
         _check_depth(report, Journal(folder / "depth.jsonl", "depth"))
+    report.problems.sort(key=lambda problem: -1 if problem.index is None else problem.index)
     return report
 
 
 def _look(
     journal: Journal, files: Mapping[int, Path], look: Callable[[int], Finding], title: str
-) -> list[tuple[int, Finding]]:
-    """The findings in files, those of the journal first; other files are read by all cores."""
-    found, unread = [], []
+) -> Iterator[tuple[int, Finding]]:
+    """The findings in files, one at a time: those of the journal first; other files are read by all cores."""
+    unread = []
     for index, path in files.items():
         known = journal.recall(str(path), path)
         if known is None:
             unread.append(index)
         else:
-            found.append((index, known))
+            yield index, known
 
     def work(index: int) -> tuple[int, list[int], Finding]:
         stamp = _stamp(files[index])  # before it is read: a file that changes meanwhile is read again next time
@@ -228,10 +229,9 @@ def _look(
     try:
         for index, stamp, finding in in_threads(work, unread, title):
             journal.note(str(files[index]), stamp, finding)
-            found.append((index, finding))
+            yield index, finding
     finally:
         journal.close()
-    return sorted(found, key=lambda pair: pair[0])
 
 
 def _look_at_image(path: Path) -> Finding:
@@ -283,8 +283,13 @@ def _survey_labels(report: Report, *, needed: bool) -> bool:
     best = max(range(len(names)), key=lambda i: (having[i], -i))
     if not having[best] and not needed:
         return False
-    data.read_labels_as(data.spec.encodings[best])
     report.labels = having[best]
+    if not having[best]:
+        what = f"none of {len(data)} images has a label there: {data.spec.layout(data.split)} is expected"
+        cure = f"unpack the labels of {data.spec.title} again, or unpack=all where their ZIPs are"
+        report.problems.append(Problem(str(data.label_root), what, cure, "missing"))
+        return False
+    data.read_labels_as(data.spec.encodings[best])
     for index, label in enumerate(names[best]):
         if label not in present:
             what = f"has no label {data.label_root / label}"
