@@ -187,6 +187,23 @@ def test_mixed_versions_are_told_and_the_conversion_can_be_finished(tmp_path):
     assert not check("gta", root, tmp_path).damaged
 
 
+def test_a_conversion_of_a_few_is_finished_for_all_only_where_that_makes_them_complete(tmp_path):
+    root = two_kinds(tmp_path / "gta")
+    for number in "34":
+        for folder in ("images", "labels"):
+            content = (root / folder / "00000.png").read_bytes()
+            (root / folder / f"0000{number}.png").write_bytes(content)
+    lost = root / "labels/00002_labelTrainIds.png"
+    kept = lost.read_bytes()
+    lost.unlink()
+    report = check("gta", root, tmp_path)
+    assert report.dataset.encoding.suffix == ".png"
+    assert repair(report, "gta") == []
+    lost.write_bytes(kept)
+    assert "3 labels converted" in repair(check("gta", root, tmp_path), "gta")[0]
+    assert not check("gta", root, tmp_path).damaged
+
+
 def test_unreadable_pairs_are_set_aside_and_never_deleted(tmp_path):
     root = streets_tree(tmp_path / "tree")
     (root / "image/000003.png").write_bytes(b"x")

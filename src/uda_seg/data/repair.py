@@ -119,21 +119,30 @@ def _convert(report: Report) -> list[str]:
     data = report.dataset
     goal = next((e for e in data.spec.encodings if all(raw == train for raw, train in e.table.items())), None)
     lacking = [p.index for p in report.problems if p.kind in ("missing", "unreadable") and p.index is not None]
+    lacking = [index for index in lacking if not _is_whole(data.label_path(index))]  # some were unpacked again
     if goal is None or not lacking:
         return []
-    # Labels of one kind are read at a time: where some images need the new one, all that have another get it.
-    indices: Iterable[int] = lacking if data.encoding is goal else range(len(data))
+    indices: Iterable[int] = lacking
+    if data.encoding is not goal:
+        # One kind of labels is read: where the images that lack this one have the new one, all others get it too.
+        if not all(_is_whole(_label(data, index, goal)) for index in lacking):
+            return []
+        indices = range(len(data))
     written = [index for index in indices if _convert_one(data, index, goal)]
     return [f"{data.label_root}: {len(written)} labels converted to *{goal.suffix}"] if written else []
 
 
+def _label(data: SegmentationDataset, index: int, encoding: LabelEncoding) -> Path:
+    return data.label_root / data.label_name(data.names[index], encoding)
+
+
 def _convert_one(data: SegmentationDataset, index: int, goal: LabelEncoding) -> bool:
-    target = data.label_root / data.label_name(data.names[index], goal)
-    if target.is_file() and _is_whole(target):
+    target = _label(data, index, goal)
+    if _is_whole(target):
         return False
     for encoding in data.spec.encodings:
-        path = data.label_root / data.label_name(data.names[index], encoding)
-        if encoding is goal or not path.is_file() or not _is_whole(path):
+        path = _label(data, index, encoding)
+        if encoding is goal or not _is_whole(path):
             continue
         raw = np.asarray(encoding.decode(path))
         if not set(np.unique(raw).tolist()) <= set(encoding.table):
