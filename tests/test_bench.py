@@ -18,6 +18,7 @@ from uda_seg.bench.memory import SavedBytes, measure_memory
 from uda_seg.bench.overhead import interleave, measure_methods
 from uda_seg.bench.parts import measure_ema, measure_evaluator, measure_mixing, measure_render
 from uda_seg.bench.phases import profile_step
+from uda_seg.bench.reading import measure_reading
 from uda_seg.bench.session import BICL, DACS, SOURCE_ONLY
 from uda_seg.command import composed
 from uda_seg.errors import UserError
@@ -222,3 +223,11 @@ def test_unknown_measurement_names_the_nearest():
         choose(["mixin"])
     assert choose(["ema", "overhead"]) == ["overhead", "ema"]
     assert choose(["all"])[-1] == "phases"
+
+
+def test_reading_compares_a_crop_with_a_picture(tiny):
+    rows = measure_reading(tiny, size=(64, 128), crop=32)
+    assert [row.name for row in rows] == [
+        f"reading/{size}/{kind}" for size in ("full", "half") for kind in ("image", "image+label")
+    ]
+    assert all(row.limit == 50 and row.ratio > 0 for row in rows)

@@ -199,7 +199,7 @@ class BenchSettings:
     """What `bench` measures.
 
     Attributes:
-        what: overhead, evaluator, mixing, memory, render, ema, phases, or `all`.
+        what: overhead, evaluator, mixing, memory, render, ema, reading, phases, or `all`.
         pairs: A/B pairs a ratio is the median of.
         steps: training steps in each half of a pair.
         scenes: scenes of each domain of streets that are rendered.
@@ -236,6 +236,8 @@ class Config:
         export: `depth`: write maps of the source and the target.
         official: `convert`: the released checkpoint.
         out: `convert`: the file to write.
+        fix: `prepare`: repair damaged data where that is possible.
+        unpack: `prepare`: unpack ZIPs in a root if folders are missing (`auto`), each missing file (`all`), or `never`.
     """
 
     steps: Count
@@ -271,6 +273,8 @@ class Config:
     export: bool = False
     official: str | None = None
     out: str | None = None
+    fix: bool = False
+    unpack: Annotated[str, OneOf(("auto", "all", "never"))] = "auto"
 
 
 def parse(raw: DictConfig) -> Config:

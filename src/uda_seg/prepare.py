@@ -1,31 +1,51 @@
-"""`python -m uda_seg.prepare data=...`: render or check a pair of domains, count classes, draw a contact sheet."""
+"""`python -m uda_seg.prepare data=...`: unpack, check and count a pair of domains, once per data set.
+
+Reads extracted folders, or the official ZIPs where they lie in the root (unpack=auto: if folders are missing; all: also
+single files that are; never). Checks every file once; a repeated or resumed call reads only what has changed.
+Writes class statistics for rare-class sampling, and index.html, problems.txt, classes.md and contact_sheet.png into its
+folder. Damage makes the command fail; fix=true repairs what it can and never deletes. data.cache=disk writes the
+training images at training resolution, which training then reads many times as fast.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
+from hydra.utils import get_class
 from numpy.typing import NDArray
 
 from uda_seg.cache import user_cache
 from uda_seg.command import run
 from uda_seg.config import Config
-from uda_seg.data.datamodule import UDADataModule
-from uda_seg.data.datasets import SegmentationDataset, open_domain
+from uda_seg.data.archives import find_archives, folders_of, list_members, missing_members, unpack
+from uda_seg.data.check import Problem, Report, check_domain, summary, to_text
+from uda_seg.data.class_files import official_pixels
+from uda_seg.data.custom import classes_of
+from uda_seg.data.datamodule import resize_of
+from uda_seg.data.datasets import SPECS, SegmentationDataset, open_domain
+from uda_seg.data.disk_cache import write_cache
 from uda_seg.data.labels import ClassSet
-from uda_seg.data.settings import DomainSettings
-from uda_seg.data.statistics import class_statistics
+from uda_seg.data.repair import repair
+from uda_seg.data.settings import DomainSettings, prepare_command
+from uda_seg.data.statistics import save_statistics, statistics_file
 from uda_seg.data.streets.export import export
+from uda_seg.errors import UserError
 from uda_seg.evaluation.tables import Table
-from uda_seg.files import save_png, write_text
+from uda_seg.files import CACHE, save_png, write_text
 from uda_seg.pictures import Captioned, Row, colorize, legend, panel_grid
+from uda_seg.summary import page
 
 log = logging.getLogger(__name__)
 
 Shares = NDArray[np.float64]
 
 SCENES = 6
+LISTED = 20  # problems on the terminal
 
 
 def main() -> None:
@@ -39,45 +59,141 @@ def expand(given: list[str]) -> list[str]:
 
 
 def prepare(config: Config, folder: Path) -> None:
-    """Open every domain of `data=` (streets renders what its cache lacks), count classes, draw what is there."""
+    """Unpack, check, repair, count and draw every domain of `data=`; streets renders what its cache lacks.
+
+    Raises:
+        UserError: files are damaged; they are listed in `problems.txt`.
+    """
     if config.streets.export is not None:
         export(config.streets, config.data.world_seed, progress=config.callbacks.progress)
         return
-    domains = {"data.source": config.data.source, "data.target": config.data.target}
-    domains |= {f"data.validation.{name}": domain for name, domain in config.data.validation.items()}
-    data = UDADataModule(config.data, steps=1, seed=config.seed)
-    shares: dict[str, Shares] = {}
-    rows: list[Row] = []
-    for option, domain in domains.items():
-        if domain is not None:
-            dataset = open_domain(domain, config.data, data.classes, option, labeled=True)
-            shares[option.removeprefix("data.")] = pixel_shares(dataset)
-            rows += scenes(dataset, title(option, domain), data.classes)
-    table = share_table(shares, data.classes)
+    cv2.setNumThreads(1)  # the files are spread over the cores
+    classes = classes_of(config.data)
+    reports = []
+    for option, domain in domains(config):
+        reports.append(check(config, option, domain, classes))
+        keep_statistics(reports[-1])
+    write_results(config, folder, reports, classes)
+    damage = [problem for report in reports for problem in report.problems if problem.damage]
+    if damage:
+        advice = "" if config.fix else f"; repair what can be repaired with {prepare_command(config.data)} fix=true"
+        raise UserError(
+            f"{len(damage)} files or folders are damaged, the first is {damage[0].file}: {damage[0].what}; "
+            f"all are in {folder / 'problems.txt'}{advice}"
+        )
+    if config.data.cache == "disk":
+        write_caches(config, reports)
+
+
+def domains(config: Config) -> Iterator[tuple[str, DomainSettings]]:
+    """Every domain of the configuration and where it stands there."""
+    yield "data.source", config.data.source
+    if config.data.target is not None:
+        yield "data.target", config.data.target
+    for name, domain in config.data.validation.items():
+        yield f"data.validation.{name}", domain
+
+
+def check(config: Config, option: str, domain: DomainSettings, classes: ClassSet) -> Report:
+    """Unpack one domain if need be, check it, and with `fix=true` repair it and check it again."""
+    unpack_archives(domain, config.unpack)
+    report = _check(config, option, domain, classes)
+    if config.fix and repair(report, domain.dataset):
+        report = _check(config, option, domain, classes)
+    return report
+
+
+def _check(config: Config, option: str, domain: DomainSettings, classes: ClassSet) -> Report:
+    depth = reads_depth(config) and not option.startswith("data.validation")
+    data = open_domain(domain, config.data, classes, option, labeled=False, depth=depth)
+    labels = "optional" if option == "data.target" else "needed"
+    whole = domain.count is None
+    return check_domain(data, option, domain.dataset, user_cache(), labels=labels, whole=whole)
+
+
+def reads_depth(config: Config) -> bool:
+    """Whether the configured method learns from depth."""
+    return bool(getattr(get_class(config.method["_target_"]), "needs_depth", False))
+
+
+def unpack_archives(domain: DomainSettings, mode: str) -> None:
+    """Unpack what is missing of a domain's official ZIPs.
+
+    `auto`: if the folders are missing, or an earlier call was interrupted. Single files may be missing on purpose;
+    `all` unpacks these too.
+    """
+    if domain.root is None or domain.dataset not in SPECS or mode == "never":
+        return
+    root, spec = Path(domain.root).expanduser(), SPECS[domain.dataset]
+    archives = find_archives(root)
+    if not archives:
+        return
+    place = hashlib.sha256(str(root.absolute()).encode()).hexdigest()[:16]
+    begun = user_cache() / "unpacking" / f"{root.name}-{place}"
+    folders = [root / pattern.format(split=domain.split) for pattern in (spec.images, spec.labels)]
+    if mode == "auto" and not begun.exists() and all(folder.is_dir() for folder in folders):
+        return
+    missing = missing_members(list_members(archives, folders_of(spec, domain.dataset)), root)
+    if missing:
+        write_text(begun, str(root), cure=CACHE)
+        unpack(missing, root)
+    begun.unlink(missing_ok=True)
+
+
+def keep_statistics(report: Report) -> None:
+    """Keep a domain's class counts for training, and compare them with the official files where there are some."""
+    data, found = report.dataset, report.statistics
+    if found is None or report.labels != len(data) or report.damaged:
+        return
+    official = official_pixels(data)
+    if official is not None and (differ := (official != found.pixels).any(axis=1)).any():
+        first = data.names[int(np.argmax(differ))]
+        what = f"the statistics files there are wrong for {int(differ.sum())} labels, the first is that of {first}"
+        cure = "the counted ones are used"
+        report.problems.append(Problem(str(data.root), what, cure, "statistics", damage=False))
+    if not statistics_file(data, user_cache()).is_file() or official is not None:
+        save_statistics(data, user_cache(), found)
+
+
+def write_results(config: Config, folder: Path, reports: Sequence[Report], classes: ClassSet) -> None:
+    """Say on the terminal, and write into `folder`, what was found."""
+    problems = [problem for report in reports for problem in report.problems]
+    if problems:
+        rows = [(p.file, "damage" if p.damage else "note", p.what, p.cure) for p in problems[:LISTED]]
+        more = f" ({len(problems) - LISTED} more in problems.txt)" if len(problems) > LISTED else ""
+        Table(("file", "", "what", "cure"), tuple(rows), f"problems{more}").show()
+    names = {report.option: report.option.removeprefix("data.") for report in reports}
+    shares = {names[r.option]: pixel_shares(r) for r in reports if r.statistics is not None}
+    counts = [{"domain": names[r.option], "root": str(r.dataset.root), **summary(r)} for r in reports]
+    Table(tuple(counts[0]), tuple(tuple(map(str, c.values())) for c in counts), "domains").show()
+    table = share_table(shares, classes)
     table.show()
+    sheet = panel_grid([row for report in reports for row in scenes(report, classes)])
+    key = legend(classes.names, classes.palette, sheet.shape[1])
+    sheet = np.concatenate([sheet, key])
+    write_text(folder / "problems.txt", to_text(problems))
     write_text(folder / "classes.md", table.markdown())
-    sheet = panel_grid(rows)
-    key = legend(data.classes.names, data.classes.palette, sheet.shape[1])
-    save_png(folder / "contact_sheet.png", np.concatenate([sheet, key]))
-    log.info("written: %s", folder)
+    save_png(folder / "contact_sheet.png", sheet)
+    write_text(folder / "index.html", page(prepare_command(config.data), counts, shares, classes, problems, sheet))
+    log.info("written: %s", folder / "index.html")
 
 
-def title(option: str, domain: DomainSettings) -> str:
-    """What stands beside a domain's row."""
-    return f"{option.removeprefix('data.')}: {domain.domain or domain.dataset}"
-
-
-def scenes(dataset: SegmentationDataset, name: str, classes: ClassSet) -> list[Row]:
-    """A row of images and a row of their labels, spread over the data set."""
-    indices = np.linspace(0, len(dataset) - 1, SCENES).astype(int)
-    samples = [dataset.read(int(index)) for index in indices]
+def scenes(report: Report, classes: ClassSet) -> list[Row]:
+    """A row of images and a row of their labels, spread over the images with which nothing is wrong."""
+    data, good = report.dataset, report.good
+    if not good:
+        return [Row(report.option, [Captioned("nothing to show", np.full((64, 256, 3), 255, np.uint8))])]
+    indices = [good[int(place)] for place in np.linspace(0, len(good) - 1, SCENES)]
+    samples = [data.read(index) for index in indices]
     labels = [colorize(s.label, classes.palette) for s in samples if s.label is not None]
-    return [Row(name, [Captioned("", s.image) for s in samples]), Row("", [Captioned("", label) for label in labels])]
+    rows = [Row(f"{report.option.removeprefix('data.')}: {data.root.name}", [Captioned("", s.image) for s in samples])]
+    return rows + ([Row("", [Captioned("", label) for label in labels])] if labels else [])
 
 
-def pixel_shares(dataset: SegmentationDataset) -> Shares:
-    """Each class's share of the labelled pixels, [K], counted once and cached."""
-    counts = class_statistics(dataset, user_cache()).pixels.sum(0)
+def pixel_shares(report: Report) -> Shares:
+    """Each class's share of the labelled pixels, [K]."""
+    assert report.statistics is not None
+    counts = report.statistics.pixels.sum(0)
     shares: Shares = counts / max(1, int(counts.sum()))
     return shares
 
@@ -86,6 +202,24 @@ def share_table(shares: dict[str, Shares], classes: ClassSet) -> Table:
     """Class by class, the share of pixels in percent in every domain."""
     rows = [(name, *(f"{100 * share[i]:.2f}" for share in shares.values())) for i, name in enumerate(classes.names)]
     return Table(("class", *shares), tuple(rows), "share of labelled pixels in %")
+
+
+def write_caches(config: Config, reports: Sequence[Report]) -> None:
+    """Write what training reads of source and target at its resolution: the target's labels are not among it."""
+    found = dict(domains(config))
+    for report in reports:
+        option, domain = report.option, found[report.option]
+        if option.startswith("data.validation"):
+            continue  # scored against labels of full size, a few times a run
+        data = open_training(config, option, domain, report.dataset.classes)
+        size = write_cache(data, resize_of(domain), user_cache(), report.shapes.tolist())
+        log.info("%s: resized images take %.2f GB in %s", option, size / 1e9, user_cache() / "resized")
+
+
+def open_training(config: Config, option: str, domain: DomainSettings, classes: ClassSet) -> SegmentationDataset:
+    """A domain as training reads it."""
+    depth, labeled = reads_depth(config), option == "data.source"
+    return open_domain(domain, config.data, classes, option, labeled=labeled, depth=depth)
 
 
 if __name__ == "__main__":

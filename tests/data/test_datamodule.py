@@ -232,8 +232,8 @@ def test_a_crop_larger_than_the_images_is_told(settings):
 
 
 def test_unknown_cache_is_told(settings):
-    settings.cache = "disk"
-    with pytest.raises(UserError, match=r"data\.cache=disk is unknown; choose one of auto, memory, none"):
+    settings.cache = "ram"
+    with pytest.raises(UserError, match=r"data\.cache=ram is unknown; choose one of auto, memory, disk, none"):
         make(settings)
 
 

@@ -51,6 +51,14 @@ def test_counts_once_and_again_when_a_label_changes(tmp_path, monkeypatch):
     assert {file.suffix for file in (cache / "statistics").iterdir()} == {".json"}
 
 
+def test_finding_the_counts_looks_at_each_label_once(tmp_path, monkeypatch):
+    data, looked = open_tree(streets_tree(tmp_path)), []
+    stat = os.stat
+    monkeypatch.setattr(statistics.os, "stat", lambda path, **more: looked.append(path) or stat(path, **more))
+    statistics.statistics_file(data, tmp_path / "cache")
+    assert len([path for path in looked if str(path).endswith(".png")]) == len(data)
+
+
 def test_a_cache_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "cache").write_text("a file, not a folder")
     with pytest.raises(UserError, match=r"cache/statistics/.*make room or set UDA_SEG_CACHE"):

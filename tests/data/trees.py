@@ -76,11 +76,16 @@ def cityscapes_splits(root: Path, size: tuple[int, int] = (64, 128)) -> Path:
 def gta_tree(root: Path, label: np.ndarray) -> Path:
     """GTA's palette PNG: the raw ids are indices into a colour table."""
     save(root / "images/00001.png", image_of(label))
+    save_palette(root / "labels/00001.png", label)
+    return root
+
+
+def save_palette(path: Path, label: np.ndarray) -> None:
+    """Write ids below 38 as indices into a colour table."""
     file = Image.fromarray(label, mode="P")
     file.putpalette([value for colour in CITYSCAPES.palette for value in colour] * 2)
-    (root / "labels").mkdir(parents=True)
-    file.save(root / "labels/00001.png")
-    return root
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file.save(path)
 
 
 def synthia_tree(root: Path, label: np.ndarray) -> Path:

@@ -21,6 +21,7 @@ from uda_seg.bench.memory import measure_memory
 from uda_seg.bench.overhead import measure_methods, measure_overhead
 from uda_seg.bench.parts import measure_ema, measure_evaluator, measure_mixing, measure_render
 from uda_seg.bench.phases import StepProfile, profile_step
+from uda_seg.bench.reading import measure_reading
 from uda_seg.command import run
 from uda_seg.config import Config
 from uda_seg.errors import UserError
@@ -40,6 +41,7 @@ MEASUREMENTS: dict[str, Callable[[Config], Sequence[Row]]] = {
     "memory": measure_memory,
     "render": measure_render,
     "ema": measure_ema,
+    "reading": measure_reading,
 }
 
 

@@ -16,10 +16,11 @@ from torch.utils.data import DataLoader, Sampler
 from uda_seg.cache import user_cache
 from uda_seg.data.batch import DomainBatch, Sample, collate
 from uda_seg.data.custom import classes_of
-from uda_seg.data.datasets import open_domain
+from uda_seg.data.datasets import SegmentationDataset, open_domain
+from uda_seg.data.disk_cache import DiskCache, find_cache
 from uda_seg.data.labels import ClassSet
 from uda_seg.data.sampling import ShuffledOrder
-from uda_seg.data.settings import DataSettings, DomainSettings
+from uda_seg.data.settings import DataSettings, DomainSettings, prepare_command
 from uda_seg.data.statistics import class_statistics, min_crop_pixels, rare_class_order
 from uda_seg.data.stream import DomainStream, PairedSteps, SampleReader, ValidationImages
 from uda_seg.data.transforms import CropRule, Resize
@@ -105,8 +106,8 @@ class UDADataModule(pl.LightningDataModule):
         self.validation_names = tuple(settings.validation)
         if (needs_target or target_labels) and settings.target is None:
             raise UserError(f"the method needs target images but data={settings.name} sets no data.target")
-        if settings.cache not in ("auto", "memory", "none"):
-            raise UserError(f"data.cache={settings.cache} is unknown; choose one of auto, memory, none")
+        if settings.cache not in ("auto", "memory", "disk", "none"):
+            raise UserError(f"data.cache={settings.cache} is unknown; choose one of auto, memory, disk, none")
         self._labeled = ("data.source", settings.source)
         if target_labels and settings.target is not None:
             self._labeled = ("data.target", settings.target)
@@ -252,8 +253,29 @@ class UDADataModule(pl.LightningDataModule):
             resize_of(domain),
             margins=None if labeled else _margins(domain, option),
             cache=self.settings.cache,
+            stored=self._stored(dataset, domain, option) if resize_label else None,
             resize_label=resize_label,
         )
+
+    def _stored(self, dataset: SegmentationDataset, domain: DomainSettings, option: str) -> DiskCache | None:
+        """The training images' cache on disk, where it is asked for or simply there."""
+        if self.settings.cache not in ("disk", "auto"):
+            return None
+        try:
+            found = find_cache(dataset, resize_of(domain), user_cache())
+        except UserError as error:
+            if self.settings.cache == "disk":
+                raise
+            log.warning("%s; its images are decoded one by one until then", error)
+            return None
+        if found is not None:
+            log.info("%s: images resized before are read from %s", option, found.files["image"].folder)
+        elif self.settings.cache == "disk":
+            raise UserError(
+                f"data.cache=disk: nothing is prepared for {option} with these files and sizes: "
+                f"run {prepare_command(self.settings)} data.cache=disk"
+            )
+        return found
 
     def _source_stream(self) -> DomainStream:
         option, domain = self._labeled
@@ -262,7 +284,7 @@ class UDADataModule(pl.LightningDataModule):
         rare, batch = self.settings.rare_class, self.settings.source_batch
         if not rare.enabled:
             return DomainStream(samples, ShuffledOrder(len(samples), self.seed, SOURCE), rule, self.seed, SOURCE, batch)
-        statistics = class_statistics(samples.dataset, user_cache())
+        statistics = class_statistics(samples.dataset, user_cache(), prepare_command(self.settings))
         order = rare_class_order(statistics, rare, self.classes.names, self.seed, SOURCE)
         return DomainStream(
             samples,

@@ -33,7 +33,7 @@ from uda_seg.data.labels import (
     class_map,
     lookup_table,
 )
-from uda_seg.data.settings import DataSettings, DomainSettings
+from uda_seg.data.settings import DataSettings, DomainSettings, prepare_command
 from uda_seg.errors import UserError
 
 Decoder = Callable[[Path], NDArray[np.uint8] | NDArray[np.uint16]]
@@ -269,7 +269,7 @@ class SegmentationDataset:
         depth: Likewise depth: find the files with `find_depth` from the split's image names.
         count: Use the first `count` images; None: all.
         option: The setting that `root` comes from, for messages.
-        prepare: The command that prepares the data, for messages.
+        prepare: The command that prepares the data, for messages; empty: there is none.
 
     Raises:
         UserError: no folder, no images, images without a label; `read` names what is wrong with a file.
@@ -291,28 +291,28 @@ class SegmentationDataset:
         if split not in spec.splits:
             raise UserError(f"{option}.split={split}: {spec.title} has {' and '.join(spec.splits)} only")
         self.spec, self.root, self.split, self.classes, self.option = spec, root, split, classes, option
-        cure = f"set {option}.root to the folder that holds {spec.layout(split)}{prepare}"
+        then = f", then run {prepare}" if prepare else ""
+        cure = f"set {option}.root to the folder that holds {spec.layout(split)}{then}"
         if labeled and not spec.encodings:
             raise UserError(f"{option}: the labels of {spec.title} are not read: it has images and sequences alone")
         images, labels = next((p for p in spec.places(split) if _hold(root, p, labeled)), next(spec.places(split)))
-        (image_root, within), (label_root, _) = _fixed(images), _fixed(labels)
+        (image_root, self._within), (label_root, _) = _fixed(images), _fixed(labels)
         self.image_root, self.label_root = root / image_root, root / label_root
         for folder in (self.image_root, self.label_root) if labeled else (self.image_root,):
             if not folder.is_dir():
                 right = nearby_root(spec, root, split, labeled)
-                cure = cure if right is None else f"set {option}.root={right}, which holds {images}{prepare}"
-                raise UserError(f"{spec.title}: no folder {folder}: {cure}")
-        found = _scan(self.image_root, spec.image_suffix, within)
+                if right is not None:
+                    cure = f"set {option}.root={right}, which holds {images}{then}"
+                raise UserError(f"{spec.title}: no folder {folder}: {_packed(root, prepare) or cure}")
+        found = self.image_files()
         self.names = found[:count]
         if not self.names:
-            where = "/".join((str(self.image_root), *within))
+            where = "/".join((str(self.image_root), *self._within))
             raise UserError(f"{spec.title}: no image {where}/**/*{spec.image_suffix}: {cure}")
         self.depth = None if depth is None else depth(self.names)
-        self._encoding = self._find_encoding(found, within, cure) if labeled else None
-        if self._encoding is not None:
-            mapped = class_map(spec.classes, classes)
-            table = {raw: mapped[train] for raw, train in self._encoding.table.items()}
-            self._table = lookup_table(table, missing=_UNKNOWN)
+        self._encoding: LabelEncoding | None = None
+        if labeled:
+            self.read_labels_as(self._find_encoding(found, cure))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -322,15 +322,30 @@ class SegmentationDataset:
         """Whether samples have labels."""
         return self._encoding is not None
 
+    @property
+    def encoding(self) -> LabelEncoding:
+        """The kind of label files that are read."""
+        if self._encoding is None:
+            raise ValueError(f"the labels of {self.root} were not asked for")
+        return self._encoding
+
+    def read_labels_as(self, encoding: LabelEncoding) -> None:
+        """Read the labels of this kind from now on, whether or not every image has one."""
+        mapped = class_map(self.spec.classes, self.classes)
+        self._encoding = encoding
+        self._table = lookup_table({raw: mapped[train] for raw, train in encoding.table.items()}, missing=_UNKNOWN)
+
+    def train_id(self, raw: int) -> int:
+        """The train id of the wanted classes that a raw id stands for; 255 = ignore."""
+        return int(self._table[raw])
+
     def image_path(self, index: int) -> Path:
         """The image file at `index`."""
         return self.image_root / self.names[index]
 
     def label_path(self, index: int) -> Path:
         """The label file that belongs to the image at `index`."""
-        if self._encoding is None:
-            raise ValueError(f"the labels of {self.root} were not asked for")
-        return self.label_root / self._label_name(self.names[index], self._encoding)
+        return self.label_root / self.label_name(self.names[index], self.encoding)
 
     def read(self, index: int) -> Sample:
         """Decode the image at `index` and what was asked for beside it, as on disk."""
@@ -349,8 +364,7 @@ class SegmentationDataset:
     def read_label(self, index: int) -> Array:
         """The label at `index` as uint8 [H, W], train ids of the wanted classes, 255 = ignore."""
         path = self.label_path(index)
-        assert self._encoding is not None
-        raw = self._encoding.decode(path)
+        raw = self.encoding.decode(path)
         if raw.dtype != np.uint8 and raw.max() > 255:
             raise UserError(f"{path} has the unknown label id {raw.max()}: is it of {self.spec.title}?")
         label = np.asarray(cv2.LUT(raw.astype(np.uint8, copy=False), self._table), np.uint8)
@@ -359,10 +373,19 @@ class SegmentationDataset:
             raise UserError(f"{path} has the unknown label id {raw[unknown][0]}: is it of {self.spec.title}?")
         return label
 
-    def _label_name(self, image_name: str, encoding: LabelEncoding) -> str:
+    def label_name(self, image_name: str, encoding: LabelEncoding) -> str:
+        """The label of this kind that belongs to an image, relative to the labels' folder."""
         return image_name.removesuffix(self.spec.image_suffix) + encoding.suffix
 
-    def _find_encoding(self, images: list[str], within: tuple[str, ...], cure: str) -> LabelEncoding:
+    def image_files(self) -> list[str]:
+        """All images of the split on disk, relative to `image_root`, sorted."""
+        return scan(self.image_root, self.spec.image_suffix, self._within)
+
+    def label_files(self, suffix: str) -> list[str]:
+        """All files of the split where labels lie whose names end in `suffix`, relative to `label_root`, sorted."""
+        return scan(self.label_root, suffix, self._within)
+
+    def _find_encoding(self, images: list[str], cure: str) -> LabelEncoding:
         """The kind of label files that covers the most images.
 
         Raises:
@@ -371,8 +394,8 @@ class SegmentationDataset:
         kinds = self.spec.encodings
         missing = []
         for kind in kinds:
-            present = set(_scan(self.label_root, kind.suffix, within))
-            missing.append([name for name in self.names if self._label_name(name, kind) not in present])
+            present = set(self.label_files(kind.suffix))
+            missing.append([name for name in self.names if self.label_name(name, kind) not in present])
         best = min(range(len(kinds)), key=lambda i: len(missing[i]))
         if missing[best]:
             first = missing[best][0]
@@ -380,11 +403,11 @@ class SegmentationDataset:
                 cure = f"unpack the labels again, or set {self.option}.count to use the first images only"
             raise UserError(
                 f"{self.spec.title}: {len(missing[best])} of {len(self)} images have no label, the first is "
-                f"{self.image_root / first} without {self.label_root / self._label_name(first, kinds[best])}: {cure}"
+                f"{self.image_root / first} without {self.label_root / self.label_name(first, kinds[best])}: {cure}"
             )
         if self.spec is not SPECS["streets"]:  # which may be being rendered, labels first
-            known = {self._label_name(name, kind) for name in images for kind in kinds}
-            self._refuse_lonely([n for n in _scan(self.label_root, kinds[best].suffix, within) if n not in known])
+            known = {self.label_name(name, kind) for name in images for kind in kinds}
+            self._refuse_lonely([n for n in self.label_files(kinds[best].suffix) if n not in known])
         return kinds[best]
 
     def _refuse_lonely(self, labels: list[str]) -> None:
@@ -419,7 +442,16 @@ def nearby_root(spec: DatasetSpec, root: Path, split: str, labeled: bool) -> Pat
     return None
 
 
-def _scan(folder: Path, suffix: str, within: tuple[str, ...] = ()) -> list[str]:
+def _packed(root: Path, prepare: str) -> str | None:
+    """What to do about a missing folder where the files are still packed; None: they are not."""
+    packed = sorted(name for suffix in ("zip", "rar", "7z", "tar*", "tgz") for name in root.glob(f"*.{suffix}"))
+    if not packed or not prepare:
+        return None
+    by_hand = "" if packed[0].suffix == ".zip" else f"unpack {packed[0].name} there (unrar, 7z or tar), then "
+    return f"{root} holds packed files only: {by_hand}run {prepare}"
+
+
+def scan(folder: Path, suffix: str, within: tuple[str, ...] = ()) -> list[str]:
     """Files under `folder` whose names end in `suffix`, relative to it with forward slashes, sorted.
 
     Those alone whose first folders match the patterns of `within`, one by one.
@@ -434,6 +466,22 @@ def _scan(folder: Path, suffix: str, within: tuple[str, ...] = ()) -> list[str]:
             prefix = f"{relative}/" if depth else ""
             found += [prefix + name for name in names if name.endswith(suffix)]
     return sorted(found)
+
+
+def _found(root: Path, folder: Path, option: str, prepare: str) -> str | None:
+    """What to do about a missing folder where the files lie a level off, or are still packed; None: no idea."""
+    wanted = folder.relative_to(root)
+    near = [root.parent, root.parent.parent]
+    if root.is_dir():
+        near += [inner for pattern in ("*", "*/*") for inner in sorted(root.glob(pattern)) if inner.is_dir()]
+    for other in near:
+        if (other / wanted).is_dir():
+            return f"it lies in {other}: set {option}.root={other}"
+    packed = sorted(name for suffix in ("zip", "rar", "7z", "tar*", "tgz") for name in root.glob(f"*.{suffix}"))
+    if packed and prepare:
+        by_hand = "" if packed[0].suffix == ".zip" else f"unpack {packed[0].name} there (unrar, 7z or tar), then "
+        return f"{root} holds packed files only: {by_hand}run {prepare}"
+    return None
 
 
 def open_domain(
@@ -459,7 +507,7 @@ def open_domain(
     if spec is None:
         names = ", ".join((*SPECS, "custom"))
         raise UserError(f"{option}.dataset={domain.dataset} is unknown; choose one of {names}")
-    prepare = f", then run python -m uda_seg.prepare data={settings.name}"
+    prepare = prepare_command(settings)
     if domain.root is not None:
         root = Path(domain.root).expanduser()
     elif domain.dataset == "streets":
@@ -467,7 +515,7 @@ def open_domain(
     else:
         raise UserError(
             f"{option}.root is not set: set {option}.root=FOLDER of {spec.title}, which holds "
-            f"{spec.layout(domain.split)}{prepare}"
+            f"{spec.layout(domain.split)}, then run {prepare}"
         )
     return SegmentationDataset(
         spec,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -91,8 +92,9 @@ class DataSettings:
         validation: Name -> labelled images to evaluate on.
         rare_class: How source images are drawn.
         workers: Loader processes; None: chosen by `uda_seg.data.datamodule.choose_workers`.
-        cache: "memory": keep decoded images (small sets); "none": decode each time; "auto": memory for a
-            domain of at most 512 MiB.
+        cache: "memory": keep decoded images (small sets); "none": decode each time; "disk": crop from the file of
+            resized images that `python -m uda_seg.prepare ... data.cache=disk` writes; "auto": that file where it is
+            there, else memory for a domain of at most 512 MiB.
     """
 
     name: str = "streets"
@@ -111,7 +113,7 @@ class DataSettings:
     validation: dict[str, DomainSettings] = field(default_factory=dict)
     rare_class: RareClassSettings = field(default_factory=RareClassSettings)
     workers: CountOrZero | None = None
-    cache: Annotated[str, OneOf(("auto", "memory", "none"))] = "auto"
+    cache: Annotated[str, OneOf(("auto", "memory", "disk", "none"))] = "auto"
 
 
 @dataclass
@@ -138,3 +140,16 @@ class StreetsSettings:
     views: bool = True
     domain: str | None = None
     workers: Count | None = None
+
+
+def prepare_command(settings: DataSettings) -> str:
+    """What a person types to check and convert this data; roots that follow from others are left out."""
+    roots = [("data.source", settings.source), ("data.target", settings.target)]
+    roots += [(f"data.validation.{name}", domain) for name, domain in settings.validation.items()]
+    words = [f"python -m uda_seg.prepare data={settings.name}"]
+    seen: set[str] = set()
+    for option, domain in roots:
+        if domain is not None and domain.root is not None and domain.root not in seen:
+            words.append(f"{option}.root={shlex.quote(domain.root)}")
+            seen.add(domain.root)
+    return " ".join(words)

@@ -6,17 +6,17 @@ import hashlib
 import json
 import logging
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
+from PIL import Image
 
+from uda_seg.data.class_files import official_pixels
+from uda_seg.data.counting import count_ids
 from uda_seg.data.datasets import SegmentationDataset
-from uda_seg.data.labels import IGNORE
+from uda_seg.data.parallel import in_threads
 from uda_seg.data.sampling import RareClassOrder, rare_class_probabilities
 from uda_seg.data.settings import RareClassSettings
 from uda_seg.errors import UserError
@@ -25,6 +25,7 @@ from uda_seg.files import CACHE, write_text
 log = logging.getLogger(__name__)
 
 GTA_AREA, GTA_MIN_PIXELS = 1914 * 1052, 3000
+MANY = 1000  # labels that take long enough to be worth a word
 CROP_AREA, CROP_MIN_PIXELS = 512 * 512, 1500
 
 
@@ -41,34 +42,64 @@ class ClassStatistics:
     areas: NDArray[np.int64]
 
 
-def class_statistics(dataset: SegmentationDataset, cache: Path) -> ClassStatistics:
-    """The counts of a labelled data set, from `cache` or counted, a thread per core, and put there.
+def class_statistics(dataset: SegmentationDataset, cache: Path, prepare: str = "") -> ClassStatistics:
+    """The counts of a labelled data set, from `cache`, its official files or counted, and put into `cache`.
 
     The file's name holds a digest of the label files' names, sizes and times: changed labels are counted anew.
+
+    Args:
+        dataset: whose labels.
+        cache: where all caches lie.
+        prepare: the command that counts beforehand, told where much is counted now; empty: there is none.
     """
-    file = cache / "statistics" / f"{dataset.root.name}-{dataset.split}-{_digest(dataset)}.json"
-    if not file.is_file():
-        _write(file, count_classes(dataset))
-    content = json.loads(file.read_text())
-    return ClassStatistics(np.array(content["pixels"], np.int64), np.array(content["areas"], np.int64))
+    file = statistics_file(dataset, cache)
+    if (kept := _read(file, len(dataset))) is not None:
+        return kept
+    if (official := official_statistics(dataset)) is None:
+        if prepare and len(dataset) > MANY:
+            log.warning("the classes of %d labels are counted first; %s does it once", len(dataset), prepare)
+        official = count_classes(dataset)
+    save_statistics(dataset, cache, official)
+    return official
+
+
+def statistics_file(dataset: SegmentationDataset, cache: Path) -> Path:
+    """Where the counts of a data set's labels, as they are now, are kept."""
+    return cache / "statistics" / f"{dataset.root.name}-{dataset.split}-{_digest(dataset)}.json"
+
+
+def save_statistics(dataset: SegmentationDataset, cache: Path, statistics: ClassStatistics) -> None:
+    """Keep counts for `class_statistics`."""
+    content = {"pixels": statistics.pixels.tolist(), "areas": statistics.areas.tolist()}
+    write_text(statistics_file(dataset, cache), json.dumps(content), cure=CACHE)
+
+
+def official_statistics(dataset: SegmentationDataset) -> ClassStatistics | None:
+    """What DAFormer's files in the data set's root say, with the areas that they leave out; None: nothing of use."""
+    pixels = official_pixels(dataset)
+    if pixels is None:
+        return None
+
+    def area(index: int) -> int:
+        with Image.open(dataset.label_path(index)) as label:  # its header alone
+            return label.width * label.height
+
+    areas = list(in_threads(area, range(len(dataset)), f"sizes of the labels in {dataset.label_root}"))
+    return ClassStatistics(pixels, np.array(areas, np.int64))
 
 
 def count_classes(dataset: SegmentationDataset) -> ClassStatistics:
     """Read every label and count, with a progress bar."""
+    pixels = np.zeros((len(dataset), len(dataset.classes)), np.int64)
+    areas = np.zeros(len(dataset), np.int64)
 
     def count(index: int) -> NDArray[np.int64]:
-        return np.bincount(dataset.read_label(index).ravel(), minlength=IGNORE + 1)
+        return count_ids(dataset.read_label(index))
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        counts = track(
-            pool.map(count, range(len(dataset))),
-            f"counting classes in {dataset.label_root}",
-            total=len(dataset),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        table = np.stack(list(counts))
-    return ClassStatistics(table[:, : len(dataset.classes)], table.sum(axis=1))
+    counts = in_threads(count, range(len(dataset)), f"counting classes in {dataset.label_root}")
+    for index, row in enumerate(counts):
+        pixels[index], areas[index] = row[: len(dataset.classes)], row.sum()
+    return ClassStatistics(pixels, areas)
 
 
 def rare_class_order(
@@ -104,14 +135,22 @@ def min_crop_pixels(settings: RareClassSettings, crop: tuple[int, int]) -> float
 
 def _digest(dataset: SegmentationDataset) -> str:
     files = []
-    for index in range(len(dataset)):
-        path = dataset.label_path(index)
-        status = path.stat()
-        files.append([str(path.absolute()), status.st_size, status.st_mtime_ns])
+    for name in dataset.names:  # as text: a Path object for each would take longer than the look at the file
+        path = f"{dataset.label_root.absolute()}/{dataset.label_name(name, dataset.encoding)}"
+        status = os.stat(path)
+        files.append([path, status.st_size, status.st_mtime_ns])
     described = json.dumps([dataset.spec.title, dataset.classes.name, files])
     return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 
-def _write(file: Path, statistics: ClassStatistics) -> None:
-    content = {"pixels": statistics.pixels.tolist(), "areas": statistics.areas.tolist()}
-    write_text(file, json.dumps(content), cure=CACHE)
+def _read(file: Path, count: int) -> ClassStatistics | None:
+    """What was kept; None where there is nothing, or nothing that can be read."""
+    try:
+        content = json.loads(file.read_text())
+        kept = ClassStatistics(np.array(content["pixels"], np.int64), np.array(content["areas"], np.int64))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s cannot be read (%s): it is made anew", file, error)
+        return None
+    return kept if len(kept.areas) == count else None

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from uda_seg.data.batch import DomainBatch, Sample, collate
+from uda_seg.data.batch import Array, DomainBatch, Sample, collate
 from uda_seg.data.datasets import SegmentationDataset
+from uda_seg.data.disk_cache import DiskCache
 from uda_seg.data.sampling import Draw, Order, generator, positions
 from uda_seg.data.transforms import CropRule, RareClass, Resize, training_crop
 
@@ -41,13 +42,14 @@ class Slabs:
 
 
 class SampleReader:
-    """Decoded and resized samples of a data set, kept in memory if it is small.
+    """Decoded and resized samples of a data set: from its cache on disk, or kept in memory if it is small.
 
     Args:
         dataset: Where samples come from.
         resize: How they are brought to their size; None: as on disk.
         margins: (top, bottom, left, right) pixels on disk in which `valid` is 0; None: no margins.
         cache: "memory", "none", or "auto": memory where all samples take at most 512 MiB.
+        stored: The samples, already resized, on disk: views into them are given out, and nothing is decoded.
         resize_label: Whether the label follows the image's size; in validation it stays as on disk.
     """
 
@@ -58,15 +60,18 @@ class SampleReader:
         *,
         margins: tuple[int, int, int, int] | None = None,
         cache: str = "none",
+        stored: DiskCache | None = None,
         resize_label: bool = True,
     ) -> None:
         self.dataset, self.resize, self.margins, self.resize_label = dataset, resize, margins, resize_label
+        self.stored = stored
         self._kept: dict[int, Sample] = {}
         self._slabs = Slabs()
-        first = self._decode(0)
+        self._valid: dict[tuple[int, int], Array] = {}
+        first = self._read(0)
         planes = (first.image, first.label, first.valid, first.depth)
         total = len(dataset) * sum(plane.nbytes for plane in planes if plane is not None)
-        self.in_memory = cache == "memory" or (cache == "auto" and total <= AUTO_CACHE_BYTES)
+        self.in_memory = stored is None and (cache == "memory" or (cache == "auto" and total <= AUTO_CACHE_BYTES))
         self.image_size: tuple[int, int] = first.image.shape[:2]
 
     def __len__(self) -> int:
@@ -75,23 +80,29 @@ class SampleReader:
     def __getitem__(self, index: int) -> Sample:
         if index in self._kept:
             return self._kept[index]
-        sample = self._decode(index)
+        sample = self._read(index)
         if self.in_memory:
             self._kept[index] = sample = sample.map(self._slabs.keep, self._slabs.keep)
         return sample
 
-    def _decode(self, index: int) -> Sample:
-        sample = self.dataset.read(index)
-        if self.margins is not None:
-            top, bottom, left, right = self.margins
-            height, width = sample.image.shape[:2]
-            valid = np.zeros((height, width), np.uint8)
+    def _read(self, index: int) -> Sample:
+        if self.stored is not None:
+            sample, size = self.stored.sample(index), self.stored.disk_size(index)
+        else:
+            raw = self.dataset.read(index)
+            size = (raw.image.shape[0], raw.image.shape[1])
+            sample = raw if self.resize is None else self.resize(raw)
+            sample = sample if self.resize_label else replace(sample, label=raw.label)
+        return sample if self.margins is None else replace(sample, valid=self._inside(self.margins, size))
+
+    def _inside(self, margins: tuple[int, int, int, int], size: tuple[int, int]) -> Array:
+        """`valid` of an image whose file has `size` (H, W): one array for all of them."""
+        if size not in self._valid:
+            (top, bottom, left, right), (height, width) = margins, size
+            valid = np.zeros(size, np.uint8)
             valid[top : height - bottom, left : width - right] = 1
-            sample = replace(sample, valid=valid)
-        if self.resize is None:
-            return sample
-        resized = self.resize(sample)
-        return resized if self.resize_label else replace(resized, label=sample.label)
+            self._valid[size] = valid if self.resize is None else self.resize.plane(valid)
+        return self._valid[size]
 
 
 @dataclass(frozen=True)

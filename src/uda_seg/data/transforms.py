@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uda_seg.data.batch import Array, Sample
+from uda_seg.data.counting import count_ids
 from uda_seg.data.labels import IGNORE
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would ask the network for a newer version
@@ -72,18 +73,34 @@ class Resize:
     keep_ratio: bool = True
     depth: str = "nearest"
 
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """(H, W) that an image of `height` x `width` gets."""
+        return fit_inside((height, width), self.box) if self.keep_ratio else self.box
+
+    def image(self, image: Array) -> Array:
+        """An image uint8 [H, W, 3] at its new size."""
+        resized: Array = geometric.resize(image, self.size(*image.shape[:2]), cv2.INTER_LINEAR)
+        return resized
+
+    def plane(self, plane: NDArray[Pixel]) -> NDArray[Pixel]:
+        """A plane [H, W] at its new size, every pixel one of its own.
+
+        The exact variant samples at pixel centres like the bilinear one; INTER_NEAREST is half a pixel off.
+        """
+        resized: NDArray[Pixel] = geometric.resize(plane, self.size(*plane.shape[:2]), cv2.INTER_NEAREST_EXACT)
+        return resized
+
+    def inverse_depth(self, z: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Inverse depth [H, W] at its new size."""
+        if self.depth == "nearest":
+            return self.plane(z)
+        resized: NDArray[np.float32] = geometric.resize(z, self.size(*z.shape[:2]), cv2.INTER_LINEAR)
+        return resized
+
     def __call__(self, sample: Sample) -> Sample:
         """The sample at its new size."""
-        height, width = sample.image.shape[:2]
-        size = fit_inside((height, width), self.box) if self.keep_ratio else self.box
-        # The exact variant samples at pixel centres like the bilinear one; INTER_NEAREST is half a pixel off.
-        resized = sample.map(
-            lambda image: geometric.resize(image, size, cv2.INTER_LINEAR),
-            lambda plane: geometric.resize(plane, size, cv2.INTER_NEAREST_EXACT),
-        )
-        if sample.depth is None or self.depth == "nearest":
-            return resized
-        return replace(resized, depth=geometric.resize(sample.depth, size, cv2.INTER_LINEAR))
+        resized = sample.map(self.image, self.plane)
+        return resized if sample.depth is None else replace(resized, depth=self.inverse_depth(sample.depth))
 
 
 def pad(sample: Sample, size: tuple[int, int]) -> Sample:
@@ -121,7 +138,7 @@ def flip(sample: Sample) -> Sample:
 
 def is_dominated(label: Array, max_ratio: float) -> bool:
     """Whether one class has `max_ratio` or more of the labelled pixels of [H, W] (also: none is labelled)."""
-    counts = np.bincount(label.ravel(), minlength=IGNORE + 1)[:IGNORE]
+    counts = count_ids(label)[:IGNORE]
     return bool(counts.max() >= max_ratio * counts.sum())
 
 

@@ -1,0 +1,72 @@
+"""Training crops from the cache on disk beside decoding the picture they come from."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from uda_seg.bench.measure import Row, alternate
+from uda_seg.bench.parts import faster
+from uda_seg.config import Config
+from uda_seg.data.datasets import SPECS, SegmentationDataset, read_image
+from uda_seg.data.disk_cache import find_cache, write_cache
+from uda_seg.data.labels import CITYSCAPES
+from uda_seg.data.stream import SampleReader
+from uda_seg.data.transforms import CropRule, Resize, training_crop
+from uda_seg.errors import UserError
+from uda_seg.files import save_png
+
+PICTURES = 4
+
+
+def measure_reading(config: Config, size: tuple[int, int] = (1024, 2048), crop: int = 512) -> list[Row]:
+    """A 512 x 512 crop out of memory-mapped pictures, and decoding one 2048 x 1024 PNG.
+
+    The pictures are of the full size, and of half, as DAFormer trains; with and without a label, whose class rule (at
+    most 75 % of one class) is part of the crop. The crop is copied, as a batch would; the file lies in the page cache.
+    """
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for index in range(PICTURES):
+            _write_pair(folder / "root", index, size)
+        for title, box in (("full", size), ("half", (size[0] // 2, size[1] // 2))):
+            for kind, labeled in (("image", False), ("image+label", True)):
+                reader = _stored(folder, box, size, labeled)
+                rule = CropRule((crop, crop), 0.75 if labeled else 1.0)
+                rows.append(_compare(f"reading/{title}/{kind}", reader, rule, config.bench.pairs))
+    return rows
+
+
+def _compare(name: str, reader: SampleReader, rule: CropRule, pairs: int) -> Row:
+    path, rng = reader.dataset.image_path(0), np.random.default_rng(0)
+
+    def take() -> list[NDArray[np.uint8]]:
+        sample = training_crop(reader[int(rng.integers(PICTURES))], rule, rng)
+        return [np.ascontiguousarray(plane) for plane in (sample.image, sample.label) if plane is not None]
+
+    return faster(name, "crop from disk", "decode a PNG", alternate(take, lambda: read_image(path), pairs), 50.0)
+
+
+def _stored(folder: Path, box: tuple[int, int], size: tuple[int, int], labeled: bool) -> SampleReader:
+    dataset = SegmentationDataset(SPECS["streets"], folder / "root", "train", CITYSCAPES, labeled=labeled)
+    write_cache(dataset, Resize(box), folder / "cache", [size] * PICTURES)
+    stored = find_cache(dataset, Resize(box), folder / "cache")
+    if stored is None:
+        raise UserError(f"the pictures in {folder} changed while they were read: run the same command again")
+    return SampleReader(dataset, Resize(box), stored=stored)
+
+
+def _write_pair(root: Path, index: int, size: tuple[int, int]) -> None:
+    """A smooth picture with a camera's noise, about as large as Cityscapes' PNGs, and a label of patches."""
+    rng = np.random.default_rng(index)
+    coarse = rng.integers(0, 256, (size[0] // 8, size[1] // 8, 3), dtype=np.uint8)
+    smooth = np.asarray(cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_CUBIC), np.int16)
+    noisy = np.clip(smooth + rng.integers(-2, 3, smooth.shape, dtype=np.int16), 0, 255).astype(np.uint8)
+    patches = rng.integers(0, len(CITYSCAPES), (size[0] // 32, size[1] // 32), dtype=np.uint8)
+    save_png(root / f"image/{index}.png", noisy)
+    save_png(root / f"label/{index}.png", np.kron(patches, np.ones((32, 32), np.uint8)))

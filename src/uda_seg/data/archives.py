@@ -1,0 +1,138 @@
+"""A data set's official ZIPs: which of their files it needs, and unpacking these safely into its folder."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import stat
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from uda_seg.data.datasets import DatasetSpec
+from uda_seg.data.depth import LAYOUTS
+from uda_seg.data.parallel import in_threads
+from uda_seg.errors import UserError
+from uda_seg.files import write_whole
+
+log = logging.getLogger(__name__)
+
+DEEPEST = 3  # folders that may stand before the data set's own in a ZIP, as in bdd100k/images/...
+ROOM = "make room there, or unpack the files on another disk and set the root to it"
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file in a ZIP.
+
+    Args:
+        archive: The ZIP.
+        name: Its name there.
+        target: Where it belongs under the data set's root, with forward slashes.
+        size: Its bytes, unpacked.
+    """
+
+    archive: Path
+    name: str
+    target: str
+    size: int
+
+
+def find_archives(root: Path) -> list[Path]:
+    """The ZIPs that lie in a data set's folder."""
+    return sorted(root.glob("*.zip"))
+
+
+def folders_of(spec: DatasetSpec, dataset: str) -> frozenset[str]:
+    """The first folders under the root that a data set's images, labels and depth lie in, of all splits."""
+    patterns = [spec.images, spec.labels, *(layout.folder for layout in LAYOUTS.get(dataset, ()))]
+    return frozenset(pattern.format(split=split).split("/")[0] for pattern in patterns for split in spec.splits)
+
+
+def list_members(archives: Sequence[Path], folders: frozenset[str]) -> list[Member]:
+    """The files of the ZIPs that belong into one of `folders`, wherever in the ZIP these begin.
+
+    Raises:
+        UserError: a ZIP that cannot be read, or that would write outside of the root; nothing has been unpacked then.
+    """
+    return [member for archive in archives for member in _members(archive, folders)]
+
+
+def _members(archive: Path, folders: frozenset[str]) -> list[Member]:
+    try:
+        with zipfile.ZipFile(archive) as file:
+            infos = [info for info in file.infolist() if not info.is_dir()]
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{archive} cannot be read as a ZIP ({error}): it is cut off or damaged, copy it again"
+        ) from error
+    paths = [(info, _safe(archive, info)) for info in infos]
+    levels = [level for _, path in paths for level in _levels(path, folders)]
+    if not levels:
+        return []
+    level = min(levels)  # images/ in images/images/a.png is the first
+    return [
+        Member(archive, info.filename, "/".join(path.parts[level:]), info.file_size)
+        for info, path in paths
+        if len(path.parts) > level + 1 and path.parts[level] in folders and path.parts[0] != "__MACOSX"
+    ]
+
+
+def _levels(path: PurePosixPath, folders: frozenset[str]) -> list[int]:
+    return [level for level, part in enumerate(path.parts[:-1][: DEEPEST + 1]) if part in folders]
+
+
+def _safe(archive: Path, info: zipfile.ZipInfo) -> PurePosixPath:
+    """The name of a ZIP's file; one that leads out of the folder it is unpacked in, or a link, is refused."""
+    name = info.filename.replace("\\", "/")
+    path = PurePosixPath(name)
+    if path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts or "\0" in name:
+        raise UserError(
+            f"{archive} holds the file name {info.filename!r}, which leads out of its folder: do not use it"
+        )
+    if stat.S_ISLNK(info.external_attr >> 16):
+        raise UserError(f"{archive} holds the link {info.filename!r}: do not use it, or unpack it by hand")
+    return path
+
+
+def missing_members(members: Sequence[Member], root: Path) -> list[Member]:
+    """The files that are not yet under `root` with the size they have in the ZIP."""
+    return [member for member in members if _size(root / member.target) != member.size]
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def unpack(members: Sequence[Member], root: Path) -> None:
+    """Unpack files, all cores at work; each appears whole, its checksum right, or not at all.
+
+    Raises:
+        UserError: no room, or a damaged ZIP; what was unpacked stays, and unpacking goes on from there.
+    """
+    needed, free = sum(member.size for member in members), shutil.disk_usage(root).free
+    if needed > free:
+        raise UserError(f"{root} has room for {free / 1e9:.1f} GB, its ZIPs unpack to {needed / 1e9:.1f} GB: {ROOM}")
+    for archive in dict.fromkeys(member.archive for member in members):
+        own = [member for member in members if member.archive == archive]
+        with zipfile.ZipFile(archive) as file:
+            for _ in in_threads(
+                lambda member, file=file: _extract(file, member, root), own, f"unpacking {archive.name}"
+            ):
+                pass
+    log.info("unpacked %d files into %s", len(members), root)
+
+
+def _extract(file: zipfile.ZipFile, member: Member, root: Path) -> None:
+    try:
+        content = file.read(member.name)
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{member.archive}: {member.name} is damaged ({error}): copy the ZIP again") from error
+    except (NotImplementedError, RuntimeError) as error:  # another compression, or a password
+        raise UserError(f"{member.archive}: {member.name}: {error}: unpack it by hand, with 7z") from error
+    write_whole(root / member.target, content, cure=ROOM)

@@ -1,0 +1,403 @@
+"""Whether a data set on disk is what it should be: every file read once, and everything that is wrong with it listed.
+
+What was found in a file is kept beside the caches, by the file's name, size and time, so that a check that was
+interrupted goes on, and a repeated one reads only what has changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uda_seg.data.counting import present_ids
+from uda_seg.data.datasets import LabelEncoding, SegmentationDataset
+from uda_seg.data.integrity import Damaged, check_image_file
+from uda_seg.data.parallel import in_threads
+from uda_seg.data.statistics import ClassStatistics
+from uda_seg.errors import UserError
+from uda_seg.files import CACHE, write_text
+
+VERSION = 1  # of the checks: findings of another version are not used
+# Images of the official releases; CamVid: SegNet's. streets has as many as were rendered.
+OFFICIAL_COUNTS: dict[tuple[str, str], int] = {
+    ("gta", "train"): 24966,
+    ("synthia", "train"): 9400,
+    ("cityscapes", "train"): 2975,
+    ("cityscapes", "val"): 500,
+    ("acdc", "train"): 1600,
+    ("acdc", "val"): 406,
+    ("darkzurich", "train"): 2416,
+    ("darkzurich", "val"): 50,
+    ("bdd100k", "train"): 7000,
+    ("bdd100k", "val"): 1000,
+    ("mapillary", "train"): 18000,
+    ("mapillary", "val"): 2000,
+    ("camvid", "train"): 367,
+    ("camvid", "val"): 101,
+}
+# (H, W) of every image of a set; others have images of several sizes.
+OFFICIAL_SIZES: dict[str, tuple[int, int]] = {
+    "synthia": (760, 1280),
+    "cityscapes": (1024, 2048),
+    "acdc": (1080, 1920),
+    "darkzurich": (1080, 1920),
+    "bdd100k": (720, 1280),
+    "camvid": (360, 480),
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with a file or a folder.
+
+    Args:
+        file: Its path.
+        what: What is wrong.
+        cure: What to do.
+        kind: unreadable, label, size, missing, extra, mixed, count or statistics.
+        damage: Whether training could not use the data, or would learn something else; otherwise it is worth knowing.
+        index: The image it belongs to.
+    """
+
+    file: str
+    what: str
+    cure: str
+    kind: str
+    damage: bool = True
+    index: int | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What reading a file showed.
+
+    Args:
+        shape: (H, W) of an intact file.
+        ids: The raw ids of a label, with their pixels.
+        error: What is wrong with the file alone.
+        broken: Whether it cannot be read at all, rather than being a label of another kind.
+    """
+
+    shape: tuple[int, int] | None = None
+    ids: Mapping[int, int] = field(default_factory=dict)
+    error: str = ""
+    broken: bool = False
+
+
+class Journal:
+    """Findings of earlier checks, a line of JSON each, appended as they are made.
+
+    The last line may be torn, where a check was killed; it is dropped, and its file is read again.
+
+    Args:
+        file: Where it lies.
+        subject: How files were looked at; findings of another subject are not used.
+    """
+
+    def __init__(self, file: Path, subject: str) -> None:
+        self.file, self._header = file, json.dumps({"checks": VERSION, "of": subject})
+        self._lines: dict[str, str] = {}
+        self._open: TextIO | None = None
+        lines = file.read_text(errors="replace").splitlines() if file.is_file() else []
+        for line in lines[1:] if lines[:1] == [self._header] else []:
+            try:
+                self._lines[json.loads(line)["file"]] = line
+            except (ValueError, KeyError, TypeError):
+                continue
+        write_text(file, "\n".join([self._header, *self._lines.values(), ""]), cure=CACHE)
+
+    def recall(self, name: str, path: Path) -> Finding | None:
+        """What was found in a file, if it has not changed since."""
+        if name not in self._lines:
+            return None
+        entry = json.loads(self._lines[name])
+        if entry["stamp"] != _stamp(path):
+            return None
+        shape = None if entry["shape"] is None else (entry["shape"][0], entry["shape"][1])
+        ids = {int(raw): count for raw, count in entry["ids"].items()}
+        return Finding(shape, ids, entry["error"], entry["broken"])
+
+    def note(self, name: str, stamp: Sequence[int], finding: Finding) -> None:
+        """Keep what was found in a file that had `stamp` before it was read."""
+        line = json.dumps({"file": name, "stamp": stamp, **finding.__dict__})
+        self._lines[name] = line
+        try:
+            self._open = self._open or self.file.open("a")
+            self._open.write(line + "\n")
+            self._open.flush()
+        except OSError as error:
+            raise UserError(f"cannot write {self.file}: {error.strerror or error}; {CACHE}") from error
+
+    def close(self) -> None:
+        """Nothing more will be noted."""
+        if self._open is not None:
+            self._open.close()
+
+
+def _stamp(path: Path) -> list[int]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return []
+    return [status.st_size, status.st_mtime_ns]
+
+
+@dataclass
+class Report:
+    """What a check of one domain found.
+
+    Args:
+        option: Where the domain stands in the configuration.
+        dataset: What was checked; it reads the labels that were found best, if any.
+        labels: How many images have a label of that kind; None: labels were not looked for, or there are none.
+        shapes: int64 [N, 2], (H, W) of the images; 0 where unreadable.
+        statistics: Pixels of each class in each label, 0 for labels that cannot be used.
+        problems: All that is wrong.
+    """
+
+    option: str
+    dataset: SegmentationDataset
+    labels: int | None
+    shapes: NDArray[np.int64]
+    statistics: ClassStatistics | None = None
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def damaged(self) -> bool:
+        """Whether training cannot use the data as it is."""
+        return any(problem.damage for problem in self.problems)
+
+    @property
+    def good(self) -> list[int]:
+        """The images with which nothing is wrong."""
+        bad = {problem.index for problem in self.problems}
+        return [index for index in range(len(self.dataset)) if index not in bad]
+
+
+def check_domain(
+    dataset: SegmentationDataset, option: str, name: str, cache: Path, *, labels: str, whole: bool = True
+) -> Report:
+    """Read every file of a domain and list what is wrong.
+
+    Args:
+        dataset: The domain, opened without labels.
+        option: Where it stands in the configuration, for messages.
+        name: The data set's name in the configuration, by which the official counts are known.
+        cache: Where all caches lie.
+        labels: "needed"; "optional": what is wrong with them is no damage, and there may be none; or "none".
+        whole: Whether all of the data set's images are used, so that their number says something.
+    """
+    place = hashlib.sha256(str(dataset.image_root.absolute()).encode()).hexdigest()[:16]
+    folder = cache / "checked" / f"{dataset.root.name}-{dataset.split}-{place}"
+    report = Report(option, dataset, None, np.zeros((len(dataset), 2), np.int64))
+    _check_images(report, Journal(folder / "images.jsonl", "image"))
+    _check_sizes(report, name, whole)
+    if labels != "none" and _survey_labels(report, needed=labels == "needed"):
+        encoding = dataset.encoding
+        subject = json.dumps([dataset.spec.title, encoding.suffix, sorted(encoding.table.items())])
+        _check_labels(report, Journal(folder / "labels.jsonl", subject), needed=labels == "needed")
+    if dataset.depth is not None:
+        _check_depth(report, Journal(folder / "depth.jsonl", "depth"))
+    report.problems.sort(key=lambda problem: -1 if problem.index is None else problem.index)
+    return report
+
+
+def _look(
+    journal: Journal, files: Mapping[int, Path], look: Callable[[int], Finding], title: str
+) -> Iterator[tuple[int, Finding]]:
+    """The findings in files, one at a time: those of the journal first; other files are read by all cores."""
+    unread = []
+    for index, path in files.items():
+        known = journal.recall(str(path), path)
+        if known is None:
+            unread.append(index)
+        else:
+            yield index, known
+
+    def work(index: int) -> tuple[int, list[int], Finding]:
+        stamp = _stamp(files[index])  # before it is read: a file that changes meanwhile is read again next time
+        return index, stamp, look(index)
+
+    try:
+        for index, stamp, finding in in_threads(work, unread, title):
+            journal.note(str(files[index]), stamp, finding)
+            yield index, finding
+    finally:
+        journal.close()
+
+
+def _look_at_image(path: Path) -> Finding:
+    try:
+        return Finding(check_image_file(path))
+    except Damaged as error:
+        return Finding(error=str(error).removeprefix(f"{path} "), broken=True)
+
+
+def _check_images(report: Report, journal: Journal) -> None:
+    data = report.dataset
+    files = {index: data.image_path(index) for index in range(len(data))}
+    for index, found in _look(journal, files, lambda i: _look_at_image(files[i]), f"checking {data.image_root}"):
+        if found.shape is None:
+            report.problems.append(_unreadable(files[index], found, index))
+        else:
+            report.shapes[index] = found.shape
+
+
+def _unreadable(path: Path, found: Finding, index: int, damage: bool = True) -> Problem:
+    what, _, _ = found.error.partition(": copy or unpack")
+    cure = "copy or unpack it again, or fix=true"
+    return Problem(str(path), what, cure, "unreadable" if found.broken else "label", damage, index)
+
+
+def _check_sizes(report: Report, name: str, whole: bool) -> None:
+    data, title = report.dataset, report.dataset.spec.title
+    official = OFFICIAL_COUNTS.get((name, data.split))
+    if whole and official is not None and official != len(data):
+        what = f"{len(data)} images, the official {title} has {official} in {data.split}"
+        cure = "unpack it again, or unpack=all where its ZIPs are" if len(data) < official else "look for extra files"
+        report.problems.append(Problem(str(data.image_root), what, cure, "count", damage=False))
+    size = OFFICIAL_SIZES.get(name)
+    other = np.flatnonzero((report.shapes != size).any(axis=1) & report.shapes.any(axis=1)) if size else []
+    if size and len(other):
+        height, width = report.shapes[other[0]]
+        what = f"{len(other)} images are not {size[0]}x{size[1]} (height x width), the first is {height}x{width}"
+        report.problems.append(
+            Problem(str(data.image_path(int(other[0]))), what, "were they resized?", "size", damage=False)
+        )
+
+
+def _survey_labels(report: Report, *, needed: bool) -> bool:
+    """Choose the kind of labels that covers the most images; list images without one and labels without an image."""
+    data = report.dataset
+    present = set(data.label_files("")) if data.label_root.is_dir() else set()
+    names = [[data.label_name(name, encoding) for name in data.names] for encoding in data.spec.encodings]
+    having = [sum(label in present for label in labels) for labels in names]
+    best = max(range(len(names)), key=lambda i: (having[i], -i))
+    if not having[best] and not needed:
+        return False
+    report.labels = having[best]
+    if not having[best]:
+        what = f"none of {len(data)} images has a label there: {data.spec.layout(data.split)} is expected"
+        cure = f"unpack the labels of {data.spec.title} again, or unpack=all where their ZIPs are"
+        report.problems.append(Problem(str(data.label_root), what, cure, "missing"))
+        return False
+    data.read_labels_as(data.spec.encodings[best])
+    for index, label in enumerate(names[best]):
+        if label not in present:
+            what = f"has no label {data.label_root / label}"
+            cure = "unpack the labels again, or fix=true where their ZIPs are"
+            report.problems.append(Problem(str(data.image_path(index)), what, cure, "missing", needed, index))
+    _find_extra(report, present, {label for labels in names for label in labels})
+    for encoding, count in zip(data.spec.encodings, having, strict=True):
+        if 0 < count < len(data):
+            what = f"{count} of {len(data)} images have a *{encoding.suffix}: a conversion or an unpacking that stopped"
+            read = f"*{data.encoding.suffix} are read" if having[best] == len(data) else "fix=true converts what it can"
+            report.problems.append(Problem(str(data.label_root), what, read, "mixed", damage=False))
+    return True
+
+
+def _find_extra(report: Report, present: set[str], expected: set[str]) -> None:
+    data = report.dataset
+    every = data.image_files()  # more than `data.names` where only the first are used
+    expected = expected | {data.label_name(name, e) for name in every for e in data.spec.encodings}
+    suffixes = tuple(encoding.suffix for encoding in data.spec.encodings)
+    for label in sorted(present - expected):
+        if label.endswith(suffixes):
+            cure = f"unpack the images of {data.spec.title} again"
+            problem = Problem(str(data.label_root / label), "belongs to no image", cure, "extra", damage=False)
+            report.problems.append(problem)
+
+
+def _look_at_label(path: Path, encoding: LabelEncoding) -> Finding:
+    try:
+        check_image_file(path)
+        raw = encoding.decode(path)
+    except UserError as error:
+        return Finding(error=str(error).removeprefix(f"{path} "), broken=isinstance(error, Damaged))
+    return Finding((raw.shape[0], raw.shape[1]), present_ids(raw))
+
+
+def _check_labels(report: Report, journal: Journal, *, needed: bool) -> None:
+    data, count = report.dataset, len(report.dataset)
+    without = {problem.index for problem in report.problems if problem.kind == "missing"}
+    files = {index: data.label_path(index) for index in range(count) if index not in without}
+    pixels, areas, raw = np.zeros((count, len(data.classes)), np.int64), np.zeros(count, np.int64), set()
+    title = f"checking {data.label_root}"
+    for index, found in _look(journal, files, lambda i: _look_at_label(files[i], data.encoding), title):
+        raw |= set(found.ids)
+        if problem := _label_problem(report, index, found, needed):
+            report.problems.append(problem)
+            continue
+        areas[index] = sum(found.ids.values())
+        for identity, number in found.ids.items():
+            train = int(data.train_id(identity))
+            if train < len(data.classes):
+                pixels[index, train] += number
+    report.statistics = ClassStatistics(pixels, areas)
+    if len(files) and (suspicion := _another_encoding(data.encoding, raw, bool(pixels.any()))) and areas.any():
+        report.problems.append(Problem(str(data.label_root), suspicion, "unpack the labels again", "label", needed))
+
+
+def _label_problem(report: Report, index: int, found: Finding, needed: bool) -> Problem | None:
+    data = report.dataset
+    path, shape = data.label_path(index), tuple(report.shapes[index].tolist())
+    if found.shape is None:
+        return _unreadable(path, found, index, needed)
+    unknown = sorted(set(found.ids) - set(data.encoding.table))
+    if unknown:
+        listed = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+        what = f"has ids that {data.spec.title} does not know: {listed}"
+        return Problem(
+            str(path), what, f"a *{data.encoding.suffix} of another kind? unpack it again", "label", needed, index
+        )
+    if any(shape) and found.shape != shape:
+        what = f"is {found.shape[0]}x{found.shape[1]} but its image {shape[0]}x{shape[1]} (height x width)"
+        return Problem(str(path), what, "unpack image and label again", "size", needed, index)
+    return None
+
+
+def _another_encoding(encoding: LabelEncoding, raw: set[int], any_class: bool) -> str:
+    """What the ids of all labels together show that no single file does; "" = nothing.
+
+    Raw ids reach beyond the 19 train ids in nearly every street (sky, vegetation, cars): labels that never do, and use
+    255, were converted already, in place.
+    """
+    if not any_class:
+        return f"no label has a pixel of any class, only the ids {sorted(raw)[:5]}: labels of another encoding"
+    highest = max(known for known in encoding.table if known != 255)
+    if highest > 18 and 255 in raw and max(raw - {255}, default=0) <= 18:
+        return f"no *{encoding.suffix} has an id from 19 to 254, but 255: these are train ids under the name of raw ids"
+    return ""
+
+
+def _check_depth(report: Report, journal: Journal) -> None:
+    depth = report.dataset.depth
+    assert depth is not None
+    files = {index: path for index, path in enumerate(depth.paths) if path.suffix == ".png"}
+    for index, found in _look(journal, files, lambda i: _look_at_image(files[i]), "checking depth"):
+        if found.error:
+            report.problems.append(_unreadable(files[index], found, index))
+
+
+def to_text(problems: Sequence[Problem]) -> str:
+    """All problems, a line each: damage or note, file, what, cure, with tabs between."""
+    lines = [f"{'damage' if p.damage else 'note'}\t{p.file}\t{p.what}\t{p.cure}" for p in problems]
+    return "".join(line + "\n" for line in lines) or "no problems\n"
+
+
+def summary(report: Report) -> dict[str, Any]:
+    """Numbers of a domain, for tables."""
+    return {
+        "images": len(report.dataset),
+        "labels": report.labels,
+        "damaged": sum(problem.damage for problem in report.problems),
+        "notes": sum(not problem.damage for problem in report.problems),
+    }

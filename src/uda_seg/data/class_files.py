@@ -1,0 +1,152 @@
+"""The class statistics that DAFormer's converters leave in a data set's root, read instead of counting.
+
+`sample_class_stats.json` is a list with one object an image, {"file": label, "<train id>": pixels, ...};
+`sample_class_stats_dict.json` an object label -> {"<train id>": pixels}; `samples_with_class.json` an object
+"<train id>" -> [[label, pixels], ...]. Labels may be written with the back-slashes of Windows; the base name alone
+counts, as there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uda_seg.data.datasets import SegmentationDataset
+from uda_seg.errors import UserError
+from uda_seg.files import write_text
+
+log = logging.getLogger(__name__)
+
+FILES = ("sample_class_stats.json", "samples_with_class.json", "sample_class_stats_dict.json")
+Counts = dict[str, dict[int, int]]  # label file as it is written -> train id -> pixels
+
+
+def find_class_files(root: Path) -> list[Path]:
+    """Those of the three files that are there, the first read first."""
+    return [root / name for name in FILES if (root / name).is_file()]
+
+
+def read_class_file(file: Path) -> Counts:
+    """Pixels of each train id in each label.
+
+    Raises:
+        UserError: the file cannot be read, or says something else.
+    """
+    try:
+        content = json.loads(file.read_text())
+        if file.name == "sample_class_stats.json":
+            return {str(entry["file"]): _numbers(entry) for entry in content}
+        if file.name == "samples_with_class.json":
+            counts: Counts = {}
+            for train, samples in content.items():
+                for label, pixels in samples:
+                    counts.setdefault(str(label), {})[int(train)] = int(pixels)
+            return counts
+        return {str(label): _numbers(entry) for label, entry in content.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{file} is no file of class statistics ({type(error).__name__}: {error}): move it away, the classes are "
+            "counted then"
+        ) from error
+
+
+def _numbers(entry: Mapping[str, Any]) -> dict[int, int]:
+    return {int(train): int(pixels) for train, pixels in entry.items() if train != "file"}
+
+
+def uses_back_slashes(counts: Counts) -> bool:
+    """Whether a label is written as Windows writes paths."""
+    return any("\\" in label for label in counts)
+
+
+def base_name(label: str) -> str:
+    """The file's name, whatever separates its folders."""
+    return label.replace("\\", "/").rpartition("/")[2]
+
+
+def official_pixels(dataset: SegmentationDataset) -> NDArray[np.int64] | None:
+    """Pixels of each class in each label, int64 [N, C], as the files in the root say; None where they do not serve.
+
+    They serve if they are of the data set's own classes and have every image; why one does not, and names that no image
+    has, are told in a warning.
+    """
+    if dataset.classes.name != dataset.spec.classes.name:
+        return None
+    for file in find_class_files(dataset.root):
+        try:
+            counts = read_class_file(file)
+        except UserError as error:
+            log.warning("%s", error)
+            continue
+        pixels, why = match_images(dataset, counts)
+        if why:
+            log.warning("%s: %s", file, why)
+        if pixels is not None:
+            log.info("class statistics of %s are read from %s", dataset.root, file.name)
+            return pixels
+    return None
+
+
+def match_images(dataset: SegmentationDataset, counts: Counts) -> tuple[NDArray[np.int64] | None, str]:
+    """The counts in the order of the images, and what is wrong with them in a line ("" = nothing)."""
+    stems = {_stem(dataset, dataset.label_path(i).name): i for i in range(len(dataset))}
+    pixels = np.zeros((len(dataset), len(dataset.classes)), np.int64)
+    found, strange = np.zeros(len(dataset), bool), []
+    for label, numbers in counts.items():
+        index = stems.get(_stem(dataset, base_name(label)))
+        if index is None:
+            strange.append(label)
+            continue
+        found[index] = True
+        for train, number in numbers.items():
+            if not 0 <= train < pixels.shape[1]:
+                return None, f"names the class {train}, of {pixels.shape[1]} classes; the classes are counted"
+            pixels[index, train] = number
+    if not found.all():
+        first = dataset.names[int(np.argmin(found))]
+        return None, f"lacks {int((~found).sum())} of {len(dataset)} images, the first is {first}; classes are counted"
+    if not pixels.any():
+        return None, "has no pixel of any class; the classes are counted"
+    return pixels, f"{len(strange)} names belong to no image, the first is {strange[0]}" if strange else ""
+
+
+def _stem(dataset: SegmentationDataset, label: str) -> str:
+    """What an image's labels of all kinds have in common: 00001 of 00001.png and of 00001_labelTrainIds.png."""
+    for suffix in sorted((encoding.suffix for encoding in dataset.spec.encodings), key=len, reverse=True):
+        if label.endswith(suffix):
+            return label.removesuffix(suffix)
+    return label
+
+
+def mend_back_slashes(file: Path) -> Path:
+    """Rewrite a statistics file with forward slashes; the original stays beside it, and its place is returned."""
+    content = json.loads(file.read_text())
+    kept = spare_name(file, "original")
+    write_text(kept, file.read_text())
+    write_text(file, json.dumps(_forward(content)))
+    return kept
+
+
+def _forward(node: Any) -> Any:
+    if isinstance(node, str):
+        return node.replace("\\", "/")
+    if isinstance(node, list):
+        return [_forward(item) for item in node]
+    if isinstance(node, dict):
+        return {_forward(key): _forward(value) for key, value in node.items()}
+    return node
+
+
+def spare_name(path: Path, word: str) -> Path:
+    """`path.word`, or `path.word2`, ... where that is taken."""
+    spare, number = path.with_name(f"{path.name}.{word}"), 1
+    while spare.exists():
+        number += 1
+        spare = path.with_name(f"{path.name}.{word}{number}")
+    return spare

@@ -1,0 +1,32 @@
+"""Which ids a label has, and how many pixels of each."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+_EXACT = 2**24  # OpenCV gives its counts as float32, exact up to here
+
+
+def count_ids(label: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Pixels of each id in a label uint8 [..., W]: int64 [256].
+
+    OpenCV's histogram lets other threads run meanwhile, and was measured to be 3 (crops) to 30 times (whole labels) as
+    fast as numpy's, which first makes every pixel an int64.
+    """
+    label = label.reshape(-1, label.shape[-1])
+    rows = max(1, _EXACT // max(1, label.shape[1]))
+    counts = np.zeros(256, np.int64)
+    for top in range(0, label.shape[0], rows):
+        counts += cv2.calcHist([label[top : top + rows]], [0], None, [256], [0, 256]).ravel().astype(np.int64)
+    return counts
+
+
+def present_ids(raw: NDArray[np.uint8] | NDArray[np.uint16]) -> dict[int, int]:
+    """The ids that occur in a label [H, W] of 8 or 16 bits, and how many pixels each has."""
+    if raw.dtype == np.uint8 or raw.max(initial=0) < 256:
+        counts = count_ids(raw.astype(np.uint8, copy=False))
+        return {int(i): int(counts[i]) for i in np.flatnonzero(counts)}
+    ids, numbers = np.unique(raw, return_counts=True)
+    return {int(i): int(n) for i, n in zip(ids, numbers, strict=True)}

@@ -1,0 +1,117 @@
+"""Whether an image file is whole. Decoders are no judge: OpenCV reads a truncated PNG in silence, its end black."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from uda_seg.errors import UserError
+
+PNG, JPEG, JPEG_END = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\xff\xd9"
+CURE = "copy or unpack the file again"
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of PNG's colour types
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_LARGEST = 2**31  # bytes of pixels: no camera's
+
+
+class Damaged(UserError):
+    """A file that is not what it was when it was made."""
+
+
+def check_image_file(path: Path) -> tuple[int, int]:
+    """Read a PNG or JPEG file to its last byte and return its (height, width).
+
+    A PNG is whole if every chunk's checksum is right, the end chunk is there, and its pixels inflate to as many bytes,
+    with as many valid row filters, as its header promises (PNG specification, sections 5, 7.2 and 9). A JPEG has no
+    checksums: it must decode and have its end marker.
+
+    Raises:
+        Damaged: names the file and what is wrong with it.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise Damaged(f"{path} cannot be opened: {error.strerror}") from error
+    try:
+        if content.startswith(PNG):
+            return _check_png(memoryview(content))
+        if content.startswith(JPEG):
+            return _check_jpeg(content)
+        raise _Flaw("is empty" if not content else "is neither a PNG nor a JPEG file")
+    except _Flaw as flaw:
+        raise Damaged(f"{path} {flaw}: {CURE}") from flaw
+
+
+class _Flaw(Exception):
+    """What is wrong, as the words after a file's name."""
+
+
+def _check_jpeg(content: bytes) -> tuple[int, int]:
+    if JPEG_END not in content[-1024:]:  # some cameras add a few bytes after it
+        raise _Flaw("is cut off: it has no end marker")
+    try:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise _Flaw("cannot be decoded")
+    return image.shape[0], image.shape[1]
+
+
+def _check_png(content: memoryview) -> tuple[int, int]:
+    header, packed = b"", []
+    at = len(PNG)
+    while True:
+        if at + 12 > len(content):
+            raise _Flaw(f"is cut off after {len(content)} bytes")
+        (length,), kind = struct.unpack(">I", content[at : at + 4]), bytes(content[at + 4 : at + 8])
+        end = at + 12 + length
+        if end > len(content):
+            raise _Flaw(f"is cut off after {len(content)} bytes")
+        (checksum,) = struct.unpack(">I", content[end - 4 : end])
+        if zlib.crc32(content[at + 4 : end - 4]) != checksum:
+            raise _Flaw(f"is damaged: a wrong checksum at byte {at}")
+        if kind == b"IHDR":
+            header = bytes(content[at + 8 : end - 4])
+        elif kind == b"IDAT":
+            packed.append(content[at + 8 : end - 4])
+        elif kind == b"IEND":
+            return _check_pixels(header, packed)
+        at = end
+
+
+def _check_pixels(header: bytes, packed: list[memoryview]) -> tuple[int, int]:
+    """Inflate the pixels; they must be as many as the header says."""
+    if len(header) != 13:
+        raise _Flaw("is damaged: it has no header")
+    width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header)
+    bits = _CHANNELS.get(colour, 0) * depth
+    rows = _rows(width, height, bits, bool(interlaced))
+    promised = sum(count * stride for count, stride in rows)
+    if not 0 < promised < _LARGEST:
+        raise _Flaw(f"is damaged: its header says {height} x {width} pixels of {bits} bits")
+    inflate = zlib.decompressobj()
+    try:
+        pixels = inflate.decompress(b"".join(packed), promised)
+    except zlib.error as error:
+        raise _Flaw(f"is damaged: its pixels cannot be inflated ({error})") from error
+    if len(pixels) < promised:
+        raise _Flaw(f"is cut off: it has {len(pixels)} of {promised} bytes of pixels")
+    start, data = 0, np.frombuffer(pixels, np.uint8)
+    for count, stride in rows:
+        if data[start : start + count * stride : stride].max(initial=0) > 4:
+            raise _Flaw("is damaged: it has rows with an unknown filter")
+        start += count * stride
+    return height, width
+
+
+def _rows(width: int, height: int, bits: int, interlaced: bool) -> list[tuple[int, int]]:
+    """(rows, bytes of a row with its filter byte) of the image, or of each of Adam7's seven."""
+    parts = [(width, height)]
+    if interlaced:
+        parts = [(-(-max(0, width - x) // dx), -(-max(0, height - y) // dy)) for x, y, dx, dy in _ADAM7]
+    return [(h, 1 + -(-w * bits // 8)) for w, h in parts if w and h]

@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from trees import (
+    blocks,
+    camvid_tree,
+    cityscapes_tree,
+    gta_tree,
+    image_of,
+    save,
+    save_palette,
+    streets_tree,
+    synthia_tree,
+)
+
+from uda_seg.data import check as checking
+from uda_seg.data.check import check_domain, to_text
+from uda_seg.data.datasets import SPECS, SegmentationDataset
+from uda_seg.data.labels import CAMVID, CITYSCAPES
+from uda_seg.data.repair import repair
+from uda_seg.data.statistics import count_classes
+
+SEEN = blocks(0, (32, 48), [0, 7, 8, 11, 23, 26])
+
+
+def check(name, root, tmp_path, labels="needed", classes=CITYSCAPES, whole=False, count=None):
+    data = SegmentationDataset(SPECS[name], root, "train", classes, labeled=False, count=count)
+    return check_domain(data, "data.source", name, tmp_path / "cache", labels=labels, whole=whole)
+
+
+def told(report):
+    return [(problem.kind, problem.damage) for problem in report.problems]
+
+
+@pytest.mark.parametrize("name", ["gta", "synthia", "cityscapes", "camvid", "streets"])
+def test_a_sound_data_set_has_no_problem_and_the_counts_of_its_labels(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(checking, "OFFICIAL_SIZES", {})
+    makers = {
+        "gta": lambda r: gta_tree(r, SEEN),
+        "synthia": lambda r: synthia_tree(r, blocks(0, (32, 48), list(range(23)))),
+        "cityscapes": lambda r: cityscapes_tree(r, SEEN),
+        "camvid": camvid_tree,
+        "streets": streets_tree,
+    }
+    root, classes = makers[name](tmp_path / "tree"), CAMVID if name == "camvid" else CITYSCAPES
+    report = check(name, root, tmp_path, classes=classes)
+    assert told(report) == []
+    counted = count_classes(SegmentationDataset(SPECS[name], root, "train", classes, labeled=True))
+    np.testing.assert_array_equal(report.statistics.pixels, counted.pixels)
+    np.testing.assert_array_equal(report.statistics.areas, counted.areas)
+    assert report.shapes.tolist() == [list(report.dataset.read(i).image.shape[:2]) for i in range(len(report.dataset))]
+
+
+def test_what_was_checked_is_not_checked_again(tmp_path, monkeypatch):
+    root, read = streets_tree(tmp_path / "tree"), []
+    real = checking.check_image_file
+    monkeypatch.setattr(checking, "check_image_file", lambda path: read.append(path.name) or real(path))
+    first = check("streets", root, tmp_path)
+    assert len(read) == 12
+    again = check("streets", root, tmp_path)
+    assert len(read) == 12
+    np.testing.assert_array_equal(first.statistics.pixels, again.statistics.pixels)
+    save(root / "image/000002.png", np.zeros((8, 8, 3), np.uint8))
+    changed = check("streets", root, tmp_path)
+    assert read[12:] == ["000002.png"]
+    assert [(p.kind, p.index) for p in changed.problems] == [("size", 2)]
+
+
+def test_a_check_that_was_killed_goes_on(tmp_path, monkeypatch):
+    root, read, limit = streets_tree(tmp_path / "tree"), [], 4
+    real = checking.check_image_file
+    monkeypatch.setattr(checking, "in_threads", lambda work, items, title: map(work, items))
+
+    def some(path):
+        if len(read) == limit:
+            raise KeyboardInterrupt
+        read.append(path)
+        return real(path)
+
+    monkeypatch.setattr(checking, "check_image_file", some)
+    with pytest.raises(KeyboardInterrupt):
+        check("streets", root, tmp_path)
+    (journal,) = (tmp_path / "cache").rglob("images.jsonl")
+    journal.write_text(journal.read_text()[:-9])  # the last line is torn
+    limit = 99
+    assert told(check("streets", root, tmp_path)) == []
+    assert len(read) == 12 + 1
+    assert all(json.loads(line) for line in journal.read_text().splitlines())
+
+
+def test_every_kind_of_unreadable_file_is_one_problem(tmp_path):
+    root = streets_tree(tmp_path / "tree")
+    whole = (root / "image/000000.png").read_bytes()
+    (root / "image/000000.png").write_bytes(whole[:-5])
+    (root / "image/000001.png").write_bytes(b"")
+    (root / "label/000002.png").write_bytes(b"<html>")
+    content = bytearray((root / "label/000003.png").read_bytes())
+    content[60] ^= 1
+    (root / "label/000003.png").write_bytes(content)
+    report = check("streets", root, tmp_path)
+    assert [(p.kind, p.damage, p.index) for p in report.problems] == [("unreadable", True, i) for i in range(4)]
+    assert report.good == [4, 5]
+    text = to_text(report.problems)
+    assert text.count("\n") == 4
+    assert f"damage\t{root}/image/000000.png\tis cut off after" in text
+
+
+def test_images_without_labels_and_labels_without_images(tmp_path):
+    root = streets_tree(tmp_path / "tree")
+    (root / "label/000001.png").unlink()
+    (root / "image/000004.png").unlink()
+    report = check("streets", root, tmp_path)
+    assert ("missing", True) in told(report)
+    (extra,) = [p for p in report.problems if p.kind == "extra"]
+    assert extra.file.endswith("label/000004.png")
+    assert not extra.damage
+    assert report.labels == 4
+    optional = check("streets", root, tmp_path, labels="optional")
+    assert not optional.damaged
+
+
+def test_the_first_images_alone_make_no_label_superfluous(tmp_path):
+    root = streets_tree(tmp_path / "tree")
+    assert told(check("streets", root, tmp_path, count=2)) == []
+
+
+def test_a_target_without_labels_is_sound(tmp_path):
+    root = streets_tree(tmp_path / "tree")
+    (root / "label").rename(root / "elsewhere")
+    report = check("streets", root, tmp_path, labels="optional")
+    assert told(report) == []
+    assert report.statistics is None
+    assert not report.dataset.labeled
+    (problem,) = check("streets", root, tmp_path).problems
+    assert problem.damage
+    assert problem.what.startswith("none of 6 images has a label there: image/**/*.png and label/**/*.png is expected")
+
+
+def test_labels_of_another_encoding(tmp_path):
+    eight_bits = synthia_tree(tmp_path / "pil", np.full((8, 8), 3, np.uint8))
+    save(eight_bits / "GT/LABELS/0000000.png", np.full((8, 8, 3), 3, np.uint8))
+    (problem,) = [p for p in check("synthia", eight_bits, tmp_path).problems if p.kind == "label"]
+    assert "not 16-bit as SYNTHIA's labels are" in problem.what
+    raw = cityscapes_tree(tmp_path / "raw", SEEN, suffix="labelTrainIds")
+    (problem,) = [p for p in check("cityscapes", raw, tmp_path).problems if p.damage]
+    assert "ids that Cityscapes does not know: 23, 26" in problem.what
+    converted = cityscapes_tree(tmp_path / "converted", blocks(0, (32, 48), [0, 2, 8, 10, 13, 18, 255]))
+    (problem,) = [p for p in check("cityscapes", converted, tmp_path).problems if p.damage]
+    assert "train ids under the name of raw ids" in problem.what
+    void = gta_tree(tmp_path / "void", np.zeros((8, 8), np.uint8))
+    (problem,) = [p for p in check("gta", void, tmp_path).problems if p.damage]
+    assert "no label has a pixel of any class, only the ids [0]" in problem.what
+
+
+def test_counts_and_sizes_are_those_of_the_release(tmp_path):
+    root = cityscapes_tree(tmp_path / "tree", SEEN)
+    problems = check("cityscapes", root, tmp_path, whole=True).problems
+    assert [(p.kind, p.damage) for p in problems] == [("count", False), ("size", False)]
+    assert problems[0].what == "1 images, the official Cityscapes has 2975 in train"
+    assert "1 images are not 1024x2048 (height x width), the first is 32x48" in problems[1].what
+
+
+def two_kinds(root):
+    """GTA labels of which a conversion has finished some: 0 raw, 1 both, 2 converted alone."""
+    for i in range(3):
+        save(root / f"images/{i:05d}.png", image_of(SEEN, i))
+        if i < 2:
+            save_palette(root / f"labels/{i:05d}.png", SEEN)
+        if i > 0:
+            train = np.select([SEEN == 7, SEEN == 8, SEEN == 11, SEEN == 23, SEEN == 26], [0, 1, 2, 10, 13], 255)
+            save(root / f"labels/{i:05d}_labelTrainIds.png", train.astype(np.uint8))
+    return root
+
+
+def test_mixed_versions_are_told_and_the_conversion_can_be_finished(tmp_path):
+    root = two_kinds(tmp_path / "gta")
+    report = check("gta", root, tmp_path)
+    assert sorted(kind for kind, _ in told(report)) == ["missing", "mixed", "mixed"]
+    assert report.damaged
+    assert "1 labels converted to *_labelTrainIds.png" in repair(report, "gta")[0]
+    made, true = (cv2.imread(str(root / f"labels/0000{i}_labelTrainIds.png"), -1) for i in (0, 1))
+    np.testing.assert_array_equal(made, true)
+    assert not check("gta", root, tmp_path).damaged
+
+
+def test_a_conversion_of_a_few_is_finished_for_all_only_where_that_makes_them_complete(tmp_path):
+    root = two_kinds(tmp_path / "gta")
+    for number in "34":
+        for folder in ("images", "labels"):
+            content = (root / folder / "00000.png").read_bytes()
+            (root / folder / f"0000{number}.png").write_bytes(content)
+    lost = root / "labels/00002_labelTrainIds.png"
+    kept = lost.read_bytes()
+    lost.unlink()
+    report = check("gta", root, tmp_path)
+    assert report.dataset.encoding.suffix == ".png"
+    assert repair(report, "gta") == []
+    lost.write_bytes(kept)
+    assert "3 labels converted" in repair(check("gta", root, tmp_path), "gta")[0]
+    assert not check("gta", root, tmp_path).damaged
+
+
+def test_unreadable_pairs_are_set_aside_and_never_deleted(tmp_path):
+    root = streets_tree(tmp_path / "tree")
+    (root / "image/000003.png").write_bytes(b"x")
+    before = {path.read_bytes() for path in root.rglob("*.png")}
+    done = repair(check("streets", root, tmp_path), "streets")
+    assert "1 images with their labels set aside" in done[0]
+    assert (root / "image/000003.png.damaged").read_bytes() == b"x"
+    assert (root / "label/000003.png.damaged").exists()
+    assert {path.read_bytes() for path in root.rglob("*.png*")} == before
+    report = check("streets", root, tmp_path)
+    assert told(report) == []
+    assert len(report.dataset) == 5
+
+
+def test_many_unreadable_files_are_left_alone(tmp_path):
+    root = streets_tree(tmp_path / "tree")
+    for i in range(4):
+        (root / f"image/00000{i}.png").write_bytes(b"x")
+    assert repair(check("streets", root, tmp_path), "streets") == []
+    assert not list(root.rglob("*.damaged"))
+
+
+def test_thousands_of_findings_take_little_memory(tmp_path):
+    """A journal line a file, nothing else that grows with the images' pixels."""
+    import tracemalloc
+
+    journal = checking.Journal(tmp_path / "j.jsonl", "label")
+    finding = checking.Finding((1052, 1914), {raw: 100000 + raw for raw in range(25)})
+    tracemalloc.start()
+    for i in range(2000):
+        journal.note(f"/data/gta/labels/{i:05d}.png", [12345, 10**18 + i], finding)
+    grown, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    journal.close()
+    assert grown / 2000 < 1500  # bytes a label: 25 000 take 40 MB
