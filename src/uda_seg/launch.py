@@ -46,6 +46,9 @@ LAST_WORDS_S = 5.0
 
 # A fork server imports once, and what it forks has neither threads nor a GPU's context.
 START_METHOD = "forkserver"
+# What takes seconds to import, but not the command's own module: a rank runs that anew, as its main one. The last is
+# what the constructor of DistributedDataParallel imports.
+PRELOADED = ["uda_seg.data.datamodule", "uda_seg.runs", "uda_seg.callbacks.panels", "uda_seg.sweep", "torch._dynamo"]
 
 
 def on_all_ranks(work: Work) -> Work:
@@ -209,7 +212,7 @@ class Ranks:
         os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # so that no import touches a GPU before the fork
         context: Any = multiprocessing.get_context(START_METHOD)
         if START_METHOD == "forkserver":
-            context.set_forkserver_preload(["uda_seg.train", "torch._dynamo"])  # the second: DDP's constructor needs it
+            context.set_forkserver_preload(PRELOADED)
         hydra = HydraConfig.instance().cfg if HydraConfig.initialized() else None
         answers: dict[Connection, int] = {}
         for number in range(self.count):

@@ -124,6 +124,7 @@ def quiet_lightning() -> None:
         ".*have overridden `on_before_batch_transfer`.*",
         ".*does not have many workers.*",
         ".*isinstance.treespec.*",
+        ".*broadcast_buffers. is deprecated.*",  # of the torch versions supported the newest alone has another name
     ):
         warnings.filterwarnings("ignore", message)
 
