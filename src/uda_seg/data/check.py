@@ -265,8 +265,10 @@ def _check_sizes(report: Report, name: str, whole: bool) -> None:
         cure = "unpack it again, or unpack=all where its ZIPs are" if len(data) < official else "look for extra files"
         report.problems.append(Problem(str(data.image_root), what, cure, "count", damage=False))
     size = OFFICIAL_SIZES.get(name)
-    other = np.flatnonzero((report.shapes != size).any(axis=1) & report.shapes.any(axis=1)) if size else []
-    if size and len(other):
+    if size is None:
+        return
+    other = np.flatnonzero((report.shapes != size).any(axis=1) & report.shapes.any(axis=1))
+    if len(other):
         height, width = report.shapes[other[0]]
         what = f"{len(other)} images are not {size[0]}x{size[1]} (height x width), the first is {height}x{width}"
         report.problems.append(
