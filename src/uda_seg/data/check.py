@@ -299,8 +299,8 @@ def _survey_labels(report: Report, *, needed: bool) -> bool:
             report.problems.append(Problem(str(data.image_path(index)), what, cure, "missing", needed, index))
     _find_extra(report, present, {label for labels in names for label in labels})
     for encoding, count in zip(data.spec.encodings, having, strict=True):
-        if 0 < count < len(data):
-            what = f"{count} of {len(data)} images have a *{encoding.suffix}: a conversion or an unpacking that stopped"
+        if 0 < count < len(data) and sum(having) > count:
+            what = f"{count} of {len(data)} images have a *{encoding.suffix}, others another: a conversion that stopped"
             read = f"*{data.encoding.suffix} are read" if having[best] == len(data) else "fix=true converts what it can"
             report.problems.append(Problem(str(data.label_root), what, read, "mixed", damage=False))
     return True
