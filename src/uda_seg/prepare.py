@@ -38,14 +38,13 @@ from uda_seg.errors import UserError
 from uda_seg.evaluation.tables import Table
 from uda_seg.files import CACHE, save_png, write_text
 from uda_seg.pictures import Captioned, Row, colorize, legend, panel_grid
-from uda_seg.summary import page
+from uda_seg.summary import page, problem_table
 
 log = logging.getLogger(__name__)
 
 Shares = NDArray[np.float64]
 
 SCENES = 6
-LISTED = 20  # problems on the terminal
 
 
 def main() -> None:
@@ -157,18 +156,17 @@ def keep_statistics(report: Report) -> None:
 
 def write_results(config: Config, folder: Path, reports: Sequence[Report], classes: ClassSet) -> None:
     """Say on the terminal, and write into `folder`, what was found."""
-    problems = [problem for report in reports for problem in report.problems]
+    problems = sorted((p for report in reports for p in report.problems), key=lambda p: not p.damage)
     if problems:
-        rows = [(p.file, "damage" if p.damage else "note", p.what, p.cure) for p in problems[:LISTED]]
-        more = f" ({len(problems) - LISTED} more in problems.txt)" if len(problems) > LISTED else ""
-        Table(("file", "", "what", "cure"), tuple(rows), f"problems{more}").show()
+        Console().print(problem_table(problems))
     names = {report.option: report.option.removeprefix("data.") for report in reports}
     shares = {names[r.option]: pixel_shares(r) for r in reports if r.statistics is not None}
     counts = [{"domain": names[r.option], "root": str(r.dataset.root), **summary(r)} for r in reports]
     Table(tuple(counts[0]), tuple(tuple(map(str, c.values())) for c in counts), "domains").show()
     table = share_table(shares, classes)
     table.show()
-    sheet = panel_grid([row for report in reports for row in scenes(report, classes)])
+    titles = {option: f"{names[option]}: {domain.domain or domain.dataset}" for option, domain in domains(config)}
+    sheet = panel_grid([row for report in reports for row in scenes(report, titles[report.option], classes)])
     key = legend(classes.names, classes.palette, sheet.shape[1])
     sheet = np.concatenate([sheet, key])
     write_text(folder / "problems.txt", to_text(problems))
@@ -178,15 +176,15 @@ def write_results(config: Config, folder: Path, reports: Sequence[Report], class
     log.info("written: %s", folder / "index.html")
 
 
-def scenes(report: Report, classes: ClassSet) -> list[Row]:
+def scenes(report: Report, title: str, classes: ClassSet) -> list[Row]:
     """A row of images and a row of their labels, spread over the images with which nothing is wrong."""
     data, good = report.dataset, report.good
     if not good:
-        return [Row(report.option, [Captioned("nothing to show", np.full((64, 256, 3), 255, np.uint8))])]
+        return [Row(title, [Captioned("nothing to show", np.full((64, 256, 3), 255, np.uint8))])]
     indices = [good[int(place)] for place in np.linspace(0, len(good) - 1, SCENES)]
     samples = [data.read(index) for index in indices]
     labels = [colorize(s.label, classes.palette) for s in samples if s.label is not None]
-    rows = [Row(f"{report.option.removeprefix('data.')}: {data.root.name}", [Captioned("", s.image) for s in samples])]
+    rows = [Row(title, [Captioned("", s.image) for s in samples])]
     return rows + ([Row("", [Captioned("", label) for label in labels])] if labels else [])
 
 

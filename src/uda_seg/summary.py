@@ -8,12 +8,15 @@ from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
+import rich.table
 from numpy.typing import NDArray
+from rich.markup import escape
 
 from uda_seg.data.check import Problem
 from uda_seg.data.labels import ClassSet
 
 Shares = NDArray[np.float64]
+SHOWN = 20  # problems on the terminal
 LISTED = 200  # problems on the page; all of them are in problems.txt
 _RAREST = 1e-5  # share at which a bar has no length: the scale is logarithmic, or rare classes could not be seen
 
@@ -23,6 +26,18 @@ table { border-collapse: collapse } td, th { padding: .15em .8em; text-align: le
 td.n { text-align: right; font-variant-numeric: tabular-nums } .bar { height: .9em; border-radius: 2px }
 .damage { color: #b02a37 } img { max-width: 100% } code { background: #f1f3f5; padding: .1em .3em }
 """
+
+
+def problem_table(problems: Sequence[Problem]) -> rich.table.Table:
+    """The first problems, for the terminal; long paths are folded, or a narrow one would show nothing else."""
+    more = f" ({len(problems) - SHOWN} more in problems.txt)" if len(problems) > SHOWN else ""
+    table = rich.table.Table(title=f"problems{more}", title_justify="left", show_lines=True)
+    for name in ("", "file", "what", "cure"):
+        table.add_column(name, overflow="fold", no_wrap=not name)
+    for problem in problems[:SHOWN]:
+        kind = "damage" if problem.damage else "note"
+        table.add_row(kind, *(escape(text) for text in (problem.file, problem.what, problem.cure)))
+    return table
 
 
 def page(

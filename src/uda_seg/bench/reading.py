@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from uda_seg.bench.measure import Row, alternate
 from uda_seg.bench.parts import faster
 from uda_seg.config import Config
-from uda_seg.data.datasets import SPECS, SegmentationDataset, read_image
+from uda_seg.data.datasets import SPECS, SegmentationDataset
 from uda_seg.data.disk_cache import find_cache, write_cache
 from uda_seg.data.labels import CITYSCAPES
 from uda_seg.data.stream import SampleReader
@@ -24,7 +24,7 @@ PICTURES = 4
 
 
 def measure_reading(config: Config, size: tuple[int, int] = (1024, 2048), crop: int = 512) -> list[Row]:
-    """A 512 x 512 crop out of memory-mapped pictures, and decoding one 2048 x 1024 PNG.
+    """A 512 x 512 crop out of memory-mapped pictures, and decoding one 2048 x 1024 PNG, with a label both PNGs.
 
     The pictures are of the full size, and of half, as DAFormer trains; with and without a label, whose class rule (at
     most 75 % of one class) is part of the crop. The crop is copied, as a batch would; the file lies in the page cache.
@@ -43,13 +43,13 @@ def measure_reading(config: Config, size: tuple[int, int] = (1024, 2048), crop: 
 
 
 def _compare(name: str, reader: SampleReader, rule: CropRule, pairs: int) -> Row:
-    path, rng = reader.dataset.image_path(0), np.random.default_rng(0)
+    dataset, rng = reader.dataset, np.random.default_rng(0)
 
     def take() -> list[NDArray[np.uint8]]:
         sample = training_crop(reader[int(rng.integers(PICTURES))], rule, rng)
         return [np.ascontiguousarray(plane) for plane in (sample.image, sample.label) if plane is not None]
 
-    return faster(name, "crop from disk", "decode a PNG", alternate(take, lambda: read_image(path), pairs), 50.0)
+    return faster(name, "crop from disk", "decode the PNGs", alternate(take, lambda: dataset.read(0), pairs), 50.0)
 
 
 def _stored(folder: Path, box: tuple[int, int], size: tuple[int, int], labeled: bool) -> SampleReader:

@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from uda_seg.data.datasets import DatasetSpec
@@ -121,14 +122,12 @@ def unpack(members: Sequence[Member], root: Path) -> None:
     for archive in dict.fromkeys(member.archive for member in members):
         own = [member for member in members if member.archive == archive]
         with zipfile.ZipFile(archive) as file:
-            for _ in in_threads(
-                lambda member, file=file: _extract(file, member, root), own, f"unpacking {archive.name}"
-            ):
+            for _ in in_threads(partial(_extract, file, root), own, f"unpacking {archive.name}"):
                 pass
     log.info("unpacked %d files into %s", len(members), root)
 
 
-def _extract(file: zipfile.ZipFile, member: Member, root: Path) -> None:
+def _extract(file: zipfile.ZipFile, root: Path, member: Member) -> None:
     try:
         content = file.read(member.name)
     except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:

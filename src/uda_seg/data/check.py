@@ -265,8 +265,10 @@ def _check_sizes(report: Report, name: str, whole: bool) -> None:
         cure = "unpack it again, or unpack=all where its ZIPs are" if len(data) < official else "look for extra files"
         report.problems.append(Problem(str(data.image_root), what, cure, "count", damage=False))
     size = OFFICIAL_SIZES.get(name)
-    other = np.flatnonzero((report.shapes != size).any(axis=1) & report.shapes.any(axis=1)) if size else []
-    if size and len(other):
+    if size is None:
+        return
+    other = np.flatnonzero((report.shapes != size).any(axis=1) & report.shapes.any(axis=1))
+    if len(other):
         height, width = report.shapes[other[0]]
         what = f"{len(other)} images are not {size[0]}x{size[1]} (height x width), the first is {height}x{width}"
         report.problems.append(
@@ -297,8 +299,8 @@ def _survey_labels(report: Report, *, needed: bool) -> bool:
             report.problems.append(Problem(str(data.image_path(index)), what, cure, "missing", needed, index))
     _find_extra(report, present, {label for labels in names for label in labels})
     for encoding, count in zip(data.spec.encodings, having, strict=True):
-        if 0 < count < len(data):
-            what = f"{count} of {len(data)} images have a *{encoding.suffix}: a conversion or an unpacking that stopped"
+        if 0 < count < len(data) and sum(having) > count:
+            what = f"{count} of {len(data)} images have a *{encoding.suffix}, others another: a conversion that stopped"
             read = f"*{data.encoding.suffix} are read" if having[best] == len(data) else "fix=true converts what it can"
             report.problems.append(Problem(str(data.label_root), what, read, "mixed", damage=False))
     return True

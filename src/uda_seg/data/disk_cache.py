@@ -147,7 +147,8 @@ class DiskCache:
 
     def sample(self, index: int) -> Sample:
         """The resized sample at `index`, as read-only views; without margins."""
-        return Sample(**{name: file[index] for name, file in self.files.items()})
+        found = {name: file[index] for name, file in self.files.items()}
+        return Sample(found["image"], found.get("label"), depth=found.get("depth"))
 
     def disk_size(self, index: int) -> tuple[int, int]:
         """(H, W) of the image file."""
