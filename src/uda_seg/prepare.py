@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 from hydra.utils import get_class
 from numpy.typing import NDArray
+from rich.console import Console
 
 from uda_seg.cache import user_cache
 from uda_seg.command import run
