@@ -20,6 +20,7 @@ from trees import (
 from uda_seg.data import check as checking
 from uda_seg.data.check import check_domain, to_text
 from uda_seg.data.datasets import SPECS, SegmentationDataset
+from uda_seg.data.depth import DepthFiles
 from uda_seg.data.labels import CAMVID, CITYSCAPES
 from uda_seg.data.repair import repair
 from uda_seg.data.statistics import count_classes
@@ -174,6 +175,24 @@ def two_kinds(root):
             train = np.select([SEEN == 7, SEEN == 8, SEEN == 11, SEEN == 23, SEEN == 26], [0, 1, 2, 10, 13], 255)
             save(root / f"labels/{i:05d}_labelTrainIds.png", train.astype(np.uint8))
     return root
+
+
+def test_depth_files_are_read_too(tmp_path):
+    root = streets_tree(tmp_path / "tree")
+    for i in range(6):
+        save(root / f"depth/{i:06d}.png", np.full((32, 48), 256 * 10, np.uint16))
+    data = SegmentationDataset(
+        SPECS["streets"],
+        root,
+        "train",
+        CITYSCAPES,
+        labeled=False,
+        depth=lambda names: DepthFiles([root / "depth" / name for name in names], "metres", "data.source"),
+    )
+    (root / "depth/000001.png").write_bytes((root / "depth/000001.png").read_bytes()[:-3])
+    (problem,) = check_domain(data, "data.source", "streets", tmp_path / "cache", labels="needed").problems
+    assert problem.file.endswith("depth/000001.png")
+    assert problem.damage
 
 
 def test_mixed_versions_are_told_and_the_conversion_can_be_finished(tmp_path):

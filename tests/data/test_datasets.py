@@ -190,6 +190,23 @@ def test_settings_that_cannot_be_are_told(tmp_path):
             open_domain(domain, settings, CITYSCAPES, "data.target", labeled=False)
 
 
+@pytest.mark.parametrize(
+    ("packed", "first"), [("01_images.zip", ""), ("RAND_CITYSCAPES.rar", "unpack RAND_CITYSCAPES.rar")]
+)
+def test_packed_files_are_found(tmp_path, packed, first):
+    (tmp_path / packed).write_bytes(b"")
+    domain = DomainSettings("synthia", str(tmp_path))
+    with pytest.raises(UserError, match=rf"holds packed files only: {first}.*run python -m uda_seg\.prepare data=a2b"):
+        open_domain(domain, DataSettings(name="a2b"), CITYSCAPES, "data.source", labeled=True)
+
+
+def test_a_label_that_pil_has_cut_to_eight_bits_is_told(tmp_path):
+    root = synthia_tree(tmp_path, np.full((8, 8), 3, np.uint8))
+    save(root / "GT/LABELS/0000000.png", np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(UserError, match=r"0000000\.png is uint8, not 16-bit as SYNTHIA's labels are"):
+        open_tree("synthia", root).read(0)
+
+
 class _Reads:
     def __init__(self, path):
         self.path = path
