@@ -51,11 +51,13 @@ CASES = [
     *(pytest.param(name, [], id=name) for name in METHODS),
     *(pytest.param(name, options, id=f"{name} otherwise") for name, options in VARIANTS.items()),
 ]
-# What makes every term count in two steps of a tiny network.
+# What makes every term count in two steps of a tiny network: no class fills its cells.
+DISTANCE = ["feature_distance=0.5", "feature_distance_ratio=0.05"]
 SMALL = {
     "bicl": ["warmup=0", "dynamic_threshold=0.06", "calibration_momentum=0.6", "temperature=0.5"],
-    "t2sda": ["queries=4", "negatives=8", "proxy_momentum=0.5", "fourier_beta=0.1", "feature_distance=0.5"],
-    "daformer": ["feature_distance=0.5"],
+    "t2sda": ["queries=4", "negatives=8", "proxy_momentum=0.5", "fourier_beta=0.1", *DISTANCE],
+    "corda": ["source_depth=1", "mixed_depth=1", "depth_start=1"],
+    **{name: DISTANCE for name in ("daformer", "mic", "lcmsm")},
 }
 RANK_IMAGES = {"source": 3, "target": 5}  # no other dimension of a draw is as long
 
@@ -93,6 +95,10 @@ def trained(config: Config, plan: Plan, batches: Batches) -> tuple[dict[str, Ten
     module = instantiate_module(config, plan)
     module.setup("fit")
     without_batch_norm(module)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name.endswith("conv_seg.weight"):  # it starts near zero, and with it all other gradients
+                parameter.mul_(30)
     if getattr(module, "reference", None) is not None:
         without_batch_norm(module.reference.encoder)
     SharedDraws({len(domain.image) // world for domain in batches[0].values()}, rank, world).install()
@@ -118,7 +124,7 @@ def batches_for(method: str, make_batch) -> Batches:
 
 @pytest.mark.parametrize(("method", "options"), CASES)
 def test_two_ranks_train_as_one_process_with_the_joined_batch(method, options, make_plan, make_batch):
-    plan = make_plan(optimizer=OptimizerSettings(name="sgd", lr=0.05, clip_norm=1.0))
+    plan = make_plan(optimizer=OptimizerSettings(name="sgd", lr=0.1))
     config = configured(*NETWORK, "text=file", "pretrained=null", f"method={method}")
     config.method |= dict(OmegaConf.from_dotlist([*SMALL.get(method, []), *options]))
     batches = batches_for(method, make_batch)
@@ -127,7 +133,7 @@ def test_two_ranks_train_as_one_process_with_the_joined_batch(method, options, m
     for state, recorded in ranks:
         assert state.keys() == joined.keys()
         for name, tensor in joined.items():
-            torch.testing.assert_close(state[name], tensor, rtol=2e-4, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(state[name], tensor, rtol=2e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
         losses = {name: value for name, value in logged.items() if name.startswith("train/")}
         assert {name: recorded[name] for name in losses} == pytest.approx(losses, rel=1e-3, abs=1e-5)
 

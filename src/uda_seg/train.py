@@ -118,7 +118,8 @@ def close_loggers(trainer: pl.Trainer) -> None:
 
 def quiet_lightning() -> None:
     """Leave out Lightning's advertisements, and warnings about what is meant: a teacher in eval mode, few workers."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*in eval mode at the start.*",
         ".*have overridden `on_before_batch_transfer`.*",
