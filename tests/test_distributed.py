@@ -57,7 +57,7 @@ SMALL = {
     "bicl": ["warmup=0", "dynamic_threshold=0.06", "calibration_momentum=0.6", "temperature=0.5"],
     "t2sda": ["queries=4", "negatives=8", "proxy_momentum=0.5", "fourier_beta=0.1", *DISTANCE],
     "corda": ["source_depth=1", "mixed_depth=1", "depth_start=1"],
-    **{name: DISTANCE for name in ("daformer", "mic", "lcmsm")},
+    **dict.fromkeys(("daformer", "mic", "lcmsm"), DISTANCE),
 }
 RANK_IMAGES = {"source": 3, "target": 5}  # no other dimension of a draw is as long
 

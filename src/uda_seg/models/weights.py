@@ -152,7 +152,9 @@ def start_of(encoder: Encoder, name: str) -> Path:
         raise UserError(f"pretrained={name}: that is for model=timm; give this encoder hub:owner/repository or a file")
     if name == "builtin":
         if encoder.builtin is None:
-            raise UserError("pretrained=builtin fits model=daformer_small alone: say pretrained=null or a file")
+            raise UserError(
+                "pretrained=builtin fits model=daformer_small and hrda_small alone: say pretrained=null or a file"
+            )
         return encoder.builtin
     if name != "imagenet":
         return Path(name)
