@@ -109,7 +109,7 @@ def test_a_wrong_level_is_found(cli, trees, tmp_path):
     wrong = {f"{gta}/images": gta, str(tmp_path): gta}
     for given, right in wrong.items():
         line = cli(prepare.main, "data=gta2cs", f"data.source.root={given}", f"data.target.root={cityscapes}").error
-        assert f"it lies in {right}: set data.source.root={right}" in line
+        assert f"set data.source.root={right}, which holds images" in line
 
 
 def test_training_reads_the_cache_that_was_prepared(call, tmp_path, monkeypatch):

@@ -27,6 +27,7 @@ from uda_seg.callbacks.checkpoint import Checkpoints
 from uda_seg.data.labels import CAMVID
 from uda_seg.errors import UserError
 from uda_seg.methods.source_only import SourceOnly
+from uda_seg.models.segmentor import Segmentor
 
 METHODS = ("source_only", "dacs", "lcmsm", "bicl", "t2sda", "corda")
 
@@ -387,7 +388,7 @@ def test_a_checkpoint_holds_values_and_the_student_and_teacher_alone(train, tmp_
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_weights(train, tmp_path, monkeypatch):
-    supervise = command.Segmentor.supervise
+    supervise = Segmentor.supervise
 
     def broken(self, *args, **kwargs):
         result = supervise(self, *args, **kwargs)
@@ -396,7 +397,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_weights
             result.loss = result.loss * float("nan")
         return result
 
-    monkeypatch.setattr(command.Segmentor, "supervise", broken)
+    monkeypatch.setattr(Segmentor, "supervise", broken)
     with refused("source/ce is not finite at step 2"):
         train("run", "method=source_only", "callbacks.checkpoints=4", "logger.log_every=100")
     content = checkpoint(tmp_path / "run")

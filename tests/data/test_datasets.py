@@ -203,7 +203,7 @@ def test_packed_files_are_found(tmp_path, packed, first):
 def test_a_label_that_pil_has_cut_to_eight_bits_is_told(tmp_path):
     root = synthia_tree(tmp_path, np.full((8, 8), 3, np.uint8))
     save(root / "GT/LABELS/0000000.png", np.zeros((8, 8, 3), np.uint8))
-    with pytest.raises(UserError, match=r"0000000\.png is uint8, not 16-bit as SYNTHIA's labels are"):
+    with pytest.raises(UserError, match=r"0000000\.png is not a SYNTHIA label: it is uint8, not 16-bit"):
         open_tree("synthia", root).read(0)
 
 
