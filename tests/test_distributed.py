@@ -312,7 +312,7 @@ def test_hardware_that_is_not_there(train, monkeypatch):
     assert "trainer.sync_batchnorm=true works between GPUs alone" in said("trainer.sync_batchnorm=true")
     assert "needs MASTER_ADDR, MASTER_PORT, NODE_RANK in the environment" in said("trainer.num_nodes=2")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert "of this machine's 1 GPU(s) none is number 1" in said("trainer.accelerator=gpu")
+    assert "this machine has 1 GPU(s), none is number 1" in said("trainer.accelerator=gpu")
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
