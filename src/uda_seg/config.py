@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from uda_seg.data.custom import classes_of
-from uda_seg.data.settings import DataSettings, StreetsSettings
+from uda_seg.data.settings import DataSettings, PackSettings, StreetsSettings
 from uda_seg.errors import UserError
 from uda_seg.evaluation.servers import SERVERS
 from uda_seg.limits import Count, CountOrZero, Fraction, Interval, NotNegative, OneOf, Positive
@@ -257,6 +257,7 @@ class Config:
     depth: DepthSettings = field(default_factory=DepthSettings)
     bench: BenchSettings = field(default_factory=BenchSettings)
     streets: StreetsSettings = field(default_factory=StreetsSettings)
+    pack: PackSettings = field(default_factory=PackSettings)
     convert: ConvertSettings = field(default_factory=ConvertSettings)
     init: str | None = None
     resume: str | None = None

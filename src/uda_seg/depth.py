@@ -292,7 +292,9 @@ def export(config: Config, module: SelfSupervisedDepth, scale: Scale, folder: Pa
     device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
     module = module.to(device).eval()
     for name, domain in (("source", config.data.source), ("target", config.data.target)):
-        if domain is not None:
+        if name == "target" and config.data.reader == "shards":
+            log.info("data.reader=shards: no maps of the target, which no method would read beside shards")
+        elif domain is not None:
             place = folder / "maps" / (domain.domain or domain.dataset)
             export_domain(config, module, domain, f"data.{name}", place, scale)
 

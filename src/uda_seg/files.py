@@ -30,12 +30,13 @@ def write_whole(path: Path, content: bytes, cure: str = RUN) -> None:
     Raises:
         UserError: the disk does not take it; names the file and `cure`.
     """
-    with _written_whole(path, cure) as part:
+    with written_whole(path, cure) as part:
         part.write_bytes(content)
 
 
 @contextlib.contextmanager
-def _written_whole(path: Path, cure: str) -> Iterator[Path]:
+def written_whole(path: Path, cure: str) -> Iterator[Path]:
+    """The temporary name to write under; at the end it is renamed, or removed where something went wrong."""
     part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +65,7 @@ def write_zip(path: Path, members: Mapping[str, Path], cure: str = RUN) -> None:
 
     They are stored as they are: made for PNGs, which are compressed already.
     """
-    with _written_whole(path, cure) as part, zipfile.ZipFile(part, "w") as archive:
+    with written_whole(path, cure) as part, zipfile.ZipFile(part, "w") as archive:
         for name, file in members.items():
             with archive.open(zipfile.ZipInfo(name), "w") as stored, file.open("rb") as content:
                 shutil.copyfileobj(content, stored)

@@ -4,7 +4,8 @@ Reads extracted folders, or the official ZIPs where they lie in the root (unpack
 single files that are; never). Checks every file once; a repeated or resumed call reads only what has changed.
 Writes class statistics for rare-class sampling, and index.html, problems.txt, classes.md and contact_sheet.png into its
 folder. Damage makes the command fail; fix=true repairs what it can and never deletes. data.cache=disk writes the
-training images at training resolution, which training then reads many times as fast.
+training images at training resolution, which training then reads many times as fast. data.reader=shards checks and
+indexes the target's shards; pack.out=FOLDER makes shards of its images.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from uda_seg.data.disk_cache import write_cache
 from uda_seg.data.labels import ClassSet
 from uda_seg.data.repair import repair
 from uda_seg.data.settings import DomainSettings, prepare_command
+from uda_seg.data.shards import INDEX, index_shards, pack
 from uda_seg.data.statistics import save_statistics, statistics_file
 from uda_seg.data.streets.export import export
 from uda_seg.errors import UserError
@@ -69,8 +71,14 @@ def prepare(config: Config, folder: Path) -> None:
         return
     cv2.setNumThreads(1)  # the files are spread over the cores
     classes = classes_of(config.data)
+    if config.pack.out is not None:
+        pack_target(config, Path(config.pack.out).expanduser(), classes)
+        return
     reports = []
     for option, domain in domains(config):
+        if option == "data.target" and config.data.reader == "shards":
+            index_target(domain)
+            continue
         reports.append(check(config, option, domain, classes))
         keep_statistics(reports[-1])
     write_results(config, folder, reports, classes)
@@ -138,6 +146,25 @@ def unpack_archives(domain: DomainSettings, mode: str) -> None:
         write_text(begun, str(root), cure=CACHE)
         unpack(missing, root)
     begun.unlink(missing_ok=True)
+
+
+def index_target(domain: DomainSettings) -> None:
+    """Check the target's shards and say how many images they hold."""
+    if domain.root is None:
+        raise UserError("data.target.root is not set: set it to the folder of the shards")
+    shards = index_shards(domain.root)
+    images, size = sum(shard.images for shard in shards), sum(shard.bytes for shard in shards)
+    log.info("data.target: %d images in %d shards, %.2f GB; written: %s", images, len(shards), size / 1e9, INDEX)
+
+
+def pack_target(config: Config, out: Path, classes: ClassSet) -> None:
+    """Make shards of the target's training images."""
+    if config.data.target is None or config.data.reader == "shards":
+        raise UserError(f"pack.out={out}: there is no data.target of single files to pack; it needs data.reader=files")
+    data = open_domain(config.data.target, config.data, classes, "data.target", labeled=False)
+    shards = pack(data, out, config.pack.images)
+    how = f"data.reader=shards data.target.root={out}"
+    log.info("written: %d images in %d shards; read them with %s", len(data), len(shards), how)
 
 
 def keep_statistics(report: Report) -> None:

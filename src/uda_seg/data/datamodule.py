@@ -19,8 +19,9 @@ from uda_seg.data.custom import classes_of
 from uda_seg.data.datasets import SegmentationDataset, open_domain
 from uda_seg.data.disk_cache import DiskCache, find_cache
 from uda_seg.data.labels import ClassSet
-from uda_seg.data.sampling import ShuffledOrder
+from uda_seg.data.sampling import Order, ShuffledOrder
 from uda_seg.data.settings import DataSettings, DomainSettings, prepare_command
+from uda_seg.data.shards import ShardDataset, ShardOrder, open_shards
 from uda_seg.data.statistics import class_statistics, min_crop_pixels, rare_class_order
 from uda_seg.data.stream import DomainStream, PairedSteps, SampleReader, ValidationImages
 from uda_seg.data.transforms import CropRule, Resize
@@ -108,6 +109,9 @@ class UDADataModule(pl.LightningDataModule):
             raise UserError(f"the method needs target images but data={settings.name} sets no data.target")
         if settings.cache not in ("auto", "memory", "disk", "none"):
             raise UserError(f"data.cache={settings.cache} is unknown; choose one of auto, memory, disk, none")
+        if settings.reader == "shards" and (target_labels or needs_depth):
+            what = "labels of the target" if target_labels else "depth"
+            raise UserError(f"data.reader=shards has images alone, and the method reads {what}: use data.reader=files")
         self._labeled = ("data.source", settings.source)
         if target_labels and settings.target is not None:
             self._labeled = ("data.target", settings.target)
@@ -149,7 +153,9 @@ class UDADataModule(pl.LightningDataModule):
         labeled, target = (*self._labeled, True), ("data.target", self._target, False)
         validation = [(f"data.validation.{name}", domain, True) for name, domain in self.settings.validation.items()]
         for option, domain, read in [labeled, target, *validation]:
-            if domain is not None and (domain.dataset != "streets" or domain.root is not None):
+            if domain is not None and self._in_shards(option):
+                open_shards(domain, self.settings, option)
+            elif domain is not None and (domain.dataset != "streets" or domain.root is not None):
                 open_domain(domain, self.settings, self.classes, option, labeled=read)
 
     def prepare_data(self) -> None:
@@ -247,15 +253,23 @@ class UDADataModule(pl.LightningDataModule):
     def _samples(
         self, domain: DomainSettings, option: str, *, labeled: bool, resize_label: bool = True, depth: bool = False
     ) -> SampleReader:
-        dataset = open_domain(domain, self.settings, self.classes, option, labeled=labeled, depth=depth)
+        dataset: SegmentationDataset | ShardDataset
+        if self._in_shards(option):
+            dataset, stored = open_shards(domain, self.settings, option), None
+        else:
+            dataset = open_domain(domain, self.settings, self.classes, option, labeled=labeled, depth=depth)
+            stored = self._stored(dataset, domain, option) if resize_label else None
         return SampleReader(
             dataset,
             resize_of(domain),
             margins=None if labeled else _margins(domain, option),
             cache=self.settings.cache,
-            stored=self._stored(dataset, domain, option) if resize_label else None,
+            stored=stored,
             resize_label=resize_label,
         )
+
+    def _in_shards(self, option: str) -> bool:
+        return self.settings.reader == "shards" and option == "data.target"
 
     def _stored(self, dataset: SegmentationDataset, domain: DomainSettings, option: str) -> DiskCache | None:
         """The training images' cache on disk, where it is asked for or simply there."""
@@ -284,6 +298,7 @@ class UDADataModule(pl.LightningDataModule):
         rare, batch = self.settings.rare_class, self.settings.source_batch
         if not rare.enabled:
             return DomainStream(samples, ShuffledOrder(len(samples), self.seed, SOURCE), rule, self.seed, SOURCE, batch)
+        assert isinstance(samples.dataset, SegmentationDataset)
         statistics = class_statistics(samples.dataset, user_cache(), prepare_command(self.settings))
         order = rare_class_order(statistics, rare, self.classes.names, self.seed, SOURCE)
         return DomainStream(
@@ -307,7 +322,10 @@ class UDADataModule(pl.LightningDataModule):
                 domain.margins,
             )
         rule = self._rule(samples, "data.target", max_ratio=1.0)
-        order = ShuffledOrder(len(samples), self.seed, TARGET)
+        order: Order = ShuffledOrder(len(samples), self.seed, TARGET)
+        if isinstance(samples.dataset, ShardDataset):
+            sizes = tuple(shard.images for shard in samples.dataset.shards)
+            order = ShardOrder(sizes, self.seed, TARGET, self.settings.shards.window, self.world)
         return DomainStream(samples, order, rule, self.seed, TARGET, self._target_batch)
 
     def _rule(self, samples: SampleReader, option: str, max_ratio: float) -> CropRule:

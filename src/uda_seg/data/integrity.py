@@ -23,7 +23,24 @@ class Damaged(UserError):
 
 
 def check_image_file(path: Path) -> tuple[int, int]:
-    """Read a PNG or JPEG file to its last byte and return its (height, width).
+    """Read a PNG or JPEG file to its last byte and return its (height, width); see `check_image`.
+
+    Raises:
+        Damaged: names the file and what is wrong with it.
+    """
+    return check_image(read_file(path), str(path))
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a file; one that cannot be opened is a Damaged error."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Damaged(f"{path} cannot be opened: {error.strerror}") from error
+
+
+def check_image(content: bytes, name: str) -> tuple[int, int]:
+    """Read the content of a PNG or JPEG file called `name` to its last byte and return its (height, width).
 
     A PNG is whole if every chunk's checksum is right, the end chunk is there, and its pixels inflate to as many bytes,
     with as many valid row filters, as its header promises (PNG specification, sections 5, 7.2 and 9). A JPEG has no
@@ -33,17 +50,13 @@ def check_image_file(path: Path) -> tuple[int, int]:
         Damaged: names the file and what is wrong with it.
     """
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise Damaged(f"{path} cannot be opened: {error.strerror}") from error
-    try:
         if content.startswith(PNG):
             return _check_png(memoryview(content))
         if content.startswith(JPEG):
             return _check_jpeg(content)
         raise _Flaw("is empty" if not content else "is neither a PNG nor a JPEG file")
     except _Flaw as flaw:
-        raise Damaged(f"{path} {flaw}: {CURE}") from flaw
+        raise Damaged(f"{name} {flaw}: {CURE}") from flaw
 
 
 class _Flaw(Exception):

@@ -23,6 +23,8 @@ class Draw(IntEnum):
     PASS = 0
     RARE_CLASS = 1
     CROP = 2
+    SHARDS = 3
+    WINDOW = 4
 
 
 class Pick(NamedTuple):

@@ -73,6 +73,8 @@ class SequenceData(pl.LightningDataModule):
         found = {"source": self.settings.source, "target": self.settings.target}.get(name)
         if found is None:
             raise UserError(f"depth.domains names {name}, but data={self.settings.name} has no such domain")
+        if name == "target" and self.settings.reader == "shards":
+            raise UserError("data.reader=shards has single images: depth learns from sequences, so data.reader=files")
         return found
 
     @property

@@ -70,6 +70,33 @@ class RareClassSettings:
 
 
 @dataclass
+class ShardSettings:
+    """How `data.reader=shards` reads the unlabelled target.
+
+    Args:
+        window: shards of a rank whose images are shuffled together.
+        cache_gb: room for fetched shards on a machine's disk, in 10^9 bytes, where the root is an address; at least
+            that of the windows that its ranks read.
+    """
+
+    window: Count = 8
+    cache_gb: Positive = 200.0
+
+
+@dataclass
+class PackSettings:
+    """How `prepare` packs the target's images into shards.
+
+    Attributes:
+        out: folder of the shards; null: nothing is packed.
+        images: images a shard.
+    """
+
+    out: str | None = None
+    images: Count = 1000
+
+
+@dataclass
 class DataSettings:
     """What is trained on and what is evaluated.
 
@@ -95,6 +122,9 @@ class DataSettings:
         cache: "memory": keep decoded images (small sets); "none": decode each time; "disk": crop from the file of
             resized images that `python -m uda_seg.prepare ... data.cache=disk` writes; "auto": that file where it is
             there, else memory for a domain of at most 512 MiB.
+        reader: where the target's unlabelled images are: "files", or "shards", tars in the folder or at the address
+            `target.root` (`uda_seg.data.shards`).
+        shards: how those are read.
     """
 
     name: str = "streets"
@@ -114,6 +144,8 @@ class DataSettings:
     rare_class: RareClassSettings = field(default_factory=RareClassSettings)
     workers: CountOrZero | None = None
     cache: Annotated[str, OneOf(("auto", "memory", "disk", "none"))] = "auto"
+    reader: Annotated[str, OneOf(("files", "shards"))] = "files"
+    shards: ShardSettings = field(default_factory=ShardSettings)
 
 
 @dataclass

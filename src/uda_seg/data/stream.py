@@ -14,6 +14,7 @@ from uda_seg.data.batch import Array, DomainBatch, Sample, collate
 from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.disk_cache import DiskCache
 from uda_seg.data.sampling import Draw, Order, generator, positions
+from uda_seg.data.shards import ShardDataset
 from uda_seg.data.transforms import CropRule, RareClass, Resize, training_crop
 
 AUTO_CACHE_BYTES = 512 * 2**20
@@ -55,7 +56,7 @@ class SampleReader:
 
     def __init__(
         self,
-        dataset: SegmentationDataset,
+        dataset: SegmentationDataset | ShardDataset,
         resize: Resize | None,
         *,
         margins: tuple[int, int, int, int] | None = None,

@@ -1,0 +1,387 @@
+"""Unlabelled images in tar shards, as WebDataset lays them out: target sets too large for a folder of files.
+
+A shard is an uncompressed tar of PNG or JPEG images; whatever else lies in it (captions, JSON) is passed over. Beside the
+shards, `index.json` says how many images each holds: with it, which image stands at a position of the endless stream is
+a function of the position, as for files. The root is a folder, or an address that WebDataset opens (`https://`,
+`s3://`, `gs://`, ...): then each shard is fetched once, whole, when its turn comes.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from uda_seg.cache import user_cache
+from uda_seg.data.batch import Sample
+from uda_seg.data.datasets import SegmentationDataset
+from uda_seg.data.integrity import Damaged, check_image, read_file
+from uda_seg.data.parallel import in_threads
+from uda_seg.data.sampling import Draw, Pick, generator
+from uda_seg.data.settings import DataSettings, DomainSettings, prepare_command
+from uda_seg.errors import UserError
+from uda_seg.files import write_text, written_whole
+
+INDEX = "index.json"
+IMAGES = (".png", ".jpg", ".jpeg")
+OPEN_TABLES = 64  # shards whose tables of contents a process remembers: 16 bytes an image
+KEEP_EVERY = 32  # shards between two savings of an index that is being made
+ROOM = "make room or choose another folder"
+_NAME = re.compile(r"[\w.-]+\.tar")  # a plain file name: nothing that a remote index says becomes a path or a command
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar: its file name, its images, its size in bytes."""
+
+    name: str
+    images: int
+    bytes: int
+
+
+def is_address(root: str) -> bool:
+    """Whether shards lie elsewhere, behind an address such as `https://...`."""
+    return "://" in root
+
+
+def read_index(root: str, cure: str) -> list[Shard]:
+    """The shards that `index.json` lists.
+
+    Args:
+        root: folder or address.
+        cure: what to do where it is missing, for the message.
+
+    Raises:
+        UserError: there is none, or it is none.
+    """
+    try:
+        content = _fetch_small(f"{root}/{INDEX}") if is_address(root) else (Path(root) / INDEX).read_bytes()
+    except OSError as error:
+        raise UserError(f"{root} has no {INDEX} that says how many images its shards hold: {cure}") from error
+    try:
+        shards = [Shard(str(s["name"]), int(s["images"]), int(s["bytes"])) for s in json.loads(content)["shards"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{root}/{INDEX} is damaged: delete it, then {cure}") from error
+    strange = [shard.name for shard in shards if not _NAME.fullmatch(shard.name) or shard.images < 1]
+    if strange or not shards:
+        what = f"{strange[0]!r}, which is no name of a shard with images" if strange else "no shard"
+        raise UserError(f"{root}/{INDEX} lists {what}: delete it, then {cure}")
+    return shards
+
+
+def _fetch_small(address: str) -> bytes:
+    from webdataset.gopen import gopen  # takes a second to import, which those who read files need not wait for
+
+    with gopen(address) as stream:
+        return bytes(stream.read())
+
+
+def contents(path: Path) -> list[tuple[str, int, int]]:
+    """(name, first byte, bytes) of every image in a shard, in its order; reads the headers alone.
+
+    Raises:
+        Damaged: it is cut off, compressed, or no tar at all.
+    """
+    try:
+        with tarfile.open(path, "r:") as tar:
+            return [(m.name, m.offset_data, m.size) for m in tar if m.isfile() and m.name.lower().endswith(IMAGES)]
+    except (tarfile.TarError, EOFError) as error:
+        raise Damaged(f"{path} is no whole, uncompressed tar ({error}): copy or pack the shard again") from error
+    except OSError as error:
+        raise Damaged(f"{path} cannot be opened: {error.strerror or error}") from error
+
+
+class ShardDataset:
+    """The images of a folder of shards by number: those of the first shard, those of the second, ...
+
+    Args:
+        root: folder or address of the shards.
+        option: where that stands in the configuration, for messages.
+        count: use the first `count` images; None: all.
+        cache_bytes: room that fetched shards may take on this machine's disk before the oldest are deleted.
+        cure: what to do where there is no index, for the message.
+
+    Attributes:
+        shards: those that are used, the last of them perhaps in part.
+        depth: None: shards have images alone.
+    """
+
+    depth = None
+    labeled = False
+
+    def __init__(self, root: str, option: str, *, count: int | None, cache_bytes: int, cure: str) -> None:
+        self.root = root.rstrip("/") if is_address(root) else str(Path(root).expanduser())
+        self.option, self.cache_bytes = option, cache_bytes
+        if not is_address(root) and not Path(self.root).is_dir():
+            raise UserError(f"no folder {self.root}: set {option}.root to the folder or address of the shards")
+        self.shards = _first(read_index(self.root, cure), count)
+        self.ends: NDArray[np.int64] = np.cumsum([shard.images for shard in self.shards])
+        self._table = functools.lru_cache(maxsize=OPEN_TABLES)(self._read_table)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_table"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._table = functools.lru_cache(maxsize=OPEN_TABLES)(self._read_table)
+
+    def read(self, index: int) -> Sample:
+        """Decode the image of this number, as RGB.
+
+        Raises:
+            UserError: names the shard, and the place in it, of what cannot be read.
+        """
+        shard = int(np.searchsorted(self.ends, index, side="right"))
+        place = index - (int(self.ends[shard - 1]) if shard else 0)
+        start, size = self._table(shard)[place]
+        with self._local(shard).open("rb") as file:
+            file.seek(start)
+            content = np.frombuffer(file.read(size), np.uint8)
+        try:
+            image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size == size else None
+        except cv2.error:
+            image = None
+        if image is None:
+            name = f"{self.root}/{self.shards[shard].name}"
+            raise UserError(f"image {place} of {name} cannot be decoded: copy or pack the shard again")
+        return Sample(np.ascontiguousarray(image[..., ::-1], np.uint8))
+
+    def _read_table(self, shard: int) -> NDArray[np.int64]:
+        found, promised = contents(self._local(shard)), self.shards[shard].images
+        whole = shard < len(self.shards) - 1  # of the last one, the first images may be all that is used
+        if len(found) < promised or (whole and len(found) > promised):
+            raise UserError(
+                f"{self.root}/{self.shards[shard].name} holds {len(found)} images, but {INDEX} says {promised}: it was "
+                f"changed since; delete {INDEX} and prepare the shards again"
+            )
+        return np.array([(start, size) for _, start, size in found], np.int64)
+
+    def _local(self, shard: int) -> Path:
+        """The shard's file on this machine, fetched if need be."""
+        name = self.shards[shard].name
+        if not is_address(self.root):
+            return Path(self.root) / name
+        try:
+            return Path(self._cache.get_file(f"{self.root}/{name}"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.root}/{name} cannot be fetched: {error}") from error
+
+    @functools.cached_property
+    def _cache(self) -> Any:
+        from webdataset.cache import FileCache
+
+        place = user_cache() / "shards" / hashlib.sha256(self.root.encode()).hexdigest()[:16]
+        return FileCache(str(place), cache_size=self.cache_bytes)
+
+
+def _first(shards: Sequence[Shard], count: int | None) -> list[Shard]:
+    """The shards that hold the first `count` images."""
+    kept, left = [], count if count is not None else sum(shard.images for shard in shards)
+    for shard in shards:
+        if left > 0:
+            kept.append(Shard(shard.name, min(shard.images, left), shard.bytes))
+        left -= shard.images
+    return kept
+
+
+@dataclass(frozen=True)
+class ShardOrder:
+    """Pass after pass over the shards; a rank has shards of its own, and shuffles `window` of them together.
+
+    Position p is that of rank p mod W (`uda_seg.data.sampling`), which reads every W-th shard of an order that the seed
+    draws once: so no two ranks ever fetch the same shard, and each machine's cache serves all passes. In a pass the
+    rank's shards come in a new order, `window` at a time, and the images of a window in an order of their own: at any
+    moment no more than `window` shards are open. A rank whose shards hold fewer images begins its next pass earlier.
+
+    Args:
+        sizes: images of each shard.
+        seed: the run's seed.
+        domain: the domain's number.
+        window: shards that are shuffled together.
+        world: ranks that read.
+
+    Raises:
+        UserError: there are fewer shards than ranks.
+    """
+
+    sizes: tuple[int, ...]
+    seed: int
+    domain: int
+    window: int
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        if len(self.sizes) < self.world:
+            raise UserError(
+                f"{len(self.sizes)} shards cannot be shared by {self.world} ranks: pack the images into more of them "
+                "(pack.images=N for N images each)"
+            )
+
+    def pick(self, position: int) -> Pick:
+        """The image at `position`."""
+        local, rank = divmod(position, self.world)
+        number, place = divmod(local, _own_shards(self, rank)[1])
+        ends = _pass(self, rank, number)[1]
+        window = int(np.searchsorted(ends, place, side="right"))
+        return Pick(int(_window(self, rank, number, window)[place - (int(ends[window - 1]) if window else 0)]))
+
+
+@functools.lru_cache(maxsize=64)
+def _own_shards(order: ShardOrder, rank: int) -> tuple[NDArray[np.int64], int]:
+    """The shards that a rank reads, and how many images they hold."""
+    drawn = generator(order.seed, order.domain, Draw.SHARDS, 0).permutation(len(order.sizes))[rank :: order.world]
+    return drawn, sum(order.sizes[shard] for shard in drawn)
+
+
+@functools.lru_cache(maxsize=8)
+def _pass(order: ShardOrder, rank: int, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """A rank's shards as they come in a pass, and where each of its windows ends."""
+    rng = generator(order.seed, order.domain, Draw.SHARDS, 1 + number * order.world + rank)
+    shards = rng.permutation(_own_shards(order, rank)[0])
+    ends = np.cumsum([order.sizes[s] for s in shards])
+    last = np.minimum(np.arange(order.window, len(shards) + order.window, order.window), len(shards)) - 1
+    return shards, ends[last]
+
+
+@functools.lru_cache(maxsize=8)
+def _window(order: ShardOrder, rank: int, number: int, window: int) -> NDArray[np.int64]:
+    """The images of a window in their order."""
+    shards = _pass(order, rank, number)[0][window * order.window : (window + 1) * order.window]
+    first = np.cumsum((0, *order.sizes))
+    images = np.concatenate([np.arange(first[s], first[s] + order.sizes[s]) for s in shards])
+    rng = generator(order.seed, order.domain, Draw.WINDOW, (number * order.world + rank) * len(order.sizes) + window)
+    shuffled: NDArray[np.int64] = rng.permutation(images)
+    return shuffled
+
+
+def open_shards(domain: DomainSettings, settings: DataSettings, option: str) -> ShardDataset:
+    """The shards that `data.reader=shards` reads as `domain`.
+
+    Raises:
+        UserError: no root, no folder or no index, with the command that mends it.
+    """
+    cure = f"run {prepare_command(settings)} data.reader=shards"
+    if domain.root is None:
+        raise UserError(f"{option}.root is not set: set it to the folder or address of the shards, then {cure}")
+    cache = int(settings.shards.cache_gb * 1e9)
+    return ShardDataset(domain.root, option, count=domain.count, cache_bytes=cache, cure=cure)
+
+
+def index_shards(root: str) -> list[Shard]:
+    """Read every image of a folder's shards to its last byte, and write `index.json` beside them.
+
+    What an interrupted call has read is not read again, nor is a shard that has the size it had.
+
+    Raises:
+        UserError: no folder, no shard, a damaged shard or image, or no image in one.
+    """
+    if is_address(root):
+        raise UserError(f"{root} is an address: index the shards in a folder, and upload {INDEX} with them")
+    folder = Path(root).expanduser()
+    paths = sorted(folder.glob("*.tar"))
+    if not paths:
+        packed = (
+            "; compressed ones cannot be read at any place: unpack them to .tar" if any(folder.glob("*.t*gz")) else ""
+        )
+        raise UserError(f"{folder} has no shard *.tar{packed}")
+    part = folder / f".{INDEX}.part"
+    known = {(shard.name, shard.bytes): shard for shard in (*_known(folder / INDEX), *_known(part))}
+    shards: list[Shard] = []
+    for shard in in_threads(functools.partial(_check_shard, known=known), paths, "shards"):
+        shards.append(shard)
+        if len(shards) % KEEP_EVERY == 0:
+            _write_index(part, shards)
+    _write_index(folder / INDEX, shards)
+    part.unlink(missing_ok=True)
+    return shards
+
+
+def _known(path: Path) -> Iterator[Shard]:
+    """What an index file, if there is a good one, says."""
+    try:
+        yield from (Shard(**entry) for entry in json.loads(path.read_bytes())["shards"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+
+
+def _check_shard(path: Path, known: dict[tuple[str, int], Shard]) -> Shard:
+    size = path.stat().st_size
+    if (path.name, size) in known:
+        return known[path.name, size]
+    if not _NAME.fullmatch(path.name):
+        raise UserError(f"{path}: name shards with letters, digits, '_', '-' and '.' alone")
+    found = contents(path)
+    with path.open("rb") as file:
+        for name, start, length in found:
+            file.seek(start)
+            check_image(file.read(length), f"{path}: {name}")
+    if not found:
+        raise UserError(f"{path} holds no image ({', '.join(IMAGES)}): take it out of the folder")
+    return Shard(path.name, len(found), size)
+
+
+def _write_index(path: Path, shards: Sequence[Shard]) -> None:
+    write_text(path, json.dumps({"shards": [asdict(shard) for shard in shards]}, indent=0), cure=ROOM)
+
+
+def pack(dataset: SegmentationDataset, out: Path, images: int) -> list[Shard]:
+    """Copy the images of a data set, byte by byte as they are on disk, into shards of `images` each, and index them.
+
+    An interrupted call goes on with the first shard that is missing. Labels and depth are left behind.
+
+    Args:
+        dataset: whose images.
+        out: folder of the shards; empty, or that of an interrupted call.
+        images: images a shard.
+
+    Raises:
+        UserError: a damaged image; `out` holds other shards; the disk is full.
+    """
+    starts = range(0, len(dataset), images)
+    names = {start: f"images-{number:06d}.tar" for number, start in enumerate(starts)}
+    strange = sorted({path.name for path in out.glob("*.tar")} - set(names.values()))
+    if strange:
+        raise UserError(f"{out} holds {strange[0]}, which is not of this data: choose another pack.out=FOLDER")
+
+    def write(start: int) -> Shard:
+        return _pack_one(dataset, range(start, min(start + images, len(dataset))), out / names[start])
+
+    shards = list(in_threads(write, starts, "packing"))
+    _write_index(out / INDEX, shards)
+    return shards
+
+
+def _pack_one(dataset: SegmentationDataset, indices: range, path: Path) -> Shard:
+    from webdataset.writer import TarWriter
+
+    names = [_member(index, dataset.names[index]) for index in indices]
+    if path.exists():
+        if [name for name, _, _ in contents(path)] != [f"{key}.{suffix}" for key, suffix in names]:
+            raise UserError(f"{path} holds other images: delete it, or choose another pack.out=FOLDER")
+        return Shard(path.name, len(names), path.stat().st_size)
+    with written_whole(path, ROOM) as part, TarWriter(str(part), encoder=False, mtime=0.0, format="PAX_FORMAT") as tar:
+        for index, (key, suffix) in zip(indices, names, strict=True):
+            content = read_file(dataset.image_path(index))
+            check_image(content, str(dataset.image_path(index)))
+            tar.write({"__key__": key, suffix: content})
+    return Shard(path.name, len(names), os.path.getsize(path))
+
+
+def _member(index: int, name: str) -> tuple[str, str]:
+    """Key and suffix in the shard: WebDataset ends a key at its first dot, and keys must differ."""
+    stem, _, suffix = name.rpartition(".")
+    return f"{index:09d}_{re.sub(r'[^A-Za-z0-9_-]', '_', stem)}", suffix.lower()

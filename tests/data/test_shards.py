@@ -1,0 +1,307 @@
+from __future__ import annotations
+
+import functools
+import http.server
+import io
+import json
+import pickle
+import shutil
+import tarfile
+import threading
+
+import numpy as np
+import pytest
+import webdataset
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from trees import streets_tree
+
+from uda_seg.data.datamodule import UDADataModule
+from uda_seg.data.datasets import SPECS, SegmentationDataset
+from uda_seg.data.integrity import Damaged
+from uda_seg.data.labels import CITYSCAPES
+from uda_seg.data.sampling import positions
+from uda_seg.data.settings import DataSettings, DomainSettings, ShardSettings
+from uda_seg.data.shards import INDEX, ShardDataset, ShardOrder, contents, index_shards, pack
+from uda_seg.errors import UserError
+
+open_folder = functools.partial(ShardDataset, option="data.target", count=None, cache_bytes=10**9, cure="prepare it")
+
+
+@pytest.fixture
+def files(tmp_path):
+    root = streets_tree(tmp_path / "files", count=11)
+    return SegmentationDataset(SPECS["streets"], root, "train", CITYSCAPES, labeled=False)
+
+
+@pytest.fixture
+def folder(files, tmp_path):
+    pack(files, tmp_path / "shards", images=4)
+    return tmp_path / "shards"
+
+
+def test_packed_images_are_the_files_in_their_order(files, folder):
+    shards = open_folder(str(folder))
+    assert [shard.images for shard in shards.shards] == [4, 4, 3]
+    assert len(shards) == len(files) == 11
+    for index in range(11):
+        np.testing.assert_array_equal(shards.read(index).image, files.read(index).image)
+    with tarfile.open(folder / "images-000001.tar") as tar:
+        member = tar.extractfile(tar.getmembers()[2])
+        assert member is not None
+        assert member.read() == files.image_path(6).read_bytes()
+
+
+def test_webdataset_reads_what_was_packed(files, folder):
+    urls = [str(path) for path in sorted(folder.glob("*.tar"))]
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False))
+    assert len({sample["__key__"] for sample in samples}) == 11
+    assert [sample["png"] for sample in samples] == [files.image_path(i).read_bytes() for i in range(11)]
+
+
+def test_foreign_shards_are_indexed_and_only_their_images_read(tmp_path):
+    images = [np.random.default_rng(i).integers(0, 256, (8, 12, 3), np.uint8) for i in range(5)]
+    for shard, members in (("a", [0, 1]), ("b-1", [2, 3, 4])):
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as tar:
+            for i in members:
+                png = io.BytesIO()
+                Image.fromarray(images[i]).save(png, "PNG")
+                for name, content in ((f"x/{i}.PNG", png.getvalue()), (f"x/{i}.json", b"{}")):
+                    info = tarfile.TarInfo(name)
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    assert [(s.name, s.images) for s in index_shards(str(tmp_path))] == [("a.tar", 2), ("b-1.tar", 3)]
+    read = open_folder(str(tmp_path))
+    for i, image in enumerate(images):
+        np.testing.assert_array_equal(read.read(i).image, image)
+
+
+def test_indexing_and_packing_go_on_where_they_were_interrupted(files, folder, monkeypatch):
+    untouched = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.tar")}
+    (folder / "images-000001.tar").unlink()
+    (folder / INDEX).rename(folder / f".{INDEX}.part")
+    pack(files, folder, images=4)
+    times = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.tar")}
+    assert times.pop("images-000001.tar") != untouched.pop("images-000001.tar")
+    assert times == untouched
+    monkeypatch.setattr("uda_seg.data.shards.contents", lambda path: pytest.fail(f"{path} was read again"))
+    assert len(index_shards(str(folder))) == 3
+    assert not (folder / f".{INDEX}.part").exists()
+
+
+def test_the_index_reads_again_what_has_another_size(folder):
+    index = json.loads((folder / INDEX).read_text())
+    index["shards"][0] |= {"images": 9, "bytes": 1}
+    (folder / INDEX).write_text(json.dumps(index))
+    assert [shard.images for shard in index_shards(str(folder))] == [4, 4, 3]
+
+
+def test_a_count_takes_the_first_images(folder):
+    shards = ShardDataset(str(folder), "data.target", count=6, cache_bytes=1, cure="")
+    assert [shard.images for shard in shards.shards] == [4, 2]
+    assert len(shards) == 6
+    shards.read(5)
+
+
+def test_workers_get_a_copy(folder):
+    shards = open_folder(str(folder))
+    expected = shards.read(7).image
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(shards)).read(7).image, expected)
+
+
+def test_shards_behind_an_address_are_fetched_once(folder, tmp_path, monkeypatch):
+    if shutil.which("curl") is None:
+        pytest.skip("WebDataset fetches by curl")
+    asked = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format, *args):
+            asked.append(self.path)
+
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        local, remote = open_folder(str(folder)), open_folder(f"http://127.0.0.1:{server.server_port}/")
+        for index in (5, 4, 6):
+            np.testing.assert_array_equal(remote.read(index).image, local.read(index).image)
+        assert asked == ["/index.json", "/images-000001.tar"]
+        (folder / "images-000002.tar").unlink()
+        with pytest.raises(UserError, match=r"images-000002\.tar cannot be fetched"):
+            remote.read(9)
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+# ---------------------------------------------------------------------- order
+
+orders = st.builds(
+    ShardOrder,
+    sizes=st.lists(st.integers(1, 9), min_size=4, max_size=12).map(tuple),
+    seed=st.integers(0, 99),
+    domain=st.just(1),
+    window=st.integers(1, 5),
+    world=st.integers(1, 4),
+)
+
+
+def images_of(order: ShardOrder, shards: set[int]) -> list[int]:
+    owner = np.repeat(np.arange(len(order.sizes)), order.sizes)
+    return [i for i, shard in enumerate(owner) if shard in shards]
+
+
+@given(orders)
+def test_a_pass_of_a_rank_is_its_shards_and_all_ranks_are_all_images(order):
+    owner = np.repeat(np.arange(len(order.sizes)), order.sizes)
+    seen = []
+    for rank in range(order.world):
+        local = [order.pick(n * order.world + rank).image for n in range(2 * sum(order.sizes))]
+        own = {int(owner[i]) for i in local}
+        whole = images_of(order, own)
+        assert sorted(local[: len(whole)]) == whole
+        assert sorted(local[len(whole) : 2 * len(whole)]) == whole
+        seen += whole
+    assert sorted(seen) == list(range(sum(order.sizes)))
+
+
+@given(orders)
+def test_no_more_shards_are_open_than_the_window(order):
+    owner = np.repeat(np.arange(len(order.sizes)), order.sizes)
+    local = [int(owner[order.pick(n * order.world).image]) for n in range(sum(order.sizes))]
+    own = set(local)
+    length, at = len(images_of(order, own)), 0
+    while at < length:  # the windows: as many shards as there may be, each to its last image
+        window = set(local[at : at + 1])
+        end = at
+        while end < length and len(window | {local[end]}) <= order.window:
+            window.add(local[end])
+            end += 1
+        assert end - at == len(images_of(order, window))
+        at = end
+
+
+def test_passes_seeds_and_ranks_differ_and_a_position_is_always_the_same():
+    order = ShardOrder((50, 50, 50, 50), seed=0, domain=1, window=2, world=2)
+    read = [[order.pick(p).image for s in range(100) for p in positions(s, 1, rank, 2)] for rank in (0, 1)]
+    assert not set(read[0]) & set(read[1])
+    assert read[0] != [order.pick(p).image for s in range(100, 200) for p in positions(s, 1, 0, 2)]
+    assert read[0] != sorted(read[0])
+    again = ShardOrder((50, 50, 50, 50), seed=0, domain=1, window=2, world=2)
+    assert [again.pick(p).image for p in (150, 2, 7)] == [order.pick(p).image for p in (150, 2, 7)]
+    other = ShardOrder((50, 50, 50, 50), seed=1, domain=1, window=2, world=2)
+    assert read[0] != [other.pick(p).image for s in range(100) for p in positions(s, 1, 0, 2)]
+
+
+# ---------------------------------------------------------------------- in training
+
+
+def settings(files, folder, **given) -> DataSettings:
+    root = str(files.root)
+    return DataSettings(
+        crop=[16, 24],
+        source_batch=2,
+        source=DomainSettings("streets", root),
+        target=DomainSettings("streets", str(folder)),
+        validation={"target": DomainSettings("streets", root)},
+        reader="shards",
+        shards=ShardSettings(window=2),
+        **given,
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_reads_its_target_from_shards(files, folder, workers):
+    data = UDADataModule(settings(files, folder, workers=workers, cache="none"), steps=6, seed=0)
+    data.find()
+    data.setup("fit")
+    batches = list(data.train_dataloader())
+    assert sorted(int(i) for b in batches[:5] for i in b["target"].index) == sorted(
+        set(range(11)) - {int(batches[5]["target"].index[0])}
+    )
+    for batch in batches:
+        assert batch["target"].label is None
+        for image, index, window in zip(
+            batch["target"].image, batch["target"].index, batch["target"].window, strict=True
+        ):
+            top, left, mirrored = (int(v) for v in window)
+            crop = files.read(int(index)).image[top : top + 16, left : left + 24]
+            np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), crop[:, ::-1] if mirrored else crop)
+    whole = next(iter(data.target_images([[3, 9]])))
+    np.testing.assert_array_equal(whole.image[1].permute(1, 2, 0).numpy(), files.read(9).image)
+
+
+# ---------------------------------------------------------------------- bad input
+
+
+def test_what_cannot_be_read_from_shards_is_said(files, folder):
+    for wanted, words in (({"target_labels": True}, "labels of the target"), ({"needs_depth": True}, "depth")):
+        with pytest.raises(UserError, match=rf"images alone, and the method reads {words}"):
+            UDADataModule(settings(files, folder), steps=1, seed=0, **wanted)
+    with pytest.raises(UserError, match=r"3 shards cannot be shared by 4 ranks.*pack\.images"):
+        ShardOrder((4, 4, 3), seed=0, domain=1, window=2, world=4)
+
+
+def test_a_missing_or_strange_index_is_said(folder):
+    (folder / INDEX).rename(folder / "kept")
+    with pytest.raises(UserError, match=r"has no index\.json.*prepare it"):
+        open_folder(str(folder))
+    for text, words in (
+        ("{", "is damaged"),
+        ('{"shards": []}', "lists no shard"),
+        ('{"shards": [{"name": "../x.tar", "images": 1, "bytes": 1}]}', r"'\.\./x\.tar', which is no name"),
+        ('{"shards": [{"name": "pipe:x|.tar", "images": 1, "bytes": 1}]}', "which is no name"),
+    ):
+        (folder / INDEX).write_text(text)
+        with pytest.raises(UserError, match=words):
+            open_folder(str(folder))
+    with pytest.raises(UserError, match="no folder"):
+        open_folder(str(folder / "deeper"))
+
+
+def test_damaged_shards_are_named(folder, tmp_path):
+    first, second, third = (folder / f"images-{i:06d}.tar" for i in range(3))
+    whole = first.read_bytes()
+    start = contents(first)[1][1]
+    first.write_bytes(whole[: start + 40] + bytes(20) + whole[start + 60 :])
+    (folder / INDEX).unlink()
+    with pytest.raises(Damaged, match=rf"{first.name}: .*png is damaged"):
+        index_shards(str(folder))
+    first.write_bytes(whole)
+    second.write_bytes(second.read_bytes()[:1500])
+    with pytest.raises(Damaged, match=rf"{second.name} is no whole, uncompressed tar"):
+        index_shards(str(folder))
+    for path, text in ((second, "x"), (third, None)):
+        path.unlink()
+        if text:
+            with tarfile.open(path, "w"):
+                pass
+    with pytest.raises(UserError, match=rf"{second.name} holds no image"):
+        index_shards(str(folder))
+    with pytest.raises(UserError, match=r"has no shard \*\.tar"):
+        index_shards(str(tmp_path))
+
+
+def test_a_shard_that_changed_since_it_was_indexed_is_named(files, folder):
+    read = open_folder(str(folder))
+    shutil.copy(folder / "images-000002.tar", folder / "images-000000.tar")
+    with pytest.raises(UserError, match=r"images-000000\.tar holds 3 images, but index\.json says 4"):
+        read.read(0)
+
+
+def test_a_folder_with_other_shards_is_not_packed_into(files, folder):
+    with pytest.raises(UserError, match=r"images-000002\.tar, which is not of this data"):
+        pack(files, folder, images=6)
+    (folder / "images-000002.tar").unlink()
+    with pytest.raises(UserError, match="holds other images"):
+        pack(files, folder, images=6)
+
+
+def test_a_damaged_image_is_not_packed(files, tmp_path):
+    path = files.image_path(5)
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(Damaged, match=rf"{path.name} is cut off"):
+        pack(files, tmp_path / "new", images=4)
+    assert not (tmp_path / "new" / "images-000001.tar").exists()
+    assert not (tmp_path / "new" / INDEX).exists()
