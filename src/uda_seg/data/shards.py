@@ -1,9 +1,9 @@
 """Unlabelled images in tar shards, as WebDataset lays them out: target sets too large for a folder of files.
 
-A shard is an uncompressed tar of PNG or JPEG images; whatever else lies in it (captions, JSON) is passed over. Beside the
-shards, `index.json` says how many images each holds: with it, which image stands at a position of the endless stream is
-a function of the position, as for files. The root is a folder, or an address that WebDataset opens (`https://`,
-`s3://`, `gs://`, ...): then each shard is fetched once, whole, when its turn comes.
+A shard is an uncompressed tar of PNG or JPEG images; whatever else lies in it (captions, JSON) is passed over. Beside
+the shards, `index.json` says how many images each holds: with it, which image stands at a position of the endless
+stream is a function of the position, as for files. The root is a folder, or an address that WebDataset opens
+(`https://`, `s3://`, `gs://`, ...): then each shard is fetched once, whole, when its turn comes.
 """
 
 from __future__ import annotations
