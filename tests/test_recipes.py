@@ -74,7 +74,7 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "corda_gta2cs": ("gta2cs", CORDA),
     "corda_synthia2cs": ("synthia2cs", {**CORDA, "source": ("synthia", (720, 1280))}),
     "corda_synthia2cs_mono": ("synthia2cs", {**CORDA, "source": ("synthia", (720, 1280))}),
-    "bicl_gta2cs": ("gta2cs", {**BICL, "source": ("gta", (850, 1547))}),
+    "bicl_gta2cs": ("gta2cs", {**BICL, "source": ("gta", (850, 1546))}),
     "bicl_synthia2cs": ("synthia2cs", {**BICL, "source": ("synthia", (850, 1432))}),
     "source_only_gta2cs": ("gta2cs", SOURCE_ONLY),
     "source_only_synthia2cs": ("synthia2cs", SOURCE_ONLY),
