@@ -146,7 +146,7 @@ def test_a_corda_file_builds_its_own_network_again(cli, camvid, tmp_path):
     assert "dilations 18 and 24" in finished.out
     said = torch.load(out, weights_only=True)["uda_seg"]
     wanted = {"method.initial=main", "model.head.dilations=[6,12]", "method.dilations=[6,12]"}
-    assert wanted <= set(said["overrides"])
+    assert wanted | {"model.align_corners=true"} <= {o.lstrip("+") for o in said["overrides"]}
     finished = cli(evaluate.main, f"checkpoint={out}")
     assert finished.code == 0, finished.err
     assert "mIoU" in finished.out
@@ -195,6 +195,50 @@ def test_files_of_the_real_size(tmp_path, name, entries):
     if name == "lcmsm":
         assert tensors["projection.weight"].shape == (512, 1024)
         assert tensors["segmentor.heads.language.conv_seg.weight"].shape == (19, 531, 1, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "data", "parameters"), [("daformer", "gta2cs", 85_155_283), ("hrda", "gta2cs_hr", 85_685_990)]
+)
+def test_real_sizes_from_the_file_to_the_score(cli, official, tmp_path, name, data, parameters):
+    """A checkpoint of the official size, every tensor with values of its own: converted, loaded whole, scored."""
+    shapes = {"daformer": released.daformer, "hrda": released.hrda}[name](*released.B5)
+    student = released.random(shapes, 0)
+    path = saved(released.mmcv(student, released.random(shapes, 1)), tmp_path / "iter_40000.pth")
+    out = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert cli(convert.main, f"official={path}", f"out={out}").code == 0
+    small = [
+        f"data={data}",
+        f"data.target.root={official['cityscapes']}",
+        "trainer=cpu",
+        "data.workers=0",
+        "data.validation.cityscapes.count=1",
+    ]
+    small += ["data.validation.cityscapes.size=[64,128]", "callbacks.progress=false"]
+    finished = cli(evaluate.main, f"checkpoint={out}", *small)
+    assert finished.code == 0, finished.err
+    assert "mIoU (19)" in finished.out
+    config = configured(*evaluate.expand([f"checkpoint={out}", *small]))
+    scorer = evaluate.trained(config, evaluate.build_data(config), out, read_checkpoint(out))
+    assert sum(p.numel() for p in scorer.segmentor.parameters()) == parameters
+    loaded = scorer.segmentor.state_dict()
+    assert len(loaded) == len(student)
+    for theirs, tensor in student.items():
+        assert torch.equal(
+            loaded[theirs.replace("backbone.", "encoder.").replace("decode_head.", "heads.main.")], tensor
+        )
+
+
+def test_a_file_of_ones_own_classes(tmp_path):
+    student, _ = daformer()
+    classes = tmp_path / "classes.yaml"
+    classes.write_text(f"names: {[f'c{i}' for i in range(CLASSES)]}\n")
+    own = ["data=custom", "data.classes=custom", f"data.class_set={classes}", "data.eval_classes=all"]
+    path = saved(released.mmcv(student, None), tmp_path / "own.pth")
+    found = converted(path, tmp_path / "last.ckpt", *own, *SMALL)
+    assert found["uda_seg"]["classes"] == "custom"
+    assert len(found["state_dict"]) == len(student)
 
 
 def test_what_is_missing_or_does_not_fit_is_refused(camvid, tmp_path):

@@ -100,6 +100,7 @@ def test_a_run_leaves_a_folder_that_can_be_read(cli, camvid, tmp_path):
     assert said["miou"] == pytest.approx(np.mean([v for v in said["per_class"].values() if v is not None]))
     assert said["classes"] == list(CAMVID.names)
     assert said["targets"] == {"target": said["miou"]}
+    assert said["miou_over"] == {"11": said["miou"]}
     assert (said["step"], said["seed"], said["source_images"], said["source_images_before"]) == (4, 0, 8, 0)
     assert 0 <= said["teacher"] <= 1
     assert said["best"]["miou"] >= said["miou"]

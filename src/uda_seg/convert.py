@@ -20,7 +20,7 @@ from torch import Tensor
 from uda_seg.callbacks.checkpoint import AtomicCheckpointIO
 from uda_seg.command import given_path, run
 from uda_seg.config import Config, key_of
-from uda_seg.data.labels import CLASS_SETS
+from uda_seg.data.custom import classes_of
 from uda_seg.errors import UserError
 from uda_seg.evaluation.tables import Table
 from uda_seg.methods.base import Plan
@@ -83,7 +83,7 @@ def convert(config: Config, folder: Path) -> Path:
 
 def network_shapes(config: Config) -> dict[str, torch.Size]:
     """Name -> shape of every tensor of the configured network, without allocating it."""
-    classes = CLASS_SETS[config.data.classes]
+    classes = classes_of(config.data)
     eval_classes = classes.subset(config.data.eval_classes)
     plan = Plan(steps=config.steps, seed=config.seed, classes=classes, eval_classes=eval_classes, crop=(1, 1))
     with torch.device("meta"):

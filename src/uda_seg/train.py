@@ -29,6 +29,7 @@ from uda_seg.callbacks.stop import Stop
 from uda_seg.command import departures, run
 from uda_seg.config import Config, TrainerSettings
 from uda_seg.data.datamodule import UDADataModule
+from uda_seg.evaluation.evaluator import mean_scores
 from uda_seg.evaluation.servers import refuse_unlabelled
 from uda_seg.launch import local_ranks, on_all_ranks
 from uda_seg.methods.base import Plan, UDAModule
@@ -140,6 +141,7 @@ def collect(
         "miou": module.miou,
         "pixel_accuracy": first.pixel_accuracy,
         "per_class": first.per_class,
+        "miou_over": mean_scores(list(module.scores.values())).means,
         "classes": list(first.classes),
         "targets": {name: scores.miou for name, scores in module.scores.items()},
         "step": trainer.global_step,

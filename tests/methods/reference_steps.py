@@ -82,14 +82,19 @@ def source_only(student, batch, **_):
     ce(logits_of(student, batch["x_s"])[0], batch["y_s"]).backward()
 
 
-def dacs(student, batch, *, teacher, threshold, classes, mask_block=None, mask_ratio=None, **_):
+def dacs(student, batch, *, teacher, threshold, classes, mask_block=None, mask_ratio=None, both=False, **_):
     ce(logits_of(student, batch["x_s"])[0], batch["y_s"]).backward()
     y_t, w_t = label_target(teacher, batch["x_t"], threshold)
     x_m, y_m, w_m = mix(batch["x_s"], batch["y_s"], batch["x_t"], y_t, w_t, classes)
     ce(logits_of(student, x_m)[0], y_m, w_m).backward()
     if mask_block is not None:
-        x = mask(student, strong_augment(batch["x_t"], draw_strong(len(batch["x_t"]))), mask_block, mask_ratio)
-        supervise_masked(student, x, y_t, w_t)
+        x = batch["x_t"]
+        if both:  # image 0 of each domain, in their natural colours
+            x, y_t = torch.stack([batch["x_s"][0], x[0]]), torch.stack([batch["y_s"][0].long(), y_t[0]])
+            w_t = torch.stack([torch.ones_like(w_t[0]), w_t[0]])
+        else:
+            x = strong_augment(x, draw_strong(len(x)))
+        supervise_masked(student, mask(student, x, mask_block, mask_ratio), y_t, w_t)
 
 
 def daformer(student, batch, *, reference, things, weight, **rest):

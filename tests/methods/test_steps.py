@@ -81,7 +81,9 @@ def frozen(student):
     return copy.deepcopy(student).requires_grad_(False).eval()
 
 
-@pytest.mark.parametrize("method", ["source_only", "oracle", "dacs", "daformer", "mic", "lcmsm", "lcmsm_without_text"])
+@pytest.mark.parametrize(
+    "method", ["source_only", "oracle", "dacs", "daformer", "mic", "mic_on_both", "lcmsm", "lcmsm_without_text"]
+)
 def test_step_equals_plain_pytorch(method, make_segmentor, make_plan, make_batch):
     batches = [make_batch(seed) for seed in range(STEPS)]
     plan = make_plan(schedule=ScheduleSettings(warmup=0.5, power=0.9))
@@ -95,6 +97,11 @@ def test_step_equals_plain_pytorch(method, make_segmentor, make_plan, make_batch
     elif method == "mic":
         module = SelfTraining(segmentor, plan, mask_weight=1.0, mask_block=0.25, mask_ratio=0.7)
         step_of, context = reference.dacs, {"mask_block": 8, "mask_ratio": 0.7}
+    elif method == "mic_on_both":
+        module = SelfTraining(
+            segmentor, plan, mask_weight=1.0, mask_block=0.25, mask_ratio=0.7, mask_augment=False, mask_images="both"
+        )
+        step_of, context = reference.dacs, {"mask_block": 8, "mask_ratio": 0.7, "both": True}
     elif method == "daformer":
         module, step_of = SelfTraining(segmentor, plan, feature_distance=0.5), reference.daformer
         context = {"reference": frozen(segmentor.encoder), "things": CITYSCAPES.things, "weight": 0.5}

@@ -14,13 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from uda_seg.callbacks.panels import Panels
 from uda_seg.data.labels import CITYSCAPES
 from uda_seg.errors import UserError
 from uda_seg.methods.corda import CorDA
 from uda_seg.methods.self_training import Labelled, SelfTraining
 from uda_seg.models.daformer import DAFormerHead
 from uda_seg.models.deeplab import DeepLabV2Head, ResNet101
-from uda_seg.models.hrda import Box, HRDASegmentor, draw_box
+from uda_seg.models.hrda import Box, ContextView, HRDASegmentor, draw_box
 from uda_seg.models.inference import slide_logits
 from uda_seg.models.language import LanguageHead
 from uda_seg.models.mit import MixVisionTransformer
@@ -540,6 +541,29 @@ def test_corda_trains_its_segmentations_on_the_detail_too(initial: str, make_pla
     assert net.predict(source.image).shape == (2, 19, 32, 64)
     copied = copy.deepcopy(net)
     assert copied.heads["two_task"].main[0] is copied.heads["main"].head
+
+
+@pytest.mark.parametrize("attention", ["class", "shared"])
+def test_panels_show_whose_detail_is_believed(attention: str, make_plan, make_batch, tmp_path) -> None:
+    """The attention of the class that is predicted there."""
+    torch.manual_seed(0)
+    head = partial(DAFormerHead, width=8)
+    net = HRDASegmentor(SMALL(), head, 19, detail=(16, 32), attention_width=4, attention=attention)
+    module = SelfTraining(net, make_plan(), mask_weight=1.0)
+    module.mean_over_ranks = module.max_over_ranks = lambda value: value
+    module.panel = {}
+    list(module.losses(make_batch()))
+    shown = {name: tuple(t.shape) for name, t in module.panel.items() if name.endswith("attention")}
+    assert shown == dict.fromkeys(("source_attention", "mixed_attention", "masked_attention"), (1, 1, 4, 8))
+    picture = Panels(tmp_path, 1, CITYSCAPES)
+    rows = picture.draw(module.panel)
+    del module.panel["mixed_attention"]
+    assert picture.draw(module.panel).shape != rows.shape  # a column less in the widest row
+    logits, maps = torch.randn(2, CLASSES, 4, 8), torch.rand(2, CLASSES if attention == "class" else 1, 4, 8)
+    got = ContextView([], maps).attention_of(logits)
+    for b, y, x in np.ndindex(2, 4, 8):
+        said = int(logits[b, :, y, x].argmax()) if attention == "class" else 0
+        assert got[b, 0, y, x] == maps[b, said, y, x]
 
 
 # ---------------------------------------------------------------------- what cannot be

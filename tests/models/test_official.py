@@ -85,7 +85,8 @@ def test_every_name_of_hrda_is_one_of_ours() -> None:
     with torch.device("meta"):
         network = instantiate(config.model, num_classes=19)
     official = recognise(file_of("hrda"), FILE)
-    assert {n: tuple(t.shape) for n, t in official.student.items()} == shapes_of(network)
+    for found in (official.student, official.teacher):
+        assert {n: tuple(t.shape) for n, t in found.items()} == shapes_of(network)
 
 
 def test_hrda_by_the_prefix_rule() -> None:

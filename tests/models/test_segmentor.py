@@ -13,6 +13,7 @@ from uda_seg.models.daformer import DAFormerHead
 from uda_seg.models.mit import MixVisionTransformer
 from uda_seg.models.segmentor import Encoder, Segmentor
 from uda_seg.models.small import ResidualEncoder
+from uda_seg.models.two_task import Tasks
 
 CLASSES = 5
 
@@ -55,6 +56,32 @@ def test_attached_head_is_in_the_state_dict_and_is_used() -> None:
     assert torch.equal(segmentor(image), segmentor.predict(image, head="second"))
     with pytest.raises(ValueError, match="already"):
         segmentor.attach("second", nn.Identity())
+
+
+class EveryFourth(Encoder):
+    """Pixels 0, 4, 8, ...: a map whose cells lie on pixels, as a convolution of stride 4 with padding has them."""
+
+    channels = (3,)
+    strides = (4,)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [x[..., ::4, ::4]]
+
+
+def test_aligned_corners_put_cells_where_strided_convolutions_saw_them() -> None:
+    """A plane that rises evenly is given back as it was, by every path that up-samples; areas would bend it."""
+    head = partial(DAFormerHead, width=8)
+    aligned, areas = (Segmentor(EveryFourth(), head, 3, (0,) * 3, (1,) * 3, align_corners=a) for a in (True, False))
+    plane = (torch.arange(17)[:, None] * 0.02 + torch.arange(33) * 0.01).expand(1, 3, 17, 33)
+    for network in (aligned, areas):
+        network.decode = lambda features, *_, **__: (features.stages[0], features.stages[0])
+    torch.testing.assert_close(aligned.predict(plane), plane)
+    assert not torch.allclose(areas.predict(plane), plane, atol=0.01)
+    label = torch.randint(0, 3, (1, 17, 33), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    image = torch.stack([plane[0, 0], -plane[0, 1], 2 * plane[0, 2]])[None]
+    torch.testing.assert_close(aligned.supervise(image, label).loss, F.cross_entropy(image, label.long()))
+    maps = Tasks(*(plane[:, :1, ::4, ::4] for _ in range(6))).resized((17, 33), align_corners=True)
+    torch.testing.assert_close(maps.target_depth, plane[:, :1])
 
 
 @pytest.mark.parametrize("order", ["rgb", "bgr"])

@@ -20,10 +20,10 @@ Picture = NDArray[np.uint8]
 
 # One row a line: the pieces a method may show, in the order they are read.
 ROWS = (
-    ("source", ("source_image", "source_label", "source_prediction", "translated_image")),
+    ("source", ("source_image", "source_label", "source_prediction", "source_attention", "translated_image")),
     ("target", ("target_image", "pseudo_label", "hybrid_label", "pseudo_confidence")),
-    ("mixed", ("mixed_image", "mixed_label", "mixed_weight", "mixed_prediction")),
-    ("masked", ("masked_image", "masked_prediction")),
+    ("mixed", ("mixed_image", "mixed_label", "mixed_weight", "mixed_prediction", "mixed_attention")),
+    ("masked", ("masked_image", "masked_prediction", "masked_attention")),
     (
         "depth",
         ("source_depth", "source_depth_estimate", "mixed_depth", "mixed_depth_estimate", "adaptation_difficulty"),

@@ -13,9 +13,10 @@ from uda_seg.evaluation.evaluator import Scores, SegmentationEvaluator
 from uda_seg.methods.settings import Plan
 from uda_seg.methods.step import Loss, StepModule
 from uda_seg.methods.teacher import Teacher
+from uda_seg.models.hrda import ContextView
 from uda_seg.models.inference import Inference
 from uda_seg.models.norm import estimate_statistics
-from uda_seg.models.segmentor import Segmentor
+from uda_seg.models.segmentor import Features, Segmentor
 from uda_seg.ops.augment import draw_strong, strong_augment
 from uda_seg.ops.image import to_float
 from uda_seg.ops.losses import IGNORE
@@ -79,6 +80,12 @@ class UDAModule(StepModule):
         """Keep the first sample of each tensor for the picture panels, if a panel was asked for at this step."""
         if self.panel is not None:
             self.panel.update({name: tensor[:1].detach().float().cpu() for name, tensor in tensors.items()})
+
+    def show_prediction(self, images: str, logits: Tensor, features: Features) -> None:
+        """Show logits [B, C, h, w] as `<images>_prediction`, and how much of each place HRDA takes from the detail."""
+        self.show(**{f"{images}_prediction": logits})
+        if self.panel is not None and isinstance(features, ContextView):
+            self.show(**{f"{images}_attention": features.attention_of(logits)})
 
     def augment(self, image: Tensor) -> Tensor:
         """Colour jitter and Gaussian blur of [B, 3, H, W] in [0, 1], with draws of their own."""

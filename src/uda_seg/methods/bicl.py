@@ -117,7 +117,8 @@ class BiCL(UDAModule):
         adapts = target.pseudo is not None and self.rung > 0
         with self.stem_of_source(adapts), self.statistics_of_source(adapts):
             s = self.segmentor.supervise(source.image, source.label)
-        self.show(source_image=source.image, source_label=source.label, source_prediction=s.logits)
+        self.show(source_image=source.image, source_label=source.label)
+        self.show_prediction("source", s.logits, s.features)
         terms = [Loss("source/ce", s.loss), *self.entropy_terms("source", s, self.entropy_weight)]
         if adapts and target.pseudo is not None:
             trusted = target.valid if self.plan.teacher.margins else torch.ones_like(target.valid)

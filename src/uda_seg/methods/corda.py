@@ -123,12 +123,12 @@ class CorDA(SelfTraining):
     def source_terms(self, source: Labelled) -> tuple[Loss, ...]:
         """Cross-entropy over labelled pixels and depth of the source decoder, initial and final."""
         with self.statistics_of_source():
-            tasks, final, initial = self.predict_tasks(source.image)
+            tasks, final, initial = self.predict_tasks(source.image, "source")
         z = depth_of(source)
         share = self.mean_over_ranks((source.label != IGNORE).float().mean())
         weight = 1 / torch.where(share > 0, share, 1.0)  # makes the mean over all pixels one over labelled pixels
         self.show(
-            source_image=source.image, source_label=source.label, source_prediction=tasks.segmentation,
+            source_image=source.image, source_label=source.label,
             source_depth=shown(z), source_depth_estimate=shown(tasks.source_depth),
         )  # fmt: skip
         return (
@@ -140,7 +140,7 @@ class CorDA(SelfTraining):
 
     def mixed_terms(self, mixed: Labelled) -> tuple[Loss, ...]:
         """Weighted cross-entropy and depth of the decoder each pixel belongs to, initial and final."""
-        tasks, final, initial = self.predict_tasks(mixed.image)
+        tasks, final, initial = self.predict_tasks(mixed.image, "mixed")
         z, pasted = depth_of(mixed), mixed.pasted
         assert mixed.weight is not None
         assert pasted is not None
@@ -151,7 +151,7 @@ class CorDA(SelfTraining):
             self.show(adaptation_difficulty=1 - agreed)
         depth = class_mix(tasks.source_depth, tasks.target_depth, pasted)
         initial_depth = class_mix(tasks.initial_source_depth, tasks.initial_target_depth, pasted)
-        self.show(mixed_prediction=tasks.segmentation, mixed_depth=shown(z), mixed_depth_estimate=shown(depth))
+        self.show(mixed_depth=shown(z), mixed_depth_estimate=shown(depth))
         return (
             Loss("mix/ce", final.loss(mixed.label, weight)),
             Loss("mix/initial_ce", initial.loss(mixed.label, weight)),
@@ -159,10 +159,10 @@ class CorDA(SelfTraining):
             Loss("mix/initial_depth", self.depth_loss(initial_depth, z), self.mixed_depth_weight),
         )
 
-    def predict_tasks(self, image: Tensor) -> tuple[Tasks, Prediction, Prediction]:
-        """Both tasks' predictions at the size of the images [B, 3, H, W]; final and initial segmentation to train.
+    def predict_tasks(self, image: Tensor, name: str) -> tuple[Tasks, Prediction, Prediction]:
+        """Both tasks' predictions at the size of images [B, 3, H, W]; final and initial segmentation to train.
 
-        Of a network that looks at details, depth is of the whole image alone (our choice).
+        Of a network that looks at details, depth is of the whole image alone (our choice). `name` is for the panels.
         """
         head = self.segmentor.head("two_task")
         assert isinstance(head, TwoTaskHead)
@@ -171,8 +171,9 @@ class CorDA(SelfTraining):
         details = [head.segmentations(head.fuse(view.stages)) for view in views[1:]]
         final = self.segmentor.combine(views, [tasks.segmentation, *(logits for logits, _ in details)])
         initial = self.segmentor.combine(views, [tasks.initial_segmentation, *(logits for _, logits in details)])
+        self.show_prediction(name, final.logits, views[0])
         tasks = replace(tasks, segmentation=final.logits, initial_segmentation=initial.logits)
-        return tasks.resized(image.shape[-2:]), final, initial
+        return tasks.resized(image.shape[-2:], self.segmentor.align_corners), final, initial
 
     def depth_loss(self, prediction: Tensor, z: Tensor) -> Tensor:
         """BerHu over the valid pixels of all ranks."""

@@ -124,7 +124,7 @@ class LCMSM(SelfTraining):
             text = self.text()
         mixed = self.mix(source, self.label_target(target, head="language", text=text))
         result = self.segmentor.supervise(mixed.image, mixed.label, mixed.weight)
-        self.show(mixed_prediction=result.logits)
+        self.show_prediction("mixed", result.logits, result.features)
         yield Loss("mix/ce", result.loss)
         del result
         yield Loss("mix/masked_ce", self.masked(mixed), self.mask_weight)
@@ -134,7 +134,8 @@ class LCMSM(SelfTraining):
         masked, text = self.mask(self.augment(images.image)), self.text()
         with frozen_statistics(self.segmentor.encoder):
             result = self.segmentor.supervise(masked, images.label, images.weight, head="language", text=text)
-        self.show(masked_image=masked, masked_prediction=result.logits)
+        self.show(masked_image=masked)
+        self.show_prediction("masked", result.logits, result.features)
         if text is not None and self.panel is not None:
             maps = correlate(result.fused, text, self.temperature)
             self.show(

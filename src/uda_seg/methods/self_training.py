@@ -82,6 +82,8 @@ class SelfTraining(UDAModule):
         mask_block: side of the masked blocks, as a fraction of the crop's height (32 / 512).
         mask_ratio: expected share of masked pixels.
         mask_augment: colour jitter and blur on the masked image too.
+        mask_images: which are masked: the `target`'s, or of `both` domains half as many each, the source's with their
+            labels (released MIC on ACDC and Dark Zurich: one of each).
         mix_classes: `image` draws half of each image's own classes (as DACS describes); `batch` draws from the
             classes of the whole batch and counts 255 as one, as the released code does; `image_and_ignore` counts 255
             among the image's own (released CorDA).
@@ -98,6 +100,7 @@ class SelfTraining(UDAModule):
         mask_block: PositiveFraction = 0.0625,
         mask_ratio: Fraction = 0.7,
         mask_augment: bool = True,
+        mask_images: Literal["target", "both"] = "target",
         mix_classes: Literal["image", "image_and_ignore", "batch"] = "image",
     ) -> None:
         super().__init__(segmentor, plan)
@@ -107,7 +110,7 @@ class SelfTraining(UDAModule):
         self.mask_weight = mask_weight
         self.mask_block = max(1, round(mask_block * plan.crop[0]))
         self.mask_ratio = mask_ratio
-        self.mask_augment = mask_augment
+        self.mask_augment, self.mask_images = mask_augment, mask_images
         self.mix_classes = mix_classes
         self.reference: FrozenReference | None = None
         if feature_distance > 0 and segmentor.encoder.pretrained:
@@ -122,21 +125,24 @@ class SelfTraining(UDAModule):
         pseudo = self.label_target(target)
         mixed = self.mix(source, pseudo)
         result = self.segmentor.supervise(mixed.image, mixed.label, mixed.weight)
-        self.show(mixed_prediction=result.logits)
+        self.show_prediction("mixed", result.logits, result.features)
         yield Loss("mix/ce", result.loss)
         del result
         if self.mask_weight > 0:
-            masked = self.mask(self.augment(pseudo.image) if self.mask_augment else pseudo.image)
+            seen = pseudo if self.mask_images == "target" else half_of_each(source, pseudo)
+            masked = self.mask(self.augment(seen.image) if self.mask_augment else seen.image)
             with frozen_statistics(self.segmentor.encoder):
-                result = self.segmentor.supervise(masked, pseudo.label, pseudo.weight)
-            self.show(masked_image=masked, masked_prediction=result.logits)
+                result = self.segmentor.supervise(masked, seen.label, seen.weight)
+            self.show(masked_image=masked)
+            self.show_prediction("masked", result.logits, result.features)
             yield Loss("masked/ce", result.loss, self.mask_weight)
 
     def source_terms(self, source: Labelled) -> tuple[Loss, ...]:
         """Cross-entropy on the source and, from the same forward, its feature distance."""
         with self.statistics_of_source():
             clean = self.segmentor.supervise(source.image, source.label)
-        self.show(source_image=source.image, source_label=source.label, source_prediction=clean.logits)
+        self.show(source_image=source.image, source_label=source.label)
+        self.show_prediction("source", clean.logits, clean.features)
         return Loss("source/ce", clean.loss), *self.feature_distance_terms(clean.features, source)
 
     def statistics_of_source(self) -> AbstractContextManager[None]:
@@ -194,6 +200,17 @@ class SelfTraining(UDAModule):
         size = (image.shape[-2], image.shape[-1])
         visible = draw_block_mask(len(image), size, self.mask_block, self.mask_ratio, device=image.device)
         return mask_image(image, visible, self.segmentor.mean_colour)
+
+
+def half_of_each(source: Labelled, target: Labelled) -> Labelled:
+    """The first half of both batches, at least an image of each; source pixels weigh 1."""
+    assert target.weight is not None
+    own, other = max(1, len(source.image) // 2), max(1, len(target.image) // 2)
+    return Labelled(
+        torch.cat([source.image[:own], target.image[:other]]),
+        torch.cat([source.label[:own], target.label[:other]]),
+        torch.cat([torch.ones_like(source.label[:own], dtype=target.weight.dtype), target.weight[:other]]),
+    )
 
 
 def labelled(batch: DomainBatch) -> Labelled:

@@ -146,6 +146,13 @@ class ContextView(Features):
 
     attention: Tensor
 
+    def attention_of(self, logits: Tensor) -> Tensor:
+        """A of the class that logits [B, C, h', w'] say, place by place, [B, 1, h, w]: a map to look at."""
+        if self.attention.shape[1] == 1:
+            return self.attention
+        said = resize(logits.float(), self.attention.shape[-2:]).argmax(1, keepdim=True)
+        return self.attention.gather(1, said)
+
 
 @dataclass
 class DetailView(Features):

@@ -241,6 +241,7 @@ def _corda(student: dict[str, Tensor], teacher: dict[str, Tensor], path: Path, s
         overrides=(
             *("method=corda", "model=deeplabv2_r101", f"data={'gta2cs' if gta else 'synthia2cs'}"),
             *("model.encoder.freeze_norm=true", "model.head.dilations=[6,12]", "method.dilations=[6,12]", *initial),
+            "model.align_corners=true",
             *("method.depth_weight=batch_mean", "method.depth_start=0.0", "method.jitter_order=bgr"),
             *("method.mix_classes=image_and_ignore", "method.encoder_updates=released", "teacher.batch_norm=train"),
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -89,6 +89,7 @@ class Prediction:
     """Logits [B, C, h, w] as they are trained; `loss` knows what else a network learns from (HRDA's detail)."""
 
     logits: Tensor
+    align_corners: bool = field(default=False, kw_only=True)
 
     def loss(self, label: Tensor, weight: Tensor | None = None) -> Tensor:
         """Cross-entropy, 0-dim float32, with the logits up-sampled bilinearly to the label's size.
@@ -97,7 +98,7 @@ class Prediction:
             label: [B, H, W] train ids, 255 = ignore.
             weight: [B, H, W] per-pixel weights, or what can be broadcast to it; None for 1.
         """
-        return cross_entropy(resize(self.logits.float(), label.shape[-2:]), label, weight)
+        return cross_entropy(resize(self.logits.float(), label.shape[-2:], self.align_corners), label, weight)
 
 
 @dataclass
@@ -124,6 +125,8 @@ class Segmentor(nn.Module):
         std: as `mean`; 1 / 255 gives the 0-255 scale of Caffe weights.
         channel_order: what the encoder's weights expect; images always come as RGB.
         recompute: save memory in training, see `Encoder`.
+        align_corners: up-sample logits with the corner cells' centres on the corner pixels, as the released BiCL and
+            CorDA do, whose maps of 65 cells for 512 pixels lie so; otherwise cells are areas.
     """
 
     mean: Tensor
@@ -138,6 +141,7 @@ class Segmentor(nn.Module):
         std: Sequence[float] = IMAGENET_STD,
         channel_order: Literal["rgb", "bgr"] = "rgb",
         recompute: bool = False,
+        align_corners: bool = False,
     ) -> None:
         super().__init__()
         if channel_order not in ("rgb", "bgr"):
@@ -145,7 +149,7 @@ class Segmentor(nn.Module):
         self.encoder = encoder
         self.encoder.recompute = recompute
         self.num_classes = num_classes
-        self.channel_order = channel_order
+        self.channel_order, self.align_corners = channel_order, align_corners
         self.heads = nn.ModuleDict()
         self.eval_head = "main"
         self.attach("main", head)
@@ -207,7 +211,7 @@ class Segmentor(nn.Module):
 
     def combine(self, views: Sequence[Features], logits: Sequence[Tensor]) -> Prediction:
         """One prediction of some head's logits of every view, in the order of `views`."""
-        return Prediction(logits[0])
+        return Prediction(logits[0], align_corners=self.align_corners)
 
     def supervise(
         self,
@@ -237,15 +241,16 @@ class Segmentor(nn.Module):
 
     def predict(self, image: Tensor, head: str | None = None, **context: Tensor | None) -> Tensor:
         """Float32 logits [B, C, H, W] at the image's size, of `head` (default: `eval_head`)."""
-        return resize(self.logits(image, head or self.eval_head, **context).float(), image.shape[-2:])
+        logits = self.logits(image, head or self.eval_head, **context).float()
+        return resize(logits, image.shape[-2:], self.align_corners)
 
     def forward(self, image: Tensor) -> Tensor:
         """`predict` with the head used at test: what an exported model computes."""
         return self.predict(image)
 
 
-def resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear to (H, W) with half-pixel centres, [B, C, h, w] -> [B, C, H, W]."""
+def resize(x: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
+    """Bilinear to (H, W), with half-pixel centres or aligned corners, [B, C, h, w] -> [B, C, H, W]."""
     if x.shape[-2:] == tuple(size):
         return x
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=align_corners)

@@ -42,9 +42,9 @@ class Tasks:
     initial_source_depth: Tensor
     initial_target_depth: Tensor
 
-    def resized(self, size: Sequence[int]) -> Tasks:
+    def resized(self, size: Sequence[int], align_corners: bool = False) -> Tasks:
         """All maps bilinearly at (H, W)."""
-        return Tasks(*(resize(getattr(self, f.name).float(), size) for f in fields(self)))
+        return Tasks(*(resize(getattr(self, f.name).float(), size, align_corners) for f in fields(self)))
 
 
 class Attention(nn.Module):
