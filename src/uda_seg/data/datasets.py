@@ -148,6 +148,8 @@ class DatasetSpec:
             yield images.format(split=folder), labels.format(split=folder)
 
 
+# Folders and suffixes of BDD100K, Mapillary, VIPER and SYNTHIA-SEQS are those that public loaders of these sets use; no
+# file of any of the sets but CamVid was at hand.
 SPECS: dict[str, DatasetSpec] = {
     "streets": DatasetSpec("streets", CITYSCAPES, "image", "label", ".png", (LabelEncoding(".png", CITYSCAPES_TRAIN),)),
     "camvid": DatasetSpec(
