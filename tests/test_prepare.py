@@ -76,6 +76,24 @@ def test_damage_is_listed_and_fails_and_fix_mends_it(call, trees, tmp_path):
     assert call().code == 0
 
 
+def test_a_test_split_needs_no_labels(call, trees, tmp_path):
+    _, cityscapes = trees
+    (cityscapes / "leftImg8bit/val").rename(cityscapes / "leftImg8bit/test")
+    (cityscapes / "gtFine/val").rename(cityscapes / "gtFine/test")
+    for path in (cityscapes / "gtFine/test").rglob("*.png"):
+        save(path, np.zeros((32, 64), np.uint8))  # as Cityscapes publishes them
+    assert call("data.validation.cityscapes.split=test").code == 0
+    assert "damage" not in (tmp_path / "outputs/gta2cs/prepared/problems.txt").read_text()
+
+
+def test_labels_without_an_image_fail_here_as_in_training_and_can_be_set_aside(call, trees, tmp_path):
+    gta, _ = trees
+    (gta / "images/00001.png").unlink()
+    assert f"the first is {gta}/labels/00001.png: belongs to no image" in call().error
+    assert call("fix=true").code == 0
+    assert (gta / "labels/00001.png.damaged").is_file()
+
+
 def pack(root, folders, archive):
     with zipfile.ZipFile(root / archive, "w") as packed:
         for folder in folders:

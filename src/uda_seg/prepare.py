@@ -3,9 +3,9 @@
 Reads extracted folders, or the official ZIPs where they lie in the root (unpack=auto: if folders are missing; all: also
 single files that are; never). Checks every file once; a repeated or resumed call reads only what has changed.
 Writes class statistics for rare-class sampling, and index.html, problems.txt, classes.md and contact_sheet.png into its
-folder. Damage makes the command fail; fix=true repairs what it can and never deletes. data.cache=disk writes the
-training images at training resolution, which training then reads many times as fast. data.reader=shards checks and
-indexes the target's shards; pack.out=FOLDER makes shards of its images.
+folder. Damage makes the command fail; fix=true repairs what it can, sets the rest aside if it is little, and never
+deletes. data.cache=disk writes the training images at training resolution, which training then reads many times as
+fast. data.reader=shards checks and indexes the target's shards; pack.out=FOLDER makes shards of its images.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 from hydra.utils import get_class
 from numpy.typing import NDArray
-from rich.console import Console
 
 from uda_seg.cache import user_cache
 from uda_seg.command import run
 from uda_seg.config import Config
-from uda_seg.data.archives import find_archives, folders_of, list_members, missing_members, unpack
+from uda_seg.data.archives import find_archives, folders_of, lacks_folders, list_members, missing_members, unpack
 from uda_seg.data.check import Problem, Report, check_domain, summary, to_text
 from uda_seg.data.class_files import official_pixels
 from uda_seg.data.custom import classes_of
@@ -32,13 +32,14 @@ from uda_seg.data.datamodule import resize_of
 from uda_seg.data.datasets import SPECS, SegmentationDataset, open_domain
 from uda_seg.data.disk_cache import write_cache
 from uda_seg.data.labels import ClassSet
-from uda_seg.data.repair import repair
+from uda_seg.data.repair import repair, set_aside
 from uda_seg.data.settings import DomainSettings, prepare_command
 from uda_seg.data.shards import INDEX, index_shards, pack
 from uda_seg.data.statistics import save_statistics, statistics_file
 from uda_seg.data.streets.export import export
 from uda_seg.errors import UserError
-from uda_seg.evaluation.tables import Table
+from uda_seg.evaluation.servers import SERVERS
+from uda_seg.evaluation.tables import Table, print_table
 from uda_seg.files import CACHE, save_png, write_text
 from uda_seg.pictures import Captioned, Row, colorize, legend, panel_grid
 from uda_seg.summary import page, problem_table
@@ -106,8 +107,11 @@ def check(config: Config, option: str, domain: DomainSettings, classes: ClassSet
     """Unpack one domain if need be, check it, and with `fix=true` repair it and check it again."""
     unpack_archives(domain, config.unpack)
     report = _check(config, option, domain, classes)
-    if config.fix and repair(report, domain.dataset):
-        report = _check(config, option, domain, classes)
+    for mend in (partial(repair, name=domain.dataset), set_aside) if config.fix else ():
+        if done := mend(report):
+            for line in done:
+                log.info("fixed: %s", line)
+            report = _check(config, option, domain, classes)
     return report
 
 
@@ -115,6 +119,8 @@ def _check(config: Config, option: str, domain: DomainSettings, classes: ClassSe
     depth = reads_depth(config) and not option.startswith("data.validation")
     data = open_domain(domain, config.data, classes, option, labeled=False, depth=depth)
     labels = "optional" if option == "data.target" else "needed"
+    if domain.split == "test" and domain.dataset in SERVERS:
+        labels = "none"  # the servers have them; Cityscapes' own files for this split are empty
     whole = domain.count is None
     return check_domain(data, option, domain.dataset, user_cache(), labels=labels, whole=whole)
 
@@ -138,10 +144,10 @@ def unpack_archives(domain: DomainSettings, mode: str) -> None:
         return
     place = hashlib.sha256(str(root.absolute()).encode()).hexdigest()[:16]
     begun = user_cache() / "unpacking" / f"{root.name}-{place}"
-    folders = [root / pattern.format(split=domain.split) for pattern in (spec.images, spec.labels)]
-    if mode == "auto" and not begun.exists() and all(folder.is_dir() for folder in folders):
+    members = list_members(archives, folders_of(spec, domain.dataset))
+    if mode == "auto" and not begun.exists() and not lacks_folders(spec, domain.split, root, members):
         return
-    missing = missing_members(list_members(archives, folders_of(spec, domain.dataset)), root)
+    missing = missing_members(members, root)
     if missing:
         write_text(begun, str(root), cure=CACHE)
         unpack(missing, root)
@@ -186,7 +192,7 @@ def write_results(config: Config, folder: Path, reports: Sequence[Report], class
     """Say on the terminal, and write into `folder`, what was found."""
     problems = sorted((p for report in reports for p in report.problems), key=lambda p: not p.damage)
     if problems:
-        Console().print(problem_table(problems))
+        print_table(problem_table(problems))
     names = {report.option: report.option.removeprefix("data.") for report in reports}
     shares = {names[r.option]: pixel_shares(r) for r in reports if r.statistics is not None}
     counts = [{"domain": names[r.option], "root": str(r.dataset.root), **summary(r)} for r in reports]
@@ -209,7 +215,7 @@ def scenes(report: Report, title: str, classes: ClassSet) -> list[Row]:
     data, good = report.dataset, report.good
     if not good:
         return [Row(title, [Captioned("nothing to show", np.full((64, 256, 3), 255, np.uint8))])]
-    indices = [good[int(place)] for place in np.linspace(0, len(good) - 1, SCENES)]
+    indices = [good[place] for place in sorted({int(p) for p in np.linspace(0, len(good) - 1, SCENES)})]
     samples = [data.read(index) for index in indices]
     labels = [colorize(s.label, classes.palette) for s in samples if s.label is not None]
     rows = [Row(title, [Captioned("", s.image) for s in samples])]

@@ -9,8 +9,9 @@ import pytest
 from trees import gta_tree
 
 from uda_seg.data import archives
-from uda_seg.data.archives import find_archives, folders_of, list_members, missing_members, unpack
-from uda_seg.data.datasets import SPECS
+from uda_seg.data.archives import find_archives, folders_of, lacks_folders, list_members, missing_members, unpack
+from uda_seg.data.datasets import SPECS, SegmentationDataset
+from uda_seg.data.labels import CITYSCAPES
 from uda_seg.errors import UserError
 
 GTA = folders_of(SPECS["gta"], "gta")
@@ -31,6 +32,47 @@ def members(root, folders=GTA):
 def test_the_folders_of_a_data_set_are_those_of_images_labels_and_depth():
     assert folders_of(SPECS["cityscapes"], "cityscapes") == {"leftImg8bit", "gtFine", "depth", "disparity"}
     assert folders_of(SPECS["camvid"], "camvid") == {"train", "trainannot", "val", "valannot"}
+    assert folders_of(SPECS["acdc"], "acdc") == {"rgb_anon", "gt"}
+    assert folders_of(SPECS["bdd100k"], "bdd100k") == {"images", "labels", "seg"}
+    assert folders_of(SPECS["mapillary"], "mapillary") == {"training", "validation"}
+    assert folders_of(SPECS["synthia_seqs"], "synthia_seqs") == set()
+
+
+HELD = {
+    "cityscapes": ["leftImg8bit/train/aachen/a_leftImg8bit.png", "gtFine/train/aachen/a_gtFine_labelIds.png"],
+    "acdc": ["rgb_anon/fog/train/G/a_rgb_anon.png", "gt/fog/train/G/a_gt_labelTrainIds.png"],
+    "darkzurich": ["rgb_anon/train/night/G/a_rgb_anon.png", "rgb_anon/train/day/G/b_rgb_anon.png"],
+    "bdd100k": ["bdd100k/images/10k/train/a.jpg", "bdd100k/labels/sem_seg/masks/train/a.png"],
+    "bdd100k first": ["bdd100k/seg/images/train/a.jpg", "bdd100k/seg/labels/train/a_train_id.png"],
+    "mapillary": ["training/images/a.jpg", "training/v1.2/labels/a.png"],
+    "mapillary first": ["mv/training/images/a.jpg", "mv/training/labels/a.png"],
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_the_archives_of_every_layout_are_unpacked_once(tmp_path, name):
+    """A reader finds what came out, and then no folder is missing any more, whatever single files are taken away."""
+    dataset = name.split()[0]
+    spec, labeled = SPECS[dataset], dataset != "darkzurich"
+    pack(tmp_path / "a.zip", HELD[name])
+    found = members(tmp_path, folders_of(spec, dataset))
+    assert len(found) == len(HELD[name])
+    assert lacks_folders(spec, "train", tmp_path, found)
+    unpack(found, tmp_path)
+    assert not lacks_folders(spec, "train", tmp_path, found)
+    assert len(SegmentationDataset(spec, tmp_path, "train", CITYSCAPES, labeled=labeled)) == 1
+    (tmp_path / found[0].target).unlink()
+    assert not lacks_folders(spec, "train", tmp_path, found)
+
+
+def test_folders_that_keep_their_archives_names_are_not_unpacked_again(tmp_path):
+    pack(tmp_path / "leftImg8bit_trainvaltest.zip", HELD["cityscapes"][:1])
+    pack(tmp_path / "gtFine_trainvaltest.zip", HELD["cityscapes"][1:])
+    found = members(tmp_path, folders_of(SPECS["cityscapes"], "cityscapes"))
+    (tmp_path / "leftImg8bit_trainvaltest/leftImg8bit/train").mkdir(parents=True)
+    assert lacks_folders(SPECS["cityscapes"], "train", tmp_path, found)  # the labels
+    (tmp_path / "gtFine_trainvaltest/gtFine/train").mkdir(parents=True)
+    assert not lacks_folders(SPECS["cityscapes"], "train", tmp_path, found)
 
 
 @pytest.mark.parametrize("prefix", ["", "GTA/", "a/b/c/"])

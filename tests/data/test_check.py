@@ -22,7 +22,7 @@ from uda_seg.data.check import check_domain, to_text
 from uda_seg.data.datasets import SPECS, SegmentationDataset
 from uda_seg.data.depth import DepthFiles
 from uda_seg.data.labels import CAMVID, CITYSCAPES
-from uda_seg.data.repair import repair
+from uda_seg.data.repair import repair, set_aside
 from uda_seg.data.statistics import count_classes
 
 SEEN = blocks(0, (32, 48), [0, 7, 8, 11, 23, 26])
@@ -118,10 +118,16 @@ def test_images_without_labels_and_labels_without_images(tmp_path):
     assert ("missing", True) in told(report)
     (extra,) = [p for p in report.problems if p.kind == "extra"]
     assert extra.file.endswith("label/000004.png")
-    assert not extra.damage
+    assert extra.damage  # training refuses it
     assert report.labels == 4
     optional = check("streets", root, tmp_path, labels="optional")
     assert not optional.damaged
+    assert set_aside(optional) == []
+    assert repair(report, "streets") == []  # nothing can be unpacked or converted
+    assert "1 images with their labels, and 1 labels without an image, set aside" in set_aside(report)[0]
+    assert {p.name for p in root.rglob("*.damaged")} == {"000001.png.damaged", "000004.png.damaged"}
+    assert told(check("streets", root, tmp_path)) == []
+    assert len(SegmentationDataset(SPECS["streets"], root, "train", CITYSCAPES, labeled=True)) == 4
 
 
 def test_the_first_images_alone_make_no_label_superfluous(tmp_path):
@@ -152,9 +158,49 @@ def test_labels_of_another_encoding(tmp_path):
     converted = cityscapes_tree(tmp_path / "converted", blocks(0, (32, 48), [0, 2, 8, 10, 13, 18, 255]))
     (problem,) = [p for p in check("cityscapes", converted, tmp_path).problems if p.damage]
     assert "train ids under the name of raw ids" in problem.what
+    no_void = gta_tree(tmp_path / "no_void", blocks(0, (32, 48), [0, 2, 8, 10, 13, 18]))
+    (problem,) = [p for p in check("gta", no_void, tmp_path).problems if p.damage]
+    assert "train ids under the name of raw ids" in problem.what
     void = gta_tree(tmp_path / "void", np.zeros((8, 8), np.uint8))
     (problem,) = [p for p in check("gta", void, tmp_path).problems if p.damage]
     assert "no label has a pixel of any class, only the ids [0]" in problem.what
+
+
+@pytest.mark.parametrize(("converted", "damage"), [(1, False), (5, True)])
+def test_a_conversion_in_place_that_stopped_is_told(tmp_path, converted, damage):
+    for i in range(40):
+        ids = [0, 2, 10, 13] if i < converted else [7, 11, 23, 26]
+        label = blocks(i, (8, 16), ids, block=2)
+        save(tmp_path / f"gta/images/{i:05d}.png", image_of(label, i))
+        save_palette(tmp_path / f"gta/labels/{i:05d}.png", label)
+    (problem,) = check("gta", tmp_path / "gta", tmp_path).problems
+    assert f"{converted} of 40 labels have no id above 18, the first is {tmp_path}" in problem.what
+    assert problem.damage == damage
+
+
+def test_pairs_of_other_sizes_are_set_aside_with_labels_of_all_kinds(tmp_path):
+    root = two_kinds(tmp_path / "gta")
+    save_palette(root / "labels/00002.png", SEEN)
+    save(root / "images/00001.png", np.zeros((16, 24, 3), np.uint8))
+    report = check("gta", root, tmp_path)
+    assert told(report).count(("size", True)) == 1
+    set_aside(report)
+    assert {p.name for p in root.rglob("*.damaged")} == {"00001.png.damaged", "00001_labelTrainIds.png.damaged"}
+    assert not check("gta", root, tmp_path).damaged
+
+
+def test_what_a_mac_leaves_beside_files_is_no_image(tmp_path):
+    root = streets_tree(tmp_path / "tree")
+    (root / "image/._000001.png").write_bytes(b"\0\5\x16\7")
+    assert told(check("streets", root, tmp_path)) == []
+
+
+@pytest.mark.parametrize(("labels", "expected"), [("optional", []), ("needed", [("missing", True)])])
+def test_a_data_set_whose_labels_are_not_read(tmp_path, labels, expected):
+    save(tmp_path / "viper/train/img/001/001_00001.jpg", np.zeros((8, 16, 3), np.uint8))
+    report = check("viper", tmp_path / "viper", tmp_path, labels=labels)
+    assert told(report) == expected
+    assert report.statistics is None
 
 
 def test_counts_and_sizes_are_those_of_the_release(tmp_path):
@@ -190,9 +236,18 @@ def test_depth_files_are_read_too(tmp_path):
         depth=lambda names: DepthFiles([root / "depth" / name for name in names], "metres", "data.source"),
     )
     (root / "depth/000001.png").write_bytes((root / "depth/000001.png").read_bytes()[:-3])
-    (problem,) = check_domain(data, "data.source", "streets", tmp_path / "cache", labels="needed").problems
-    assert problem.file.endswith("depth/000001.png")
-    assert problem.damage
+    save(root / "depth/000002.png", np.full((32, 48), 10, np.uint8))  # whole, but cut by PIL
+    save(root / "depth/000003.png", np.full((48, 32), 2560, np.uint16))  # of another image
+    save(root / "depth/000004.png", np.full((16, 24), 2560, np.uint16))  # any resolution will do
+    report = check_domain(data, "data.source", "streets", tmp_path / "cache", labels="needed")
+    assert [(p.kind, p.damage, p.file[-10:]) for p in report.problems] == [
+        ("depth", True, f"00000{i}.png") for i in (1, 2, 3)
+    ]
+    for problem, said in zip(
+        report.problems, ("is cut off", "not 16-bit depth", "is 48x32 but its image 32x48"), strict=True
+    ):
+        assert said in problem.what
+    assert set_aside(report) == []  # images and labels are whole
 
 
 def test_mixed_versions_are_told_and_the_conversion_can_be_finished(tmp_path):
@@ -227,8 +282,9 @@ def test_unreadable_pairs_are_set_aside_and_never_deleted(tmp_path):
     root = streets_tree(tmp_path / "tree")
     (root / "image/000003.png").write_bytes(b"x")
     before = {path.read_bytes() for path in root.rglob("*.png")}
-    done = repair(check("streets", root, tmp_path), "streets")
-    assert "1 images with their labels set aside" in done[0]
+    report = check("streets", root, tmp_path)
+    assert repair(report, "streets") == []
+    assert "1 images with their labels" in set_aside(report)[0]
     assert (root / "image/000003.png.damaged").read_bytes() == b"x"
     assert (root / "label/000003.png.damaged").exists()
     assert {path.read_bytes() for path in root.rglob("*.png*")} == before
@@ -241,8 +297,13 @@ def test_many_unreadable_files_are_left_alone(tmp_path):
     root = streets_tree(tmp_path / "tree")
     for i in range(4):
         (root / f"image/00000{i}.png").write_bytes(b"x")
-    assert repair(check("streets", root, tmp_path), "streets") == []
+    assert set_aside(check("streets", root, tmp_path)) == []
     assert not list(root.rglob("*.damaged"))
+    for i in (1, 2, 3):  # 1 of 3 is little, 2 of 3 are not
+        (root / f"image/00000{i}.png").write_bytes((root / "image/000005.png").read_bytes())
+    few = check("streets", root, tmp_path, count=1)
+    assert set_aside(few) == []
+    assert len(set_aside(check("streets", root, tmp_path))) == 1
 
 
 def test_thousands_of_findings_take_little_memory(tmp_path):

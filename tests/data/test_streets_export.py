@@ -203,6 +203,8 @@ def test_mapillary_and_bdd_as_their_releases_have_them(trees, tmp_path):
     shutil.copytree(trees["mapillary"] / "training/images", old / "training/images")
     shutil.copytree(trees["mapillary"] / "training/v1.2/labels", old / "training/labels")
     assert len(SegmentationDataset(SPECS["mapillary"], old, "train", CITYSCAPES, labeled=True)) == 2
+    unlabelled = SegmentationDataset(SPECS["mapillary"], old, "train", CITYSCAPES, labeled=False)
+    assert unlabelled.label_root == old / "training/labels"  # where a check looks for them
     first = tmp_path / "bdd"
     shutil.copytree(trees["bdd100k"] / "images/10k", first / "seg/images")
     for path in (trees["bdd100k"] / "labels/sem_seg/masks").rglob("*.png"):

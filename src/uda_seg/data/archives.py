@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -47,9 +48,33 @@ def find_archives(root: Path) -> list[Path]:
 
 
 def folders_of(spec: DatasetSpec, dataset: str) -> frozenset[str]:
-    """The first folders under the root that a data set's images, labels and depth lie in, of all splits."""
-    patterns = [spec.images, spec.labels, *(layout.folder for layout in LAYOUTS.get(dataset, ()))]
-    return frozenset(pattern.format(split=split).split("/")[0] for pattern in patterns for split in spec.splits)
+    """The first folders under the root that a data set's images, labels and depth lie in, of all splits and places.
+
+    Those that only put the archive's own name before an official place are left out: files go to the official one.
+    SYNTHIA-SEQS' sequences have no common name, so that they are unpacked by hand (they are RARs anyway).
+    """
+    depth = [layout.folder for layout in LAYOUTS.get(dataset, ())]
+    found = set()
+    for split in spec.splits:
+        official, *others = spec.places(split)
+        more = [p for place in others for p in place if not p.endswith(tuple(f"/{own}" for own in official))]
+        patterns = [*official, *more, *(folder.format(split=split) for folder in depth)]
+        found |= {pattern.split("/")[0] for pattern in patterns}
+    return frozenset(found - {"*"})
+
+
+def lacks_folders(spec: DatasetSpec, split: str, root: Path, members: Sequence[Member]) -> bool:
+    """Whether the images or the labels of a split are in ZIPs, but in none of the folders where they may lie."""
+    for patterns in zip(*spec.places(split), strict=True):
+        there = any(folder.is_dir() for pattern in patterns for folder in root.glob(pattern))
+        if not there and any(_lies_in(member.target, pattern) for member in members for pattern in patterns):
+            return True
+    return False
+
+
+def _lies_in(target: str, pattern: str) -> bool:
+    parts, wanted = target.split("/")[:-1], pattern.split("/")
+    return len(parts) >= len(wanted) and all(map(fnmatch, parts, wanted))
 
 
 def list_members(archives: Sequence[Path], folders: frozenset[str]) -> list[Member]:

@@ -19,25 +19,33 @@ from numpy.typing import NDArray
 
 from uda_seg.data.counting import present_ids
 from uda_seg.data.datasets import LabelEncoding, SegmentationDataset
+from uda_seg.data.depth import DepthFiles, same_shape
 from uda_seg.data.integrity import Damaged, check_image_file
 from uda_seg.data.parallel import in_threads
 from uda_seg.data.statistics import ClassStatistics
 from uda_seg.errors import UserError
 from uda_seg.files import CACHE, write_text
 
-VERSION = 1  # of the checks: findings of another version are not used
-# Images of the official releases; CamVid: SegNet's. streets has as many as were rendered.
+VERSION = 2  # of the checks: findings of another version are not used
+LAST_TRAIN_ID = 18  # of Cityscapes' classes
+MANY_LOW = 0.05  # share of raw labels without higher ids from which they are taken for converted ones (ours)
+# Images of the official releases; CamVid: SegNet's. streets has as many as were rendered. Those of test splits, BDD100K
+# and Mapillary are from their publications, not from files that were at hand.
 OFFICIAL_COUNTS: dict[tuple[str, str], int] = {
     ("gta", "train"): 24966,
     ("synthia", "train"): 9400,
     ("cityscapes", "train"): 2975,
     ("cityscapes", "val"): 500,
+    ("cityscapes", "test"): 1525,
     ("acdc", "train"): 1600,
     ("acdc", "val"): 406,
+    ("acdc", "test"): 2000,
     ("darkzurich", "train"): 2416,
     ("darkzurich", "val"): 50,
+    ("darkzurich", "test"): 151,
     ("bdd100k", "train"): 7000,
     ("bdd100k", "val"): 1000,
+    ("bdd100k", "test"): 2000,
     ("mapillary", "train"): 18000,
     ("mapillary", "val"): 2000,
     ("camvid", "train"): 367,
@@ -62,7 +70,7 @@ class Problem:
         file: Its path.
         what: What is wrong.
         cure: What to do.
-        kind: unreadable, label, size, missing, extra, mixed, count or statistics.
+        kind: unreadable, label, size, missing, extra, mixed, depth, count or statistics.
         damage: Whether training could not use the data, or would learn something else; otherwise it is worth knowing.
         index: The image it belongs to.
     """
@@ -116,9 +124,10 @@ class Journal:
 
     def recall(self, name: str, path: Path) -> Finding | None:
         """What was found in a file, if it has not changed since."""
-        if name not in self._lines:
+        line = self._lines.pop(name, None)  # it is asked for once
+        if line is None:
             return None
-        entry = json.loads(self._lines[name])
+        entry = json.loads(line)
         if entry["stamp"] != _stamp(path):
             return None
         shape = None if entry["shape"] is None else (entry["shape"][0], entry["shape"][1])
@@ -128,7 +137,6 @@ class Journal:
     def note(self, name: str, stamp: Sequence[int], finding: Finding) -> None:
         """Keep what was found in a file that had `stamp` before it was read."""
         line = json.dumps({"file": name, "stamp": stamp, **finding.__dict__})
-        self._lines[name] = line
         try:
             self._open = self._open or self.file.open("a")
             self._open.write(line + "\n")
@@ -205,7 +213,7 @@ def check_domain(
         subject = json.dumps([dataset.spec.title, encoding.suffix, sorted(encoding.table.items())])
         _check_labels(report, Journal(folder / "labels.jsonl", subject), needed=labels == "needed")
     if dataset.depth is not None:
-        _check_depth(report, Journal(folder / "depth.jsonl", "depth"))
+        _check_depth(report, Journal(folder / "depth.jsonl", dataset.depth.encoding.title))
     report.problems.sort(key=lambda problem: -1 if problem.index is None else problem.index)
     return report
 
@@ -279,6 +287,12 @@ def _check_sizes(report: Report, name: str, whole: bool) -> None:
 def _survey_labels(report: Report, *, needed: bool) -> bool:
     """Choose the kind of labels that covers the most images; list images without one and labels without an image."""
     data = report.dataset
+    if not data.spec.encodings:
+        if needed:
+            what = f"{data.spec.title} has no labels that are read"
+            cure = "describe them in custom.labels, or take another data set"
+            report.problems.append(Problem(str(data.root), what, cure, "missing"))
+        return False
     present = set(data.label_files("")) if data.label_root.is_dir() else set()
     names = [[data.label_name(name, encoding) for name in data.names] for encoding in data.spec.encodings]
     having = [sum(label in present for label in labels) for labels in names]
@@ -295,9 +309,9 @@ def _survey_labels(report: Report, *, needed: bool) -> bool:
     for index, label in enumerate(names[best]):
         if label not in present:
             what = f"has no label {data.label_root / label}"
-            cure = "unpack the labels again, or fix=true where their ZIPs are"
+            cure = "unpack the labels again, or fix=true"
             report.problems.append(Problem(str(data.image_path(index)), what, cure, "missing", needed, index))
-    _find_extra(report, present, {label for labels in names for label in labels})
+    _find_extra(report, present, {label for labels in names for label in labels}, needed)
     for encoding, count in zip(data.spec.encodings, having, strict=True):
         if 0 < count < len(data) and sum(having) > count:
             what = f"{count} of {len(data)} images have a *{encoding.suffix}, others another: a conversion that stopped"
@@ -306,15 +320,17 @@ def _survey_labels(report: Report, *, needed: bool) -> bool:
     return True
 
 
-def _find_extra(report: Report, present: set[str], expected: set[str]) -> None:
+def _find_extra(report: Report, present: set[str], expected: set[str], needed: bool) -> None:
     data = report.dataset
     every = data.image_files()  # more than `data.names` where only the first are used
     expected = expected | {data.label_name(name, e) for name in every for e in data.spec.encodings}
     suffixes = tuple(encoding.suffix for encoding in data.spec.encodings)
     for label in sorted(present - expected):
         if label.endswith(suffixes):
-            cure = f"unpack the images of {data.spec.title} again"
-            problem = Problem(str(data.label_root / label), "belongs to no image", cure, "extra", damage=False)
+            cure = f"unpack the images of {data.spec.title} again, or fix=true"
+            # Only of the kind that is read: training refuses a half-extracted data set by these.
+            damage = needed and label.endswith(data.encoding.suffix)
+            problem = Problem(str(data.label_root / label), "belongs to no image", cure, "extra", damage)
             report.problems.append(problem)
 
 
@@ -332,6 +348,7 @@ def _check_labels(report: Report, journal: Journal, *, needed: bool) -> None:
     without = {problem.index for problem in report.problems if problem.kind == "missing"}
     files = {index: data.label_path(index) for index in range(count) if index not in without}
     pixels, areas, raw = np.zeros((count, len(data.classes)), np.int64), np.zeros(count, np.int64), set()
+    low: list[int] = []
     title = f"checking {data.label_root}"
     for index, found in _look(journal, files, lambda i: _look_at_label(files[i], data.encoding), title):
         raw |= set(found.ids)
@@ -339,13 +356,21 @@ def _check_labels(report: Report, journal: Journal, *, needed: bool) -> None:
             report.problems.append(problem)
             continue
         areas[index] = sum(found.ids.values())
+        if max(found.ids.keys() - {255}, default=255) <= LAST_TRAIN_ID:
+            low.append(index)
         for identity, number in found.ids.items():
             train = int(data.train_id(identity))
             if train < len(data.classes):
                 pixels[index, train] += number
     report.statistics = ClassStatistics(pixels, areas)
-    if len(files) and (suspicion := _another_encoding(data.encoding, raw, bool(pixels.any()))) and areas.any():
+    if areas.any() and (suspicion := _another_encoding(data.encoding, raw, bool(pixels.any()))):
         report.problems.append(Problem(str(data.label_root), suspicion, "unpack the labels again", "label", needed))
+    elif low and _reaches_far(data.encoding):
+        first = data.label_path(low[0])
+        what = f"{len(low)} of {len(files)} labels have no id above {LAST_TRAIN_ID}, the first is {first}"
+        cure = "if these are train ids among raw ones (a conversion in place that stopped), unpack the labels again"
+        damage = needed and len(low) > MANY_LOW * len(files)
+        report.problems.append(Problem(str(data.label_root), what, cure, "mixed", damage))
 
 
 def _label_problem(report: Report, index: int, found: Finding, needed: bool) -> Problem | None:
@@ -369,24 +394,47 @@ def _label_problem(report: Report, index: int, found: Finding, needed: bool) -> 
 def _another_encoding(encoding: LabelEncoding, raw: set[int], any_class: bool) -> str:
     """What the ids of all labels together show that no single file does; "" = nothing.
 
-    Raw ids reach beyond the 19 train ids in nearly every street (sky, vegetation, cars): labels that never do, and use
-    255, were converted already, in place.
+    Raw ids reach beyond the 19 train ids in nearly every street (sky, vegetation, cars): labels that never do were
+    converted already, in place.
     """
     if not any_class:
         return f"no label has a pixel of any class, only the ids {sorted(raw)[:5]}: labels of another encoding"
-    highest = max(known for known in encoding.table if known != 255)
-    if highest > 18 and 255 in raw and max(raw - {255}, default=0) <= 18:
-        return f"no *{encoding.suffix} has an id from 19 to 254, but 255: these are train ids under the name of raw ids"
+    if _reaches_far(encoding) and max(raw - {255}, default=0) <= LAST_TRAIN_ID:
+        return f"no *{encoding.suffix} has an id above {LAST_TRAIN_ID}: these are train ids under the name of raw ids"
     return ""
+
+
+def _reaches_far(encoding: LabelEncoding) -> bool:
+    """Whether most of an encoding's classes have ids that are no train ids."""
+    ids = [raw for raw, train in encoding.table.items() if train != 255]
+    return 2 * sum(raw > LAST_TRAIN_ID for raw in ids) > len(ids)
+
+
+def _look_at_depth(path: Path, depth: DepthFiles) -> Finding:
+    try:
+        if path.suffix == ".png":
+            check_image_file(path)
+        z = depth.encoding.decode(path)
+    except UserError as error:
+        return Finding(error=str(error).removeprefix(f"{path} "), broken=isinstance(error, Damaged))
+    return Finding((z.shape[0], z.shape[1]))
 
 
 def _check_depth(report: Report, journal: Journal) -> None:
     depth = report.dataset.depth
     assert depth is not None
-    files = {index: path for index, path in enumerate(depth.paths) if path.suffix == ".png"}
-    for index, found in _look(journal, files, lambda i: _look_at_image(files[i]), "checking depth"):
-        if found.error:
-            report.problems.append(_unreadable(files[index], found, index))
+    files, cure = dict(enumerate(depth.paths)), "copy, unpack or export it again"
+    for index, found in _look(journal, files, lambda i: _look_at_depth(files[i], depth), "checking depth"):
+        height, width = report.shapes[index].tolist()
+        if found.shape is None:
+            what = found.error
+        elif height and not same_shape(found.shape, (height, width)):
+            what = (
+                f"is {found.shape[0]}x{found.shape[1]} but its image {height}x{width} (height x width): another shape"
+            )
+        else:
+            continue
+        report.problems.append(Problem(str(files[index]), what, cure, "depth", index=index))
 
 
 def to_text(problems: Sequence[Problem]) -> str:

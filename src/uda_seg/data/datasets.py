@@ -37,7 +37,9 @@ from uda_seg.data.settings import DataSettings, DomainSettings, prepare_command
 from uda_seg.errors import UserError
 
 Decoder = Callable[[Path], NDArray[np.uint8] | NDArray[np.uint16]]
+CUSTOM = "the custom data set"
 _UNKNOWN = 254  # stands for a raw id that the encoding does not know
+_COLOURED = "either it is a picture of colours, or a program saved it anew: unpack the labels again"
 
 
 def read_image(path: Path) -> Array:
@@ -49,7 +51,7 @@ def read_gray(path: Path) -> NDArray[np.uint8]:
     """An 8-bit single-channel label, [H, W]."""
     label = _decode(path, cv2.IMREAD_UNCHANGED)
     if label.ndim != 2 or label.dtype != np.uint8:
-        raise UserError(f"{path} is not an 8-bit single-channel label but {label.dtype} {label.shape}")
+        raise UserError(f"{path} is not an 8-bit single-channel label but {label.dtype} {label.shape}: {_COLOURED}")
     return label.astype(np.uint8, copy=False)
 
 
@@ -58,7 +60,7 @@ def read_palette(path: Path) -> NDArray[np.uint8]:
     try:
         with Image.open(path) as file:
             if file.mode not in ("P", "L"):
-                raise UserError(f"{path} is not a label with 8-bit ids: its colour mode is {file.mode}")
+                raise UserError(f"{path} is not a label with 8-bit ids: its colour mode is {file.mode}: {_COLOURED}")
             return np.array(file, np.uint8)
     except (OSError, SyntaxError) as error:
         raise UserError(f"{path} cannot be read as an image: copy or unpack the file again") from error
@@ -146,6 +148,8 @@ class DatasetSpec:
             yield images.format(split=folder), labels.format(split=folder)
 
 
+# Folders and suffixes of BDD100K, Mapillary, VIPER and SYNTHIA-SEQS are those that public loaders of these sets use; no
+# file of any of the sets but CamVid was at hand.
 SPECS: dict[str, DatasetSpec] = {
     "streets": DatasetSpec("streets", CITYSCAPES, "image", "label", ".png", (LabelEncoding(".png", CITYSCAPES_TRAIN),)),
     "camvid": DatasetSpec(
@@ -191,7 +195,11 @@ SPECS: dict[str, DatasetSpec] = {
             LabelEncoding("_gtFine_labelIds.png", CITYSCAPES_RAW),
         ),
         splits=("train", "val", "test"),
-        others=(("leftImg8bit_trainvaltest/leftImg8bit/{split}", "gtFine_trainvaltest/gtFine/{split}"),),
+        others=(  # where one or both archives were unpacked into folders of their own names
+            ("leftImg8bit_trainvaltest/leftImg8bit/{split}", "gtFine_trainvaltest/gtFine/{split}"),
+            ("leftImg8bit_trainvaltest/leftImg8bit/{split}", "gtFine/{split}"),
+            ("leftImg8bit/{split}", "gtFine_trainvaltest/gtFine/{split}"),
+        ),
     ),
     "acdc": DatasetSpec(
         "ACDC",
@@ -206,6 +214,8 @@ SPECS: dict[str, DatasetSpec] = {
         splits=("train", "val", "test"),
         others=(
             ("rgb_anon_trainvaltest/rgb_anon/*/{split}", "gt_trainval/gt/*/{split}"),
+            ("rgb_anon_trainvaltest/rgb_anon/*/{split}", "gt/*/{split}"),
+            ("rgb_anon/*/{split}", "gt_trainval/gt/*/{split}"),
             ("rgb_anon/{split}", "gt/{split}"),  # as the DAFormer family re-arranges it
         ),
     ),
@@ -232,6 +242,7 @@ SPECS: dict[str, DatasetSpec] = {
             LabelEncoding(".png", CITYSCAPES_TRAIN),
             LabelEncoding("_train_id.png", CITYSCAPES_TRAIN),
         ),
+        splits=("train", "val", "test"),
         others=(("seg/images/{split}", "seg/labels/{split}"),),  # the first release
     ),
     "mapillary": DatasetSpec(
@@ -295,7 +306,7 @@ class SegmentationDataset:
         cure = f"set {option}.root to the folder that holds {spec.layout(split)}{then}"
         if labeled and not spec.encodings:
             raise UserError(f"{option}: the labels of {spec.title} are not read: it has images and sequences alone")
-        images, labels = next((p for p in spec.places(split) if _hold(root, p, labeled)), next(spec.places(split)))
+        images, labels = self._place(labeled)
         (image_root, self._within), (label_root, _) = _fixed(images), _fixed(labels)
         self.image_root, self.label_root = root / image_root, root / label_root
         for folder in (self.image_root, self.label_root) if labeled else (self.image_root,):
@@ -316,6 +327,13 @@ class SegmentationDataset:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def _place(self, labeled: bool) -> tuple[str, str]:
+        """The first pair of folder patterns that is there, with labels if there is one: others may share its images."""
+        places = list(self.spec.places(self.split))
+        whole = [place for place in places if holds(self.root, place, labeled=True)]
+        images = [place for place in places if not labeled and holds(self.root, place, labeled=False)]
+        return next(iter([*whole, *images, *places]))
 
     @property
     def labeled(self) -> bool:
@@ -366,12 +384,18 @@ class SegmentationDataset:
         path = self.label_path(index)
         raw = self.encoding.decode(path)
         if raw.dtype != np.uint8 and raw.max() > 255:
-            raise UserError(f"{path} has the unknown label id {raw.max()}: is it of {self.spec.title}?")
+            raise self._unknown(path, int(raw.max()))
         label = np.asarray(cv2.LUT(raw.astype(np.uint8, copy=False), self._table), np.uint8)
         unknown = label == _UNKNOWN
         if unknown.any():
-            raise UserError(f"{path} has the unknown label id {raw[unknown][0]}: is it of {self.spec.title}?")
+            raise self._unknown(path, int(raw[unknown][0]))
         return label
+
+    def _unknown(self, path: Path, identity: int) -> UserError:
+        return UserError(
+            f"{path} has the unknown label id {identity}: is it of {self.spec.title}? Unpack the labels again"
+            + (", or name the id in label_map" if self.spec.title == CUSTOM else "")
+        )
 
     def label_name(self, image_name: str, encoding: LabelEncoding) -> str:
         """The label of this kind that belongs to an image, relative to the labels' folder."""
@@ -426,8 +450,8 @@ def _fixed(pattern: str) -> tuple[str, tuple[str, ...]]:
     return "/".join(parts[:stars]), tuple(parts[stars:])
 
 
-def _hold(root: Path, place: tuple[str, str], labeled: bool) -> bool:
-    """Whether a pair of folder patterns is there under `root`."""
+def holds(root: Path, place: tuple[str, str], labeled: bool) -> bool:
+    """Whether a pair of folder patterns, or the images' alone, is there under `root`."""
     return all(any(p.is_dir() for p in root.glob(pattern)) for pattern in (place if labeled else place[:1]))
 
 
@@ -437,7 +461,7 @@ def nearby_root(spec: DatasetSpec, root: Path, split: str, labeled: bool) -> Pat
     for folder in itertools.chain(root.absolute().parents[:2], sorted(below)):
         for place in spec.places(split):
             # Many data sets have a folder of such a name; this one's images end as they should.
-            if _hold(folder, place, labeled) and next(folder.glob(f"{place[0]}/**/*{spec.image_suffix}"), None):
+            if holds(folder, place, labeled) and next(folder.glob(f"{place[0]}/**/*{spec.image_suffix}"), None):
                 return folder
     return None
 
@@ -464,24 +488,9 @@ def scan(folder: Path, suffix: str, within: tuple[str, ...] = ()) -> list[str]:
             folders[:] = [name for name in folders if fnmatch(name, within[depth])]
         else:
             prefix = f"{relative}/" if depth else ""
-            found += [prefix + name for name in names if name.endswith(suffix)]
+            # A Mac's archives hold a `._name.png` beside each name.png, which is no image.
+            found += [prefix + name for name in names if name.endswith(suffix) and not name.startswith(".")]
     return sorted(found)
-
-
-def _found(root: Path, folder: Path, option: str, prepare: str) -> str | None:
-    """What to do about a missing folder where the files lie a level off, or are still packed; None: no idea."""
-    wanted = folder.relative_to(root)
-    near = [root.parent, root.parent.parent]
-    if root.is_dir():
-        near += [inner for pattern in ("*", "*/*") for inner in sorted(root.glob(pattern)) if inner.is_dir()]
-    for other in near:
-        if (other / wanted).is_dir():
-            return f"it lies in {other}: set {option}.root={other}"
-    packed = sorted(name for suffix in ("zip", "rar", "7z", "tar*", "tgz") for name in root.glob(f"*.{suffix}"))
-    if packed and prepare:
-        by_hand = "" if packed[0].suffix == ".zip" else f"unpack {packed[0].name} there (unrar, 7z or tar), then "
-        return f"{root} holds packed files only: {by_hand}run {prepare}"
-    return None
 
 
 def open_domain(
@@ -541,9 +550,7 @@ def custom_spec(domain: DomainSettings, classes: ClassSet, option: str) -> Datas
     table = label_table(said, classes, f"{option}.custom.label_map")
     encodings = () if said.labels is None else (LabelEncoding(said.label_suffix, table, decoders[said.label_format]),)
     labels = said.labels or said.images
-    return DatasetSpec(
-        "the custom data set", classes, said.images, labels, said.image_suffix, encodings, splits=(domain.split,)
-    )
+    return DatasetSpec(CUSTOM, classes, said.images, labels, said.image_suffix, encodings, splits=(domain.split,))
 
 
 def _depth_finder(

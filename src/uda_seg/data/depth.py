@@ -64,10 +64,12 @@ def read_uint16(path: Path) -> NDArray[np.uint16]:
     if raw is None:
         raise UserError(f"{path} cannot be read as an image: copy or unpack the file again")
     if raw.dtype != np.uint16:
-        raise UserError(f"{path} is {raw.dtype}, not 16-bit depth: it was probably saved by a program that cut it")
+        raise UserError(
+            f"{path} is {raw.dtype}, not 16-bit depth: a program saved it that cuts it (PIL), unpack it again"
+        )
     if raw.ndim == 3:
         if (raw != raw[..., :1]).any():
-            raise UserError(f"{path} has channels that differ: it is a picture, not depth")
+            raise UserError(f"{path} has channels that differ: it is a picture, not depth; unpack it again")
         raw = raw[..., 0]
     return np.asarray(raw, np.uint16)
 
@@ -160,11 +162,10 @@ class DepthFiles:
     def read(self, index: int, size: tuple[int, int]) -> Floats:
         """The z of image `index`, float32 [H, W], sampled nearest to the image's size (H, W) where it has another."""
         z = self.encoding.decode(self.paths[index])
-        ratio = z.shape[1] / z.shape[0] * size[0] / size[1]
-        if not 1 / STRETCH <= ratio <= STRETCH:
+        if not same_shape((z.shape[0], z.shape[1]), size):
             raise UserError(
                 f"{self.paths[index]} is {z.shape[0]}x{z.shape[1]} but its image is {size[0]}x{size[1]} "
-                "(height x width): another shape, so it is not of this image"
+                "(height x width): another shape, so it is not of this image: copy, unpack or export it again"
             )
         if z.shape != size:
             z = np.asarray(cv2.resize(z, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.float32)
@@ -192,6 +193,11 @@ class DepthFiles:
             raise UserError(
                 f"{self.paths[0]}: as {self.encoding.title} {said}; set {self.option}_encoding to one of {_choices()}"
             )
+
+
+def same_shape(depth: tuple[int, int], image: tuple[int, int]) -> bool:
+    """Whether a depth map (H, W) may be that of an image (H, W), of any resolution."""
+    return 1 / STRETCH <= depth[1] / depth[0] * image[0] / image[1] <= STRETCH
 
 
 def _valid(maps: Sequence[Floats]) -> Floats:
@@ -255,6 +261,8 @@ def find_depth(
     missing = [[path for path in paths if not path.is_file()] for paths in found]
     best = min(range(len(found)), key=lambda i: len(missing[i]))
     if missing[best]:
+        if len(missing[best]) < len(names):
+            cure = f"unpack or export the others again, or {cure}"
         raise UserError(
             f"{option}: {len(missing[best])} of {len(names)} images have no depth, the first misses "
             f"{missing[best][0]}; {cure}"

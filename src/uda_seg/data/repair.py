@@ -25,12 +25,11 @@ FEW = 0.05  # at most this share of the images, but always 3, is set aside: more
 
 
 def repair(report: Report, name: str) -> list[str]:
-    """Mend what can be mended, and say so in a line each.
+    """Mend what can be mended, and say so in a line each; `set_aside` is for what is damaged still.
 
     1. Damaged and missing files that the root's ZIPs hold are unpacked again; damaged ones are renamed before.
     2. Train-id labels that are missing or damaged are converted from the official ones, where these are there.
-    3. Pairs with a file that stays unreadable are set aside under `*.damaged`, if they are few.
-    4. Back-slashes in statistics files are replaced; the original stays beside them.
+    3. Back-slashes in statistics files are replaced; the original stays beside them.
 
     Args:
         report: of a check just made.
@@ -40,12 +39,9 @@ def repair(report: Report, name: str) -> list[str]:
     done = _unpack_again(report, name)
     if data.labeled:
         done += _convert(report)
-    done += _set_aside(report)
     for file in find_class_files(data.root):
         if _readable_back_slashes(file):
             done.append(f"{file}: back-slashes replaced, the original is {mend_back_slashes(file).name}")
-    for line in done:
-        log.info("fixed: %s", line)
     return done
 
 
@@ -78,7 +74,7 @@ def _wanted(report: Report) -> set[Path]:
     """Files that are missing or cannot be read."""
     data, found = report.dataset, set()
     for problem in report.problems:
-        if problem.kind == "unreadable":
+        if problem.kind in ("unreadable", "depth"):
             found.add(Path(problem.file))
         elif problem.kind == "missing" and problem.index is not None:
             image = data.names[problem.index]
@@ -154,25 +150,32 @@ def _convert_one(data: SegmentationDataset, index: int, goal: LabelEncoding) -> 
     return False
 
 
-def _set_aside(report: Report) -> list[str]:
+def set_aside(report: Report) -> list[str]:
+    """Rename what is still damaged after `repair`, if it is little, so that the rest can be trained on.
+
+    An image and its labels of all kinds go together; a label without an image goes alone. Folders, and depth, which few
+    methods read, stay.
+
+    Args:
+        report: of a check made after the repair.
+    """
     data = report.dataset
-    bad = sorted({p.index for p in report.problems if p.kind == "unreadable" and p.damage and p.index is not None})
-    still = [index for index in bad if not all(_is_whole(path) for path in _pair(data, index))]
-    if not still:
+    damage = [problem for problem in report.problems if problem.damage and problem.kind != "depth"]
+    bad = sorted({problem.index for problem in damage if problem.index is not None})
+    lonely = [Path(problem.file) for problem in damage if problem.kind == "extra"]
+    if not bad and not lonely:
         return []
-    if len(still) > max(3, FEW * len(data)):
-        log.warning("%d of %d images are unreadable: too many to set aside, unpack them again", len(still), len(data))
+    if len(bad) + len(lonely) > min(max(3, FEW * len(data)), len(data) / 2):
+        log.warning("%s: %d files are damaged or alone, too many to set aside", data.root, len(bad) + len(lonely))
         return []
-    for index in still:
-        for path in _pair(data, index):
-            if path.exists():
-                _rename(path)
-    first = data.names[still[0]]
-    return [f"{data.root}: {len(still)} images with their labels set aside as *.{SET_ASIDE}, the first is {first}"]
+    for path in [*(path for index in bad for path in _files_of(data, index)), *lonely]:
+        _rename(path)
+    first = data.names[bad[0]] if bad else lonely[0].name
+    what = f"{len(bad)} images with their labels, and {len(lonely)} labels without an image"
+    return [f"{data.root}: {what}, set aside as *.{SET_ASIDE}, the first is {first}"]
 
 
-def _pair(data: SegmentationDataset, index: int) -> list[Path]:
-    """An image and its label, if it has one."""
-    image = data.image_path(index)
-    label = [data.label_path(index)] if data.labeled else []
-    return [image, *(path for path in label if path.exists())]
+def _files_of(data: SegmentationDataset, index: int) -> list[Path]:
+    """An image and its labels of all kinds, those that are there."""
+    labels = [_label(data, index, encoding) for encoding in data.spec.encodings] if data.labeled else []
+    return [path for path in (data.image_path(index), *labels) if os.path.lexists(path)]

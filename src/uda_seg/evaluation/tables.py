@@ -52,10 +52,15 @@ class Table:
 
     def show(self) -> None:
         """Print it: as wide as the terminal, or as it wants to be where the output is a file or a pipe."""
-        console, table = Console(), self.rich()
-        if not console.is_terminal:
-            console = Console(width=Console(width=10_000).measure(table).maximum)
-        console.print(table)
+        print_table(self.rich())
+
+
+def print_table(table: rich.table.Table) -> None:
+    """Print a table: as wide as the terminal, or as it wants to be where the output is a file or a pipe."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=Console(width=10_000).measure(table).maximum)
+    console.print(table)
 
 
 def class_table(columns: Mapping[str, Scores], title: str = "") -> Table:
