@@ -42,7 +42,7 @@ def tiny(tmp_path, monkeypatch):
     return configured(
         *NETWORK, *domains,
         "data.crop=[32,32]", "data.source_batch=2", "data.target_batch=2", "data.rare_class.enabled=false",
-        "data.workers=0", "trainer=cpu", "pretrained=null", "bench.pairs=2", "bench.steps=2", "bench.scenes=5",
+        "data.workers=0", "trainer=cpu", "pretrained=null", "bench.pairs=2", "bench.steps=2", "bench.scenes=2",
         f"bench.output={tmp_path}/out/bench.json",
     )  # fmt: skip
 
