@@ -67,7 +67,7 @@ composed_once = functools.cache(command._compose)
 def in_process_of_its_own(folder: Path, *arguments: str) -> Finished:
     """`python -m ARGUMENTS` in `folder`."""
     done = subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=folder, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-m", *arguments], cwd=folder, capture_output=True, text=True, timeout=600, check=False
     )
     return Finished(done.returncode, done.stdout, done.stderr)
 
@@ -84,7 +84,7 @@ def in_a_fork(folder: Path, module: str, *arguments: str) -> Finished:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
 
     process = forked(run)
-    process.join(300)
+    process.join(600)
     assert process.exitcode is not None, f"{module} does not end"
     return Finished(process.exitcode, *(Path(f"{folder}.{name}").read_text() for name in ("stdout", "stderr")))
 
