@@ -244,4 +244,5 @@ def _recipe(method: str) -> DictConfig:
     # A running job has Hydra at hand; elsewhere it has to be started.
     started = GlobalHydra.instance().is_initialized()
     with nullcontext() if started else initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", [f"method={method}", "~data"], return_hydra_config=True)
+        tree = compose("config", [f"method={method}", "~data"], return_hydra_config=True)
+    return tree
