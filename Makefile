@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+# Tests run on all cores already: threads of the processes they start would only get into each other's way.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 INSTALLED := $(VENV)/.installed
 
 # pip leaves compiling to the first import: where Python may not keep what it compiles, every process would do it again.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import os
 from functools import partial
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from command_line import CommandLine
 from data.trees import camvid_tree, exported
@@ -25,6 +28,23 @@ CROP = (32, 64)
 def one_thread():
     """Tiny tensors only get slower on more threads, and sums come in one order."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def files_of_the_configuration_are_read_once():
+    """Reading YAML is a third of the time of a composition, and there are hundreds of compositions."""
+    load, read = OmegaConf.load, {}
+
+    def load_once(file):
+        name = getattr(file, "name", file)
+        key = (str(name), os.stat(name).st_mtime_ns)
+        if key not in read:
+            read[key] = load(file)
+        return copy.deepcopy(read[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OmegaConf, "load", load_once)
+        yield
 
 
 @pytest.fixture

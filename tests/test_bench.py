@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from command_line import NETWORK, configured
 from data.trees import save, streets_tree
 from uda_seg.bench import MEASUREMENTS, bench, choose, rows_table
 from uda_seg.bench.baselines import average_each, blend_classes, draw_half, paste_classes
@@ -20,7 +21,6 @@ from uda_seg.bench.parts import measure_ema, measure_evaluator, measure_mixing, 
 from uda_seg.bench.phases import profile_step
 from uda_seg.bench.reading import measure_reading
 from uda_seg.bench.session import BICL, DACS, SOURCE_ONLY
-from uda_seg.command import composed
 from uda_seg.errors import UserError
 from uda_seg.methods.bicl import BiCL
 from uda_seg.methods.step import StepModule
@@ -35,14 +35,15 @@ def tiny(tmp_path, monkeypatch):
     monkeypatch.setenv("UDA_SEG_CACHE", str(tmp_path / "cache"))
     root = streets_tree(tmp_path / "streets", count=4)
     domains = [
-        f"++data.{name}.{key}"
+        f"data.{name}.{key}"
         for name in ("source", "target", "validation.target")
         for key in (f"root={root}", "size=[32,48]", "count=4")
     ]
-    return composed(
-        [*domains, "data.crop=[32,32]", "data.source_batch=2", "data.target_batch=2", "data.rare_class.enabled=false",
-         "data.workers=0", "trainer=cpu", "pretrained=null", "bench.pairs=2", "bench.steps=2", "bench.scenes=5",
-         f"bench.output={tmp_path}/out/bench.json"]
+    return configured(
+        *NETWORK, *domains,
+        "data.crop=[32,32]", "data.source_batch=2", "data.target_batch=2", "data.rare_class.enabled=false",
+        "data.workers=0", "trainer=cpu", "pretrained=null", "bench.pairs=2", "bench.steps=2", "bench.scenes=2",
+        f"bench.output={tmp_path}/out/bench.json",
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from command_line import in_process_of_its_own
+from command_line import in_a_fork
 from uda_seg import evaluate, predict, train
 from uda_seg.command import check, composed, variant
 from uda_seg.errors import UserError
@@ -88,8 +88,9 @@ def test_train_says_in_a_line_what_is_wrong(cli, arguments, said):
     assert finished.err.count("\n") == 1
 
 
-def test_a_typo_in_a_process_of_its_own(tmp_path):
-    finished = in_process_of_its_own(tmp_path, "uda_seg.train", "methd=lcmsm")
+@pytest.mark.parametrize("command", ["train", "prepare", "depth", "bench"])
+def test_a_typo_in_a_process_of_its_own(command, tmp_path):
+    finished = in_a_fork(tmp_path, f"uda_seg.{command}", "methd=lcmsm")
     assert finished.error == "error: methd is no key of the configuration; did you mean method?"
     assert not list(tmp_path.iterdir())
 

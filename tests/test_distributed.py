@@ -222,10 +222,8 @@ def train(camvid, tmp_path):
     return train
 
 
-def confusion(data: Path) -> Tensor:
+def confusion(config: Config, data: Path) -> Tensor:
     """What a validation counts, by an untrained network."""
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    config = configured(*overrides_on(world, data), "method=source_only", "data.val_batch=2")
     torch.manual_seed(0)
     module = command.build_module(config, loaders := command.build_data(config))
     trainer = command.lightning(config, data, 4, [], [])
@@ -235,11 +233,14 @@ def confusion(data: Path) -> Tensor:
 
 def test_validation_on_several_ranks_counts_every_image_once(camvid):
     """Five images in batches of two: on three ranks, one has fewer than the others; on six, one has none."""
-    [alone] = on_ranks(1, confusion, camvid)
+
+    def counted(world: int) -> list[Tensor]:
+        config = configured(*overrides_on(world, camvid), "method=source_only", "data.val_batch=2")
+        return on_ranks(world, confusion, config, camvid)
+
+    [alone] = counted(1)
     assert alone.sum() > 0
-    for world in (3, 6):
-        for counted in on_ranks(world, confusion, camvid):
-            assert torch.equal(counted, alone)
+    assert all(torch.equal(matrix, alone) for world in (3, 6) for matrix in counted(world))
 
 
 def test_two_ranks_label_a_round_as_one_process_does(train, tmp_path):
@@ -323,6 +324,7 @@ def test_hardware_that_is_not_there(train, monkeypatch):
 @pytest.mark.parametrize("ranks", [1, 2])  # as they are called, and passed on
 def test_sigterm_saves_the_run_and_ends_it(ranks, train, tmp_path):
     overrides = ("method=dacs", "steps=8", "callbacks.checkpoints=1")
+    train("whole", ranks, *overrides)
     process = forked(functools.partial(train, "stopped", ranks, *overrides))
     log = tmp_path / "stopped" / "metrics.csv"
     while process.is_alive() and not log.exists():
@@ -332,7 +334,6 @@ def test_sigterm_saves_the_run_and_ends_it(ranks, train, tmp_path):
     assert process.exitcode == 128 + signal.SIGTERM
     assert 0 < checkpoint(tmp_path / "stopped")["global_step"] < 8
     train("stopped", ranks, *overrides, "resume=last")
-    train("whole", ranks, *overrides)
     assert_same_training(checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "stopped"))
 
 
@@ -360,8 +361,9 @@ def as_slurm_task(train, port: int, stops: bool, **more: str) -> int:
 
 
 def test_slurm_saves_a_run_that_it_stops_and_goes_on_with_it(camvid, tmp_path, monkeypatch):
+    chosen = [o for o in small_run(camvid) if not o.startswith("trainer")]
+
     def train(folder: str, *overrides: str) -> float:
-        chosen = [o for o in small_run(camvid) if not o.startswith("trainer")]
         return on_all_ranks(command.train)(configured(*chosen, *overrides), tmp_path / folder)
 
     tools = tmp_path / "tools"
@@ -369,6 +371,7 @@ def test_slurm_saves_a_run_that_it_stops_and_goes_on_with_it(camvid, tmp_path, m
     (tools / "scontrol").write_text(f"#!/bin/sh\necho $@ >> {tmp_path}/asked\n")
     (tools / "scontrol").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    configured(*chosen, "method=source_only", "trainer=slurm")  # composed here, and not by every rank
     assert on_ranks(2, as_slurm_task, train, free_port(), True) == [128 + signal.SIGUSR1] * 2
     assert (tmp_path / "asked").read_text() == "requeue 123\n"
     assert checkpoint(tmp_path / "run")["global_step"] == 2

@@ -364,7 +364,8 @@ def test_init_starts_from_weights_and_counts_their_images(train, tmp_path, caplo
         if "running_" not in name and "num_batches" not in name:
             assert torch.allclose(tensor, after[name], atol=1e-9), name
     with caplog.at_level("INFO"):
-        train("again", "method=lcmsm", f"init={tmp_path}/after/checkpoints/last.ckpt", "optimizer.lr=1e-12", "seed=1")
+        start = f"init={tmp_path}/after/checkpoints/last.ckpt"
+        train("again", "method=lcmsm", start, "optimizer.lr=1e-12", "seed=1", "steps=1")
     again = checkpoint(tmp_path / "again")["state_dict"]
     assert torch.allclose(after["projection.weight"], again["projection.weight"], atol=1e-9)
     assert caplog.text.count("fresh: ") == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import logging
@@ -227,10 +228,7 @@ def departures(config: Config) -> list[str]:
     if not HydraConfig.initialized():
         return []
     chosen = HydraConfig.get().runtime.choices
-    # A running job has Hydra at hand; elsewhere it has to be started.
-    started = GlobalHydra.instance().is_initialized()
-    with nullcontext() if started else initialize_config_dir(str(CONF), version_base="1.3"):
-        tree = compose("config", [f"method={chosen['method']}", "~data"], return_hydra_config=True)
+    tree = _recipe(chosen["method"])
     own_model = tree.hydra.runtime.choices["model"]
     found = [] if own_model == chosen["model"] else [f"model {chosen['model']} ({own_model})"]
     for key, value in leaves({key: asdict(config)[key] for key in RECIPE}):
@@ -238,3 +236,13 @@ def departures(config: Config) -> list[str]:
         if not isinstance(value, Mapping) and own != value:
             found.append(f"{key} {value} ({own})")
     return sorted(found)
+
+
+@functools.cache
+def _recipe(method: str) -> DictConfig:
+    """What a method's file says by itself, which is the same for all jobs of a sweep."""
+    # A running job has Hydra at hand; elsewhere it has to be started.
+    started = GlobalHydra.instance().is_initialized()
+    with nullcontext() if started else initialize_config_dir(str(CONF), version_base="1.3"):
+        tree = compose("config", [f"method={method}", "~data"], return_hydra_config=True)
+    return tree

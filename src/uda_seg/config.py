@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -285,7 +286,7 @@ def parse(raw: DictConfig) -> Config:
         UserError: an unknown key (with the nearest known one), a value of the wrong type or outside its limits, or
             sizes that cannot be.
     """
-    typed = OmegaConf.structured(Config)
+    typed = _typed()
     try:
         plain = _without_null_validation(OmegaConf.to_container(raw, resolve=True))
         config = OmegaConf.to_object(OmegaConf.merge(typed, plain))
@@ -301,6 +302,13 @@ def parse(raw: DictConfig) -> Config:
     _check_data(config)
     _check_sizes(config)
     return config
+
+
+@functools.cache
+def _typed() -> DictConfig:
+    """The schema as OmegaConf knows it; making it takes longer than all the rest of a check."""
+    typed: DictConfig = OmegaConf.structured(Config)
+    return typed
 
 
 def _without_null_validation(tree: Any) -> Any:
@@ -325,7 +333,7 @@ def groups() -> set[str]:
 
 def accepted(tree: Mapping[str, Any]) -> Iterator[str]:
     """Every dotted key that a composed tree could hold: the schema's, and what the classes it names take."""
-    yield from (key for key, _ in leaves(OmegaConf.to_container(OmegaConf.structured(Config))))
+    yield from (key for key, _ in leaves(OmegaConf.to_container(_typed())))
     for key, node in leaves(tree):
         if isinstance(node, Mapping) and "_target_" in node:
             yield from (f"{key}.{option}" for option in options(node["_target_"], key))

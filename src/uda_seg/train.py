@@ -59,7 +59,8 @@ def train(config: Config, folder: Path) -> float:
     quiet_lightning()
     refuse_unlabelled(config.data)
     resume = prepare_folder(folder, config)
-    if changed := departures(config):
+    first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    if first and (changed := departures(config)):
         log.info("otherwise than the method's own recipe (in brackets): %s", ", ".join(changed))
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = build_data(config)
@@ -67,7 +68,7 @@ def train(config: Config, folder: Path) -> float:
     module = build_module(config, data)
     module.setup("fit")  # what cannot be had (weights, class text) is told before anything is rendered
     # The other ranks wait for it in `fit`, which does the same once a machine.
-    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+    if first:
         data.prepare_data()
         data.setup()
     seen = 0
