@@ -15,7 +15,7 @@ from uda_seg.data.custom import classes_of
 from uda_seg.data.settings import DataSettings, PackSettings, StreetsSettings
 from uda_seg.errors import UserError
 from uda_seg.evaluation.servers import SERVERS
-from uda_seg.limits import Count, CountOrZero, Fraction, Interval, NotNegative, OneOf, Positive
+from uda_seg.limits import Count, CountOrZero, Fraction, Interval, NotNegative, OneOf, Positive, PositiveFraction
 from uda_seg.methods.settings import OptimizerSettings, ScheduleSettings, TeacherSettings
 from uda_seg.models.text import SOURCES
 from uda_seg.schema import check_settings, check_target, fits, leaves, nearest, options
@@ -163,6 +163,7 @@ class DepthSettings:
         batch: images per step and rank.
         lr: learning rate of Adam, decayed polynomially.
         encoder_lr: that of the depth network's encoder relative to `lr`.
+        pose_scale: size at which the pose network sees images, relative to theirs.
         clip_norm: largest L2 norm of the gradient; null leaves it alone.
         widths: channels of the decoder, full resolution first.
         scales: levels of the decoder that are supervised.
@@ -182,6 +183,7 @@ class DepthSettings:
     batch: Count = 12
     lr: Positive = 1e-4
     encoder_lr: Positive = 1.0
+    pose_scale: PositiveFraction = 1.0
     clip_norm: Positive | None = None
     widths: list[Count] = field(default_factory=lambda: [16, 32, 64, 128, 256])
     scales: Count = 4

@@ -156,6 +156,7 @@ def build_module(config: Config, data: SequenceData) -> SelfSupervisedDepth:
         flip=s.flip,
         jitter=s.jitter,
         encoder_lr=s.encoder_lr,
+        pose_scale=s.pose_scale,
     )
 
 

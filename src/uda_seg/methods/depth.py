@@ -54,6 +54,8 @@ class SelfSupervisedDepth(StepModule):
         jitter: strength of the colour jitter of what the networks see, half of the time; 0: none. (Monodepth2 jitters
             hue by 0.1 and the rest by 0.2; here one number serves all four.)
         encoder_lr: learning rate of the depth network's encoder relative to the rest (of CorDA's authors: 0.1).
+        pose_scale: size at which the pose network sees images, relative to theirs (Monodepth2: 1). It looks at
+            two pairs where the depth network looks at one image; at half the size it costs half as much as that.
     """
 
     def __init__(
@@ -73,11 +75,13 @@ class SelfSupervisedDepth(StepModule):
         flip: bool = True,
         jitter: float = 0.1,
         encoder_lr: float = 1.0,
+        pose_scale: float = 1.0,
     ) -> None:
         super().__init__(plan)
         self.network, self.pose, self.views, self.scales = network, pose, tuple(views), scales
         self.smooth, self.auto_mask, self.nearest, self.farthest = smooth, auto_mask, nearest, farthest
-        self.crop, self.flip, self.jitter, self.encoder_lr = crop, flip, jitter, encoder_lr
+        self.crop, self.flip, self.jitter = crop, flip, jitter
+        self.encoder_lr, self.pose_scale = encoder_lr, pose_scale
         self.targets = tuple(targets)
         # Only a known baseline gives metres.
         self.evaluators = nn.ModuleList(DepthEvaluator(median_scaling=not self.metric) for _ in targets)
@@ -141,9 +145,13 @@ class SelfSupervisedDepth(StepModule):
             return stereo_motion(STEREO_UNITS * side)
         assert self.pose is not None, "sequences need a pose network"
         earlier, later = (other, image) if view == "previous" else (image, other)
-        axis_angle, translation = self.pose(self.network.normalize(earlier), self.network.normalize(later))
+        axis_angle, translation = self.pose(*(self.network.normalize(self.smaller(x)) for x in (earlier, later)))
         # The network says how the earlier frame's points move into the later one's frame.
         return motion_matrix(axis_angle, translation, invert=view == "previous")
+
+    def smaller(self, image: Tensor) -> Tensor:
+        """[B, 3, H, W] at the size that the pose network sees."""
+        return image if self.pose_scale == 1 else F.interpolate(image, scale_factor=self.pose_scale, mode="area")
 
     def window(
         self, image: Tensor, views: list[Tensor], intrinsics: Tensor, seen: Tensor
