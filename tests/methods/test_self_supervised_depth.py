@@ -60,16 +60,18 @@ def fit(module, batches):
     trainer.fit(module, DataLoader(batches, batch_size=None))
 
 
-def test_the_loss_is_that_of_the_paper_written_out():
+@pytest.mark.parametrize("pose_scale", [1.0, 0.5])
+def test_the_loss_is_that_of_the_paper_written_out(pose_scale):
     """One sample after the other, one scale after the other; without what is drawn at random."""
-    m = module(("previous", "next", "right"), flip=False, jitter=0.0, scales=3, smooth=0.1, auto_mask=False).eval()
+    options = {"flip": False, "jitter": 0.0, "scales": 3, "smooth": 0.1, "auto_mask": False, "pose_scale": pose_scale}
+    m = module(("previous", "next", "right"), **options).eval()
     batch = batch_of(3)
     photometric, smooth, _ = next(iter(m.losses(batch)))
     x = batch.image / 255.0
     previous, following, right = (batch.views[:, i] / 255.0 for i in range(3))
     disparities = m.network.heads["main"].disparities(m.network.features(x).stages, 3)
-    before = m.pose(m.network.normalize(previous), m.network.normalize(x))
-    after = m.pose(m.network.normalize(x), m.network.normalize(following))
+    seen = [F.avg_pool2d(m.network.normalize(image), round(1 / pose_scale)) for image in (previous, x, following)]
+    before, after = m.pose(seen[0], seen[1]), m.pose(seen[1], seen[2])
     motions = [torch.linalg.inv(motion_matrix(*before)), motion_matrix(*after), stereo_motion(torch.full((2,), 0.1))]
     expected, expected_smooth = [], []
     for scale, disparity in enumerate(disparities):
