@@ -9,6 +9,7 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 
 import cv2
 import numpy as np
@@ -111,7 +112,13 @@ def test_two_processes_at_once_leave_the_same_files(tmp_path: Path) -> None:
     assert contents(rendered(tmp_path / "both", 4)) == alone
 
 
-def test_workers_draw_the_same_pictures(tmp_path: Path) -> None:
+def test_workers_draw_the_same_pictures_without_importing_the_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = ModuleType("__main__")
+    program.__file__ = str(tmp_path / "program.py")
+    Path(program.__file__).write_text("raise SystemExit('imported')")
+    monkeypatch.setitem(sys.modules, "__main__", program)
     folder = ensure_rendered(0, "game", "train", 4, SIZE, cache=tmp_path / "two", workers=2, progress=False)
     assert contents(folder) == contents(rendered(tmp_path / "one", 4))
 
