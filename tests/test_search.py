@@ -229,7 +229,14 @@ def test_jobs_of_slurm_are_queued_again_and_the_summary_has_them(cli, camvid, tm
         (tools / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
     monkeypatch.setenv("UDA_SEG_TEST_SIGNAL", f"1={tmp_path}/out/source_only/checkpoints/*.ckpt")
-    given = ("-m", "sweep=slurm", "trainer.accelerator=cpu", "hydra.launcher.gpus_per_node=null", "hydra.sweep.dir=out")
+    given = (
+        "-m",
+        "sweep=slurm",
+        "trainer.accelerator=cpu",
+        "hydra.launcher.gpus_per_node=null",
+        "hydra.sweep.dir=out",
+        "trainer.timeout=120",
+    )
     subdir = "hydra.sweep.subdir=${hydra:runtime.choices.method}"
     run = [o for o in small_run(camvid, 30) if o != "trainer=cpu"]
     finished = cli(command.main, *run, *given, subdir, "method=corda,source_only", "callbacks.checkpoints=30")

@@ -73,7 +73,8 @@ class Jobs:
         for note in sorted(self.notes.glob("*.json")):
             outcome = Outcome(**json.loads(note.read_text()))
             job = note.name.partition(".")[0]
-            if job not in told or outcome.error not in (None, SILENT):
+            fine = (None, SILENT)
+            if job not in told or (told[job].error in fine and outcome.error not in fine):
                 told[job] = outcome
         return [*self.here, *told.values()]
 
