@@ -262,6 +262,7 @@ def test_stopping_and_going_on_changes_nothing_on_two_ranks(train, tmp_path, cap
     assert metrics(tmp_path / "whole")["source_images"] == 4 * 2 * 2
     train("parts", 1, *common, "steps=5", "resume=last")
     assert "resumed with 2 source images a step instead of 4" in caplog.text
+    assert "resumed on 1 rank(s) instead of 2" in caplog.text
 
 
 @pytest.mark.parametrize("end", ["raise", "kill"])

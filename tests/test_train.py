@@ -8,22 +8,27 @@ import json
 import os
 import pickle
 import re
+import resource
 import signal
 import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
+from hydra.types import RunMode
 from PIL import Image
 
 from command_line import configured, forked, small_run, with_depth
+from uda_seg import runs
 from uda_seg import train as command
 from uda_seg.callbacks.checkpoint import Checkpoints
+from uda_seg.callbacks.csv_log import CSVLog
 from uda_seg.data.labels import CAMVID
 from uda_seg.errors import UserError
 from uda_seg.methods.source_only import SourceOnly
@@ -234,33 +239,6 @@ def test_stopping_and_going_on_changes_nothing(train, camvid, tmp_path, method):
     assert log_of(tmp_path / "whole") == log_of(tmp_path / "parts")
 
 
-def modified(file: Path) -> int | None:
-    """When it was written; None where it is not there, as between the two renames of a save."""
-    try:
-        return file.stat().st_mtime_ns
-    except FileNotFoundError:
-        return None
-
-
-def test_a_killed_run_goes_on_where_its_last_checkpoint_was(train, tmp_path):
-    overrides = ("method=dacs", "steps=24", "callbacks.checkpoints=12")
-    train("whole", *overrides)
-    last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
-    for turn in range(5):
-        process = forked(functools.partial(train, "killed", *overrides, *(("resume=last",) if turn else ())))
-        before = modified(last)
-        while process.is_alive() and modified(last) in (None, before):
-            time.sleep(0.001)
-        time.sleep(0.01 * turn)
-        process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
-    train("killed", *overrides, "resume=last")
-    assert_same_training(checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "killed"))
-    assert log_of(tmp_path / "whole") == log_of(tmp_path / "killed")
-    assert not list((tmp_path / "killed" / "checkpoints").glob(".*"))
-
-
 def killed_after_save(work: Callable[[], object], step: int) -> None:
     """Do `work`, but die as soon as the checkpoint of `step` is in its place."""
     save = Checkpoints.save_last
@@ -328,6 +306,27 @@ def test_what_cannot_be_resumed(train, tmp_path):
         train("run", "method=dacs", f"resume={last}")
     with refused("has no checkpoint to resume"):
         train("run", "method=dacs", *again)
+
+
+def test_a_resumed_run_says_what_it_does_otherwise(train, caplog):
+    train("run", "method=dacs", "steps=1")
+    train("run", "method=dacs", "steps=1", "resume=last", "callbacks.panels=1", "trainer.max_steps=9", "data.workers=0")
+    assert "resumed" not in caplog.text
+    train("run", "method=dacs", "steps=2", "resume=last", "optimizer.lr=0.5", "data.target_batch=3")
+    [line] = [r.getMessage() for r in caplog.records if r.getMessage().startswith("resumed otherwise")]
+    assert line.endswith(": steps=2 (was 1), data.target_batch=3 (was 2), optimizer.lr=0.5 (was 0.001)")
+    assert "resumed with 3 target images a step instead of 2: the samplers go on at the place of this" in caplog.text
+
+
+def test_what_was_killed_before_its_first_checkpoint_can_be_begun_again(train, tmp_path):
+    left = tmp_path / "run" / "checkpoints"
+    left.mkdir(parents=True)
+    (left / ".fresh.ckpt.tmp").write_bytes(b"half of it")
+    with refused("has no checkpoint to resume: start the run without resume=last"):
+        train("run", "method=source_only", "steps=1", "resume=last")
+    train("run", "method=source_only", "steps=1")
+    assert metrics(tmp_path / "run")["step"] == 1
+    assert not list(left.glob(".*"))
 
 
 def test_a_finished_run_can_be_resumed_without_harm(train, tmp_path):
@@ -433,6 +432,32 @@ def test_a_full_disk_keeps_the_checkpoint_of_before(train, tmp_path, monkeypatch
     assert checkpoint(tmp_path / "run")["global_step"] == 1
 
 
+def test_a_file_that_the_system_cuts_off_is_no_checkpoint(train, tmp_path, monkeypatch):
+    """The same by a limit of the system's on files, from the second checkpoint on."""
+    save, (soft, hard) = Checkpoints.save_last, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limited(self, trainer):
+        if trainer.global_step == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+        save(self, trainer)
+
+    monkeypatch.setattr(Checkpoints, "save_last", limited)
+    try:
+        with refused("the checkpoint of before is kept, free some space"):
+            train("run", "method=source_only", "callbacks.checkpoints=4")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert checkpoint(tmp_path / "run")["global_step"] == 1
+
+
+def test_a_log_that_cannot_grow_is_named():
+    log = CSVLog(Path("/dev/full"))
+    log.opened = True
+    with refused("cannot write /dev/full: No space left on device; make room"):
+        log.log_metrics({"loss": 1.0}, 1)
+
+
 def test_an_unreadable_image_that_a_worker_meets_is_named(cli, tmp_path, camvid):
     for path in camvid.rglob("*.png"):
         copy = tmp_path / "damaged" / path.relative_to(camvid)
@@ -470,3 +495,16 @@ def test_a_sweep_leaves_a_table_and_outlives_a_failing_job(cli, camvid, tmp_path
     assert "seed0" in again.error
     assert "already holds a run" in again.error
     assert (folder / "table.md").read_text().count("\n| ") == 3
+
+
+def test_a_sweep_that_goes_on_begins_what_was_not_begun(tmp_path, camvid, monkeypatch):
+    config = configured(*small_run(camvid), "resume=last")
+    with refused("has no checkpoint to resume"):
+        runs.prepare_folder(tmp_path / "run", config)
+    monkeypatch.setattr(runs.HydraConfig, "initialized", lambda: True)
+    monkeypatch.setattr(runs.HydraConfig, "get", lambda: SimpleNamespace(mode=RunMode.MULTIRUN))
+    assert runs.prepare_folder(tmp_path / "run", config) is None
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    last.parent.mkdir()
+    torch.save({"uda_seg": {}, "state_dict": {}}, last)
+    assert runs.prepare_folder(tmp_path / "run", config) == last

@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from uda_seg.config import CONF, Config, accepted, groups, key_of, parse
 from uda_seg.data.datasets import user_error
 from uda_seg.errors import UserError
+from uda_seg.jobs import SILENT, Jobs, Outcome
 from uda_seg.schema import leaves, nearest
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ def run(
     work: Callable[[Config, Path], Any],
     *,
     expand: Callable[[list[str]], list[str]] | None = None,
-    after: Callable[[], None] | None = None,
+    after: Callable[[Sequence[Outcome]], None] | None = None,
 ) -> None:
     """Run a command: parse the command line, compose and check the configuration, call `work` with it and its folder.
 
@@ -89,7 +90,7 @@ def run(
         name: primary config in `conf/`.
         work: the command; its result is what a sweeper minimises or maximises. `--help` shows its module's docstring.
         expand: turns the given overrides into those to compose (`evaluate` adds a checkpoint's).
-        after: called when all jobs are done, failed ones included.
+        after: called when all jobs of a multirun are done, with how they ended.
 
     Exits with code 1 and one line on standard error after a UserError.
     """
@@ -97,7 +98,8 @@ def run(
     arguments = sys.argv[1:]
     overrides = [a for a in arguments if ("=" in a or a.startswith("~")) and not a.startswith("-")]
     others = [a for a in arguments if a not in overrides]
-    failures: list[str] = []
+    jobs = Jobs()
+    ended: SystemExit | None = None
     try:
         # Any flag but these asks Hydra to show something, a wrong configuration included.
         if not {a for a in others if a.startswith("-")} - {"-m", "--multirun"}:
@@ -106,11 +108,26 @@ def run(
                 raise UserError(f"{strays[0]} is no override: write key=value, or --help")
             overrides = check(name, expand(overrides) if expand is not None else overrides)
         sys.argv = [sys.argv[0], *others, f"hydra.job.name={work.__name__}", *overrides]
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(_job(work, failures))()
-        if after is not None:
-            after()
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(_job(work, jobs))()
     except UserError as error:
         fail(error)
+    except SystemExit as end:
+        ended = end
+    _sum_up(jobs, after)
+    if ended is not None:
+        raise ended
+
+
+def _sum_up(jobs: Jobs, after: Callable[[Sequence[Outcome]], None] | None) -> None:
+    """What is left to do and to say after the jobs of a multirun, be it that they were stopped."""
+    outcomes = jobs.outcomes()
+    jobs.forget()
+    try:
+        if outcomes and after is not None:
+            after(outcomes)
+    except UserError as error:
+        fail(error)
+    failures = [f"{outcome.name}: {outcome.error}" for outcome in outcomes if outcome.error is not None]
     if failures:
         fail(UserError(f"{len(failures)} job(s) failed: {'; '.join(failures)}"))
 
@@ -141,13 +158,15 @@ def is_multirun() -> bool:
     return HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def _job(work: Callable[[Config, Path], Any], failures: list[str]) -> Callable[[DictConfig], Any]:
+def _job(work: Callable[[Config, Path], Any], jobs: Jobs) -> Callable[[DictConfig], Any]:
     """`work` on Hydra's terms. In a sweep a failing job, whatever its error, must not take the others down."""
 
     def job(raw: DictConfig) -> Any:
         folder = Path(HydraConfig.get().runtime.output_dir)
+        if is_multirun():
+            jobs.note(folder, error=SILENT)
         try:
-            return work(parse(raw), folder)
+            result = work(parse(raw), folder)
         except Exception as error:
             said = user_error(error)
             if not is_multirun():
@@ -155,8 +174,11 @@ def _job(work: Callable[[Config, Path], Any], failures: list[str]) -> Callable[[
                     raise
                 fail(said)
             log.error("%s: %s", folder, said or error, exc_info=error if said is None else None)
-            failures.append(f"{'/'.join(folder.parts[-2:])}: {said or repr(error)}")
+            jobs.note(folder, error=str(said or repr(error)))
             return float("nan")
+        if is_multirun():
+            jobs.note(folder, result)
+        return result
 
     return job
 
@@ -207,6 +229,8 @@ def _compose(name: str, overrides: Sequence[str]) -> Any:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return OmegaConf.to_container(compose(name, list(overrides)))
     except HydraException as error:
+        if "hydra/launcher/submitit" in str(error):
+            raise UserError("sweep=slurm needs submitit: pip install 'uda_seg[sweep]'") from error
         raise UserError(f"configuration: {' '.join(str(error).split())}") from error
 
 

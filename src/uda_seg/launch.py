@@ -64,6 +64,8 @@ def on_all_ranks(work: Work) -> Work:
         ranks = local_ranks(settings)
         alone = ranks * settings.num_nodes == 1 and settings.strategy != "ddp"
         if alone or started_by_others():
+            if rank_zero_only.rank > 0:  # type: ignore[attr-defined]
+                _keep_quiet()
             return work(config, folder)
         return Ranks(ranks, environment(settings, ranks)).run(work, config, folder)
 
@@ -340,5 +342,9 @@ def _speak_as(rank: int, hydra: DictConfig | None) -> None:
         if rank == 0:
             configure_log(hydra.hydra.job_logging, hydra.hydra.verbose)
     if rank > 0:
-        logging.getLogger().setLevel(logging.ERROR)
-        warnings.filterwarnings("ignore")
+        _keep_quiet()
+
+
+def _keep_quiet() -> None:
+    logging.getLogger().setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")

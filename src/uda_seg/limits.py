@@ -55,3 +55,16 @@ PositiveFraction = Annotated[float, Interval(0, 1, open_low=True)]
 FractionBelowOne = Annotated[float, Interval(0, 1, open_high=True)]
 Count = Annotated[int, Interval(1)]
 CountOrZero = Annotated[int, Interval(0)]
+
+
+class _Term:
+    """Marks the weight of a loss term among the options of a method."""
+
+
+# What `sweep=optuna` looks for, whatever an option is called.
+LossWeight = Annotated[float, Interval(0), _Term]
+
+
+def is_loss_weight(annotation: Any) -> bool:
+    """Whether an option is annotated as the weight of a loss term."""
+    return _Term in getattr(annotation, "__metadata__", ())

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
@@ -25,6 +27,7 @@ from uda_seg.errors import UserError
 from uda_seg.methods.base import UDAModule
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.models.weights import read_tensors
+from uda_seg.schema import leaves
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +44,11 @@ def prepare_folder(folder: Path, config: Config) -> Path | None:
         UserError: the folder holds a run and neither `resume` nor `overwrite` says what to do with it, or there is no
             readable checkpoint to resume.
     """
-    if config.resume is not None:
+    begun = any((folder / "checkpoints").glob("*.ckpt"))
+    # A sweep that goes on has jobs that were not begun.
+    if config.resume is not None and (begun or config.resume != "last" or not _one_of_many()):
         return _resume_from(folder, config.resume)
-    if _queued_again() and any((folder / "checkpoints").glob("*.ckpt")):
+    if begun and _queued_again():
         return _resume_from(folder, "last")
     _make_room(folder, config.overwrite)
     return None
@@ -54,9 +59,14 @@ def _queued_again() -> bool:
     return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
 
 
+def _one_of_many() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
 @rank_zero_only
 def _make_room(folder: Path, overwrite: bool) -> None:
-    if (folder / "checkpoints").exists() and not overwrite:
+    # One that was killed before its first checkpoint left nothing to lose.
+    if any((folder / "checkpoints").glob("*.ckpt")) and not overwrite:
         raise UserError(f"{folder} already holds a run: continue it with resume=last or replace it with overwrite=true")
     for name in MADE:
         path = folder / name
@@ -184,6 +194,31 @@ def check_same(module: UDAModule, path: Path, config: Config) -> None:
     if found != wanted:
         first = sorted(n for n in {**wanted, **found} if wanted.get(n) != found.get(n))[0]
         raise UserError(f"{path} is of another network: {first} does not match; resume with the same model=")
+
+
+# That do not change what a run computes.
+_NO_CHANGE = re.compile(
+    r"^(resume|overwrite|init|logger|callbacks|predict|bench|convert|depth|streets|export|fix|unpack|input|output)(\.|$)"
+    r"|^trainer\.(max_steps|devices|num_nodes|strategy|timeout|profiler)$|\.(root|workers|cache)$"
+)
+
+
+def say_changes(path: Path, config: Config) -> None:
+    """Warn in a line of what a resumed run does otherwise than the record beside its checkpoint says.
+
+    A record that is gone, or of a version with other settings, says less.
+    """
+    try:
+        before = dict(leaves(yaml.safe_load((path.parents[1] / "run.yaml").read_text())["config"]))
+    except (OSError, KeyError, IndexError, yaml.YAMLError):
+        return
+    changed = [
+        f"{key}={value} (was {before[key]})"
+        for key, value in leaves(asdict(config))
+        if not isinstance(value, Mapping) and before.get(key, value) != value and not _NO_CHANGE.search(key)
+    ]
+    if changed:
+        log.warning("resumed otherwise than it began, and so another run from here on: %s", ", ".join(changed))
 
 
 def load_weights(module: UDAModule, path: Path) -> str:

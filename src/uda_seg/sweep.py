@@ -1,66 +1,86 @@
-"""A multirun's summary: one table over its jobs."""
+"""A job of a multirun, and the summary: one table over all jobs."""
 
 from __future__ import annotations
 
 import functools
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
+from pytorch_lightning.utilities import rank_zero_only
 
 from uda_seg.command import is_multirun
 from uda_seg.config import Config
+from uda_seg.errors import UserError
 from uda_seg.evaluation.tables import group_runs, runs_csv, runs_table
 from uda_seg.files import write_text
+from uda_seg.jobs import Outcome
+from uda_seg.schema import leaves, nearest
 
 log = logging.getLogger(__name__)
 
 METRICS = ("miou", "best", "pixel_accuracy")
+TRIALS = "study.log"  # in the folder of a search: see `search`
 
 
-class Sweep:
-    """Remembers the jobs of this process and writes `table.md` and `table.csv` beside their folders."""
+def job_of(work: Callable[[Config, Path], Any]) -> Callable[[Config, Path], Any]:
+    """The same command as a sweep's job: it gives what the sweep is about, and does nothing twice.
 
-    def __init__(self) -> None:
-        self.folder: Path | None = None
-        self.jobs: list[Path] = []
+    A multirun that is started again, or widened, takes a run that an earlier one finished as it is.
+    """
 
-    def watch(self, work: Callable[[Config, Path], Any]) -> Callable[[Config, Path], Any]:
-        """The same command, with the folders of the jobs that succeeded remembered.
+    @functools.wraps(work)
+    def job(config: Config, folder: Path) -> Any:
+        if not is_multirun():
+            return work(config, folder)
+        if not config.overwrite and finished(folder, config):
+            log.info("%s holds this very run, finished: its row is taken", folder)
+            result = json.loads((folder / "metrics.json").read_text())["miou"]
+        else:
+            result = work(config, folder)
+        wanted = objective()
+        return result if wanted is None or rank_zero_only.rank > 0 else score(folder, wanted)  # type: ignore[attr-defined]
 
-        A multirun that is started again, or widened, takes a run that an earlier one finished as it is.
-        """
+    return job
 
-        @functools.wraps(work)
-        def job(config: Config, folder: Path) -> Any:
-            if not is_multirun():
-                return work(config, folder)
-            if not config.overwrite and finished(folder, config):
-                log.info("%s holds this very run, finished: its row is taken", folder)
-                result = json.loads((folder / "metrics.json").read_text())["miou"]
-            else:
-                result = work(config, folder)
-            self.folder = Path(HydraConfig.get().sweep.dir)
-            self.jobs.append(folder)
-            return result
 
-        return job
+def objective() -> str | None:
+    """The number of `metrics.json` that a search is after; None where the sweep is no search."""
+    found: str | None = HydraConfig.get().sweeper.get("objective")
+    return found
 
-    def write_table(self) -> None:
-        """Write the table over the jobs that succeeded; nothing outside a multirun."""
-        if self.folder is None:
-            return
-        groups = group_runs([read_metrics(job, self.folder) for job in self.jobs], METRICS)
-        table = runs_table(groups, "mIoU in %, last iterate; best is chosen on the target's labels")
-        write_text(self.folder / "table.md", table.markdown())
-        write_text(self.folder / "table.csv", runs_csv(groups))
-        table.show()
-        log.info("table: %s", self.folder / "table.md")
+
+def score(folder: Path, key: str) -> float:
+    """A number of a run's `metrics.json` by its dotted key.
+
+    Raises:
+        UserError: there is no such number.
+    """
+    metrics = json.loads((folder / "metrics.json").read_text())
+    found = {name: value for name, value in leaves(metrics) if isinstance(value, int | float)}
+    if key not in found:
+        hint = nearest(key, found)
+        raise UserError(f"hydra.sweeper.objective={key} is no number of {folder / 'metrics.json'}; {hint}")
+    return float(found[key])
+
+
+def write_table(outcomes: Sequence[Outcome]) -> None:
+    """Write `table.md` and `table.csv` over the jobs of a multirun that succeeded; a search writes its own."""
+    done = [outcome for outcome in outcomes if outcome.error is None]
+    if not done or (Path(done[0].sweep) / TRIALS).exists():
+        return
+    folder = Path(done[0].sweep)
+    groups = group_runs([read_metrics(Path(outcome.folder), folder) for outcome in done], METRICS)
+    table = runs_table(groups, "mIoU in %, last iterate; best is chosen on the target's labels")
+    write_text(folder / "table.md", table.markdown())
+    write_text(folder / "table.csv", runs_csv(groups))
+    table.show()
+    log.info("table: %s", folder / "table.md")
 
 
 def finished(folder: Path, config: Config) -> bool:

@@ -42,16 +42,16 @@ from uda_seg.runs import (
     load_weights,
     prepare_folder,
     read_checkpoint,
+    say_changes,
 )
-from uda_seg.sweep import Sweep
+from uda_seg.sweep import job_of, write_table
 
 log = logging.getLogger(__name__)
 
 
 def main() -> None:
     """Entry point."""
-    sweep = Sweep()
-    run("config", sweep.watch(on_all_ranks(train)), after=sweep.write_table)
+    run("config", job_of(on_all_ranks(train)), after=write_table)
 
 
 def train(config: Config, folder: Path) -> float:
@@ -77,6 +77,7 @@ def train(config: Config, folder: Path) -> float:
         seen = int(read_checkpoint(Path(config.init))["uda_seg"]["source_images"])
     if resume is not None:
         check_same(module, resume, config)
+        say_changes(resume, config)
     write_record(folder, config)
     trainer = build_trainer(config, folder, data, seen)
     say_batch(config, data, trainer.world_size, None if resume is None else read_checkpoint(resume)["uda_seg"])
@@ -102,12 +103,20 @@ def say_batch(config: Config, data: UDADataModule, world: int, before: Mapping[s
             "is%s multiplied by the number of ranks",
             *(source * world, target * world, source, target, world, "" if config.optimizer.scale_lr else " not"),
         )
-    was = source * world if before is None else before.get("source_images_per_step", source * world)
-    if was != source * world:
+    if before is None:
+        return
+    for domain, now in (("source", source * world), ("target", target * world)):
+        if (was := before.get(f"{domain}_images_per_step", now)) != now:
+            log.warning(
+                "resumed with %d %s images a step instead of %d: the samplers go on at the place of this step in a "
+                "stream read at the new pace, so some images are %s, and the run is no longer the one that began",
+                *(now, domain, was, "left out" if now > was else "read again"),
+            )
+    if (ranks := before.get("ranks", world)) != world:
         log.warning(
-            "resumed with %d source images a step instead of %d: the samplers go on at the place of this step in a "
-            "stream read at the new pace, so some images are %s, and the run is no longer the one that began",
-            *(source * world, was, "left out" if source * world > was else "read again"),
+            "resumed on %d rank(s) instead of %d: what a step draws on each (mixed classes, masks, augmentation) is "
+            "drawn otherwise from here on",
+            *(world, ranks),
         )
 
 
@@ -330,4 +339,6 @@ def build_loggers(config: Config, folder: Path) -> list[Logger]:
 
 
 if __name__ == "__main__":
-    main()
+    import uda_seg.train
+
+    uda_seg.train.main()  # under this name others can import what a launcher sends them

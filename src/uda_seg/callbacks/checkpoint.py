@@ -99,6 +99,7 @@ class Checkpoints(pl.Callback):
         pl_module.watcher.raise_if_any()
         data = trainer.datamodule  # type: ignore[attr-defined]
         read = {"source_images": self.source_images, "source_images_per_step": data.source_images_per_step}
+        read |= {"target_images_per_step": data.target_batch * data.world, "ranks": data.world}
         checkpoint["uda_seg"] = self.content | read
         if self._loop:
             checkpoint["loops"]["fit_loop"] = self._loop

@@ -11,7 +11,8 @@ from typing import Any
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from uda_seg.files import write_text
+from uda_seg.errors import UserError
+from uda_seg.files import RUN, write_text
 
 
 class CSVLog(Logger):
@@ -56,8 +57,11 @@ class CSVLog(Logger):
             return
         if not self.opened:
             self._open(*self.rows[0][:2])
-        with self.path.open("a", newline="") as file:
-            csv.writer(file).writerows(self.rows)
+        try:
+            with self.path.open("a", newline="") as file:
+                csv.writer(file).writerows(self.rows)
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror or error}; {RUN}") from error
         self.rows.clear()
 
     def _open(self, step: int, name: str) -> None:

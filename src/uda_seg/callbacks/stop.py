@@ -21,7 +21,9 @@ log = logging.getLogger(__name__)
 
 
 class Stop(pl.Callback):
-    """On SIGTERM, or SLURM's SIGUSR1: finish the step, write `last.ckpt`, and leave with 128 + the signal's number.
+    """On SIGTERM, or SLURM's signal: finish the step, write `last.ckpt`, and leave with 128 + the signal's number.
+
+    SLURM's is SIGUSR1, in jobs that submitit submitted the one it asks for; the job is queued again.
 
     Several ranks have to stop after the same step. They agree on it whenever values are logged, where they wait for
     each other anyway, and on CPUs, which always wait, after every step. A validation is finished first.
@@ -43,7 +45,7 @@ class Stop(pl.Callback):
             return
         signal.signal(signal.SIGTERM, self._note)
         if "SLURM_JOB_ID" in os.environ:
-            signal.signal(signal.SIGUSR1, self._note)
+            signal.signal(requeue_signal(), self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.asked = number
@@ -79,7 +81,19 @@ class Stop(pl.Callback):
         """Say it, and have SLURM start the job again where that is what its signal meant."""
         name = signal.Signals(number).name
         print(f"stopped by {name} after step {step}, which is saved: go on with resume=last", file=sys.stderr)
-        job = os.environ.get("SLURM_JOB_ID")
-        if number == signal.SIGUSR1 and job is not None:
+        job = slurm_job()
+        if job is not None and number == requeue_signal():
             done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
             log.info("SLURM job %s: %s", job, "queued again" if done.returncode == 0 else done.stderr.strip())
+
+
+def requeue_signal() -> signal.Signals:
+    """What SLURM sends before the time is over: what README asks for, or submitit, whose own handler saves nothing."""
+    submitted = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
+    return signal.Signals[f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}" if submitted else "SIGUSR1"]
+
+
+def slurm_job() -> str | None:
+    """What `scontrol` calls this job; a job of an array by its number there, or all of the array would be meant."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return os.environ.get("SLURM_JOB_ID") if array is None or task is None else f"{array}_{task}"

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from uda_seg.data.batch import DomainBatch
-from uda_seg.limits import Count, Fraction, NotNegative, Positive
+from uda_seg.limits import Count, Fraction, LossWeight, NotNegative, Positive
 from uda_seg.methods.base import Batch, Loss, Plan, UDAModule
 from uda_seg.methods.class_average import ClassAverage
 from uda_seg.methods.rounds import RoundSchedule, Shares, StaticLabels
@@ -85,9 +85,9 @@ class BiCL(UDAModule):
         round_passes: NotNegative = 0.5,
         class_share: Fraction = 0.1,
         image_share: Fraction = 0.1,
-        target_weight: NotNegative = 0.3,
-        forward_weight: NotNegative = 0.2,
-        backward_weight: NotNegative = 0.2,
+        target_weight: LossWeight = 0.3,
+        forward_weight: LossWeight = 0.2,
+        backward_weight: LossWeight = 0.2,
         temperature: Positive = 0.1,
         dynamic_threshold: Fraction = 0.8,
         calibration_momentum: Fraction = 0.99,
@@ -95,7 +95,7 @@ class BiCL(UDAModule):
         transfer_absent: Literal["farthest", "masked", "opposite"] = "farthest",
         feature: Literal["fused", "logits", "backbone", "projection"] = "fused",
         width: Count | None = None,
-        entropy_weight: NotNegative = 0.0,
+        entropy_weight: LossWeight = 0.0,
         entropy_kind: Literal["double_softmax", "shannon"] = "double_softmax",
         stem: Literal["shared", "own"] = "shared",
     ) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from uda_seg.errors import UserError
-from uda_seg.limits import Count, Fraction, NotNegative
+from uda_seg.limits import Count, Fraction, LossWeight, NotNegative
 from uda_seg.methods.base import Batch
 from uda_seg.methods.repeated_sgd import RepeatedSGD, repeated_groups
 from uda_seg.methods.self_training import Labelled, SelfTraining, labelled
@@ -76,8 +76,8 @@ class CorDA(SelfTraining):
         segmentor: Segmentor,
         plan: Plan,
         *,
-        source_depth: NotNegative = 0.01,
-        mixed_depth: NotNegative = 0.001,
+        source_depth: LossWeight = 0.01,
+        mixed_depth: LossWeight = 0.001,
         depth_weight: Literal["own", "batch_mean", "none"] = "own",
         correlation: bool = True,
         width: Count | None = None,

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
-from uda_seg.limits import Count, Fraction, NotNegative, OneOf, Positive, PositiveFraction
+from uda_seg.limits import Count, Fraction, LossWeight, OneOf, Positive, PositiveFraction
 from uda_seg.methods.base import Batch, Loss, Plan
 from uda_seg.methods.self_training import Labelled, SelfTraining, labelled
 from uda_seg.models.daformer import DILATIONS, DAFormerHead
@@ -63,10 +63,10 @@ class LCMSM(SelfTraining):
         text_file: str | None = None,
         width: Count | None = None,
         temperature: Positive = 0.07,
-        mask_weight: NotNegative = 1.0,
+        mask_weight: LossWeight = 1.0,
         mask_block: PositiveFraction = 0.0625,
         mask_ratio: Fraction = 0.5,
-        feature_distance: NotNegative = 0.005,
+        feature_distance: LossWeight = 0.005,
         feature_distance_ratio: Fraction = 0.75,
         mix_classes: Literal["image", "batch"] = "image",
     ) -> None:

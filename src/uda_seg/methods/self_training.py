@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from uda_seg.data.batch import DomainBatch
-from uda_seg.limits import Fraction, NotNegative, PositiveFraction
+from uda_seg.limits import Fraction, LossWeight, PositiveFraction
 from uda_seg.methods.base import Batch, Loss, Plan, UDAModule
 from uda_seg.methods.teacher import Teacher
 from uda_seg.models.norm import frozen_statistics
@@ -94,9 +94,9 @@ class SelfTraining(UDAModule):
         segmentor: Segmentor,
         plan: Plan,
         *,
-        feature_distance: NotNegative = 0.0,
+        feature_distance: LossWeight = 0.0,
         feature_distance_ratio: Fraction = 0.75,
-        mask_weight: NotNegative = 0.0,
+        mask_weight: LossWeight = 0.0,
         mask_block: PositiveFraction = 0.0625,
         mask_ratio: Fraction = 0.7,
         mask_augment: bool = True,

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from uda_seg.data.batch import DomainBatch
-from uda_seg.limits import Count, Fraction, FractionBelowOne, NotNegative, Positive, PositiveFraction
+from uda_seg.limits import Count, Fraction, FractionBelowOne, LossWeight, NotNegative, Positive, PositiveFraction
 from uda_seg.methods.base import Batch, Loss, Plan
 from uda_seg.methods.class_average import ClassAverage
 from uda_seg.methods.self_training import Labelled, SelfTraining, labelled
@@ -86,7 +86,7 @@ class T2SDA(SelfTraining):
         plan: Plan,
         *,
         base: Literal["dacs", "daformer", "mic"] = "daformer",
-        pull_weight: NotNegative = 0.1,
+        pull_weight: LossWeight = 0.1,
         temperature: Positive = 0.2,
         queries: Count = 64,
         negatives: Count = 1024,
@@ -95,7 +95,7 @@ class T2SDA(SelfTraining):
         fourier_beta: FractionBelowOne = 0.01,
         style_weights: str | None = None,
         style_alpha: Fraction = 0.5,
-        translated_weight: NotNegative = 0.0,
+        translated_weight: LossWeight = 0.0,
         reweight: NotNegative = 0.5,
         proxy: Literal["confidence", "source_iou", "frequency"] = "confidence",
         proxy_momentum: Fraction | None = None,

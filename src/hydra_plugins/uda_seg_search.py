@@ -1,0 +1,64 @@
+"""Hydra's door to `uda_seg.search`: it finds sweepers in the namespace `hydra_plugins` alone.
+
+hydra-optuna-sweeper 1.3.0 is not used: it needs optuna < 3 (2022), it cannot go on with a search that was stopped, and
+the folder of a trial has no number that the study knows.
+
+No postponed annotations here: Hydra runs the module before Python knows it, and dataclasses would look it up.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+@dataclass
+class SearchConf:
+    """`hydra/sweeper=uda_seg_search`; `conf/sweep/optuna.yaml` says what the options are."""
+
+    _target_: str = "hydra_plugins.uda_seg_search.Search"
+    trials: int = 20
+    at_once: int = 1
+    objective: str = "miou"
+    direction: str = "maximize"
+    factor: float = 3.0
+    seed: int = 0
+    params: dict[str, str] | None = None
+
+
+class Search(Sweeper):
+    """Asks Optuna for the settings of each job, and tells it what came of them."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+        self.launcher: Launcher | None = None
+        self.config: DictConfig | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take what Hydra gives (its hook)."""
+        self.config = config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Sequence[Any]:
+        """Run the search (Hydra's hook)."""
+        from uda_seg.command import fail  # here, so that a command that searches nothing does not wait for it
+        from uda_seg.errors import UserError
+
+        try:
+            from uda_seg.search import search
+        except ModuleNotFoundError as error:
+            fail(UserError(f"sweep=optuna needs {error.name}: pip install 'uda_seg[sweep]'"))
+        assert self.launcher is not None
+        assert self.config is not None
+        return search(self.launcher, self.config, arguments, **self.options)
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="uda_seg_search", node=SearchConf, provider="uda_seg")

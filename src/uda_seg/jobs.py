@@ -1,0 +1,83 @@
+"""What became of the jobs of a multirun, whichever process or machine a launcher ran them on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from pytorch_lightning.utilities import rank_zero_only
+
+from uda_seg.files import write_text
+
+SILENT = "ended without a word: killed, or still running"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of one job.
+
+    Attributes:
+        folder: of its run.
+        sweep: the sweep's folder.
+        result: what the command returned; None where it failed.
+        error: a line that says why it failed; None where it did not.
+    """
+
+    folder: str
+    sweep: str
+    result: float | None
+    error: str | None
+
+    @property
+    def name(self) -> str:
+        """The run as the summary calls it."""
+        return "/".join(Path(self.folder).parts[-2:])
+
+
+class Jobs:
+    """Collects the outcomes of jobs.
+
+    A launcher such as submitit pickles the command and runs the copy elsewhere. A copy leaves its outcomes in a folder
+    that is known here; it has to be on a disk that both see, as the runs' folders do.
+    """
+
+    def __init__(self) -> None:
+        self.notes = Path.cwd() / f".jobs-{uuid.uuid4().hex[:8]}"
+        self.here: list[Outcome] | None = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of what a copy needs."""
+        return {"notes": self.notes, "here": None}
+
+    def note(self, folder: Path, result: object = None, error: str | None = None) -> None:
+        """Take down how the running job ended; before it begins, a copy notes that it is `SILENT`."""
+        hydra = HydraConfig.get()
+        value = float(result) if isinstance(result, int | float) else None
+        outcome = Outcome(str(folder.resolve()), str(Path(hydra.sweep.dir).resolve()), value, error)
+        if self.here is not None:
+            if error != SILENT:
+                self.here.append(outcome)
+        elif (rank := rank_zero_only.rank) == 0 or error not in (None, SILENT):  # type: ignore[attr-defined]
+            write_text(self.notes / f"{hydra.job.num:06d}.{rank}.json", json.dumps(asdict(outcome)))
+
+    def outcomes(self) -> list[Outcome]:
+        """Of all jobs, in their order; of one that several ranks tell of, the first rank's, or that which failed."""
+        if self.here is None or not self.notes.is_dir():
+            return self.here or []
+        told: dict[str, Outcome] = {}
+        for note in sorted(self.notes.glob("*.json")):
+            outcome = Outcome(**json.loads(note.read_text()))
+            job = note.name.partition(".")[0]
+            fine = (None, SILENT)
+            if job not in told or (told[job].error in fine and outcome.error not in fine):
+                told[job] = outcome
+        return [*self.here, *told.values()]
+
+    def forget(self) -> None:
+        """Remove what copies left."""
+        shutil.rmtree(self.notes, ignore_errors=True)
