@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 # Overrides that do not change what is computed, or that have a place of their own in the folder's name.
 _NOT_IN_NAME = re.compile(
     r"^(method|model|data|seed|resume|overwrite|trainer|logger|callbacks|evaluator|sweep|hydra|checkpoint|export)$"
+    r"|^model\.(compile|compile_backend|channels_last)$"
     r"|^(trainer|logger|callbacks|evaluator|hydra|bench|predict)[./]|\.root$|\.workers$|\.cache$|^depth\.supervision$"
 )
 

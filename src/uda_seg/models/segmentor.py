@@ -19,6 +19,8 @@ from uda_seg.ops.losses import cross_entropy
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+Backend = Literal["inductor", "aot_eager", "eager"]  # of torch.compile
+
 
 class Encoder(nn.Module):
     """A pyramid of features: ``forward(x)`` maps normalised images [B, 3, H, W] to one map per stage.
@@ -58,10 +60,12 @@ class Head(nn.Module):
     Attributes:
         width: channels D of the fused map.
         reads: names of the segmentor's other heads that this one computes with.
+        parts: the methods that others call: what is compiled.
     """
 
     width: int
     reads: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ("fuse", "classify")
     # fuse(stages) -> [B, D, h, w];  classify(fused, **context) -> logits [B, C, h, w]
     fuse: Callable[[list[Tensor]], Tensor]
     classify: Callable[..., Tensor]
@@ -69,6 +73,16 @@ class Head(nn.Module):
     def forward(self, stages: list[Tensor], **context: Tensor | None) -> Tensor:
         """Logits [B, C, h, w] from the encoder's stages."""
         return self.classify(self.fuse(stages), **context)
+
+    def compile_parts(self, **options: Any) -> None:
+        """Compile what is called in place, as `nn.Module.compile` does with `forward`; options: of `torch.compile`."""
+        for name in set(self.parts) - vars(self).keys():
+            setattr(self, name, torch.compile(getattr(self, name), **options))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the compiled methods: a copy's would run on this head's weights."""
+        state: dict[str, Any] = super().__getstate__()
+        return {name: value for name, value in state.items() if name not in self.parts}
 
 
 HeadBuilder = Callable[..., nn.Module]
@@ -124,6 +138,10 @@ class Segmentor(nn.Module):
         std: as `mean`; 1 / 255 gives the 0-255 scale of Caffe weights.
         channel_order: what the encoder's weights expect; images always come as RGB.
         recompute: save memory in training, see `Encoder`.
+        compile: run training steps through `torch.compile`, see `models.compilation`.
+        compile_backend: of it; `inductor` makes kernels, the others are for finding out what fails.
+        channels_last: keep maps in memory pixel by pixel, which some convolutions are faster with. (Token encoders and
+            what follows them do by themselves.) Weights stay as they are, so neither state nor optimiser changes.
     """
 
     mean: Tensor
@@ -138,12 +156,17 @@ class Segmentor(nn.Module):
         std: Sequence[float] = IMAGENET_STD,
         channel_order: Literal["rgb", "bgr"] = "rgb",
         recompute: bool = False,
+        compile: bool = False,
+        compile_backend: Backend = "inductor",
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
         if channel_order not in ("rgb", "bgr"):
             raise ValueError(f"channel_order must be 'rgb' or 'bgr', not {channel_order!r}")
         self.encoder = encoder
         self.encoder.recompute = recompute
+        self.backend: Backend | None = compile_backend if compile else None
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.num_classes = num_classes
         self.channel_order = channel_order
         self.heads = nn.ModuleDict()
@@ -185,7 +208,8 @@ class Segmentor(nn.Module):
     def normalize(self, image: Tensor) -> Tensor:
         """RGB in [0, 1], [B, 3, H, W] float -> the encoder's own scale and channel order."""
         normalized = (image - self.mean) / self.std
-        return normalized.flip(1) if self.channel_order == "bgr" else normalized
+        ordered = normalized.flip(1) if self.channel_order == "bgr" else normalized
+        return ordered.contiguous(memory_format=self.memory_format)
 
     def encoder_input(self, image: Tensor) -> Tensor:
         """What the encoder gets to see of whole images [B, 3, H, W]: normalised, and maybe smaller."""
