@@ -9,7 +9,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -204,7 +204,7 @@ def _choices(override: Override) -> list[str]:
 
 def _compose(name: str, overrides: Sequence[str]) -> Any:
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
+        with _started():
             return OmegaConf.to_container(compose(name, list(overrides)))
     except HydraException as error:
         raise UserError(f"configuration: {' '.join(str(error).split())}") from error
@@ -212,8 +212,16 @@ def _compose(name: str, overrides: Sequence[str]) -> Any:
 
 def composed(overrides: Sequence[str], name: str = "config") -> Config:
     """Compose and check a configuration without a command line (tests, notebooks, bench)."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with _started():
         return parse(compose(name, list(overrides)))
+
+
+def _started() -> AbstractContextManager[Any]:
+    """A running job has Hydra at hand; elsewhere it has to be started."""
+    if GlobalHydra.instance().is_initialized():
+        return nullcontext()
+    started: AbstractContextManager[Any] = initialize_config_dir(str(CONF), version_base="1.3")
+    return started
 
 
 # What a method's own file decides, and a data set's or the command line may decide otherwise.
@@ -228,9 +236,7 @@ def departures(config: Config) -> list[str]:
     if not HydraConfig.initialized():
         return []
     chosen = HydraConfig.get().runtime.choices
-    # A running job has Hydra at hand; elsewhere it has to be started.
-    started = GlobalHydra.instance().is_initialized()
-    with nullcontext() if started else initialize_config_dir(str(CONF), version_base="1.3"):
+    with _started():
         tree = compose("config", [f"method={chosen['method']}", "~data"], return_hydra_config=True)
     own_model = tree.hydra.runtime.choices["model"]
     found = [] if own_model == chosen["model"] else [f"model {chosen['model']} ({own_model})"]

@@ -199,10 +199,13 @@ class BenchSettings:
     """What `bench` measures.
 
     Attributes:
-        what: overhead, evaluator, mixing, memory, render, ema, reading, phases, or `all`.
+        what: overhead, methods, evaluator, mixing, memory, render, ema, reading, classic, precision, phases, `all` of
+            them, or against.
         pairs: A/B pairs a ratio is the median of.
         steps: training steps in each half of a pair.
         scenes: scenes of each domain of streets that are rendered.
+        habits: of the original repositories, those that `classic` has.
+        against: overrides that tell another configuration from this one; `against.KEY=VALUE` on the command line.
         output: JSON file of the figures.
     """
 
@@ -210,6 +213,10 @@ class BenchSettings:
     pairs: Count = 5
     steps: Count = 10
     scenes: Count = 100
+    habits: list[Annotated[str, OneOf(("backward", "ema", "augment", "item"))]] = field(
+        default_factory=lambda: ["backward", "ema", "augment", "item"]
+    )
+    against: list[str] = field(default_factory=list)
     output: str = "outputs/bench/bench.json"
 
 

@@ -23,9 +23,9 @@ from uda_seg.methods.step import fold
 STEPS = 3
 
 
-def fit(module, batches, **options):
+def fit(module, batches, accelerator="cpu", **options):
     trainer = pl.Trainer(
-        accelerator="cpu", max_steps=len(batches), logger=False, enable_checkpointing=False, log_every_n_steps=1,
+        accelerator=accelerator, max_steps=len(batches), logger=False, enable_checkpointing=False, log_every_n_steps=1,
         enable_progress_bar=False, enable_model_summary=False, callbacks=[TeacherEMA()], **options,
     )  # fmt: skip
     trainer.fit(module, DataLoader(batches, batch_size=None))

@@ -18,7 +18,7 @@ from uda_seg.models.compilation import as_written, check_compiler, compile_netwo
 from uda_seg.models.inference import Inference
 from uda_seg.models.norm import estimate_statistics
 from uda_seg.models.segmentor import Segmentor
-from uda_seg.ops.augment import draw_strong, strong_augment
+from uda_seg.ops.augment import StrongDraw, draw_strong, strong_augment
 from uda_seg.ops.image import to_float
 from uda_seg.ops.losses import IGNORE
 
@@ -96,7 +96,11 @@ class UDAModule(StepModule):
 
     def augment(self, image: Tensor) -> Tensor:
         """Colour jitter and Gaussian blur of [B, 3, H, W] in [0, 1], with draws of their own."""
-        return strong_augment(image, draw_strong(len(image), device=image.device))
+        return self.apply_draw(image, draw_strong(len(image), device=image.device))
+
+    def apply_draw(self, image: Tensor, draw: StrongDraw) -> Tensor:
+        """Augment a whole batch at once; apart, so that the bench can do it image by image."""
+        return strong_augment(image, draw)
 
     def part(self, batch: Batch, index: int, parts: int) -> Batch:
         """The `index`-th of `parts` equal micro-batches of every domain."""

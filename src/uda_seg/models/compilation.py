@@ -32,8 +32,8 @@ def check_compiler(backend: Backend, device: torch.device) -> None:
     except Exception as error:  # of many kinds, most of them private
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(
-            f"model.compile=true: {backend} does not work on this machine ({reason}): install g++ (CPU) or Triton (GPU), "
-            "or leave it out"
+            f"model.compile=true: {backend} does not work on this machine ({reason}): install g++ (CPU) or "
+            "Triton (GPU), or leave it out"
         ) from error
 
 

@@ -81,7 +81,7 @@ class Head(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the compiled methods: a copy's would run on this head's weights."""
-        state: dict[str, Any] = super().__getstate__()
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
         return {name: value for name, value in state.items() if name not in self.parts}
 
 

@@ -1,0 +1,59 @@
+"""A compiled network computes what the plain one does, under the same names."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from test_steps import fit
+from torch import _dynamo
+from torch._dynamo.utils import counters
+
+from uda_seg.errors import UserError
+from uda_seg.methods.self_training import SelfTraining
+from uda_seg.models.compilation import as_written, check_compiler, compile_network
+
+
+def test_compiled_training_is_the_same_training(make_segmentor, make_plan, make_batch):
+    """MIC: the student with moving and with frozen statistics, and the teacher. Nothing is compiled twice."""
+    states, made = [], []
+    for backend in (None, "aot_eager"):
+        segmentor = make_segmentor()
+        segmentor.backend = backend
+        module = SelfTraining(segmentor, make_plan(), mask_weight=1.0, mask_block=0.25)
+        counters.clear()
+        fit(module, [make_batch(seed) for seed in range(2)])
+        made.append(counters["stats"]["unique_graphs"])
+        states.append(module.state_dict())
+        assert not counters["graph_break"]
+    assert made[0] == 0 < made[1]
+    assert list(states[0]) == list(states[1])
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(states[1][name], tensor, rtol=2e-4, atol=2e-6)
+    with torch.no_grad(), as_written(module.segmentor):
+        module.segmentor(torch.rand(1, 3, 48, 32))
+    assert counters["stats"]["unique_graphs"] == made[1]  # another size, between steps
+    with torch.no_grad():
+        module.segmentor.eval()(torch.rand(2, 3, 32, 64))
+    assert counters["stats"]["unique_graphs"] > made[1]
+
+
+def test_a_copy_runs_on_its_own_weights(make_segmentor):
+    segmentor = make_segmentor()
+    segmentor.backend = "eager"
+    compile_network(segmentor)
+    other = copy.deepcopy(segmentor)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    assert not other.head().fuse([torch.rand(1, c, 4, 4) for c in other.encoder.channels]).any()
+
+
+def test_a_machine_without_compiler_says_so(monkeypatch):
+    def fails(graph, inputs):
+        raise RuntimeError("no g++ here")
+
+    monkeypatch.setattr(_dynamo.config, "suppress_errors", False)
+    with pytest.raises(UserError, match=r"model.compile=true.*install g\+\+"):
+        check_compiler(fails, torch.device("cpu"))
