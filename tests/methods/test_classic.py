@@ -22,7 +22,9 @@ def built(method, make_plan):
         config.method["width"] = 8
     torch.manual_seed(0)
     plan = make_plan(teacher=config.teacher, log_every=2)
-    return instantiate_module(config, plan)
+    module = instantiate_module(config, plan)
+    module.setup("fit")  # draws the projection of the text
+    return module
 
 
 def looped(module, batches, folder, habits):

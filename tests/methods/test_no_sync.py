@@ -123,3 +123,11 @@ def test_a_reading_in_the_backward_pass_is_found():
     x = torch.rand(8, requires_grad=True)
     with pytest.raises(Waits), NoDeviceReads([x]):
         Reads.apply(x).sum().backward()
+
+
+def test_a_step_that_reads_is_found(make_plan, make_batch):
+    module = built("dacs", "daformer_small", make_plan)
+    module.finish_step = lambda: float(next(module.parameters()).grad.norm())
+    watched(module, lambda module, batch: NoDeviceReads(tensors_of(module, batch)))
+    with pytest.raises(Waits):
+        fit(module, batches_for(module, make_batch))
