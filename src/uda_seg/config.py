@@ -37,6 +37,7 @@ class TrainerSettings:
         timeout: seconds that a rank waits for the others before it gives up.
         sync_batchnorm: batch-norm statistics over all ranks (GPUs alone).
         deterministic: Lightning's flag; `warn` is its third value.
+        benchmark: let cuDNN try its convolutions out for every new size, and take the fastest.
         profiler: simple, advanced or null.
         overfit: train on the first batch again and again.
     """
@@ -50,6 +51,7 @@ class TrainerSettings:
     timeout: Count = 1800
     sync_batchnorm: bool = False
     deterministic: Any = False
+    benchmark: bool = False
     profiler: Annotated[str | None, OneOf(("simple", "advanced", None))] = None
     overfit: bool = False
 

@@ -105,7 +105,7 @@ class ClassicLoop:
         values: dict[str, Tensor | float] = {}
         for terms in module.losses(batch):
             values |= self._backward((terms,) if isinstance(terms, Loss) else terms)
-        values["gradient_norm"] = module.clip_gradient_norm()
+        values["gradient_norm"] = module.clip_gradient_norm(self.optimizer)
         self.optimizer.step()
         self.trainer.global_step += 1
         module.finish_step()
