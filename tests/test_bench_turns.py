@@ -133,8 +133,9 @@ def test_losses_of_two_precisions_are_compared(short):
     assert len(full) == config.bench.steps
     rows = {row.name: row for row in measure_precision(config)}
     assert {"precision/source/ce", "precision/mix/ce", "precision/gradient_norm"} == set(rows)
-    assert rows["precision/source/ce"].ratio == pytest.approx(1, abs=0.03)
-    assert rows["precision/source/ce"].a_value != rows["precision/source/ce"].b_value
+    source = rows["precision/source/ce"]
+    assert source.ratio == pytest.approx(1, abs=0.03)
+    assert 0 < source.a_value <= source.b_value < 3
 
 
 def test_nothing_is_dropped_any_more(make_segmentor):

@@ -91,3 +91,8 @@ def test_a_machine_without_compiler_says_so(monkeypatch):
     monkeypatch.setattr(_dynamo.config, "suppress_errors", False)
     with pytest.raises(UserError, match=r"model.compile=true.*install g\+\+"):
         check_compiler(fails, torch.device("cpu"))
+
+
+def test_what_cannot_be_traced_is_refused():
+    with pytest.raises(UserError, match="leave one of them out"):
+        Segmentor(Stage(), Pixels, 19, compile=True, recompute=True)

@@ -136,7 +136,8 @@ class BareLoop:
         values = {"source/ce": self._backward(image, label, None)}
         if self.teacher is not None:
             values["mix/ce"] = self._backward(*self._mixture(image, label, batch["target"]))
-        parameters = [p for p in self.student.parameters() if p.grad is not None]
+        # In the module's order: the norm's rounding depends on it, and Adam makes much of gradients that are no more.
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         limit = plan.optimizer.clip_norm
         values["gradient_norm"] = nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)
         self.optimizer.step()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import statistics
 import tempfile
 from dataclasses import replace
@@ -18,14 +17,12 @@ from uda_seg.bench.measure import Row
 from uda_seg.bench.session import prepare
 from uda_seg.config import Config
 
-log = logging.getLogger(__name__)
-
 
 def measure_precision(config: Config) -> list[Row]:
-    """Every loss in bf16-mixed and in float32, from the same weights, batches and draws: medians over some steps.
+    """How far every loss in bf16-mixed is from that in float32, from the same weights, batches and draws.
 
-    The ratio is the median over the steps of one by the other. That of the first step, which the log tells, is due to
-    the arithmetic alone; later on the two trainings drift apart too.
+    That of the first step is due to the arithmetic alone; later on the two trainings drift apart too. The ratio is the
+    median over the steps of one by the other.
     """
     mixed, full = (losses(config, precision) for precision in ("bf16-mixed", "32-true"))
     rows = []
@@ -33,14 +30,12 @@ def measure_precision(config: Config) -> list[Row]:
         a, b = ([step[name] for step in side] for side in (mixed, full))
         ratios = [x / y for x, y in zip(a, b, strict=True) if y != 0]
         if ratios:
-            log.info("precision/%s: at the first step %.3g, at most %.3g away", name, ratios[0] - 1, _farthest(ratios))
-            middle = statistics.median
-            rows.append(Row(f"precision/{name}", "bf16-mixed", middle(a), "32-true", middle(b), "", middle(ratios)))
+            away = [100 * abs(ratio - 1) for ratio in ratios]
+            labels = ("apart, first step", f"at most, {len(away)} steps")
+            rows.append(
+                Row(f"precision/{name}", labels[0], away[0], labels[1], max(away), "%", statistics.median(ratios))
+            )
     return rows
-
-
-def _farthest(ratios: list[float]) -> float:
-    return max(abs(ratio - 1) for ratio in ratios)
 
 
 class _Values(pl.Callback):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from uda_seg.errors import UserError
 from uda_seg.models.norm import frozen_statistics
 from uda_seg.ops.losses import cross_entropy
 
@@ -142,6 +143,9 @@ class Segmentor(nn.Module):
         compile_backend: of it; `inductor` makes kernels, the others are for finding out what fails.
         channels_last: keep maps in memory pixel by pixel, which some convolutions are faster with. (Token encoders and
             what follows them do by themselves.) Weights stay as they are, so neither state nor optimiser changes.
+
+    Raises:
+        UserError: both `compile` and `recompute`.
     """
 
     mean: Tensor
@@ -164,6 +168,10 @@ class Segmentor(nn.Module):
         if channel_order not in ("rgb", "bgr"):
             raise ValueError(f"channel_order must be 'rgb' or 'bgr', not {channel_order!r}")
         self.encoder = encoder
+        if compile and recompute:
+            raise UserError(
+                "model.compile=true cannot trace model.recompute=true (blocks computed anew): leave one of them out"
+            )
         self.encoder.recompute = recompute
         self.backend: Backend | None = compile_backend if compile else None
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
