@@ -92,6 +92,11 @@ def test_what_a_training_raises_is_raised(short, tmp_path):
         turns.add(lambda: Trained(session))
 
 
+def test_a_training_that_ends_too_early_is_no_figure(short, tmp_path):
+    with pytest.raises(RuntimeError, match="ended 1 steps before"), Turns() as turns:
+        turns.add(lambda: Trained(prepare(configured(*short), tmp_path, 2)))
+
+
 def test_two_configurations_are_compared(short):
     rows = beside(configured(*short), configured(*short, "method=dacs"), ("lcmsm", "dacs"))
     assert [row.name for row in rows] == ["against/step", "against/images", "against/peak"]

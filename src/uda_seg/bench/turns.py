@@ -97,12 +97,15 @@ class Trained:
 
         Raises:
             BaseException: what the trainer raised.
+            RuntimeError: it has come to its end.
         """
         self._wait.left = steps
         self._wait.go.release()
         self._wait.done.acquire()
         if self._error is not None:
             raise self._error
+        if self._wait.left > 0:
+            raise RuntimeError(f"the training ended {self._wait.left} steps before it was told to")
 
     def close(self) -> None:
         """End the trainer's thread."""
