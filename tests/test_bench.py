@@ -12,7 +12,7 @@ import torch
 
 from command_line import NETWORK, configured
 from data.trees import save, streets_tree
-from uda_seg.bench import MEASUREMENTS, bench, choose, rows_table
+from uda_seg.bench import MEASUREMENTS, bench, choose, phases, rows_table
 from uda_seg.bench.baselines import average_each, blend_classes, draw_half, paste_classes
 from uda_seg.bench.measure import Pairs, Row, alternate
 from uda_seg.bench.memory import SavedBytes, measure_memory
@@ -186,6 +186,7 @@ def test_every_phase_of_a_step_is_timed(tiny):
     assert sum(profile.phases_ms.values()) == pytest.approx(profile.step_ms)
     assert profile.images_per_s == pytest.approx(4e3 / profile.step_ms)
     assert profile.method == "LCMSM"
+    assert 0 < profile.matrix_ms < profile.step_ms
 
 
 def test_parts_are_measured(tiny):
@@ -208,6 +209,7 @@ def test_rendering_is_measured(tiny):
 def test_command_writes_what_it_prints(tiny, tmp_path, monkeypatch, capsys):
     row = Row("mixing", "table", 1.0, "loop", 7.0, "ms", 7.0, 5.0)
     monkeypatch.setitem(MEASUREMENTS, "mixing", lambda config: [row])
+    monkeypatch.setattr(phases, "matrix_ms", lambda config: 1.0)
     tiny.bench.what = ["phases", "mixing"]
     bench(tiny, tmp_path)
     written = json.loads((tmp_path / "out" / "bench.json").read_text())

@@ -10,7 +10,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 # Overrides that do not change what is computed, or that have a place of their own in the folder's name.
 _NOT_IN_NAME = re.compile(
     r"^(method|model|data|seed|resume|overwrite|trainer|logger|callbacks|evaluator|sweep|hydra|checkpoint|export)$"
+    r"|^model\.(compile|compile_backend|channels_last)$"
     r"|^(trainer|logger|callbacks|evaluator|hydra|bench|predict)[./]|\.root$|\.workers$|\.cache$|^depth\.supervision$"
 )
 
@@ -226,7 +227,7 @@ def _choices(override: Override) -> list[str]:
 
 def _compose(name: str, overrides: Sequence[str]) -> Any:
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
+        with _started():
             return OmegaConf.to_container(compose(name, list(overrides)))
     except HydraException as error:
         if "hydra/launcher/submitit" in str(error):
@@ -236,8 +237,16 @@ def _compose(name: str, overrides: Sequence[str]) -> Any:
 
 def composed(overrides: Sequence[str], name: str = "config") -> Config:
     """Compose and check a configuration without a command line (tests, notebooks, bench)."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with _started():
         return parse(compose(name, list(overrides)))
+
+
+def _started() -> AbstractContextManager[Any]:
+    """A running job has Hydra at hand; elsewhere it has to be started."""
+    if GlobalHydra.instance().is_initialized():
+        return nullcontext()
+    started: AbstractContextManager[Any] = initialize_config_dir(str(CONF), version_base="1.3")
+    return started
 
 
 # What a method's own file decides, and a data set's or the command line may decide otherwise.
@@ -265,8 +274,6 @@ def departures(config: Config) -> list[str]:
 @functools.cache
 def _recipe(method: str) -> DictConfig:
     """What a method's file says by itself, which is the same for all jobs of a sweep."""
-    # A running job has Hydra at hand; elsewhere it has to be started.
-    started = GlobalHydra.instance().is_initialized()
-    with nullcontext() if started else initialize_config_dir(str(CONF), version_base="1.3"):
+    with _started():
         tree = compose("config", [f"method={method}", "~data"], return_hydra_config=True)
     return tree

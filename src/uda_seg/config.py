@@ -38,6 +38,7 @@ class TrainerSettings:
         timeout: seconds that a rank waits for the others before it gives up.
         sync_batchnorm: batch-norm statistics over all ranks (GPUs alone).
         deterministic: Lightning's flag; `warn` is its third value.
+        benchmark: let cuDNN try its convolutions out for every new size, and take the fastest.
         profiler: simple, advanced or null.
         overfit: train on the first batch again and again.
     """
@@ -51,6 +52,7 @@ class TrainerSettings:
     timeout: Count = 1800
     sync_batchnorm: bool = False
     deterministic: Any = False
+    benchmark: bool = False
     profiler: Annotated[str | None, OneOf(("simple", "advanced", None))] = None
     overfit: bool = False
 
@@ -202,10 +204,13 @@ class BenchSettings:
     """What `bench` measures.
 
     Attributes:
-        what: overhead, evaluator, mixing, memory, render, ema, reading, phases, or `all`.
+        what: overhead, methods, evaluator, mixing, memory, render, ema, reading, classic, precision, phases, `all` of
+            them, or against.
         pairs: A/B pairs a ratio is the median of.
         steps: training steps in each half of a pair.
         scenes: scenes of each domain of streets that are rendered.
+        habits: of the original repositories, those that `classic` has.
+        against: overrides that tell another configuration from this one; `against.KEY=VALUE` on the command line.
         output: JSON file of the figures.
     """
 
@@ -213,6 +218,10 @@ class BenchSettings:
     pairs: Count = 5
     steps: Count = 10
     scenes: Count = 100
+    habits: list[Annotated[str, OneOf(("backward", "ema", "augment", "item"))]] = field(
+        default_factory=lambda: ["backward", "ema", "augment", "item"]
+    )
+    against: list[str] = field(default_factory=list)
     output: str = "outputs/bench/bench.json"
 
 

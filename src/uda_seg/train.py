@@ -265,6 +265,7 @@ def lightning(
         precision=device_precision(settings.precision, settings.accelerator),  # type: ignore[arg-type]
         sync_batchnorm=settings.sync_batchnorm,
         deterministic=settings.deterministic,
+        benchmark=settings.benchmark,
         profiler=build_profiler(settings.profiler, folder / "profile"),
         max_steps=min(steps, settings.max_steps or steps),
         max_epochs=1,

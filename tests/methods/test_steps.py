@@ -23,9 +23,9 @@ from uda_seg.methods.step import fold
 STEPS = 3
 
 
-def fit(module, batches, **options):
+def fit(module, batches, accelerator="cpu", **options):
     trainer = pl.Trainer(
-        accelerator="cpu", max_steps=len(batches), logger=False, enable_checkpointing=False, log_every_n_steps=1,
+        accelerator=accelerator, max_steps=len(batches), logger=False, enable_checkpointing=False, log_every_n_steps=1,
         enable_progress_bar=False, enable_model_summary=False, callbacks=[TeacherEMA()], **options,
     )  # fmt: skip
     trainer.fit(module, DataLoader(batches, batch_size=None))
@@ -268,6 +268,28 @@ def test_the_number_of_updates_is_a_tensor_of_the_state(make_segmentor):
     weight = next(iter(other.network.parameters()))
     first, second = (next(iter(s.parameters())) for s in (student, make_segmentor(1)))
     torch.testing.assert_close(weight, 0.75 * first + 0.25 * second)
+
+
+def test_a_teacher_follows_what_its_student_has_become(make_segmentor):
+    """It remembers places, not tensors: moving a network replaces its buffers, a copy has a student of its own."""
+    from uda_seg.methods.teacher import Teacher
+
+    student = make_segmentor()
+    teacher = Teacher(student, 0.9)
+    teacher.update(student)
+    assert "_followed" not in teacher.state_dict()
+    assert len(list(teacher.modules())) == len(list(student.modules())) + 1
+    both = copy.deepcopy(torch.nn.ModuleDict({"student": student, "teacher": teacher})).double()
+    for tensor in [*both["student"].parameters(), *both["student"].buffers()]:
+        tensor.data.add_(1)
+    both["teacher"].update(both["student"])
+    for tensor in [*student.parameters(), *student.buffers()]:
+        tensor.data.mul_(3)
+    teacher.update(student)
+    for (name, mine), first in zip(teacher.network.state_dict().items(), student.state_dict().values(), strict=True):
+        if mine.is_floating_point():
+            torch.testing.assert_close(mine, first * (0.5 + 0.5 / 3))
+            torch.testing.assert_close(both["teacher"].network.state_dict()[name], first.double() / 3 + 0.5)
 
 
 def test_smaller_source_batches_are_reused_in_order(make_segmentor, make_plan, make_batch):

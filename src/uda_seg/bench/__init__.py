@@ -16,14 +16,17 @@ from typing import Any
 
 import torch
 
+from uda_seg.bench.against import measure_against, split
 from uda_seg.bench.measure import Row
 from uda_seg.bench.memory import measure_memory
+from uda_seg.bench.original import measure_classic
 from uda_seg.bench.overhead import measure_methods, measure_overhead
 from uda_seg.bench.parts import measure_ema, measure_evaluator, measure_mixing, measure_render
 from uda_seg.bench.phases import StepProfile, profile_step
+from uda_seg.bench.precision import measure_precision
 from uda_seg.bench.reading import measure_reading
 from uda_seg.command import run
-from uda_seg.config import Config
+from uda_seg.config import Config, key_of
 from uda_seg.errors import UserError
 from uda_seg.evaluation.tables import Table
 from uda_seg.records import PACKAGES, write_json
@@ -32,7 +35,7 @@ from uda_seg.train import quiet_lightning
 
 log = logging.getLogger(__name__)
 
-PHASES = "phases"
+PHASES, AGAINST = "phases", "against"
 MEASUREMENTS: dict[str, Callable[[Config], Sequence[Row]]] = {
     "overhead": measure_overhead,
     "methods": measure_methods,
@@ -42,12 +45,44 @@ MEASUREMENTS: dict[str, Callable[[Config], Sequence[Row]]] = {
     "render": measure_render,
     "ema": measure_ema,
     "reading": measure_reading,
+    "classic": measure_classic,
+    "precision": measure_precision,
+    AGAINST: measure_against,
 }
+
+
+BASELINES = {"classic": "classic"}  # what `baseline=` can be: the measurement that it asks for
 
 
 def main() -> None:
     """Entry point."""
-    run("config", bench, expand=lambda given: ["hydra.run.dir=outputs/bench", "hydra.output_subdir=null", *given])
+    run("config", bench, expand=expand)
+
+
+def expand(given: Sequence[str]) -> list[str]:
+    """The overrides to compose from those given: `against.KEY=VALUE` and `baseline=` become settings of the bench.
+
+    Raises:
+        UserError: an override behind `against.` that is none, or an unknown baseline.
+    """
+    own, against = split(given)
+    what = ["against"] if against else []
+    for override in [o for o in own if key_of(o) == "baseline"]:
+        name = override.partition("=")[2]
+        if name not in BASELINES:
+            raise UserError(f"baseline={name} is none; {nearest(name, BASELINES)}")
+        what.append(BASELINES[name])
+        own.remove(override)
+    if what and not any(key_of(o) == "bench.what" for o in own):
+        own.append(f"bench.what=[{','.join(what)}]")
+    if against:
+        own.append(f"bench.against=[{','.join(quoted(o) for o in against)}]")
+    return ["hydra.run.dir=outputs/bench", "hydra.output_subdir=null", *own]
+
+
+def quoted(text: str) -> str:
+    """A text as Hydra's grammar reads it back."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def bench(config: Config, folder: Path) -> None:
@@ -79,7 +114,8 @@ def choose(wanted: Sequence[str]) -> list[str]:
     for name in wanted:
         if name not in (*known, "all"):
             raise UserError(f"bench.what={name} is no measurement; {nearest(name, [*known, 'all'])}")
-    return [name for name in known if "all" in wanted or name in wanted]
+    # That needs something to be against.
+    return [name for name in known if name in wanted or ("all" in wanted and name != AGAINST)]
 
 
 def machine() -> dict[str, Any]:
@@ -118,6 +154,7 @@ def profile_table(profile: StepProfile) -> Table:
     total = profile.step_ms
     cells = [(name, f"{ms:.2f}", f"{100 * ms / total:.1f} %") for name, ms in profile.phases_ms.items()]
     cells.append(("step", f"{total:.2f}", f"{profile.images_per_s:.1f} images/s"))
+    cells.append(("in matrix kernels", f"{profile.matrix_ms:.2f}", f"{100 * profile.matrix_ms / total:.1f} %"))
     cells.append(("peak of saved activations", f"{profile.peak_saved_bytes / 2**20:.1f} MiB", ""))
     if profile.peak_device_bytes is not None:
         cells.append(("peak of device memory", f"{profile.peak_device_bytes / 2**20:.1f} MiB", ""))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import TextIO
 
 import torch
@@ -16,7 +17,7 @@ from uda_seg.data.batch import DomainBatch
 from uda_seg.methods.base import Plan
 from uda_seg.methods.step import fold
 from uda_seg.models.segmentor import Segmentor
-from uda_seg.ops.augment import draw_strong, strong_augment
+from uda_seg.ops.augment import StrongDraw, draw_strong, strong_augment
 from uda_seg.ops.ema import ema_decay
 from uda_seg.ops.image import to_float
 from uda_seg.ops.losses import cross_entropy
@@ -63,10 +64,26 @@ def draw_half(label: Tensor, num_classes: int) -> list[Tensor]:
     return chosen
 
 
+def augment_each(image: Tensor, draw: StrongDraw) -> Tensor:
+    """Apply a draw to images [B, 3, H, W] one by one."""
+    factors = ("brightness", "contrast", "saturation", "hue", "sigma")
+    done = []
+    for i in range(len(image)):
+        own = replace(draw, **{name: getattr(draw, name)[i : i + 1] for name in factors})
+        done.append(strong_augment(image[i : i + 1], own))
+    return torch.cat(done)
+
+
 @torch.no_grad()
 def average_each(teacher: nn.Module, student: nn.Module, decay: float) -> None:
     """Move the teacher's parameters one by one: teacher = decay * teacher + (1 - decay) * student."""
-    for mine, theirs in zip(teacher.parameters(), student.parameters(), strict=True):
+    move_each(teacher.parameters(), student.parameters(), decay)
+
+
+@torch.no_grad()
+def move_each(teacher: Iterable[Tensor], student: Iterable[Tensor], decay: float) -> None:
+    """Move tensors towards others of the same order, one by one."""
+    for mine, theirs in zip(teacher, student, strict=True):
         mine.copy_(decay * mine + (1 - decay) * theirs)
 
 
@@ -119,7 +136,8 @@ class BareLoop:
         values = {"source/ce": self._backward(image, label, None)}
         if self.teacher is not None:
             values["mix/ce"] = self._backward(*self._mixture(image, label, batch["target"]))
-        parameters = [p for p in self.student.parameters() if p.grad is not None]
+        # In the module's order: the norm's rounding depends on it, and Adam makes much of gradients that are no more.
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         limit = plan.optimizer.clip_norm
         values["gradient_norm"] = nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)
         self.optimizer.step()

@@ -28,16 +28,19 @@ def measure_memory(config: Config) -> list[Row]:
 
 
 class SavedPeak(pl.Callback):
-    """Counts what autograd saves in every step; `peak` is the most at once, in bytes."""
+    """Counts what autograd saves in every step, or in the first `steps` alone; `peak` is the most at once, in bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, steps: int | None = None) -> None:
         self.peak = 0
+        self.steps = steps
         self.counter = SavedBytes()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Begin to count."""
+        if self.steps is not None and trainer.global_step >= self.steps:
+            return
         self.counter = SavedBytes([*pl_module.parameters(), *pl_module.buffers()])
         self.counter.__enter__()
 
@@ -45,6 +48,8 @@ class SavedPeak(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop counting."""
+        if self.steps is not None and trainer.global_step > self.steps:
+            return
         self.counter.__exit__(None, None, None)
         self.peak = max(self.peak, self.counter.peak)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytorch_lightning as pl
 import torch
@@ -19,6 +19,7 @@ from uda_seg.bench.baselines import BareLoop
 from uda_seg.bench.measure import Pairs, Row, synchronize
 from uda_seg.bench.session import BICL, CORDA, DACS, SOURCE_ONLY, T2SDA, WARM_UP, prepare
 from uda_seg.config import Config
+from uda_seg.data.datamodule import UDADataModule
 from uda_seg.methods.base import UDAModule
 from uda_seg.train import build_data, build_module
 
@@ -133,20 +134,32 @@ def interleave(config: Config, beside: dict[str, Any] | None = None) -> Interlea
         file = stack.enter_context((Path(name) / "bare.csv").open("w", newline=""))
 
         def make(trainer: pl.Trainer) -> BareLoop:
-            device = trainer.strategy.root_device
-            twin.to(device).train()
-            return BareLoop(
-                twin.segmentor,
-                None if twin.teacher is None else twin.teacher.network,
-                twin.configure_optimizers(),
-                twin.plan,
-                iter(other.train_dataloader()),
-                device,
-                torch.autocast(device.type, torch.bfloat16, enabled=trainer.precision == "bf16-mixed"),
-                file,
-            )
+            return bare_loop(twin, other, trainer.strategy.root_device, trainer.precision == "bf16-mixed", file)
 
         turns = Interleaved(make, bench.pairs, bench.steps)
         session.trainer.callbacks.append(turns)  # type: ignore[attr-defined]
         session.fit()
     return turns
+
+
+def bare_loop(module: UDAModule, data: UDADataModule, device: torch.device, mixed: bool, log: TextIO) -> BareLoop:
+    """The plain loop over a module's network and teacher: source-only training or DACS.
+
+    Args:
+        module: trained in place.
+        data: set up.
+        device: where to.
+        mixed: in bf16-mixed, otherwise in float32.
+        log: open CSV file.
+    """
+    module.to(device).train()
+    return BareLoop(
+        module.segmentor,
+        None if module.teacher is None else module.teacher.network,
+        module.configure_optimizers(),
+        module.plan,
+        iter(data.train_dataloader()),
+        device,
+        torch.autocast(device.type, torch.bfloat16, enabled=mixed),
+        log,
+    )

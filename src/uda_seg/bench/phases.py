@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.profilers import Profiler
 
+from uda_seg.bench.kernels import matrix_ms
 from uda_seg.bench.measure import synchronize
 from uda_seg.bench.memory import saved_peak
 from uda_seg.bench.session import WARM_UP, prepare
@@ -31,6 +32,7 @@ class StepProfile:
         phases_ms: mean milliseconds a step; what belongs to no phase is `the rest`.
         step_ms: mean milliseconds of a whole step.
         images_per_s: images of both domains.
+        matrix_ms: of a step, in matrix products, convolutions and attention.
         peak_saved_bytes: the most bytes that autograd holds at once.
         peak_device_bytes: the most bytes allocated on the GPU; None on a CPU.
     """
@@ -41,6 +43,7 @@ class StepProfile:
     phases_ms: dict[str, float]
     step_ms: float
     images_per_s: float
+    matrix_ms: float
     peak_saved_bytes: int
     peak_device_bytes: int | None
 
@@ -187,6 +190,7 @@ def profile_step(config: Config) -> StepProfile:
         phases_ms=dict(sorted(phases.items(), key=lambda item: -item[1])),
         step_ms=whole,
         images_per_s=1e3 * session.data.images_per_step / whole,
+        matrix_ms=matrix_ms(config),
         peak_saved_bytes=saved_peak(config),
         peak_device_bytes=device,
     )

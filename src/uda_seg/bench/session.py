@@ -39,12 +39,7 @@ class Session:
 
 def prepare(config: Config, folder: Path, steps: int) -> Session:
     """Build data, method and trainer for `steps` steps on one device; what the trainer writes goes into `folder`."""
-    config = replace(
-        config,
-        steps=max(config.steps, steps + 1),  # the run's last step would be saved and validated
-        trainer=replace(config.trainer, devices=1, num_nodes=1, strategy="auto", max_steps=steps, overfit=False),
-        callbacks=replace(config.callbacks, progress=False, panels=0, checkpoints=1),
-    )
+    config = shortened(config, steps)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = build_data(config)
     data.prepare_data()
@@ -53,3 +48,18 @@ def prepare(config: Config, folder: Path, steps: int) -> Session:
     trainer = build_trainer(config, folder, data)
     trainer.limit_val_batches = 0
     return Session(config, data, module, trainer)
+
+
+def shortened(config: Config, steps: int) -> Config:
+    """The first `steps` steps of a run, on one device, and nothing but steps."""
+    return replace(
+        config,
+        steps=max(config.steps, steps + 1),  # the run's last step would be saved and validated
+        trainer=replace(config.trainer, devices=1, num_nodes=1, strategy="auto", max_steps=steps, overfit=False),
+        callbacks=replace(config.callbacks, progress=False, panels=0, checkpoints=1),
+    )
+
+
+def steps_of(config: Config) -> int:
+    """Steps of a training that is timed in turns, and one more, so that its end is in no block."""
+    return WARM_UP + config.bench.pairs * config.bench.steps + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
@@ -13,15 +14,18 @@ from uda_seg.evaluation.evaluator import Scores, SegmentationEvaluator
 from uda_seg.methods.settings import Plan
 from uda_seg.methods.step import Loss, StepModule
 from uda_seg.methods.teacher import Teacher
+from uda_seg.models.compilation import as_written, check_compiler, compile_network
 from uda_seg.models.hrda import ContextView
 from uda_seg.models.inference import Inference
 from uda_seg.models.norm import estimate_statistics
 from uda_seg.models.segmentor import Features, Segmentor
-from uda_seg.ops.augment import draw_strong, strong_augment
+from uda_seg.ops.augment import StrongDraw, draw_strong, strong_augment
 from uda_seg.ops.image import to_float
 from uda_seg.ops.losses import IGNORE
 
 __all__ = ["Batch", "Loss", "Plan", "UDAModule"]
+
+log = logging.getLogger(__name__)
 
 Batch = Mapping[str, DomainBatch]
 
@@ -67,6 +71,16 @@ class UDAModule(StepModule):
             for _ in self.plan.targets
         )
 
+    def on_fit_start(self) -> None:
+        """Compile what steps run, if that is wanted; by now all copies of the network are made (Lightning hook)."""
+        if self.segmentor.backend is None:
+            return
+        check_compiler(self.segmentor.backend, self.trainer.strategy.root_device)
+        networks = {"student": self.segmentor} | ({} if self.teacher is None else {"teacher": self.teacher.network})
+        for network in networks.values():
+            compile_network(network)
+        log.info("%s compiled by %s: the first steps take minutes", " and ".join(networks), self.segmentor.backend)
+
     # ------------------------------------------------------------------ the interface of a method
 
     @abstractmethod
@@ -89,7 +103,11 @@ class UDAModule(StepModule):
 
     def augment(self, image: Tensor) -> Tensor:
         """Colour jitter and Gaussian blur of [B, 3, H, W] in [0, 1], with draws of their own."""
-        return strong_augment(image, draw_strong(len(image), device=image.device))
+        return self.apply_draw(image, draw_strong(len(image), device=image.device))
+
+    def apply_draw(self, image: Tensor, draw: StrongDraw) -> Tensor:
+        """Augment a whole batch at once; apart, so that the bench can do it image by image."""
+        return strong_augment(image, draw)
 
     def part(self, batch: Batch, index: int, parts: int) -> Batch:
         """The `index`-th of `parts` equal micro-batches of every domain."""
@@ -125,7 +143,9 @@ class UDAModule(StepModule):
         if not data.has_target:
             return
         images = (to_float(b.image.to(self.device)) for b in data.target_batches(self.plan.statistics_batches))
-        for norm in estimate_statistics(self.segmentor, self.segmentor.predict, images):
+        with as_written(self.segmentor):
+            norms = estimate_statistics(self.segmentor, self.segmentor.predict, images)
+        for norm in norms:
             for buffer in (norm.running_mean, norm.running_var):
                 assert buffer is not None
                 buffer.copy_(self.mean_over_ranks(buffer))
@@ -140,7 +160,8 @@ class UDAModule(StepModule):
         assert batch.label is not None, "a validation set has labels"
         height, width = batch.label.shape[-2:]
         assert isinstance(evaluator, SegmentationEvaluator)
-        labels = self.infer.label(network, to_float(batch.image), (height, width))
+        with as_written(network):
+            labels = self.infer.label(network, to_float(batch.image), (height, width))
         # Each image counts on one rank. One with none of its own reads another's, to keep step with those that have.
         mine = batch.index % self.trainer.world_size == self.global_rank
         evaluator.update(labels, batch.label.masked_fill(~mine.view(-1, 1, 1), IGNORE))

@@ -30,7 +30,7 @@ from uda_seg.models.daformer import DAFormerHead
 from uda_seg.models.deeplab import EXPANSION
 from uda_seg.models.segmentor import Prediction, Segmentor
 from uda_seg.models.two_task import Tasks, TwoTaskHead
-from uda_seg.ops.augment import draw_strong, strong_augment
+from uda_seg.ops.augment import draw_strong
 from uda_seg.ops.depth import Z_SCALE, agreement, berhu, discrepancy_weight
 from uda_seg.ops.losses import IGNORE
 from uda_seg.ops.mixing import class_mix
@@ -183,8 +183,8 @@ class CorDA(SelfTraining):
         """Colour jitter, in the order of channels that was chosen, and blur."""
         draw = draw_strong(len(image), device=image.device, strength=self.jitter)
         if self.jitter_order == "bgr":
-            return strong_augment(image.flip(1), draw).flip(1)
-        return strong_augment(image, draw)
+            return self.apply_draw(image.flip(1), draw).flip(1)
+        return self.apply_draw(image, draw)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The configured optimiser, or SGD with the released code's repetitions (Lightning hook)."""

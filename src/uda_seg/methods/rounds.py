@@ -21,6 +21,7 @@ from uda_seg.data.batch import DomainBatch
 from uda_seg.data.datamodule import UDADataModule
 from uda_seg.data.label_store import LabelDraft, LabelStore
 from uda_seg.methods.base import UDAModule
+from uda_seg.models.compilation import as_written
 from uda_seg.models.norm import batch_statistics, frozen_statistics
 from uda_seg.ops.confident import LEVELS, certainty, histogram, select, top_share
 from uda_seg.ops.image import to_float
@@ -209,7 +210,7 @@ def labelling(module: UDAModule) -> Iterator[None]:
     network, mode = module.segmentor, module.segmentor.training
     network.eval()
     try:
-        with torch.no_grad(), module.trainer.precision_plugin.forward_context():
+        with torch.no_grad(), as_written(network), module.trainer.precision_plugin.forward_context():
             if module.plan.teacher.batch_norm == "eval":
                 yield
             else:

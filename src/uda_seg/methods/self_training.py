@@ -26,6 +26,7 @@ from uda_seg.data.batch import DomainBatch
 from uda_seg.limits import Fraction, LossWeight, PositiveFraction
 from uda_seg.methods.base import Batch, Loss, Plan, UDAModule
 from uda_seg.methods.teacher import Teacher
+from uda_seg.models.compilation import compile_module
 from uda_seg.models.norm import frozen_statistics
 from uda_seg.models.segmentor import Features, Segmentor
 from uda_seg.ops.image import to_float
@@ -117,6 +118,12 @@ class SelfTraining(UDAModule):
             self.reference = FrozenReference(segmentor.encoder)
         elif feature_distance > 0:
             log.info("differs from the paper: the encoder knows no natural images, so the feature distance is off")
+
+    def on_fit_start(self) -> None:
+        """Compile the reference too (Lightning hook)."""
+        super().on_fit_start()
+        if self.reference is not None and self.segmentor.backend is not None:
+            compile_module(self.reference.encoder, self.segmentor.backend)
 
     def losses(self, batch: Batch) -> Iterator[Loss | tuple[Loss, ...]]:
         """Source, mixed and, if asked for, masked target cross-entropy."""

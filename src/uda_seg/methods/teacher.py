@@ -14,6 +14,7 @@ from uda_seg.models.segmentor import Segmentor
 from uda_seg.ops.ema import ema_decay, ema_update
 
 Result = TypeVar("Result")
+Places = list[tuple[dict[str, Any], str]]
 
 
 class Teacher(nn.Module):
@@ -37,6 +38,8 @@ class Teacher(nn.Module):
         self.batch_norm = batch_norm
         # The decay is computed on the host, from a number there; the buffer follows it where the state is saved.
         self.updates = 0
+        # In a tuple, so that the student is no part of its teacher.
+        self._followed: tuple[Segmentor, Places, Places] | None = None
         self.register_buffer("update_count", torch.zeros((), dtype=torch.int64))
         self.eval()
 
@@ -55,14 +58,17 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def update(self, student: Segmentor) -> None:
         """Move towards `student` by one step of the average; the first update copies it."""
-        decay = ema_decay(self.updates, self.alpha)
-        mine: list[Tensor] = list(self.network.parameters())
-        theirs: list[Tensor] = list(student.parameters())
-        if self.batch_norm == "eval":
-            mine += [b for b in self.network.buffers() if b.is_floating_point()]
-            theirs += [b for b in student.buffers() if b.is_floating_point()]
-        ema_update(mine, theirs, decay)
+        if self._followed is None or self._followed[0] is not student:
+            buffers = self.batch_norm == "eval"
+            self._followed = (student, _places(self.network, buffers), _places(student, buffers))
+        mine, theirs = ([tensors[name] for tensors, name in places] for places in self._followed[1:])
+        ema_update(mine, theirs, ema_decay(self.updates, self.alpha))
         self.updates += 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy follows another student."""
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return state | {"_followed": None}
 
     def predict(self, image: Tensor, head: str | None = None, **context: Tensor | None) -> Tensor:
         """Logits [B, K, H, W] of images [B, 3, H, W] in [0, 1]; `no_grad`, so that they may meet autograd."""
@@ -75,3 +81,20 @@ class Teacher(nn.Module):
             return function(self.network)
         with batch_statistics(self.network):
             return function(self.network)
+
+
+def _places(network: nn.Module, buffers: bool) -> Places:
+    """Where a network keeps its floating-point parameters, and buffers if asked for: a module's dict, and a name in it.
+
+    To walk through a large network takes the host as long as a forward of a small one, and moving it to another device
+    replaces its buffers; so places are remembered, not tensors.
+    """
+    kinds = ("_parameters", "_buffers") if buffers else ("_parameters",)
+    found: dict[int, tuple[dict[str, Any], str]] = {}
+    for kind in kinds:
+        for module in network.modules():
+            tensors: dict[str, Any] = getattr(module, kind)
+            for name, tensor in tensors.items():
+                if tensor is not None and tensor.is_floating_point():
+                    found.setdefault(id(tensor), (tensors, name))
+    return list(found.values())

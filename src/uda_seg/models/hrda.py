@@ -21,6 +21,7 @@ from uda_seg.models.inference import window_starts
 from uda_seg.models.segmentor import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    Backend,
     Encoder,
     Features,
     Head,
@@ -125,6 +126,8 @@ class HRDAHead(Head):
     As a head it is the decoder.
     """
 
+    parts = ()  # its own methods only pass on
+
     def __init__(self, head: Head, scale_attention: ScaleAttention) -> None:
         super().__init__()
         self.width = head.width
@@ -201,6 +204,9 @@ class HRDASegmentor(Segmentor):
         std: see Segmentor.
         channel_order: see Segmentor.
         recompute: see Segmentor.
+        compile: see Segmentor.
+        compile_backend: see Segmentor.
+        channels_last: see Segmentor.
         context_scale: of the low resolution (0.5).
         detail: height and width of the detail window in pixels (512 of crops of 1024); clipped to the image.
         detail_loss: share of the loss on the detail (0.1).
@@ -227,6 +233,9 @@ class HRDASegmentor(Segmentor):
         std: Sequence[float] = IMAGENET_STD,
         channel_order: Literal["rgb", "bgr"] = "rgb",
         recompute: bool = False,
+        compile: bool = False,
+        compile_backend: Backend = "inductor",
+        channels_last: bool = False,
         context_scale: PositiveFraction = 0.5,
         detail: Sequence[Count] = (512, 512),
         detail_loss: Fraction = 0.1,
@@ -243,7 +252,8 @@ class HRDASegmentor(Segmentor):
             decoder = cast(Head, head(channels=channels, num_classes=num_classes))
             return HRDAHead(decoder, ScaleAttention(channels, outputs, attention_width))
 
-        super().__init__(encoder, pair, num_classes, mean, std, channel_order, recompute)
+        options = (recompute, compile, compile_backend, channels_last)
+        super().__init__(encoder, pair, num_classes, mean, std, channel_order, *options)
         self.context_scale, self.detail_loss = context_scale, detail_loss
         self.detail = _pair("model.detail", detail)
         self.stride = _pair("model.detail_stride", detail_stride or [max(1, side // 2) for side in self.detail])

@@ -13,11 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from uda_seg.errors import UserError
 from uda_seg.models.norm import frozen_statistics
 from uda_seg.ops.losses import cross_entropy
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Backend = Literal["inductor", "aot_eager", "eager"]  # of torch.compile
 
 
 class Encoder(nn.Module):
@@ -58,10 +61,12 @@ class Head(nn.Module):
     Attributes:
         width: channels D of the fused map.
         reads: names of the segmentor's other heads that this one computes with.
+        parts: the methods that others call: what is compiled.
     """
 
     width: int
     reads: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ("fuse", "classify")
     # fuse(stages) -> [B, D, h, w];  classify(fused, **context) -> logits [B, C, h, w]
     fuse: Callable[[list[Tensor]], Tensor]
     classify: Callable[..., Tensor]
@@ -69,6 +74,16 @@ class Head(nn.Module):
     def forward(self, stages: list[Tensor], **context: Tensor | None) -> Tensor:
         """Logits [B, C, h, w] from the encoder's stages."""
         return self.classify(self.fuse(stages), **context)
+
+    def compile_parts(self, **options: Any) -> None:
+        """Compile what is called in place, as `nn.Module.compile` does with `forward`; options: of `torch.compile`."""
+        for name in set(self.parts) - vars(self).keys():
+            setattr(self, name, torch.compile(getattr(self, name), **options))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the compiled methods: a copy's would run on this head's weights."""
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {name: value for name, value in state.items() if name not in self.parts}
 
 
 HeadBuilder = Callable[..., nn.Module]
@@ -127,6 +142,13 @@ class Segmentor(nn.Module):
         recompute: save memory in training, see `Encoder`.
         align_corners: up-sample logits with the corner cells' centres on the corner pixels, as the released BiCL and
             CorDA do, whose maps of 65 cells for 512 pixels lie so; otherwise cells are areas.
+        compile: run training steps through `torch.compile`, see `models.compilation`.
+        compile_backend: of it; `inductor` makes kernels, the others are for finding out what fails.
+        channels_last: keep maps in memory pixel by pixel, which some convolutions are faster with. (Token encoders and
+            what follows them do by themselves.) Weights stay as they are, so neither state nor optimiser changes.
+
+    Raises:
+        UserError: both `compile` and `recompute`.
     """
 
     mean: Tensor
@@ -142,12 +164,21 @@ class Segmentor(nn.Module):
         channel_order: Literal["rgb", "bgr"] = "rgb",
         recompute: bool = False,
         align_corners: bool = False,
+        compile: bool = False,
+        compile_backend: Backend = "inductor",
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
         if channel_order not in ("rgb", "bgr"):
             raise ValueError(f"channel_order must be 'rgb' or 'bgr', not {channel_order!r}")
         self.encoder = encoder
+        if compile and recompute:
+            raise UserError(
+                "model.compile=true cannot trace model.recompute=true (blocks computed anew): leave one of them out"
+            )
         self.encoder.recompute = recompute
+        self.backend: Backend | None = compile_backend if compile else None
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.num_classes = num_classes
         self.channel_order, self.align_corners = channel_order, align_corners
         self.heads = nn.ModuleDict()
@@ -189,7 +220,8 @@ class Segmentor(nn.Module):
     def normalize(self, image: Tensor) -> Tensor:
         """RGB in [0, 1], [B, 3, H, W] float -> the encoder's own scale and channel order."""
         normalized = (image - self.mean) / self.std
-        return normalized.flip(1) if self.channel_order == "bgr" else normalized
+        ordered = normalized.flip(1) if self.channel_order == "bgr" else normalized
+        return ordered.contiguous(memory_format=self.memory_format)
 
     def encoder_input(self, image: Tensor) -> Tensor:
         """What the encoder gets to see of whole images [B, 3, H, W]: normalised, and maybe smaller."""

@@ -79,6 +79,7 @@ class TwoTaskHead(Head):
     """
 
     reads = ("main",)
+    parts = ("classify", "segmentations", "tasks")  # the fused map is the main head's
 
     def __init__(
         self,

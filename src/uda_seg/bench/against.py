@@ -1,0 +1,83 @@
+"""The configured training beside another one, `against.KEY=VALUE` away from it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+
+from uda_seg.bench.measure import Row
+from uda_seg.bench.session import prepare, steps_of
+from uda_seg.bench.turns import Trained, Turns
+from uda_seg.command import check, composed
+from uda_seg.config import Config, groups, key_of
+from uda_seg.errors import UserError
+
+PREFIX = "against."
+
+
+def split(given: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The overrides of the configuration, and those that `against.` tells the other one apart by, without the prefix.
+
+    Raises:
+        UserError: what follows `against.` is no override of the configuration, or does not fit the rest.
+    """
+    own = [o for o in given if not key_of(o).startswith(PREFIX)]
+    others = [o.replace(PREFIX, "", 1) for o in given if key_of(o).startswith(PREFIX)]
+    if any(key_of(o) == "against" for o in own):
+        raise UserError("against= needs a key of the other configuration: against.method=NAME, say")
+    if others:
+        check_rival(own, others)
+    return own, others
+
+
+def rival(given: Sequence[str], against: Sequence[str]) -> list[str]:
+    """The other configuration's overrides: those given, where `against` does not say otherwise.
+
+    Options of a group that it chooses anew are not carried over: `method.temperature` is of no other method.
+    """
+    said = {key_of(o) for o in against}
+    anew = {key for key in said if key in groups()}
+    kept = [o for o in given if key_of(o) not in said and key_of(o).partition(".")[0] not in {*anew, "hydra", "bench"}]
+    return [*kept, *against]
+
+
+def check_rival(given: Sequence[str], against: Sequence[str]) -> list[str]:
+    """The other configuration's overrides, checked as those of a command are.
+
+    Raises:
+        UserError: an unknown key or choice, with the nearest valid one.
+    """
+    try:
+        return check("config", rival(given, against))
+    except UserError as error:
+        raise UserError(f"against: {error}") from error
+
+
+def measure_against(config: Config) -> list[Row]:
+    """A step of the configuration and of the other one in turns, and their images/s and peak memory."""
+    against = config.bench.against
+    if not against:
+        raise UserError("bench.what=against needs another configuration: against.KEY=VALUE, e.g. against.method=dacs")
+    given = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    said = {key_of(o) for o in against}
+    own = ", ".join(o for o in given if key_of(o) in said) or "as configured"
+    return beside(config, composed(check_rival(given, against)), (own, ", ".join(against)))
+
+
+def beside(config: Config, other: Config, labels: tuple[str, str]) -> list[Row]:
+    """Two configurations in turns; `bench.pairs` and `bench.steps` are the first one's."""
+    bench, steps = config.bench, steps_of(config)
+    with tempfile.TemporaryDirectory() as folder, Turns() as turns:
+        for index, side in enumerate((config, other)):
+            # So that every block logs once.
+            side = replace(side, logger=replace(side.logger, kind="csv", log_every=bench.steps))
+            turns.add(_maker(side, Path(folder) / str(index), steps))
+        return turns.compare(labels, bench.pairs, bench.steps).rows("against")
+
+
+def _maker(config: Config, folder: Path, steps: int) -> Callable[[], Trained]:
+    return lambda: Trained(prepare(config, folder, steps))

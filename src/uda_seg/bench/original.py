@@ -1,0 +1,83 @@
+"""Our step beside the original repositories', and theirs, without its habits, beside a loop that is written out."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+
+from uda_seg.bench.classic import ClassicLoop, PlainTrainer
+from uda_seg.bench.measure import Row
+from uda_seg.bench.overhead import bare_loop
+from uda_seg.bench.session import DACS, prepare, shortened, steps_of
+from uda_seg.bench.turns import Comparison, Looped, Side, Trained, Turns
+from uda_seg.config import Config
+from uda_seg.data.datamodule import UDADataModule
+from uda_seg.launch import on_gpu
+from uda_seg.methods.base import UDAModule
+from uda_seg.train import build_data, build_module
+
+AIM = 3.0  # on a GPU
+
+
+def measure_classic(config: Config) -> list[Row]:
+    """The configured step beside the classic one; the classic step of DACS, without habits, beside the bare loop."""
+    bench = config.bench
+    config = replace(
+        config,
+        optimizer=replace(config.optimizer, accumulate=1),
+        logger=replace(config.logger, kind="csv", log_every=bench.steps),  # so that every block logs once
+    )
+    label = f"classic ({', '.join(bench.habits)})" if bench.habits else "classic without habits"
+    rows = _timed(config, ("ours", label), (_ours, _classic))
+    plain = replace(
+        config,
+        method=DACS,
+        teacher=replace(config.teacher, update="start", batch_norm="eval"),
+        bench=replace(bench, habits=[]),
+    )
+    bare = _timed(plain, ("classic without habits", "bare loop"), (_classic, _bare))
+    return [
+        *rows.rows("classic", AIM if on_gpu(config.trainer) else None, faster=True),
+        *bare.rows("classic/without_habits", 1.1),
+    ]
+
+
+def _timed(config: Config, labels: tuple[str, str], make: Sequence[Callable[[Config, Path], Side]]) -> Comparison:
+    with tempfile.TemporaryDirectory() as folder, Turns() as turns:
+        for maker in make:
+            turns.add(lambda maker=maker: maker(config, Path(folder)))  # type: ignore[misc]
+        return turns.compare(labels, config.bench.pairs, config.bench.steps)
+
+
+def _ours(config: Config, folder: Path) -> Side:
+    return Trained(prepare(config, folder / "ours", steps_of(config)))
+
+
+def _classic(config: Config, folder: Path) -> Side:
+    module, data, device = _plain(config)
+    log = (folder / "classic.csv").open("w", newline="")
+    trainer = PlainTrainer(folder, steps_of(config), data)
+    loop = ClassicLoop(module, trainer, iter(data.train_dataloader()), device, log, config.bench.habits)
+    return Looped(loop.step, module, data.images_per_step, log)
+
+
+def _bare(config: Config, folder: Path) -> Side:
+    module, data, device = _plain(config)
+    log = (folder / "bare.csv").open("w", newline="")
+    loop = bare_loop(module, data, device, False, log)
+    return Looped(loop.step, module, data.images_per_step, log)
+
+
+def _plain(config: Config) -> tuple[UDAModule, UDADataModule, torch.device]:
+    """The method as it is built for training, its data, and where a process by itself trains it; nothing compiled."""
+    config = shortened(config, steps_of(config))
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    data = build_data(config)
+    data.prepare_data()
+    data.setup("fit")
+    return build_module(config, data), data, torch.device("cuda" if on_gpu(config.trainer) else "cpu")

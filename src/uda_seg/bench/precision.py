@@ -1,0 +1,80 @@
+"""How far the losses in bf16-mixed are from those in float32."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from timm.layers.drop import DropPath
+from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from uda_seg.bench.measure import Row
+from uda_seg.bench.session import prepare
+from uda_seg.config import Config
+
+
+def measure_precision(config: Config) -> list[Row]:
+    """How far every loss in bf16-mixed is from that in float32, from the same weights, batches and draws.
+
+    That of the first step is due to the arithmetic alone; later on the two trainings drift apart too. The ratio is the
+    median over the steps of one by the other.
+    """
+    mixed, full = (losses(config, precision) for precision in ("bf16-mixed", "32-true"))
+    rows = []
+    for name in full[0]:
+        a, b = ([step[name] for step in side] for side in (mixed, full))
+        ratios = [x / y for x, y in zip(a, b, strict=True) if y != 0]
+        if ratios:
+            away = [100 * abs(ratio - 1) for ratio in ratios]
+            labels = ("apart, first step", f"at most, {len(away)} steps")
+            rows.append(
+                Row(f"precision/{name}", labels[0], away[0], labels[1], max(away), "%", statistics.median(ratios))
+            )
+    return rows
+
+
+class _Values(pl.Callback):
+    """Keeps the losses of every step."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """What the step has logged."""
+        recorded: dict[str, float] = pl_module.recorded  # type: ignore[assignment]
+        self.steps.append({k.partition("/")[2]: v for k, v in recorded.items() if k.startswith("train/")})
+
+
+def losses(config: Config, precision: str) -> list[dict[str, float]]:
+    """The losses, and the gradient's norm, of the first `bench.steps` steps of a training.
+
+    Without dropout and stochastic depth: some of their kernels draw otherwise in another precision.
+    """
+    config = replace(
+        config,
+        trainer=replace(config.trainer, precision=precision),
+        logger=replace(config.logger, kind="csv", log_every=1),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        session = prepare(config, Path(folder), config.bench.steps)
+        without_dropout(session.module)
+        values = _Values()
+        session.trainer.callbacks.append(values)  # type: ignore[attr-defined]
+        session.fit()
+    return [{name: value for name, value in step.items() if name != "lr"} for step in values.steps]
+
+
+def without_dropout(network: nn.Module) -> None:
+    """Switch dropout and stochastic depth off for good."""
+    for module in network.modules():
+        if isinstance(module, _DropoutNd):
+            module.p = 0.0
+        elif isinstance(module, DropPath):
+            module.drop_prob = 0.0

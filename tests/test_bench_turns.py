@@ -1,0 +1,158 @@
+"""Two trainings in turns, and the configurations that `against.KEY=VALUE` tells apart."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from command_line import configured, small_run
+from uda_seg import bench
+from uda_seg.bench import choose, expand
+from uda_seg.bench.against import beside, rival, split
+from uda_seg.bench.kernels import is_matrix
+from uda_seg.bench.measure import Pairs
+from uda_seg.bench.original import measure_classic
+from uda_seg.bench.precision import losses, measure_precision, without_dropout
+from uda_seg.bench.session import prepare, steps_of
+from uda_seg.bench.turns import Comparison, Looped, Trained, Turns
+from uda_seg.errors import UserError
+
+SHORT = ("bench.pairs=2", "bench.steps=2", "data.rare_class.enabled=false", "data.workers=0")
+
+
+@pytest.fixture
+def short(camvid, monkeypatch, tmp_path):
+    """Overrides of a training of a few hundred weights."""
+    monkeypatch.chdir(tmp_path)
+    return [*small_run(camvid, steps=40), *SHORT]
+
+
+def test_the_other_configuration_is_the_given_one_elsewhere():
+    given = ["method=lcmsm", "method.temperature=0.1", "data.crop=[64,64]", "optimizer.lr=0.1", "bench.pairs=2"]
+    assert rival(given, ["method=dacs", "optimizer.lr=0.2"]) == ["data.crop=[64,64]", "method=dacs", "optimizer.lr=0.2"]
+    assert rival(given, ["method.temperature=0.2"]) == [*given[:1], *given[2:4], "method.temperature=0.2"]
+
+
+def test_against_is_taken_apart_and_checked():
+    given = ["method=lcmsm", "against.trainer.precision=bf16-mixed", "against.model.compile=true"]
+    assert split(given) == (["method=lcmsm"], ["trainer.precision=bf16-mixed", "model.compile=true"])
+    for wrong, hint in (
+        ("against.methd=dacs", "against: methd is no key.*did you mean method"),
+        ("against.method=dac", "against: method=dac.*did you mean dacs"),
+        ("against.model.compil=true", "did you mean model.compile"),
+        ("against=dacs", "against.method=NAME"),
+    ):
+        with pytest.raises(UserError, match=hint):
+            split(["method=lcmsm", wrong])
+
+
+def test_what_is_measured_follows_from_what_is_given():
+    assert "bench.what=[against]" in expand(["against.method=dacs"])
+    assert "bench.what=[classic]" in expand(["baseline=classic", "method=dacs"])
+    assert not any(o.startswith("bench.what=[") for o in expand(["baseline=classic", "bench.what=all"]))
+    assert not any("bench.what" in o for o in expand(["method=dacs"]))
+    with pytest.raises(UserError, match="did you mean classic"):
+        expand(["baseline=clasic"])
+    assert "against" not in choose(["all"])
+
+
+def test_figures_of_a_comparison():
+    rows = Comparison("x", "y", Pairs([0.1, 0.1], [0.2, 0.4]), (4, 8), (2**20, 2**21)).rows("n")
+    assert [(row.name, row.unit) for row in rows] == [("n/step", "ms"), ("n/images", "images/s"), ("n/peak", "MiB")]
+    assert [row.ratio for row in rows] == [pytest.approx(0.375), pytest.approx(1.5), 0.5]
+    assert (rows[1].a_value, rows[1].b_value) == (pytest.approx(40), pytest.approx(8 / 0.3))
+    faster = Comparison("x", "y", Pairs([0.1], [0.4]), (4, 4), (None, None)).rows("n", 3.0, faster=True)
+    assert (faster[0].ratio, faster[0].met, len(faster)) == (4.0, True, 2)
+
+
+def test_sides_take_turns_and_end(short, tmp_path):
+    config = configured(*short)
+    steps, network = [], nn.Linear(1, 1)
+    with Turns() as turns, (tmp_path / "log").open("w") as log:
+        turns.add(lambda: Trained(prepare(config, tmp_path, steps_of(config))))
+        trainer = turns.sides[0].session.trainer
+        turns.add(lambda: Looped(lambda: steps.append(trainer.global_step), network, 4, log))
+        found = turns.compare(("a", "b"), 2, 2)
+        threads = threading.active_count()
+    assert steps == [3] * 3 + [5, 5, 7, 7]  # three steps of warm-up each, then two and two
+    assert threading.active_count() == threads - 1
+    assert trainer.global_step == 7
+    assert len(found.pairs.a) == 2
+    assert found.peak_bytes[0] > 0
+
+
+def test_what_a_training_raises_is_raised(short, tmp_path):
+    session = prepare(configured(*short), tmp_path, 9)
+    session.module.finish_step = lambda: 1 / 0
+    with pytest.raises(ZeroDivisionError), Turns() as turns:
+        turns.add(lambda: Trained(session))
+
+
+def test_a_training_that_ends_too_early_is_no_figure(short, tmp_path):
+    with pytest.raises(RuntimeError, match="ended 1 steps before"), Turns() as turns:
+        turns.add(lambda: Trained(prepare(configured(*short), tmp_path, 2)))
+
+
+def test_two_configurations_are_compared(short):
+    rows = beside(configured(*short), configured(*short, "method=dacs"), ("lcmsm", "dacs"))
+    assert [row.name for row in rows] == ["against/step", "against/images", "against/peak"]
+    assert all(row.ratio > 0 and (row.a, row.b) == ("lcmsm", "dacs") for row in rows)
+
+
+def test_the_command_compares(cli, short, monkeypatch, tmp_path):
+    monkeypatch.setattr(bench.against, "beside", lambda a, b, labels: [_row(a, b, labels)])
+    done = cli(
+        bench.main, *short, "method=dacs", "against.method=source_only", "against.trainer.precision=bf16-mixed",
+        "bench.output=b.json",
+    )  # fmt: skip
+    assert done.code == 0, done
+    (row,) = json.loads((tmp_path / "b.json").read_text())["rows"]
+    assert row["a"] == "method=dacs: SelfTraining auto"
+    assert row["b"] == "method=source_only, trainer.precision=bf16-mixed: SourceOnly bf16-mixed"
+    assert "did you mean method" in cli(bench.main, *short, "against.methd=dacs").error
+
+
+def _row(a, b, labels):
+    names = [
+        f"{label}: {c.method['_target_'].rpartition('.')[2]} {c.trainer.precision}"
+        for label, c in zip(labels, (a, b), strict=True)
+    ]
+    return bench.Row("against/step", names[0], 1.0, names[1], 1.0, "ms", 1.0)
+
+
+def test_classic_is_measured(short):
+    rows = {row.name: row for row in measure_classic(configured(*short, "method=dacs"))}
+    assert {"classic/step", "classic/without_habits/step"} <= set(rows)
+    assert rows["classic/without_habits/step"].target == "at most 1.1"
+    assert rows["classic/step"].b == "classic (backward, ema, augment, item)"
+
+
+def test_losses_of_two_precisions_are_compared(short):
+    config = configured(*short, "method=dacs")
+    full, again = losses(config, "32-true"), losses(config, "32-true")
+    assert full == again
+    assert len(full) == config.bench.steps
+    rows = {row.name: row for row in measure_precision(config)}
+    assert {"precision/source/ce", "precision/mix/ce", "precision/gradient_norm"} == set(rows)
+    source = rows["precision/source/ce"]
+    assert source.ratio == pytest.approx(1, abs=0.03)
+    assert 0 < source.a_value <= source.b_value < 3
+
+
+def test_nothing_is_dropped_any_more(make_segmentor):
+    segmentor = make_segmentor()
+    without_dropout(segmentor)
+    x = torch.rand(1, 8, 4, 4)
+    assert torch.equal(segmentor.head().dropout.train()(x), x)
+
+
+def test_operators_that_multiply_matrices():
+    yes = ("aten::mm", "aten::addmm", "aten::bmm", "aten::mkldnn_convolution", "aten::convolution_backward",
+           "aten::_scaled_dot_product_flash_attention_for_cpu", "aten::_flash_attention_forward")  # fmt: skip
+    no = ("aten::mul", "aten::native_batch_norm", "aten::add", "aten::upsample_bilinear2d", "aten::_foreach_lerp_",
+          "Optimizer.step#AdamW.step", "aten::sum", "aten::layer_norm")  # fmt: skip
+    assert [name for name in yes if not is_matrix(name)] == [name for name in no if is_matrix(name)] == []
