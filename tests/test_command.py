@@ -6,7 +6,7 @@ import pytest
 
 from command_line import in_a_fork
 from uda_seg import evaluate, predict, train
-from uda_seg.command import check, composed, variant
+from uda_seg.command import check, composed, quoted, variant
 from uda_seg.errors import UserError
 
 
@@ -28,6 +28,16 @@ def test_check_names_the_nearest(overrides, said):
         check("config", overrides)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a=1,b=2", "(1) [x]", "it's", "plain"])
+def test_a_path_that_is_there_may_have_any_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    for path in (name, str(tmp_path / name)):
+        assert composed(check("config", [quoted(f"data.source.root={path}")])).data.source.root == path
+    assert quoted("data.crop=[64,64]") == "data.crop=[64,64]"
+    assert quoted(f"init='{name}'") == f"init='{name}'"
 
 
 def test_options_that_only_the_class_states_need_no_plus_sign():

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import itertools
 import logging
+import os
 import re
 import sys
 import textwrap
@@ -99,6 +100,7 @@ def run(
     arguments = sys.argv[1:]
     overrides = [a for a in arguments if ("=" in a or a.startswith("~")) and not a.startswith("-")]
     others = [a for a in arguments if a not in overrides]
+    overrides = [quoted(override) for override in overrides]
     jobs = Jobs()
     ended: SystemExit | None = None
     try:
@@ -117,6 +119,17 @@ def run(
     _sum_up(jobs, after)
     if ended is not None:
         raise ended
+
+
+def quoted(override: str) -> str:
+    """An override, in quotes if its value is a path that is there and Hydra would read something else in it.
+
+    Our own run folders have '=' and ',' in their names.
+    """
+    key, _, value = override.partition("=")
+    if value[:1] in ("'", '"') or not re.search(r"[^\w./~+-]", value) or not os.path.exists(value):
+        return override
+    return f"{key}='" + value.replace("'", r"\'") + "'"
 
 
 def _sum_up(jobs: Jobs, after: Callable[[Sequence[Outcome]], None] | None) -> None:
@@ -196,7 +209,8 @@ def check(name: str, overrides: Sequence[str]) -> list[str]:
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
-        raise UserError(f"cannot read the overrides: {' '.join(str(error).split())}") from error
+        cure = "put a value that has '=', ',' or brackets of its own in quotes: \"key='value'\""
+        raise UserError(f"cannot read the overrides: {' '.join(str(error).split())}; {cure}") from error
     choices = [o for o in parsed if o.key_or_group in groups() and not o.is_delete()]
     # Hydra answers for its own keys, and the schema for what is explicitly added or deleted.
     keys = [o.key_or_group for o in parsed if o.type == OverrideType.CHANGE and not o.key_or_group.startswith("hydra")]
