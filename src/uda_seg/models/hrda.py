@@ -252,8 +252,18 @@ class HRDASegmentor(Segmentor):
             decoder = cast(Head, head(channels=channels, num_classes=num_classes))
             return HRDAHead(decoder, ScaleAttention(channels, outputs, attention_width))
 
-        options = (recompute, compile, compile_backend, channels_last)
-        super().__init__(encoder, pair, num_classes, mean, std, channel_order, *options)
+        super().__init__(
+            encoder,
+            pair,
+            num_classes,
+            mean,
+            std,
+            channel_order,
+            recompute,
+            compile=compile,
+            compile_backend=compile_backend,
+            channels_last=channels_last,
+        )
         self.context_scale, self.detail_loss = context_scale, detail_loss
         self.detail = _pair("model.detail", detail)
         self.stride = _pair("model.detail_stride", detail_stride or [max(1, side // 2) for side in self.detail])

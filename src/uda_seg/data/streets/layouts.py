@@ -79,10 +79,13 @@ TO_MAPILLARY = inverse(MAPILLARY_RAW, MAPILLARY_EGO)
 TO_MAPILLARY[CITYSCAPES.names.index("sidewalk")] = 15  # the first is the curb
 
 
+COUNTED = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")  # one by one, by Cityscapes
+
+
 def instances(label: NDArray[np.uint8]) -> NDArray[np.uint16]:
-    """Numbers of connected things, from 1 on, [H, W]; 0 on all else."""
+    """Numbers of connected persons and vehicles, from 1 on, [H, W]; 0 on all else, lights and signs too."""
     numbers, last = np.zeros(label.shape, np.uint16), 0
-    for thing in CITYSCAPES.things:
+    for thing in map(CITYSCAPES.names.index, COUNTED):
         count, parts = cv2.connectedComponents((label == thing).astype(np.uint8))
         numbers[parts > 0] = (parts[parts > 0] + last).astype(np.uint16)
         last += count - 1
