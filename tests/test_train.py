@@ -308,7 +308,7 @@ def test_what_cannot_be_resumed(train, tmp_path):
         train("run", "method=dacs", *again)
 
 
-def test_a_resumed_run_says_what_it_does_otherwise(train, caplog):
+def test_a_resumed_run_says_what_it_does_otherwise(train, caplog, tmp_path):
     train("run", "method=dacs", "steps=1")
     train("run", "method=dacs", "steps=1", "resume=last", "callbacks.panels=1", "trainer.max_steps=9", "data.workers=0")
     assert "resumed" not in caplog.text
@@ -316,6 +316,7 @@ def test_a_resumed_run_says_what_it_does_otherwise(train, caplog):
     [line] = [r.getMessage() for r in caplog.records if r.getMessage().startswith("resumed otherwise")]
     assert line.endswith(": steps=2 (was 1), data.target_batch=3 (was 2), optimizer.lr=0.5 (was 0.001)")
     assert "resumed with 3 target images a step instead of 2: the samplers go on at the place of this" in caplog.text
+    assert checkpoint(tmp_path / "run")["global_step"] == 2  # a finished run that is given more steps takes them
 
 
 def test_what_was_killed_before_its_first_checkpoint_can_be_begun_again(train, tmp_path):

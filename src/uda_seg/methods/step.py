@@ -163,6 +163,14 @@ class StepModule(pl.LightningModule):
             self.record({**self.mean_of_known(values), "train/lr": optimizer.param_groups[0]["lr"]})
         self.noted.clear()
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let a run that had reached its end go on where it is given more steps (Lightning hook).
+
+        The checkpoint remembers that its batch was the last one, by which Lightning would end at once.
+        """
+        progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress", {})
+        progress["is_last_batch"] = False
+
     def logs_at(self, done: int) -> bool:
         """Whether the values of the step are logged after which `done` are done."""
         return done == 1 or done % self.plan.log_every == 0
