@@ -87,19 +87,20 @@ def test_without_ranges_the_learning_rate_and_the_weights_that_are_on_are_search
 
 @pytest.fixture
 def search(cli, camvid, tmp_path):
-    """`search(*overrides)`: a search over tiny runs, with its end; its folder is `found`."""
+    """`search(*overrides)`: a search over tiny runs, with its end; its folder is `found`, or with "" its own."""
 
-    def search(*overrides: str):
-        given = ("-m", "sweep=optuna", "hydra.sweep.dir=found", "method=source_only", "steps=1", *overrides)
+    def search(*overrides: str, folder: str = "found"):
+        given = ("-m", "sweep=optuna", "method=source_only", "steps=1", *overrides)
+        given += (f"hydra.sweep.dir={folder}",) if folder else ()
         return cli(command.main, *small_run(camvid), *given)
 
     return search
 
 
 def test_a_search_names_its_best_trial_and_is_widened(search, tmp_path):
-    finished = search("hydra.sweeper.trials=2")
+    finished = search("hydra.sweeper.trials=2", folder="")
     assert finished.code == 0, finished.err
-    found = tmp_path / "found"
+    [found] = tmp_path.glob("outputs/*/search/source_only_*")
     rows = rows_of(found)
     assert [row["trial"] for row in rows] == ["trial000", "trial001"]
     rates = [float(row["optimizer.lr"]) for row in rows]
@@ -113,12 +114,12 @@ def test_a_search_names_its_best_trial_and_is_widened(search, tmp_path):
     assert f"**best: {best['trial']}, miou" in (found / "table.md").read_text()
     assert f"best: {best['trial']}, miou" in finished.err + finished.out
     before = {path: path.stat().st_mtime_ns for path in found.glob("trial*/metrics.json")}
-    assert search("hydra.sweeper.trials=3", "trainer.precision=32-true").code == 0
+    assert search("hydra.sweeper.trials=3", "trainer.precision=32-true", folder="").code == 0
     assert len(rows_of(found)) == 3
     assert rows_of(found)[:2] == rows
     assert rows_of(found)[2]["optimizer.lr"] not in {row["optimizer.lr"] for row in rows}
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
-    with pytest.raises(UserError, match="found holds another search"):
+    with pytest.raises(UserError, match="holds another search"):
         open_study(found, ["steps=2"], "miou", "maximize", False)
     with pytest.raises(UserError, match=r"hydra\.sweeper\.direction=upwards: choose maximize or minimize"):
         open_study(found, [], "miou", "upwards", False)
