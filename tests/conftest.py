@@ -36,7 +36,7 @@ def files_of_the_configuration_are_read_once():
     load, read = OmegaConf.load, {}
 
     def load_once(file):
-        name = getattr(file, "name", file)
+        name = file if isinstance(file, str | os.PathLike) else file.name
         key = (str(name), os.stat(name).st_mtime_ns)
         if key not in read:
             read[key] = load(file)
