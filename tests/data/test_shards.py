@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from trees import streets_tree
 
+from command_line import configured
+from uda_seg import prepare
 from uda_seg.data.datamodule import UDADataModule
 from uda_seg.data.datasets import SPECS, SegmentationDataset
 from uda_seg.data.integrity import Damaged
@@ -305,3 +307,16 @@ def test_a_damaged_image_is_not_packed(files, tmp_path):
         pack(files, tmp_path / "new", images=4)
     assert not (tmp_path / "new" / "images-000001.tar").exists()
     assert not (tmp_path / "new" / INDEX).exists()
+
+
+def test_the_command_packs_the_target_and_indexes_shards(camvid, tmp_path, caplog):
+    caplog.set_level("INFO")
+    given = ["data=streets2camvid", f"data.target.root={camvid}", "trainer=cpu"]
+    prepare.prepare(configured(*given, f"pack.out={tmp_path / 'tars'}", "pack.images=3"), tmp_path)
+    assert "8 images in 3 shards" in caplog.text
+    (tmp_path / "tars" / INDEX).unlink()
+    prepare.index_target(configured(*given[:1], f"data.target.root={tmp_path / 'tars'}").data.target)
+    assert [shard.images for shard in open_folder(str(tmp_path / "tars")).shards] == [3, 3, 2]
+    packed = configured(*given, "data.reader=shards", f"pack.out={tmp_path}")
+    with pytest.raises(UserError, match=r"needs data\.reader=files"):
+        prepare.prepare(packed, tmp_path)
