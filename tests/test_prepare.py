@@ -9,8 +9,8 @@ import pytest
 
 from data.trees import blocks, image_of, save, save_palette
 from uda_seg import prepare, train
-from uda_seg.data.check import OFFICIAL_COUNTS
 from uda_seg.data.settings import DataSettings, DomainSettings, prepare_command
+from uda_seg.data.specs import SPECS
 
 IDS = [0, 7, 8, 11, 21, 23, 26]
 SIZES = ["data.source.size=[48,64]", "data.target.size=[32,64]", "data.validation.cityscapes.size=[32,64]"]
@@ -55,7 +55,7 @@ def test_a_sound_pair_of_domains_gets_statistics_and_a_page(call, tmp_path):
     assert re.search(r"<td>road</td><td class=\"n\">\d+\.\d+ %", page)
     assert 'src="data:image/jpeg;base64,' in page
     assert "http" not in page  # nothing is fetched
-    assert f"the official GTA has {OFFICIAL_COUNTS['gta', 'train']} in train" in (folder / "problems.txt").read_text()
+    assert f"the official GTA has {SPECS['gta'].counts['train']} in train" in (folder / "problems.txt").read_text()
     assert len(list((tmp_path / "cache/statistics").iterdir())) == 3
     assert not (tmp_path / "cache/resized").exists()
 

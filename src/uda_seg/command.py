@@ -27,8 +27,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from uda_seg.config import CONF, Config, accepted, groups, key_of, parse
-from uda_seg.data.datasets import user_error
-from uda_seg.errors import UserError
+from uda_seg.errors import UserError, user_error
 from uda_seg.jobs import SILENT, Jobs, Outcome
 from uda_seg.schema import leaves, nearest
 

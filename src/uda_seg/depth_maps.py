@@ -16,7 +16,8 @@ from torch import Tensor
 
 from uda_seg.config import Config
 from uda_seg.data.custom import classes_of
-from uda_seg.data.datasets import open_domain, read_image
+from uda_seg.data.datasets import open_domain
+from uda_seg.data.decoding import read_image
 from uda_seg.data.depth import DESCRIPTION, described
 from uda_seg.data.settings import DomainSettings
 from uda_seg.data.transforms import fit_inside

@@ -36,8 +36,7 @@ from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 
 from uda_seg.config import Config, TrainerSettings
-from uda_seg.data.datasets import user_error
-from uda_seg.errors import UserError
+from uda_seg.errors import UserError, user_error
 
 Work = Callable[[Config, Path], Any]
 

@@ -23,7 +23,7 @@ from uda_seg.config import Config
 from uda_seg.data.batch import Sample
 from uda_seg.data.custom import classes_of
 from uda_seg.data.datamodule import resize_of
-from uda_seg.data.datasets import read_image
+from uda_seg.data.decoding import read_image
 from uda_seg.data.labels import ClassSet
 from uda_seg.data.settings import DomainSettings
 from uda_seg.data.transforms import Resize

@@ -29,12 +29,13 @@ from uda_seg.data.check import Problem, Report, check_domain, summary, to_text
 from uda_seg.data.class_files import official_pixels
 from uda_seg.data.custom import classes_of
 from uda_seg.data.datamodule import resize_of
-from uda_seg.data.datasets import SPECS, SegmentationDataset, open_domain
+from uda_seg.data.datasets import SegmentationDataset, open_domain
 from uda_seg.data.disk_cache import write_cache
 from uda_seg.data.labels import ClassSet
 from uda_seg.data.repair import repair, set_aside
 from uda_seg.data.settings import DomainSettings, prepare_command
 from uda_seg.data.shards import INDEX, index_shards, pack
+from uda_seg.data.specs import SPECS
 from uda_seg.data.statistics import save_statistics, statistics_file
 from uda_seg.data.streets.export import export
 from uda_seg.errors import UserError
@@ -122,7 +123,7 @@ def _check(config: Config, option: str, domain: DomainSettings, classes: ClassSe
     if domain.split == "test" and domain.dataset in SERVERS:
         labels = "none"  # the servers have them; Cityscapes' own files for this split are empty
     whole = domain.count is None
-    return check_domain(data, option, domain.dataset, user_cache(), labels=labels, whole=whole)
+    return check_domain(data, option, user_cache(), labels=labels, whole=whole)
 
 
 def reads_depth(config: Config) -> bool:

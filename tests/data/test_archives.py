@@ -10,8 +10,9 @@ from trees import gta_tree
 
 from uda_seg.data import archives
 from uda_seg.data.archives import find_archives, folders_of, lacks_folders, list_members, missing_members, unpack
-from uda_seg.data.datasets import SPECS, SegmentationDataset
+from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.labels import CITYSCAPES
+from uda_seg.data.specs import SPECS
 from uda_seg.errors import UserError
 
 GTA = folders_of(SPECS["gta"], "gta")

@@ -9,8 +9,9 @@ from trees import blocks, image_of, save
 
 from uda_seg.data import statistics
 from uda_seg.data.class_files import mend_back_slashes, official_pixels
-from uda_seg.data.datasets import SPECS, SegmentationDataset
+from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.labels import CAMVID, CITYSCAPES, CITYSCAPES_RAW
+from uda_seg.data.specs import SPECS
 from uda_seg.data.statistics import class_statistics, count_classes
 
 CITIES = [("aachen", 0), ("aachen", 1), ("bochum", 0)]

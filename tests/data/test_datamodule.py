@@ -13,9 +13,9 @@ from trees import camvid_tree, streets_tree
 
 from uda_seg.data import stream
 from uda_seg.data.datamodule import StepSampler, UDADataModule, choose_workers
-from uda_seg.data.datasets import SegmentationDataset, user_error
+from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.settings import DataSettings, DomainSettings, RareClassSettings
-from uda_seg.errors import UserError
+from uda_seg.errors import UserError, user_error
 
 STEPS = 6
 

@@ -8,10 +8,12 @@ import pytest
 from torch.utils.data import DataLoader
 from trees import blocks, camvid_tree, cityscapes_tree, gta_tree, image_of, save, streets_tree, synthia_tree
 
-from uda_seg.data.datasets import SPECS, SegmentationDataset, open_domain, read_image, user_error
+from uda_seg.data.datasets import SegmentationDataset, open_domain
+from uda_seg.data.decoding import read_image
 from uda_seg.data.labels import CAMVID, CAMVID_RAW, CITYSCAPES, CITYSCAPES_RAW, SYNTHIA_RAW
 from uda_seg.data.settings import DataSettings, DomainSettings
-from uda_seg.errors import UserError
+from uda_seg.data.specs import SPECS
+from uda_seg.errors import UserError, user_error
 
 
 def open_tree(name, root, classes=CITYSCAPES, split="train", labeled=True, **options):

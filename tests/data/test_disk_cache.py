@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from trees import blocks, gta_tree, image_of, save, streets_tree
 
 from uda_seg.data import disk_cache
-from uda_seg.data.datasets import SPECS, SegmentationDataset
+from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.depth import DepthFiles
 from uda_seg.data.disk_cache import find_cache, write_cache
 from uda_seg.data.labels import CITYSCAPES
+from uda_seg.data.specs import SPECS
 from uda_seg.data.stream import SampleReader
 from uda_seg.data.transforms import CropRule, RareClass, Resize, training_crop
 from uda_seg.errors import UserError

@@ -8,9 +8,10 @@ import pytest
 from trees import blocks, save, streets_tree
 
 from uda_seg.data import statistics
-from uda_seg.data.datasets import SPECS, SegmentationDataset
+from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.labels import CAMVID, CITYSCAPES, CITYSCAPES_TO_CAMVID
 from uda_seg.data.settings import RareClassSettings
+from uda_seg.data.specs import SPECS
 from uda_seg.data.statistics import ClassStatistics, class_statistics, min_crop_pixels, rare_class_order
 from uda_seg.errors import UserError
 

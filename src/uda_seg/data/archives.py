@@ -13,9 +13,9 @@ from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from uda_seg.data.datasets import DatasetSpec
 from uda_seg.data.depth import LAYOUTS
 from uda_seg.data.parallel import in_threads
+from uda_seg.data.specs import DatasetSpec
 from uda_seg.errors import UserError
 from uda_seg.files import write_whole
 

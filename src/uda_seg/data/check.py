@@ -1,65 +1,33 @@
 """Whether a data set on disk is what it should be: every file read once, and everything that is wrong with it listed.
 
-What was found in a file is kept beside the caches, by the file's name, size and time, so that a check that was
-interrupted goes on, and a repeated one reads only what has changed.
+What was found in a file is kept in a journal, so that a check that was interrupted goes on, and a repeated one reads
+only what has changed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from uda_seg.data.counting import present_ids
-from uda_seg.data.datasets import LabelEncoding, SegmentationDataset
+from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.depth import DepthFiles, same_shape
 from uda_seg.data.integrity import Damaged, check_image_file
+from uda_seg.data.journal import Finding, Journal, stamp_of
 from uda_seg.data.parallel import in_threads
+from uda_seg.data.specs import LabelEncoding
 from uda_seg.data.statistics import ClassStatistics
 from uda_seg.errors import UserError
-from uda_seg.files import CACHE, write_text
 
-VERSION = 2  # of the checks: findings of another version are not used
 LAST_TRAIN_ID = 18  # of Cityscapes' classes
 MANY_LOW = 0.05  # share of raw labels without higher ids from which they are taken for converted ones (ours)
-# Images of the official releases; CamVid: SegNet's. streets has as many as were rendered. Those of test splits, BDD100K
-# and Mapillary are from their publications, not from files that were at hand.
-OFFICIAL_COUNTS: dict[tuple[str, str], int] = {
-    ("gta", "train"): 24966,
-    ("synthia", "train"): 9400,
-    ("cityscapes", "train"): 2975,
-    ("cityscapes", "val"): 500,
-    ("cityscapes", "test"): 1525,
-    ("acdc", "train"): 1600,
-    ("acdc", "val"): 406,
-    ("acdc", "test"): 2000,
-    ("darkzurich", "train"): 2416,
-    ("darkzurich", "val"): 50,
-    ("darkzurich", "test"): 151,
-    ("bdd100k", "train"): 7000,
-    ("bdd100k", "val"): 1000,
-    ("bdd100k", "test"): 2000,
-    ("mapillary", "train"): 18000,
-    ("mapillary", "val"): 2000,
-    ("camvid", "train"): 367,
-    ("camvid", "val"): 101,
-}
-# (H, W) of every image of a set; others have images of several sizes.
-OFFICIAL_SIZES: dict[str, tuple[int, int]] = {
-    "synthia": (760, 1280),
-    "cityscapes": (1024, 2048),
-    "acdc": (1080, 1920),
-    "darkzurich": (1080, 1920),
-    "bdd100k": (720, 1280),
-    "camvid": (360, 480),
-}
 
 
 @dataclass(frozen=True)
@@ -81,81 +49,6 @@ class Problem:
     kind: str
     damage: bool = True
     index: int | None = None
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What reading a file showed.
-
-    Args:
-        shape: (H, W) of an intact file.
-        ids: The raw ids of a label, with their pixels.
-        error: What is wrong with the file alone.
-        broken: Whether it cannot be read at all, rather than being a label of another kind.
-    """
-
-    shape: tuple[int, int] | None = None
-    ids: Mapping[int, int] = field(default_factory=dict)
-    error: str = ""
-    broken: bool = False
-
-
-class Journal:
-    """Findings of earlier checks, a line of JSON each, appended as they are made.
-
-    The last line may be torn, where a check was killed; it is dropped, and its file is read again.
-
-    Args:
-        file: Where it lies.
-        subject: How files were looked at; findings of another subject are not used.
-    """
-
-    def __init__(self, file: Path, subject: str) -> None:
-        self.file, self._header = file, json.dumps({"checks": VERSION, "of": subject})
-        self._lines: dict[str, str] = {}
-        self._open: TextIO | None = None
-        lines = file.read_text(errors="replace").splitlines() if file.is_file() else []
-        for line in lines[1:] if lines[:1] == [self._header] else []:
-            try:
-                self._lines[json.loads(line)["file"]] = line
-            except (ValueError, KeyError, TypeError):
-                continue
-        write_text(file, "\n".join([self._header, *self._lines.values(), ""]), cure=CACHE)
-
-    def recall(self, name: str, path: Path) -> Finding | None:
-        """What was found in a file, if it has not changed since."""
-        line = self._lines.pop(name, None)  # it is asked for once
-        if line is None:
-            return None
-        entry = json.loads(line)
-        if entry["stamp"] != _stamp(path):
-            return None
-        shape = None if entry["shape"] is None else (entry["shape"][0], entry["shape"][1])
-        ids = {int(raw): count for raw, count in entry["ids"].items()}
-        return Finding(shape, ids, entry["error"], entry["broken"])
-
-    def note(self, name: str, stamp: Sequence[int], finding: Finding) -> None:
-        """Keep what was found in a file that had `stamp` before it was read."""
-        line = json.dumps({"file": name, "stamp": stamp, **finding.__dict__})
-        try:
-            self._open = self._open or self.file.open("a")
-            self._open.write(line + "\n")
-            self._open.flush()
-        except OSError as error:
-            raise UserError(f"cannot write {self.file}: {error.strerror or error}; {CACHE}") from error
-
-    def close(self) -> None:
-        """Nothing more will be noted."""
-        if self._open is not None:
-            self._open.close()
-
-
-def _stamp(path: Path) -> list[int]:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return []
-    return [status.st_size, status.st_mtime_ns]
 
 
 @dataclass
@@ -190,15 +83,12 @@ class Report:
         return [index for index in range(len(self.dataset)) if index not in bad]
 
 
-def check_domain(
-    dataset: SegmentationDataset, option: str, name: str, cache: Path, *, labels: str, whole: bool = True
-) -> Report:
+def check_domain(dataset: SegmentationDataset, option: str, cache: Path, *, labels: str, whole: bool = True) -> Report:
     """Read every file of a domain and list what is wrong.
 
     Args:
         dataset: The domain, opened without labels.
         option: Where it stands in the configuration, for messages.
-        name: The data set's name in the configuration, by which the official counts are known.
         cache: Where all caches lie.
         labels: "needed"; "optional": what is wrong with them is no damage, and there may be none; or "none".
         whole: Whether all of the data set's images are used, so that their number says something.
@@ -207,7 +97,7 @@ def check_domain(
     folder = cache / "checked" / f"{dataset.root.name}-{dataset.split}-{place}"
     report = Report(option, dataset, None, np.zeros((len(dataset), 2), np.int64))
     _check_images(report, Journal(folder / "images.jsonl", "image"))
-    _check_sizes(report, name, whole)
+    _check_sizes(report, whole)
     if labels != "none" and _survey_labels(report, needed=labels == "needed"):
         encoding = dataset.encoding
         subject = json.dumps([dataset.spec.title, encoding.suffix, sorted(encoding.table.items())])
@@ -231,7 +121,7 @@ def _look(
             yield index, known
 
     def work(index: int) -> tuple[int, list[int], Finding]:
-        stamp = _stamp(files[index])  # before it is read: a file that changes meanwhile is read again next time
+        stamp = stamp_of(files[index])  # before it is read: a file that changes meanwhile is read again next time
         return index, stamp, look(index)
 
     try:
@@ -265,14 +155,14 @@ def _unreadable(path: Path, found: Finding, index: int, damage: bool = True) -> 
     return Problem(str(path), what, cure, "unreadable" if found.broken else "label", damage, index)
 
 
-def _check_sizes(report: Report, name: str, whole: bool) -> None:
+def _check_sizes(report: Report, whole: bool) -> None:
     data, title = report.dataset, report.dataset.spec.title
-    official = OFFICIAL_COUNTS.get((name, data.split))
+    official = data.spec.counts.get(data.split)
     if whole and official is not None and official != len(data):
         what = f"{len(data)} images, the official {title} has {official} in {data.split}"
         cure = "unpack it again, or unpack=all where its ZIPs are" if len(data) < official else "look for extra files"
         report.problems.append(Problem(str(data.image_root), what, cure, "count", damage=False))
-    size = OFFICIAL_SIZES.get(name)
+    size = data.spec.size
     if size is None:
         return
     other = np.flatnonzero((report.shapes != size).any(axis=1) & report.shapes.any(axis=1))

@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uda_seg.data.batch import Sample
-from uda_seg.data.datasets import SegmentationDataset, read_image
+from uda_seg.data.datasets import SegmentationDataset
+from uda_seg.data.decoding import read_image
 from uda_seg.data.parallel import in_threads
 from uda_seg.data.transforms import Resize
 from uda_seg.errors import UserError

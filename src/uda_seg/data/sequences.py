@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from uda_seg.data.batch import TensorBatch
-from uda_seg.data.datasets import open_domain, read_image
+from uda_seg.data.datasets import open_domain
+from uda_seg.data.decoding import read_image
 from uda_seg.data.depth import DepthFiles, find_depth
 from uda_seg.data.labels import ClassSet
 from uda_seg.data.sampling import ShuffledOrder, positions

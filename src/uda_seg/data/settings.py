@@ -15,7 +15,7 @@ class DomainSettings:
     """Where the images of one domain come from.
 
     Args:
-        dataset: A name in `uda_seg.data.datasets.SPECS`; custom: folders of one's own, described by `custom`.
+        dataset: A name in `uda_seg.data.specs.SPECS`; custom: folders of one's own, described by `custom`.
         root: The data set's folder; streets renders into the cache when it is None, all others need it.
         domain: streets only: game, camera, night_rain, or another name that streets knows.
         split: train or val.

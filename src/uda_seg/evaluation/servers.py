@@ -1,6 +1,6 @@
 """What the test servers of public benchmarks take: encoding, names and folders of the files.
 
-A new server is one entry of `SERVERS`, under the name of the data set in `uda_seg.data.datasets.SPECS`.
+A new server is one entry of `SERVERS`, under the name of the data set in `uda_seg.data.specs.SPECS`.
 """
 
 from __future__ import annotations

