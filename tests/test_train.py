@@ -317,6 +317,20 @@ def test_a_resumed_run_says_what_it_does_otherwise(train, caplog, tmp_path):
     assert line.endswith(": steps=2 (was 1), data.target_batch=3 (was 2), optimizer.lr=0.5 (was 0.001)")
     assert "resumed with 3 target images a step instead of 2: the samplers go on at the place of this" in caplog.text
     assert checkpoint(tmp_path / "run")["global_step"] == 2  # a finished run that is given more steps takes them
+    rates = [group["base_lr"] for group in checkpoint(tmp_path / "run")["optimizer_states"][0]["param_groups"]]
+    assert rates == [0.5, 0.5, 2.5]  # the head learns faster
+    with refused("the checkpoint's optimiser has other groups of parameters: resume with the same optimizer.name"):
+        train("run", "method=dacs", "steps=3", "resume=last", "optimizer.name=sgd", "data.target_batch=3")
+
+
+def test_a_run_that_slurm_queued_again_goes_on_with_its_own_checkpoint(train, monkeypatch, tmp_path):
+    train("first", "method=source_only", "steps=1")
+    begin = f"resume={tmp_path}/first/checkpoints/last.ckpt"
+    train("second", "method=source_only", "steps=2", begin)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    config = configured("method=source_only", begin)
+    assert runs.prepare_folder(tmp_path / "second", config) == tmp_path / "second/checkpoints/last.ckpt"
+    assert runs.prepare_folder(tmp_path / "third", config) == tmp_path / "first/checkpoints/last.ckpt"
 
 
 def test_what_was_killed_before_its_first_checkpoint_can_be_begun_again(train, tmp_path):

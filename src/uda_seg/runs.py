@@ -45,11 +45,11 @@ def prepare_folder(folder: Path, config: Config) -> Path | None:
             readable checkpoint to resume.
     """
     begun = any((folder / "checkpoints").glob("*.ckpt"))
+    if begun and _queued_again():  # whatever it was begun from
+        return _resume_from(folder, "last")
     # A sweep that goes on has jobs that were not begun.
     if config.resume is not None and (begun or config.resume != "last" or not _one_of_many()):
         return _resume_from(folder, config.resume)
-    if begun and _queued_again():
-        return _resume_from(folder, "last")
     _make_room(folder, config.overwrite)
     return None
 

@@ -115,8 +115,8 @@ def say_batch(config: Config, data: UDADataModule, world: int, before: Mapping[s
     if (ranks := before.get("ranks", world)) != world:
         log.warning(
             "resumed on %d rank(s) instead of %d: what a step draws on each (mixed classes, masks, augmentation) is "
-            "drawn otherwise from here on",
-            *(world, ranks),
+            "drawn otherwise from here on%s",
+            *(world, ranks, f"; the learning rate is {world} times optimizer.lr" if config.optimizer.scale_lr else ""),
         )
 
 

@@ -96,6 +96,11 @@ class NonFinite:
             )
 
 
+def _kind(group: Mapping[str, Any]) -> tuple[int, bool]:
+    """What has to be alike for a group of parameters to take another one's state: their number, and the optimiser."""
+    return len(group["params"]), "betas" in group
+
+
 class StepModule(pl.LightningModule):
     """The manual step over whatever batches its loader gives; it knows no task.
 
@@ -164,12 +169,26 @@ class StepModule(pl.LightningModule):
         self.noted.clear()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let a run that had reached its end go on where it is given more steps (Lightning hook).
+        """Make a resumed run follow the settings that it is given now (Lightning hook).
 
-        The checkpoint remembers that its batch was the last one, by which Lightning would end at once.
+        A run that had reached its end goes on where it has more steps: the checkpoint remembers that its batch was the
+        last one, by which Lightning would end at once. An optimiser's state restores rates and decays too: those that
+        are configured now take their places.
+
+        Raises:
+            UserError: the state is another optimiser's, or of other groups of parameters.
         """
         progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress", {})
         progress["is_last_batch"] = False
+        for state in checkpoint.get("optimizer_states", []):
+            saved, given = state["param_groups"], self.configure_optimizers().state_dict()["param_groups"]
+            if [_kind(group) for group in saved] != [_kind(group) for group in given]:
+                raise UserError(
+                    "the checkpoint's optimiser has other groups of parameters: resume with the same optimizer.name, "
+                    "optimizer.head_lr_multiplier and optimizer.weight_decay, or start a new run with init="
+                )
+            for before, now in zip(saved, given, strict=True):
+                before.update({name: value for name, value in now.items() if name not in ("params", "lr")})
 
     def logs_at(self, done: int) -> bool:
         """Whether the values of the step are logged after which `done` are done."""
