@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from types import SimpleNamespace
 
 import cv2
@@ -21,8 +23,10 @@ from uda_seg.config import CONF
 from uda_seg.data.datasets import open_domain
 from uda_seg.data.labels import CAMVID, CITYSCAPES
 from uda_seg.errors import UserError
+from uda_seg.methods.depth import SelfSupervisedDepth
 from uda_seg.models.depth import DepthHead
 from uda_seg.models.segmentor import Segmentor
+from uda_seg.runs import read_checkpoint
 
 
 @pytest.fixture
@@ -73,6 +77,22 @@ def test_a_run_goes_on_where_it_stopped(tree, tmp_path):
     command.depth(configured(*overrides(tree, "depth.steps=4", "trainer.max_steps=2")), tmp_path / "half")
     resumed = command.depth(configured(*overrides(tree, "depth.steps=4", "resume=last")), tmp_path / "half")
     assert resumed == whole
+
+
+def test_a_run_that_is_asked_to_stop_saves_itself(tree, tmp_path, monkeypatch):
+    losses = SelfSupervisedDepth.losses
+
+    def stopped(self, batch):
+        if self.trainer.global_step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return losses(self, batch)
+
+    monkeypatch.setattr(SelfSupervisedDepth, "losses", stopped)
+    common = ("depth.steps=9", "callbacks.checkpoints=1", "evaluator.times=1")
+    with pytest.raises(SystemExit) as end:
+        command.depth(configured(*overrides(tree, *common)), tmp_path)
+    assert end.value.code == 128 + signal.SIGTERM
+    assert read_checkpoint(tmp_path / "checkpoints/last.ckpt")["global_step"] == 2
 
 
 def test_monocular_depth_is_in_no_unit(tree, tmp_path):

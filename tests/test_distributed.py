@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
@@ -320,6 +321,61 @@ def test_hardware_that_is_not_there(train, monkeypatch):
         taken.listen()
         monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
         assert "Address already in use; choose another port" in said()
+
+
+def around(config: Config, folder: Path) -> dict[str, str | None]:
+    """What a rank finds in its environment."""
+    assert not SLURMEnvironment.detect()
+    return {name: os.environ.get(name) for name in ("LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "WORLD_SIZE")}
+
+
+def test_what_a_cluster_has_set_is_no_hindrance_to_ranks_of_one_machine(camvid, tmp_path, monkeypatch):
+    """A batch script's own process is SLURM's one task, and other programs' variables are not meant for us."""
+    for name, value in {"NODE_RANK": "1", "MASTER_ADDR": "elsewhere", "SLURM_NTASKS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    found = on_all_ranks(around)(configured(*overrides_on(2, camvid)), tmp_path)
+    assert found == {"LOCAL_RANK": "0", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"}
+
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "environment", "said"),
+    [
+        (2, TORCHRUN, r"4 ranks were started, but trainer.devices x trainer.num_nodes is 2: .* torchrun --nnodes"),
+        (1, TORCHRUN, "4 ranks were started, but trainer.devices x trainer.num_nodes is 1"),
+        (2, {"SLURM_NTASKS": "4"}, "4 ranks were started, .* srun --nodes=N --ntasks-per-node=D"),
+        (4, {"SLURM_NTASKS": "1", **TORCHRUN}, None),  # torchrun, once on each machine of SLURM's
+        (4, {"SLURM_NTASKS": "4"}, None),
+    ],
+)
+def test_ranks_of_others_are_those_that_were_asked_for(ranks, environment, said, camvid, tmp_path, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    job, config = on_all_ranks(lambda *_: "here"), configured(*overrides_on(ranks, camvid))
+    if said is None:
+        assert job(config, tmp_path) == "here"
+        return
+    with pytest.raises(UserError, match=said):
+        job(config, tmp_path)
+
+
+def test_a_sweep_is_not_started_by_every_rank(cli, camvid, monkeypatch, tmp_path):
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    said = cli(command.main, "-m", *overrides_on(4, camvid), "method=dacs", "hydra.sweep.dir=sweep").error
+    assert "a multirun starts the ranks of each job itself: call it without torchrun, or use sweep=slurm" in said
+
+
+def test_a_sweep_on_two_machines_is_summed_up_on_the_first(cli, camvid, monkeypatch, tmp_path):
+    """The second machine's part alone: its ranks are replaced."""
+    monkeypatch.setattr(launch.Ranks, "run", lambda *_: 0.5)
+    sweep = ["-m", *overrides_on(1, camvid), "trainer.num_nodes=2", "method=dacs", "hydra.sweep.dir=sweep"]
+    for name, value in {"NODE_RANK": "1", "MASTER_ADDR": "first", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    assert cli(command.main, *sweep).code == 0
+    assert not (tmp_path / "sweep" / "table.md").exists()
 
 
 @pytest.mark.parametrize("ranks", [1, 2])  # as they are called, and passed on

@@ -31,7 +31,6 @@ from hydra_plugins.uda_seg_search import Search
 from test_train import metrics
 from uda_seg import train as command
 from uda_seg.callbacks.checkpoint import Checkpoints
-from uda_seg.callbacks.stop import requeue_signal, slurm_job
 from uda_seg.command import _job, check, composed, variant
 from uda_seg.config import CONF
 from uda_seg.errors import UserError
@@ -39,6 +38,7 @@ from uda_seg.jobs import SILENT, Jobs
 from uda_seg.launch import on_all_ranks
 from uda_seg.methods.source_only import SourceOnly
 from uda_seg.search import default_space, open_study, split
+from uda_seg.slurm import requeue_signal, slurm_job
 from uda_seg.sweep import job_of
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import json
+import math
 import os
 import pickle
 import re
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+import wandb
 import yaml
 from hydra.types import RunMode
 from PIL import Image
@@ -32,6 +34,7 @@ from uda_seg.callbacks.csv_log import CSVLog
 from uda_seg.data.labels import CAMVID
 from uda_seg.errors import UserError
 from uda_seg.methods.source_only import SourceOnly
+from uda_seg.methods.step import Loss
 from uda_seg.models.segmentor import Segmentor
 
 METHODS = ("source_only", "dacs", "lcmsm", "bicl", "t2sda", "corda")
@@ -160,6 +163,30 @@ def test_two_dashboards(train, tmp_path):
         time.sleep(0.2)
     assert {"train/source/ce", "val/miou"} <= history
     assert {"steps", "method", "data"} <= config
+
+
+def test_a_run_at_wandb_ends_with_that_in_its_folder(train, tmp_path, monkeypatch):
+    """Resumed it goes on there, begun anew it is another; and one that failed does not look finished."""
+    codes = []
+    ended = wandb.Run.finish
+    monkeypatch.setattr(
+        wandb.Run, "finish", lambda run, exit_code=None: (codes.append(exit_code), ended(run, exit_code))
+    )
+    common = ("method=source_only", "logger=wandb", "logger.offline=true")
+
+    def identities(*overrides: str) -> list[str]:
+        train("run", *common, *overrides)
+        return [path.name.split("-")[-1] for path in sorted((tmp_path / "run" / "wandb").glob("offline-run-*"))]
+
+    [first] = set(identities("steps=1"))
+    assert set(identities("steps=2", "resume=last")) == {first}
+    [second] = set(identities("steps=1", "overwrite=true"))
+    assert second != first
+    bad = lambda self, batch: [Loss("bad", sum(p.sum() for p in self.parameters()) * math.nan)]  # noqa: E731
+    monkeypatch.setattr(SourceOnly, "losses", bad)
+    with refused("bad is not finite"):
+        identities("steps=1", "overwrite=true")
+    assert codes == [0, 0, 0, 1]
 
 
 def read_wandb(file: Path) -> tuple[set[str], set[str]]:

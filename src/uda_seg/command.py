@@ -29,6 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from uda_seg.config import CONF, Config, accepted, groups, key_of, parse
 from uda_seg.errors import UserError, user_error
 from uda_seg.jobs import SILENT, Jobs, Outcome
+from uda_seg.launch import first_machine
 from uda_seg.schema import leaves, nearest
 
 log = logging.getLogger(__name__)
@@ -136,7 +137,7 @@ def _sum_up(jobs: Jobs, after: Callable[[Sequence[Outcome]], None] | None) -> No
     outcomes = jobs.outcomes()
     jobs.forget()
     try:
-        if outcomes and after is not None:
+        if outcomes and after is not None and not jobs.told_elsewhere:
             after(outcomes)
     except UserError as error:
         fail(error)
@@ -179,7 +180,9 @@ def _job(work: Callable[[Config, Path], Any], jobs: Jobs) -> Callable[[DictConfi
         if is_multirun():
             jobs.note(folder, error=SILENT)
         try:
-            result = work(parse(raw), folder)
+            config = parse(raw)
+            jobs.told_elsewhere = not first_machine(config.trainer)
+            result = work(config, folder)
         except Exception as error:
             said = user_error(error)
             if not is_multirun():

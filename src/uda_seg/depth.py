@@ -33,8 +33,10 @@ from numpy.typing import NDArray
 from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
+from uda_seg.callbacks.checkpoint import LastCheckpoint
 from uda_seg.callbacks.csv_log import CSVLog
 from uda_seg.callbacks.progress import ProgressBar
+from uda_seg.callbacks.stop import Stop
 from uda_seg.command import given_path, run
 from uda_seg.config import Config
 from uda_seg.data.sequence_module import SequenceData
@@ -160,32 +162,15 @@ def build_module(config: Config, data: SequenceData) -> SelfSupervisedDepth:
     )
 
 
-class KeepLast(pl.Callback):
-    """Writes `last.ckpt` now and then and at the end; none with bad weights."""
-
-    def __init__(self, path: Path, every: int, content: dict[str, Any]) -> None:
-        self.path, self.every, self.content = path, every, content
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Add what builds the network again."""
-        assert isinstance(pl_module, SelfSupervisedDepth)
-        pl_module.watcher.raise_if_any()
-        checkpoint["uda_seg"] = self.content
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Save where it is due."""
-        if trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
-            trainer.save_checkpoint(self.path, weights_only=False)
-
-
 def build_trainer(config: Config, folder: Path, content: dict[str, Any]) -> pl.Trainer:
     """Lightning's trainer; a batch is a step. `content` goes into checkpoints, to build the network again."""
     steps = config.depth.steps
     callbacks: list[pl.Callback] = [ProgressBar()] if config.callbacks.progress else []
-    callbacks.append(KeepLast(folder / "checkpoints/last.ckpt", interval(steps, config.callbacks.checkpoints), content))
-    loggers: list[Logger] = [CSVLog(folder / "metrics.csv")] if config.checkpoint is None else []
+    loggers: list[Logger] = []
+    if config.checkpoint is None:  # it trains
+        checkpoints = LastCheckpoint(folder / "checkpoints", interval(steps, config.callbacks.checkpoints), content)
+        callbacks += [checkpoints, Stop(checkpoints)]
+        loggers.append(CSVLog(folder / "metrics.csv"))
     return lightning(config, folder, steps, loggers, callbacks)
 
 

@@ -44,15 +44,19 @@ class Jobs:
 
     A launcher such as submitit pickles the command and runs the copy elsewhere. A copy leaves its outcomes in a folder
     that is known here; it has to be on a disk that both see, as the runs' folders do.
+
+    Attributes:
+        told_elsewhere: whether another machine, on which the first ranks are, sums up the jobs of both.
     """
 
     def __init__(self) -> None:
         self.notes = Path.cwd() / f".jobs-{uuid.uuid4().hex[:8]}"
         self.here: list[Outcome] | None = []
+        self.told_elsewhere = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Of what a copy needs."""
-        return {"notes": self.notes, "here": None}
+        return {"notes": self.notes, "here": None, "told_elsewhere": False}
 
     def note(self, folder: Path, result: object = None, error: str | None = None) -> None:
         """Take down how the running job ended; before it begins, a copy notes that it is `SILENT`."""

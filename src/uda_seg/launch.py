@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import configure_log, setup_globals
+from hydra.types import RunMode
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from omegaconf import DictConfig
@@ -37,6 +38,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from uda_seg.config import Config, TrainerSettings
 from uda_seg.errors import UserError, user_error
+from uda_seg.slurm import requeue_signal
 
 Work = Callable[[Config, Path], Any]
 
@@ -54,7 +56,8 @@ def on_all_ranks(work: Work) -> Work:
     """The same command on as many processes as `trainer` asks for; what rank 0 returns is its result.
 
     Raises:
-        UserError: hardware that is not there, a port that is taken, or whatever the first rank that failed says.
+        UserError: hardware that is not there, a port that is taken, ranks of others that are not those asked for, or
+            whatever the first rank that failed says.
     """
 
     @functools.wraps(work)
@@ -62,7 +65,7 @@ def on_all_ranks(work: Work) -> Work:
         settings = config.trainer
         ranks = local_ranks(settings)
         alone = ranks * settings.num_nodes == 1 and settings.strategy != "ddp"
-        if alone or started_by_others():
+        if started_by_others(ranks * settings.num_nodes) or alone:
             if rank_zero_only.rank > 0:  # type: ignore[attr-defined]
                 _keep_quiet()
             return work(config, folder)
@@ -71,9 +74,38 @@ def on_all_ranks(work: Work) -> Work:
     return job
 
 
-def started_by_others() -> bool:
-    """Whether this process is a rank already."""
-    return "LOCAL_RANK" in os.environ or TorchElasticEnvironment.detect() or SLURMEnvironment.detect()
+def started_by_others(wanted: int) -> bool:
+    """Whether this process is one of the ranks already, which torchrun or SLURM's srun has started.
+
+    Args:
+        wanted: how many ranks `trainer` asks for, on all machines.
+
+    Raises:
+        UserError: they started another number, or the ranks of a sweep, whose jobs each need ranks of their own.
+    """
+    if TorchElasticEnvironment.detect():
+        started, cure = int(os.environ["WORLD_SIZE"]), "torchrun --nnodes=N --nproc-per-node=D"
+    elif SLURMEnvironment.detect():
+        started, cure = int(os.environ["SLURM_NTASKS"]), "srun --nodes=N --ntasks-per-node=D"
+        if started == 1 < wanted:  # a script's one task, which may well start the others
+            return False
+    else:
+        return "LOCAL_RANK" in os.environ
+    if started != wanted:
+        raise UserError(
+            f"{started} ranks were started, but trainer.devices x trainer.num_nodes is {wanted}: start them with {cure}"
+        )
+    sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if sweep and started > 1 and "SUBMITIT_EXECUTOR" not in os.environ:
+        raise UserError(
+            f"a multirun starts the ranks of each job itself: call it without {cure.split()[0]}, or use sweep=slurm"
+        )
+    return True
+
+
+def first_machine(settings: TrainerSettings) -> bool:
+    """Whether what is told once, of ranks on several machines, is told here."""
+    return settings.num_nodes == 1 or os.environ.get("NODE_RANK", "0") == "0"
 
 
 # ---------------------------------------------------------------------- what the machine has
@@ -132,7 +164,9 @@ def environment(settings: TrainerSettings, ranks: int) -> dict[str, str]:
                 f"trainer.num_nodes={settings.num_nodes} needs {', '.join(missing)} in the environment: the same "
                 "address and port on all machines, and each machine's own number from 0 on; or use trainer=slurm"
             )
-    node, address = os.environ.get("NODE_RANK", "0"), os.environ.get("MASTER_ADDR", "127.0.0.1")
+    node, address = "0", "127.0.0.1"  # of one machine, whatever a cluster has set
+    if settings.num_nodes > 1:
+        node, address = os.environ["NODE_RANK"], os.environ["MASTER_ADDR"]
     port = os.environ.get("MASTER_PORT")
     if port is None:
         port = str(_free_port())
@@ -218,6 +252,7 @@ class Ranks:
         answers: dict[Connection, int] = {}
         for number in range(self.count):
             given = {**os.environ, **self.environment, "LOCAL_RANK": str(number)}
+            given.pop("SLURM_NTASKS", None)  # by which Lightning would take SLURM's tasks for the ranks
             here, there = context.Pipe(duplex=False)
             arguments = (there, given, self.first + number, hydra, work, config, folder)
             process = context.Process(target=_rank, args=arguments, name=f"rank {self.first + number}")
@@ -274,15 +309,17 @@ class Ranks:
 
     @contextmanager
     def _passing_signals_on(self) -> Iterator[None]:
-        """Within the block the ranks get this process's SIGTERM."""
+        """Within the block the ranks get what this process is sent: SIGTERM, and SLURM's signal."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = signal.signal(signal.SIGTERM, lambda number, _: self._pass_on(number))
+        listened = [signal.SIGTERM, *([requeue_signal()] if "SLURM_JOB_ID" in os.environ else [])]
+        before = {number: signal.signal(number, lambda number, _: self._pass_on(number)) for number in listened}
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _pass_on(self, number: int) -> None:
         self.asked = number

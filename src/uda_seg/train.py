@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
+import uuid
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -14,6 +14,7 @@ from typing import Any
 import pytorch_lightning as pl
 from hydra.utils import get_class, instantiate
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from pytorch_lightning.profilers import AdvancedProfiler, Profiler, SimpleProfiler
@@ -31,6 +32,7 @@ from uda_seg.config import Config, TrainerSettings
 from uda_seg.data.datamodule import UDADataModule
 from uda_seg.evaluation.evaluator import mean_scores
 from uda_seg.evaluation.servers import refuse_unlabelled
+from uda_seg.files import write_text
 from uda_seg.launch import local_ranks, on_all_ranks
 from uda_seg.methods.base import Plan, UDAModule
 from uda_seg.models.inference import Inference
@@ -81,6 +83,7 @@ def train(config: Config, folder: Path) -> float:
     write_record(folder, config)
     trainer = build_trainer(config, folder, data, seen)
     say_batch(config, data, trainer.world_size, None if resume is None else read_checkpoint(resume)["uda_seg"])
+    failed = True
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
         if module.scored_step != trainer.global_step:
@@ -89,8 +92,10 @@ def train(config: Config, folder: Path) -> float:
             checkpoints = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))  # type: ignore[attr-defined]
             write_json(folder / "metrics.json", collect(config, module, trainer, checkpoints, seen))
             log.info("mIoU %.1f %% (last iterate, step %d) in %s", 100 * module.miou, trainer.global_step, folder)
+        failed = False
     finally:
-        close_loggers(trainer)
+        close_loggers(trainer, failed)
+    trainer.strategy.barrier()  # another machine's next job must not begin before this one's results are there
     return module.miou
 
 
@@ -120,11 +125,11 @@ def say_batch(config: Config, data: UDADataModule, world: int, before: Mapping[s
         )
 
 
-def close_loggers(trainer: pl.Trainer) -> None:
-    """End the W&B run: the next job of a sweep would go on writing into it."""
+def close_loggers(trainer: pl.Trainer, failed: bool) -> None:
+    """End the W&B run, as failed where it is: the next job of a sweep would go on writing into it."""
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger) and trainer.is_global_zero:
-            logger.experiment.finish()
+            logger.experiment.finish(exit_code=int(failed))
 
 
 def quiet_lightning() -> None:
@@ -254,7 +259,7 @@ def lightning(
 ) -> pl.Trainer:
     """Lightning's trainer on the configured hardware, for `steps` optimiser steps; a batch is one of them."""
     plugins: list[Any] = [AtomicCheckpointIO()]
-    if SLURMEnvironment.detect():
+    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():  # torchrun may be called by srun
         plugins.append(SLURMEnvironment(auto_requeue=False))  # `Stop` does it
     settings = config.trainer
     trainer = pl.Trainer(
@@ -320,12 +325,11 @@ def build_loggers(config: Config, folder: Path) -> list[Logger]:
     settings, loggers = config.logger, [CSVLog(folder / "metrics.csv")]
     name = "/".join(folder.parts[-3:])
     if settings.kind == "wandb":
-        identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
         return [
             *loggers,
             WandbLogger(
                 name=name,
-                id=identity,
+                id=wandb_id(folder) if rank_zero_only.rank == 0 else None,  # type: ignore[attr-defined]
                 project=settings.project,
                 save_dir=folder,
                 offline=settings.offline,
@@ -337,6 +341,14 @@ def build_loggers(config: Config, folder: Path) -> list[Logger]:
     if settings.kind == "tensorboard":
         return [*loggers, TensorBoardLogger(folder, name="", version="tensorboard")]
     return [*loggers]
+
+
+def wandb_id(folder: Path) -> str:
+    """The id at W&B of the run in this folder, kept beside it: a resumed run goes on there, one anew has its own."""
+    file = folder / "wandb" / "id.txt"
+    if not file.exists():
+        write_text(file, uuid.uuid4().hex[:16])
+    return file.read_text()
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from uda_seg.callbacks.checkpoint import Checkpoints
+from uda_seg.callbacks.checkpoint import LastCheckpoint
 from uda_seg.methods.step import StepModule
+from uda_seg.slurm import requeue_signal, slurm_job
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class Stop(pl.Callback):
         checkpoints: what saves. This callback comes after it, and after all that belong to a step.
     """
 
-    def __init__(self, checkpoints: Checkpoints) -> None:
+    def __init__(self, checkpoints: LastCheckpoint) -> None:
         self.checkpoints = checkpoints
         self.asked = 0
 
@@ -75,6 +76,7 @@ class Stop(pl.Callback):
             self.checkpoints.save_last(trainer)
         if trainer.is_global_zero:
             self._take_leave(number, step)
+        trainer.strategy.barrier()  # srun may be told to end all ranks as soon as one has left
         raise SystemExit(128 + number)
 
     def _take_leave(self, number: int, step: int) -> None:
@@ -85,15 +87,3 @@ class Stop(pl.Callback):
         if job is not None and number == requeue_signal():
             done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
             log.info("SLURM job %s: %s", job, "queued again" if done.returncode == 0 else done.stderr.strip())
-
-
-def requeue_signal() -> signal.Signals:
-    """What SLURM sends before the time is over: what README asks for, or submitit, whose own handler saves nothing."""
-    submitted = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
-    return signal.Signals[f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}" if submitted else "SIGUSR1"]
-
-
-def slurm_job() -> str | None:
-    """What `scontrol` calls this job; a job of an array by its number there, or all of the array would be meant."""
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return os.environ.get("SLURM_JOB_ID") if array is None or task is None else f"{array}_{task}"
