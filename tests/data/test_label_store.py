@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +18,7 @@ def finished(folder, labels, version=0):
     store = LabelStore(folder, len(labels), labels.shape[1:])
     draft = LabelDraft(store, version, len(labels), "network")
     draft.begin()
-    draft.plane("selected")[:] = labels
+    draft.write("selected", 0, labels)
     draft.finish()
     return store
 
@@ -47,7 +50,7 @@ def test_beyond_an_image_lies_nothing(tmp_path):
 def test_a_draft_is_continued_for_the_same_network_only(tmp_path):
     store = LabelStore(tmp_path, 4, (2, 3))
     LabelDraft(store, 2, 1, "first").begin()
-    LabelDraft(store, 2, 1, "first").plane("done")[1] = 1
+    LabelDraft(store, 2, 1, "first").write("done", 1, np.ones(1))
     again = LabelDraft(store, 2, 1, "first")
     again.begin()
     assert again.plane("done").tolist() == [0, 1, 0, 0]
@@ -65,7 +68,7 @@ def test_a_draft_in_other_batches_is_begun_anew(size, batches, tmp_path):
     """`done` counts batches: by fours there are as many as by threes, of other images."""
     store = LabelStore(tmp_path, 5, (2, 3))
     LabelDraft(store, 0, 3, "network").begin()
-    LabelDraft(store, 0, 3, "network").plane("done")[0] = 1
+    LabelDraft(store, 0, 3, "network").write("done", 0, np.ones(1))
     other = LabelDraft(store, 0, size, "network")
     other.begin()
     assert other.batches == batches
@@ -74,7 +77,7 @@ def test_a_draft_in_other_batches_is_begun_anew(size, batches, tmp_path):
 
 def test_a_draft_for_other_images_is_begun_anew(tmp_path):
     LabelDraft(LabelStore(tmp_path, 4, (2, 3)), 0, 2, "network").begin()
-    LabelDraft(LabelStore(tmp_path, 4, (2, 3)), 0, 2, "network").plane("done")[0] = 1
+    LabelDraft(LabelStore(tmp_path, 4, (2, 3)), 0, 2, "network").write("done", 0, np.ones(1))
     wider = LabelDraft(LabelStore(tmp_path, 4, (2, 5)), 0, 2, "network")
     wider.begin()
     assert wider.plane("label").shape == (4, 2, 5)
@@ -88,6 +91,22 @@ def test_later_rounds_are_forgotten(tmp_path):
     LabelDraft(store, 3, 1, "network").begin()
     store.forget_from(1)
     assert [p.name for p in tmp_path.iterdir()] == ["round_000.npy"]
+
+
+def test_a_full_disk_is_told(tmp_path, monkeypatch):
+    draft = LabelDraft(LabelStore(tmp_path, 3, (2, 2)), 0, 1, "network")
+    draft.begin()
+    path = tmp_path / "round_000" / "label.npy"
+    real = Path.open
+
+    def full(self, mode="r", *given):
+        if self == path and mode != "rb":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(self, mode, *given)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(UserError, match=r"cannot write pseudo-labels into .*No space left on device; free some space"):
+        draft.write("label", 0, np.ones((1, 2, 2)))
 
 
 def test_a_file_of_other_images_is_named(tmp_path):

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import reference_steps as reference
 import torch
 from test_steps import equal_weights, fit, run_plain
+from torch import nn
 
 from data.trees import streets_tree
 from uda_seg.callbacks.checkpoint import Checkpoints
@@ -19,7 +20,7 @@ from uda_seg.data.settings import DataSettings, DomainSettings
 from uda_seg.errors import UserError
 from uda_seg.methods import rounds
 from uda_seg.methods.bicl import LADDER, BiCL
-from uda_seg.methods.rounds import RoundSchedule
+from uda_seg.methods.rounds import RoundSchedule, StaticLabels
 from uda_seg.methods.settings import TeacherSettings
 from uda_seg.methods.source_only import SourceOnly
 from uda_seg.models.inference import Inference
@@ -239,6 +240,8 @@ def test_schedule(steps, warmup, count):
         assert sorted(set(numbers)) == list(range(count))
         lengths = [numbers.count(number) for number in range(count)]
         assert max(lengths) - min(lengths) <= 1
+    begins = {number: found.index(number) for number in numbers}
+    assert [schedule.span(step) for step in range(schedule.first, steps)] == [(n, begins[n]) for n in numbers]
 
 
 @pytest.fixture
@@ -321,7 +324,7 @@ def test_resumed_training_is_the_same_bit_for_bit(make_segmentor, make_plan, dat
         # The run goes one step further than its last checkpoint.
         train(bicl(make_segmentor, make_plan), data(), folder, max_steps=stop + 1)
         again = bicl(make_segmentor, make_plan)
-        train(again, data(), folder, resume=folder / "checkpoints/last.ckpt")
+        train(again, data(), folder, resume=folder / "checkpoints/previous.ckpt")
         equal_states(whole, again)
     assert whole.calibration.value.abs().sum() > 0
     rounds_made = sorted(p.name for p in (tmp_path / "whole/pseudo_labels").iterdir())
@@ -341,7 +344,7 @@ def test_resumed_in_another_folder(step, loss, make_segmentor, make_plan, data, 
         stored.write_bytes(b"nothing")
     caplog.clear()
     again = bicl(make_segmentor, make_plan)
-    train(again, data(), tmp_path / "moved", resume=tmp_path / "stopped/checkpoints/last.ckpt")
+    train(again, data(), tmp_path / "moved", resume=tmp_path / "stopped/checkpoints/previous.ckpt")
     said = [r.getMessage() for r in caplog.records if r.name == rounds.__name__ and r.levelname == "WARNING"]
     if step == 3 and loss != "none":
         assert [line[: line.index(" in ")] for line in said] == ["round 1 has no readable labels"]
@@ -360,9 +363,42 @@ def test_a_broken_file_is_made_anew(make_segmentor, make_plan, data, tmp_path):
     content = labels.read_bytes()
     labels.write_bytes(b"nothing")
     again = bicl(make_segmentor, make_plan)
-    train(again, data(), tmp_path / "stopped", resume=tmp_path / "stopped/checkpoints/last.ckpt")
+    train(again, data(), tmp_path / "stopped", resume=tmp_path / "stopped/checkpoints/previous.ckpt")
     assert labels.read_bytes() == content
     equal_states(whole, again)
+
+
+@pytest.mark.parametrize(("steps", "made"), [(6, []), (12, [0, 1])])
+def test_labels_of_other_rounds_are_not_taken_for_these(
+    steps, made, make_segmentor, make_plan, data, tmp_path, caplog, monkeypatch
+):
+    """At step 5 of 6 a run is in its second round; of 12 it would be in the first again, whose labels are old."""
+    train(bicl(make_segmentor, make_plan), data(), tmp_path, max_steps=5)
+    found = []
+    make = StaticLabels.make
+    monkeypatch.setattr(StaticLabels, "make", lambda self, *given: (found.append(given[1]), make(self, *given)))
+    again = BiCL(make_segmentor(), make_plan(steps=steps), warmup=1 / 3, rounds=2)
+    train(again, data(steps), tmp_path, resume=tmp_path / "checkpoints/last.ckpt", max_steps=steps)
+    assert found == made
+    assert ("resumed with 2 rounds in 12 steps instead of 2 in 6" in caplog.text) == bool(made)
+
+
+def test_a_resumed_run_has_the_rounds_that_it_had(make_segmentor, make_plan):
+    """However many images a step reads now: how many rounds there are time for was counted at its start."""
+    labels = bicl(make_segmentor, make_plan, rounds=4, round_passes=1).static
+    assert labels.possible(10, per_step=5).rounds == 2  # 20 images for the 10 of the target, once each
+    labels.schedule = labels.possible(10, per_step=5)
+    resumed = bicl(make_segmentor, make_plan, rounds=4, round_passes=1).static
+    resumed.resume(labels.state())
+    assert resumed.possible(10, per_step=1).rounds == 2
+
+
+def test_statistics_of_all_ranks_are_not_waited_for(make_segmentor, make_plan, data, tmp_path):
+    module = bicl(make_segmentor, make_plan)
+    module.plan.teacher.batch_norm = "train"
+    module.segmentor = nn.SyncBatchNorm.convert_sync_batchnorm(module.segmentor)
+    with pytest.raises(UserError, match=r"sync_batchnorm=true: .*: add teacher\.batch_norm=eval"):
+        train(module, data(), tmp_path)
 
 
 def test_interrupted_labelling_goes_on(make_segmentor, make_plan, data, tmp_path, monkeypatch):

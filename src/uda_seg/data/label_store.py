@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -138,10 +139,25 @@ class LabelDraft:
         except OSError as error:
             raise _no_room(self.folder, error) from error
 
-    def plane(self, name: str) -> NDArray[np.generic]:
-        """`label`, `level`, `selected` [N, H, W] or `done` [batches], mapped for reading and writing."""
-        plane: NDArray[np.generic] = np.load(self.folder / f"{name}.npy", mmap_mode="r+")
+    def plane(self, name: str) -> np.memmap[Any, np.dtype[Any]]:
+        """`label`, `level`, `selected` [N, H, W] or `done` [batches], mapped for reading."""
+        plane: np.memmap[Any, np.dtype[Any]] = np.load(self.folder / f"{name}.npy", mmap_mode="r")
         return plane
+
+    def write(self, name: str, first: int, content: NDArray[np.generic]) -> None:
+        """Put rows into a plane from row `first` on.
+
+        Not through a map: of a page that two machines write, one's part would be lost, and a full disk would end the
+        process without a word.
+        """
+        plane = self.plane(name)
+        offset = plane.offset + first * plane.strides[0]
+        try:
+            with (self.folder / f"{name}.npy").open("r+b") as file:
+                file.seek(offset)
+                file.write(np.ascontiguousarray(content, plane.dtype).tobytes())
+        except OSError as error:
+            raise _no_room(self.folder, error) from error
 
     def finish(self) -> None:
         """Put `selected` in its place and drop the rest."""

@@ -227,6 +227,15 @@ class BiCL(UDAModule):
         super().on_train_start()
         self.static.start()
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the rounds were (Lightning hook)."""
+        checkpoint["rounds"] = self.static.state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on in the rounds that the run had (Lightning hook)."""
+        super().on_load_checkpoint(checkpoint)
+        self.static.resume(checkpoint.get("rounds"))
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Between two steps, after whatever was saved of the first: begin the round that is due (Lightning hook)."""
         self.static.advance()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
+import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -20,9 +21,10 @@ from torch import Tensor, nn
 from uda_seg.data.batch import DomainBatch
 from uda_seg.data.datamodule import UDADataModule
 from uda_seg.data.label_store import LabelDraft, LabelStore
+from uda_seg.errors import UserError
 from uda_seg.methods.base import UDAModule
 from uda_seg.models.compilation import as_written
-from uda_seg.models.norm import batch_statistics, frozen_statistics
+from uda_seg.models.norm import batch_norms, batch_statistics, frozen_statistics
 from uda_seg.ops.confident import LEVELS, certainty, histogram, select, top_share
 from uda_seg.ops.image import to_float
 from uda_seg.ops.losses import IGNORE
@@ -57,6 +59,13 @@ class RoundSchedule:
             return None
         return (step - self.first) * self.rounds // (self.steps - self.first)
 
+    def span(self, step: int) -> tuple[int, int] | None:
+        """The number and the first step of the round that `step` belongs to."""
+        current = self.at(step)
+        return (
+            None if current is None else (current, self.first - (-current * (self.steps - self.first) // self.rounds))
+        )
+
 
 @dataclass(frozen=True)
 class Shares:
@@ -87,29 +96,65 @@ class StaticLabels:
         self.module, self.schedule, self.shares, self.passes = module, schedule, shares, passes
         self.store: LabelStore | None = None
         self.round: int | None = None
+        self.begun: RoundSchedule | None = None
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run has to know: the rounds as they were."""
+        return asdict(self.schedule)
+
+    def resume(self, state: Mapping[str, Any] | None) -> None:
+        """Go on from such a state; None: of a run that says nothing."""
+        self.begun = None if state is None else RoundSchedule(**state)
 
     def start(self) -> None:
         """Find or make the labels of the step that training starts at; drop what another run left for later rounds.
 
         A trainer without a data module brings the labels with its batches.
+
+        Raises:
+            UserError: batch norm's statistics of one rank's images cannot be had.
         """
         data = getattr(self.module.trainer, "datamodule", None)
         if not isinstance(data, UDADataModule):
             return
+        synchronised = any(isinstance(norm, nn.SyncBatchNorm) for norm in batch_norms(self.module.segmentor))
+        if synchronised and self.module.plan.teacher.batch_norm != "eval":
+            raise UserError(
+                "trainer.sync_batchnorm=true: the ranks label different numbers of images, and would wait for each "
+                "other's statistics for ever: add teacher.batch_norm=eval"
+            )
         count, height, width = data.target_shape
-        images = (data.images_per_step - data.source_images_per_step) * (self.schedule.steps - self.schedule.first)
-        possible = int(images / (self.passes * count)) if self.passes > 0 else self.schedule.rounds
-        self.schedule = replace(self.schedule, rounds=max(1, min(self.schedule.rounds, possible)))
+        self.schedule = self.possible(count, data.images_per_step - data.source_images_per_step)
         folder = Path(self.module.trainer.default_root_dir) / FOLDER
         self.store, self.round = LabelStore(folder, count, (height, width)), None
-        current = self.schedule.at(self.module.trainer.global_step)
-        missing = current is not None and not self.store.has(current)
+        step = self.module.trainer.global_step
+        current = self.schedule.at(step)
         if self.module.trainer.is_global_zero:
-            self.store.forget_from(0 if current is None else current + 1)
-            if current is not None and missing:
+            before = self.schedule if self.begun is None else self.begun
+            other = before.span(step) != self.schedule.span(step)
+            self.store.forget_from(0 if current is None else current + (not other))
+            if current is not None and other:
+                log.warning(
+                    "resumed with %d rounds in %d steps instead of %d in %d: the labels of this one are made anew, by "
+                    "the weights of step %d", *(self.schedule.rounds, self.schedule.steps, before.rounds, before.steps),
+                    step,
+                )  # fmt: skip
+            elif current is not None and not self.store.has(current):
                 self.recover(self.store, current)
         _barrier()
         self.advance()
+
+    def possible(self, count: int, per_step: int) -> RoundSchedule:
+        """The rounds that the target's `count` images allow, at `per_step` a step; of a resumed run, those it has.
+
+        With another number of ranks they stay as they are, and go through the target more or fewer times.
+        """
+        asked, begun = self.schedule, self.begun
+        if begun is not None and (begun.steps, begun.warmup) == (asked.steps, asked.warmup):
+            return begun
+        images = per_step * (asked.steps - asked.first)
+        most = int(images / (self.passes * count)) if self.passes > 0 else asked.rounds
+        return replace(asked, rounds=max(1, min(asked.rounds, most)))
 
     def recover(self, store: LabelStore, current: int) -> None:
         """Take a round's labels from beside the checkpoint that is resumed; warn if there are none in its middle."""
@@ -131,7 +176,7 @@ class StaticLabels:
         current = self.schedule.at(trainer.global_step)
         if self.store is None or current is None or current == self.round or trainer.global_step >= trainer.max_steps:
             return
-        if not self.store.has(current):
+        if not trainer.strategy.broadcast(self.store.has(current)):  # one rank decides: a disk may show itself late
             self.make(self.store, current)
         self.round = current
 
@@ -156,18 +201,18 @@ class StaticLabels:
         self.predict(draft, data, mine)
         _barrier()
         counts = torch.zeros(len(module.plan.classes), LEVELS, dtype=torch.float64)
-        for label, level, _ in _images(draft, mine):
+        for _, label, level in _images(draft, mine):
             counts += histogram(label, level, len(counts))
         counts = module.mean_over_ranks(counts.to(module.device)).cpu()
         thresholds = top_share(counts, self.shares.of_class)
         # A class that is not evaluated is not in the source: SYNTHIA's terrain, truck and train.
         thresholds[[c for c in range(len(counts)) if c not in module.plan.eval_classes]] = LEVELS
         kept = torch.zeros(2, dtype=torch.float64)
-        for label, level, out in _images(draft, mine):
+        for first, label, level in _images(draft, mine):
             one_class = torch.where(label < len(counts), 0, IGNORE)  # and none beyond an image smaller than the others
             by_image = torch.cat([histogram(*pair, 1) for pair in zip(one_class, level, strict=True)])
             chosen = select(label, level, thresholds, top_share(by_image, self.shares.of_image))
-            out[:] = chosen.numpy()
+            draft.write("selected", first, chosen.numpy())
             kept += torch.tensor([(chosen < len(counts)).sum(), chosen.numel()], dtype=torch.float64)
         _barrier()
         if module.trainer.is_global_zero:
@@ -178,8 +223,7 @@ class StaticLabels:
 
     def predict(self, draft: LabelDraft, data: UDADataModule, mine: Sequence[int]) -> None:
         """Write this rank's predictions, those of an interrupted draft aside; a bar shows how far they are."""
-        batches = draft.batches
-        label, level, done = (draft.plane(name) for name in ("label", "level", "done"))
+        batches, done = draft.batches, draft.plane("done")
         left = [i for i in mine if not done[i]]
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         hidden, infer = not self.module.trainer.is_global_zero, self.module.infer.single()
@@ -187,12 +231,11 @@ class StaticLabels:
             task = bar.add_task(f"labelling the target, round {draft.version + 1}", total=len(mine))
             bar.advance(task, len(mine) - len(left))
             for i, batch in zip(left, data.target_images([batches[i] for i in left]), strict=True):
-                height, width = batch.image.shape[2:]
                 found = certainty(infer(self.module.segmentor, to_float(batch.image.to(self.module.device))))
-                label[batches[i]], level[batches[i]] = 255, 0
-                label[batches[i], :height, :width] = found.label.cpu().numpy()
-                level[batches[i], :height, :width] = found.level.cpu().numpy()
-                done[i] = 1
+                beyond = (0, draft.shape[2] - batch.image.shape[3], 0, draft.shape[1] - batch.image.shape[2])
+                for name, plane, fill in (("label", found.label, IGNORE), ("level", found.level, 0)):
+                    draft.write(name, batches[i][0], F.pad(plane, beyond, value=fill).cpu().numpy())
+                draft.write("done", i, np.ones(1))
                 bar.advance(task)
 
 
@@ -220,12 +263,13 @@ def labelling(module: UDAModule) -> Iterator[None]:
         network.train(mode)
 
 
-def _images(draft: LabelDraft, mine: Sequence[int]) -> Iterator[tuple[Tensor, Tensor, NDArray[np.generic]]]:
-    """Labels and levels of each batch in memory, and where its selection is written."""
-    label, level, selected = (draft.plane(name) for name in ("label", "level", "selected"))
+def _images(draft: LabelDraft, mine: Sequence[int]) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """The place of each batch's first image, and its labels and levels in memory."""
+    label, level = draft.plane("label"), draft.plane("level")
     for i in mine:
-        place = slice(draft.batches[i][0], draft.batches[i][-1] + 1)
-        yield torch.from_numpy(label[place].copy()), torch.from_numpy(level[place].copy()), selected[place]
+        first = draft.batches[i][0]
+        place = slice(first, draft.batches[i][-1] + 1)
+        yield first, torch.from_numpy(label[place].copy()), torch.from_numpy(level[place].copy())
 
 
 def _barrier() -> None:
