@@ -160,6 +160,17 @@ def test_a_trial_that_fails_is_told_as_failed_and_one_that_was_stopped_goes_on(s
     assert rows_of(tmp_path / "found")[1]["pixel_accuracy"] == ""
 
 
+def test_a_search_cannot_go_on_with_another_list_of_choices(search, tmp_path):
+    few, more = "optimizer.lr=0.01,0.02", "optimizer.lr=0.01,0.02,0.03"
+    assert search(few, "hydra.sweeper.trials=1").code == 0
+    for given in (more, "optimizer.lr=interval(0.01,0.02)"):
+        said = search(given, "hydra.sweeper.trials=2").error
+        assert "found holds a search of optimizer.lr in {0.01, 0.02}, which cannot go on" in said
+    study_in(tmp_path / "found").ask({"seed": IntDistribution(0, 9)})  # a trial of another search that was killed
+    assert search(few, "hydra.sweeper.trials=3").code == 0
+    assert [row["state"] for row in rows_of(tmp_path / "found")] == ["complete", "failed", "complete"]
+
+
 def test_a_search_that_cannot_succeed_is_given_up(search, tmp_path, monkeypatch):
     def fails(self, batch):
         raise UserError("no luck")

@@ -85,6 +85,7 @@ def search(
         with _alone_in(folder):
             settings = [override for override in fixed if not _NOT_SETTINGS.search(key_of(override))]
             study = open_study(folder, settings, objective, direction, config.overwrite)
+            check_space(study, space, folder)
             log.info("search in %s: %s", folder, ", ".join(f"{k} {_said(d)}" for k, d in space.items()))
             _run_trials(study, launcher, space, fixed, folder, trials, at_once, seed)
     except UserError as error:
@@ -201,6 +202,23 @@ def open_study(folder: Path, fixed: list[str], objective: str, direction: str, o
     return study
 
 
+def check_space(study: optuna.Study, space: Space, folder: Path) -> None:
+    """Whether the study's trials can be learnt from: ranges may change, what is one of a list may not.
+
+    Raises:
+        UserError: a setting has another list of choices, or was a range before.
+    """
+    for trial in study.trials:
+        for key, before in trial.distributions.items():
+            now = space.get(key, before)
+            listed = CategoricalDistribution in (type(before), type(now))
+            if type(before) is not type(now) or (listed and before != now):
+                raise UserError(
+                    f"{folder} holds a search of {key} {_said(before)}, which cannot go on {_said(now)}: give it as it "
+                    "was, choose another folder with hydra.sweep.dir=..., or begin anew with overwrite=true"
+                )
+
+
 def _run_trials(
     study: optuna.Study,
     launcher: Launcher,
@@ -211,6 +229,9 @@ def _run_trials(
     at_once: int,
     seed: int,
 ) -> None:
+    for trial in study.get_trials(states=[TrialState.RUNNING]):
+        if trial.params.keys() != space.keys():  # of a search over other settings
+            study.tell(trial.number, state=TrialState.FAIL)
     running = study.get_trials(states=[TrialState.RUNNING])
     stopped = {trial.number for trial in running}
     failed = 0
