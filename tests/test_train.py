@@ -350,6 +350,22 @@ def test_a_resumed_run_says_what_it_does_otherwise(train, caplog, tmp_path):
         train("run", "method=dacs", "steps=3", "resume=last", "optimizer.name=sgd", "data.target_batch=3")
 
 
+def test_a_run_that_is_stopped_in_its_last_validation_is_saved(train, tmp_path, monkeypatch):
+    """Of five steps every second one is followed by a validation; that after the last one is outside of training."""
+    score = SourceOnly.validation_step
+
+    def stopped(self, *given):
+        if self.trainer.state.fn == "validate":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return score(self, *given)
+
+    monkeypatch.setattr(SourceOnly, "validation_step", stopped)
+    with pytest.raises(SystemExit) as end:
+        train("run", "method=source_only", "steps=5", "evaluator.times=3", "callbacks.checkpoints=1")
+    assert end.value.code == 128 + signal.SIGTERM
+    assert checkpoint(tmp_path / "run")["global_step"] == 5
+
+
 def test_a_run_that_slurm_queued_again_goes_on_with_its_own_checkpoint(train, monkeypatch, tmp_path):
     train("first", "method=source_only", "steps=1")
     begin = f"resume={tmp_path}/first/checkpoints/last.ckpt"

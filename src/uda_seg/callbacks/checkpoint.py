@@ -86,9 +86,8 @@ class LastCheckpoint(pl.Callback):
             self._save_if_due(trainer)
 
     def validates_now(self, trainer: pl.Trainer) -> bool:
-        """Whether a validation follows the step that ends."""
-        step = trainer.global_step
-        due = step % (trainer.val_check_batch or 1) == 0 or step == trainer.max_steps
+        """Whether a validation within training follows the step that ends."""
+        due = trainer.global_step % (trainer.val_check_batch or 1) == 0
         return due and sum(trainer.num_val_batches) > 0
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -20,6 +23,8 @@ from uda_seg.slurm import requeue_signal, slurm_job
 
 log = logging.getLogger(__name__)
 
+FIRST_RANK_S = 2.0  # that the others wait for rank 0 to speak with SLURM: when the first has left, srun may end all
+
 
 class Stop(pl.Callback):
     """On SIGTERM, or SLURM's signal: finish the step, write `last.ckpt`, and leave with 128 + the signal's number.
@@ -30,7 +35,8 @@ class Stop(pl.Callback):
     each other anyway, and on CPUs, which always wait, after every step. A validation is finished first.
 
     Lightning's own handler is replaced: it saves nothing, and talks to the other ranks from within the handler, where
-    they may be in the midst of anything.
+    they may be in the midst of anything. In a validation after the end of training, when all is saved, the run leaves
+    at once.
 
     Args:
         checkpoints: what saves. This callback comes after it, and after all that belong to a step.
@@ -42,14 +48,29 @@ class Stop(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen, in the place of Lightning, which gives the signals back to whom they belonged at the end."""
+        self._listen(self._note)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Likewise where Lightning validates after training."""
+        if trainer.state.fn == "validate":
+            self._listen(functools.partial(self._leave, trainer))
+
+    def _listen(self, handler: Callable[[int, FrameType | None], None]) -> None:
         if threading.current_thread() is not threading.main_thread():
             return
-        signal.signal(signal.SIGTERM, self._note)
+        signal.signal(signal.SIGTERM, handler)
         if "SLURM_JOB_ID" in os.environ:
-            signal.signal(requeue_signal(), self._note)
+            signal.signal(requeue_signal(), handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.asked = number
+
+    def _leave(self, trainer: pl.Trainer, number: int, frame: FrameType | None) -> None:
+        if trainer.is_global_zero:
+            self._take_leave(number, trainer.global_step)
+        else:
+            time.sleep(FIRST_RANK_S)
+        raise SystemExit(128 + number)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
