@@ -8,6 +8,7 @@ import pickle
 import shutil
 import tarfile
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -146,8 +147,8 @@ orders = st.builds(
     seed=st.integers(0, 99),
     domain=st.just(1),
     window=st.integers(1, 5),
-    world=st.integers(1, 4),
 )
+worlds = st.integers(1, 4)
 
 
 def images_of(order: ShardOrder, shards: set[int]) -> list[int]:
@@ -155,12 +156,12 @@ def images_of(order: ShardOrder, shards: set[int]) -> list[int]:
     return [i for i, shard in enumerate(owner) if shard in shards]
 
 
-@given(orders)
-def test_a_pass_of_a_rank_is_its_shards_and_all_ranks_are_all_images(order):
+@given(orders, worlds)
+def test_a_pass_of_a_rank_is_its_shards_and_all_ranks_are_all_images(order, world):
     owner = np.repeat(np.arange(len(order.sizes)), order.sizes)
     seen = []
-    for rank in range(order.world):
-        local = [order.pick(n * order.world + rank).image for n in range(2 * sum(order.sizes))]
+    for rank in range(world):
+        local = [order.pick(n * world + rank, world).image for n in range(2 * sum(order.sizes))]
         own = {int(owner[i]) for i in local}
         whole = images_of(order, own)
         assert sorted(local[: len(whole)]) == whole
@@ -169,10 +170,10 @@ def test_a_pass_of_a_rank_is_its_shards_and_all_ranks_are_all_images(order):
     assert sorted(seen) == list(range(sum(order.sizes)))
 
 
-@given(orders)
-def test_no_more_shards_are_open_than_the_window(order):
+@given(orders, worlds)
+def test_no_more_shards_are_open_than_the_window(order, world):
     owner = np.repeat(np.arange(len(order.sizes)), order.sizes)
-    local = [int(owner[order.pick(n * order.world).image]) for n in range(sum(order.sizes))]
+    local = [int(owner[order.pick(n * world, world).image]) for n in range(sum(order.sizes))]
     own = set(local)
     length, at = len(images_of(order, own)), 0
     while at < length:  # the windows: as many shards as there may be, each to its last image
@@ -186,15 +187,16 @@ def test_no_more_shards_are_open_than_the_window(order):
 
 
 def test_passes_seeds_and_ranks_differ_and_a_position_is_always_the_same():
-    order = ShardOrder((50, 50, 50, 50), seed=0, domain=1, window=2, world=2)
-    read = [[order.pick(p).image for s in range(100) for p in positions(s, 1, rank, 2)] for rank in (0, 1)]
-    assert not set(read[0]) & set(read[1])
-    assert read[0] != [order.pick(p).image for s in range(100, 200) for p in positions(s, 1, 0, 2)]
-    assert read[0] != sorted(read[0])
-    again = ShardOrder((50, 50, 50, 50), seed=0, domain=1, window=2, world=2)
-    assert [again.pick(p).image for p in (150, 2, 7)] == [order.pick(p).image for p in (150, 2, 7)]
-    other = ShardOrder((50, 50, 50, 50), seed=1, domain=1, window=2, world=2)
-    assert read[0] != [other.pick(p).image for s in range(100) for p in positions(s, 1, 0, 2)]
+    def read(seed: int, rank: int, steps: range) -> list[int]:
+        order = ShardOrder((50, 50, 50, 50), seed, domain=1, window=2)
+        return [order.pick(p, 2).image for s in steps for p in positions(s, 1, rank, 2)]
+
+    first = read(0, 0, range(100))
+    assert not set(first) & set(read(0, 1, range(100)))
+    assert first != read(0, 0, range(100, 200))
+    assert first != sorted(first)
+    assert first != read(1, 0, range(100))
+    assert first[70:75] == read(0, 0, range(70, 75))
 
 
 # ---------------------------------------------------------------------- in training
@@ -235,6 +237,25 @@ def test_a_run_reads_its_target_from_shards(files, folder, workers):
     np.testing.assert_array_equal(whole.image[1].permute(1, 2, 0).numpy(), files.read(9).image)
 
 
+def test_ranks_share_the_shards_though_the_first_opens_them_before_there_is_a_trainer(files, tmp_path):
+    pack(files, tmp_path / "fine", images=2)  # 6 shards
+    seen = []
+    for rank in (0, 1):
+        data = UDADataModule(settings(files, tmp_path / "fine", workers=0), steps=6, seed=0)
+        data.find()
+        if rank == 0:  # as `train` has it
+            data.prepare_data()
+            data.setup()
+        data.trainer = SimpleNamespace(
+            global_rank=rank, world_size=2, num_devices=2, global_step=0, state=SimpleNamespace(fn="fit")
+        )
+        data.setup("fit")
+        seen.append({int(i) for batch in data.train_dataloader() for i in batch["target"].index})
+    assert seen[0].isdisjoint(seen[1])
+    assert seen[0] | seen[1] == set(range(11))
+    assert all({2 * (i // 2), min(2 * (i // 2) + 1, 10)} <= own for own in seen for i in own)  # whole shards
+
+
 # ---------------------------------------------------------------------- bad input
 
 
@@ -243,7 +264,7 @@ def test_what_cannot_be_read_from_shards_is_said(files, folder):
         with pytest.raises(UserError, match=rf"images alone, and the method reads {words}"):
             UDADataModule(settings(files, folder), steps=1, seed=0, **wanted)
     with pytest.raises(UserError, match=r"3 shards cannot be shared by 4 ranks.*pack\.images"):
-        ShardOrder((4, 4, 3), seed=0, domain=1, window=2, world=4)
+        ShardOrder((4, 4, 3), seed=0, domain=1, window=2).pick(0, 4)
 
 
 def test_a_missing_or_strange_index_is_said(folder):

@@ -325,7 +325,7 @@ class UDADataModule(pl.LightningDataModule):
         order: Order = ShuffledOrder(len(samples), self.seed, TARGET)
         if isinstance(samples.dataset, ShardDataset):
             sizes = tuple(shard.images for shard in samples.dataset.shards)
-            order = ShardOrder(sizes, self.seed, TARGET, self.settings.shards.window, self.world)
+            order = ShardOrder(sizes, self.seed, TARGET, self.settings.shards.window)
         return DomainStream(samples, order, rule, self.seed, TARGET, self._target_batch)
 
     def _rule(self, samples: SampleReader, option: str, max_ratio: float) -> CropRule:

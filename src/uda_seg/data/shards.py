@@ -212,58 +212,55 @@ class ShardOrder:
         seed: the run's seed.
         domain: the domain's number.
         window: shards that are shuffled together.
-        world: ranks that read.
-
-    Raises:
-        UserError: there are fewer shards than ranks.
     """
 
     sizes: tuple[int, ...]
     seed: int
     domain: int
     window: int
-    world: int = 1
 
-    def __post_init__(self) -> None:
-        if len(self.sizes) < self.world:
-            raise UserError(
-                f"{len(self.sizes)} shards cannot be shared by {self.world} ranks: pack the images into more of them "
-                "(pack.images=N for N images each)"
-            )
+    def pick(self, position: int, world: int) -> Pick:
+        """The image at `position` of the stream that `world` ranks share.
 
-    def pick(self, position: int) -> Pick:
-        """The image at `position`."""
-        local, rank = divmod(position, self.world)
-        number, place = divmod(local, _own_shards(self, rank)[1])
-        ends = _pass(self, rank, number)[1]
+        Raises:
+            UserError: there are fewer shards than ranks.
+        """
+        local, rank = divmod(position, world)
+        number, place = divmod(local, _own_shards(self, rank, world)[1])
+        ends = _pass(self, rank, world, number)[1]
         window = int(np.searchsorted(ends, place, side="right"))
-        return Pick(int(_window(self, rank, number, window)[place - (int(ends[window - 1]) if window else 0)]))
+        return Pick(int(_window(self, rank, world, number, window)[place - (int(ends[window - 1]) if window else 0)]))
 
 
 @functools.lru_cache(maxsize=64)
-def _own_shards(order: ShardOrder, rank: int) -> tuple[NDArray[np.int64], int]:
+def _own_shards(order: ShardOrder, rank: int, world: int) -> tuple[NDArray[np.int64], int]:
     """The shards that a rank reads, and how many images they hold."""
-    drawn = generator(order.seed, order.domain, Draw.SHARDS, 0).permutation(len(order.sizes))[rank :: order.world]
+    if len(order.sizes) < world:
+        raise UserError(
+            f"{len(order.sizes)} shards cannot be shared by {world} ranks: pack the images into more of them "
+            "(pack.images=N for N images each)"
+        )
+    drawn = generator(order.seed, order.domain, Draw.SHARDS, 0).permutation(len(order.sizes))[rank::world]
     return drawn, sum(order.sizes[shard] for shard in drawn)
 
 
 @functools.lru_cache(maxsize=8)
-def _pass(order: ShardOrder, rank: int, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _pass(order: ShardOrder, rank: int, world: int, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """A rank's shards as they come in a pass, and where each of its windows ends."""
-    rng = generator(order.seed, order.domain, Draw.SHARDS, 1 + number * order.world + rank)
-    shards = rng.permutation(_own_shards(order, rank)[0])
+    rng = generator(order.seed, order.domain, Draw.SHARDS, 1 + number * world + rank)
+    shards = rng.permutation(_own_shards(order, rank, world)[0])
     ends = np.cumsum([order.sizes[s] for s in shards])
     last = np.minimum(np.arange(order.window, len(shards) + order.window, order.window), len(shards)) - 1
     return shards, ends[last]
 
 
 @functools.lru_cache(maxsize=8)
-def _window(order: ShardOrder, rank: int, number: int, window: int) -> NDArray[np.int64]:
+def _window(order: ShardOrder, rank: int, world: int, number: int, window: int) -> NDArray[np.int64]:
     """The images of a window in their order."""
-    shards = _pass(order, rank, number)[0][window * order.window : (window + 1) * order.window]
+    shards = _pass(order, rank, world, number)[0][window * order.window : (window + 1) * order.window]
     first = np.cumsum((0, *order.sizes))
     images = np.concatenate([np.arange(first[s], first[s] + order.sizes[s]) for s in shards])
-    rng = generator(order.seed, order.domain, Draw.WINDOW, (number * order.world + rank) * len(order.sizes) + window)
+    rng = generator(order.seed, order.domain, Draw.WINDOW, (number * world + rank) * len(order.sizes) + window)
     shuffled: NDArray[np.int64] = rng.permutation(images)
     return shuffled
 
