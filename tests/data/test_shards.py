@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import errno
 import functools
 import http.server
 import io
 import json
 import pickle
 import shutil
+import sys
 import tarfile
 import threading
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from trees import streets_tree
 
-from command_line import configured
+from command_line import configured, forked
 from uda_seg import prepare
 from uda_seg.data.datamodule import UDADataModule
 from uda_seg.data.datasets import SegmentationDataset
@@ -114,29 +118,112 @@ def test_workers_get_a_copy(folder):
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(shards)).read(7).image, expected)
 
 
-def test_shards_behind_an_address_are_fetched_once(folder, tmp_path, monkeypatch):
+# ---------------------------------------------------------------------- behind an address
+
+
+@pytest.fixture
+def served(folder, monkeypatch):
+    """The address of the shards, and what was asked of it; an answer takes a while."""
     if shutil.which("curl") is None:
         pytest.skip("WebDataset fetches by curl")
     asked = []
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, format, *args):
-            asked.append(self.path)
+            if self.path.endswith(".tar"):
+                asked.append(self.path)
+                time.sleep(0.1)
 
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        local, remote = open_folder(str(folder)), open_folder(f"http://127.0.0.1:{server.server_port}/")
-        for index in (5, 4, 6):
-            np.testing.assert_array_equal(remote.read(index).image, local.read(index).image)
-        assert asked == ["/index.json", "/images-000001.tar"]
-        (folder / "images-000002.tar").unlink()
-        with pytest.raises(UserError, match=r"images-000002\.tar cannot be fetched"):
-            remote.read(9)
-    finally:
-        server.shutdown()
-        server.server_close()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_shards_behind_an_address_are_fetched_once(folder, served):
+    local, remote = open_folder(str(folder)), open_folder(served[0] + "/")
+    for index in (5, 4, 6):
+        np.testing.assert_array_equal(remote.read(index).image, local.read(index).image)
+    assert served[1] == ["/images-000001.tar"]
+    (folder / "images-000002.tar").unlink()
+    with pytest.raises(UserError, match=r"images-000002\.tar cannot be fetched"):
+        remote.read(9)
+
+
+def test_processes_that_want_a_shard_at_once_fetch_it_once(served):
+    remote = open_folder(served[0])
+    workers = [forked(lambda order=order: [remote.read(i) for i in order]) for order in ((0, 4, 8), (1, 5, 9)) * 2]
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    assert sorted(served[1]) == [f"/images-{i:06d}.tar" for i in range(3)]
+
+
+def test_a_shard_that_is_deleted_before_it_is_open_is_fetched_again(served, monkeypatch):
+    remote, opened, deleted = open_folder(served[0]), Path.open, []
+
+    def open_after_deletion(path, mode):
+        if mode == "rb" and len(deleted) < times:
+            deleted.append(path.unlink())
+        return opened(path, mode)
+
+    monkeypatch.setattr(Path, "open", open_after_deletion)
+    times = 2
+    remote.read(0)
+    assert (len(deleted), len(served[1])) == (2, 3)
+    times = 100
+    with pytest.raises(
+        UserError, match=r"images-000000\.tar was deleted for room .* make data\.shards\.cache_gb larger"
+    ):
+        remote.read(0)
+
+
+def test_the_shard_opened_longest_ago_makes_room(folder, served, tmp_path):
+    sizes = [path.stat().st_size for path in sorted(folder.glob("*.tar"))]
+    remote = open_folder(served[0], cache_bytes=max(sizes[0] + sizes[1], sizes[0] + sizes[2]))
+    for index in (0, 4, 1, 8, 2):
+        remote.read(index)
+        time.sleep(0.02)  # what files' times can tell apart
+    assert served[1] == [f"/images-{i:06d}.tar" for i in (0, 1, 2)]
+    assert {path.name for path in (tmp_path / "cache").rglob("?*.tar") if path.stat().st_size} == {
+        "images-000000.tar", "images-000002.tar",
+    }  # fmt: skip
+
+
+def test_a_shard_that_changed_at_its_address_is_not_taken_for_the_one_in_the_index(files, folder, served):
+    open_folder(served[0]).read(0)
+    before = (folder / "images-000000.tar").stat().st_size
+    shutil.rmtree(folder)
+    pack(files, folder, images=9)
+    assert (folder / "images-000000.tar").stat().st_size != before
+    remote, local = open_folder(served[0]), open_folder(str(folder))
+    np.testing.assert_array_equal(remote.read(4).image, local.read(4).image)
+    (folder / "images-000001.tar").write_bytes(b"<html>")
+    with pytest.raises(UserError, match=r"images-000001\.tar has 6 bytes, but its index says \d+"):
+        remote.read(9)
+
+
+def test_a_full_disk_is_said(served, monkeypatch):
+    class Broken(io.BytesIO):
+        def read(self, *args):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def close(self):
+            raise OSError("curl: exit 23")
+
+    remote = open_folder(served[0])
+    monkeypatch.setattr(sys.modules["webdataset.gopen"], "gopen", lambda address: Broken())
+    with pytest.raises(UserError, match=r"cannot write .*images-000000\.tar: No space left .*UDA_SEG_CACHE"):
+        remote.read(0)
+
+
+def test_a_cache_that_cannot_hold_a_window_is_said(files, folder, served):
+    given = settings(files, folder)
+    given.target.root, given.shards.cache_gb = served[0], 1e-6
+    with pytest.raises(UserError, match=r"cache_gb=1e-06 does not hold the data\.shards\.window=2 shards"):
+        UDADataModule(given, steps=1, seed=0).find()
 
 
 # ---------------------------------------------------------------------- order
