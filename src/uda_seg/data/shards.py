@@ -3,7 +3,7 @@
 A shard is an uncompressed tar of PNG or JPEG images; whatever else lies in it (captions, JSON) is passed over. Beside
 the shards, `index.json` says how many images each holds: with it, which image stands at a position of the endless
 stream is a function of the position, as for files. The root is a folder, or an address that WebDataset opens
-(`https://`, `s3://`, `gs://`, ...): then each shard is fetched once, whole, when its turn comes.
+(`https://`, `s3://`, `gs://`, ...): then each shard is fetched whole, once for a machine, when its turn comes.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ class ShardOrder:
     """Pass after pass over the shards; a rank has shards of its own, and shuffles `window` of them together.
 
     Position p is that of rank p mod W (`uda_seg.data.sampling`), which reads every W-th shard of an order that the seed
-    draws once: so no two ranks ever fetch the same shard, and each machine's cache serves all passes. In a pass the
+    draws once: so no two ranks train on the same shard, and each machine's cache serves all passes. In a pass the
     rank's shards come in a new order, `window` at a time, and the images of a window in an order of their own: at any
     moment no more than `window` shards are open. A rank whose shards hold fewer images begins its next pass earlier.
 
