@@ -231,6 +231,8 @@ def test_unknown_measurement_names_the_nearest():
 def test_reading_compares_a_crop_with_a_picture(tiny):
     rows = measure_reading(tiny, size=(64, 128), crop=32)
     assert [row.name for row in rows] == [
-        f"reading/{size}/{kind}" for size in ("full", "half") for kind in ("image", "image+label")
+        *(f"reading/{size}/{kind}" for size in ("full", "half") for kind in ("image", "image+label")),
+        "reading/shard",
     ]
-    assert all(row.limit == 50 and row.ratio > 0 for row in rows)
+    assert [row.limit for row in rows] == [50] * 4 + [None]
+    assert all(row.ratio > 0 for row in rows)

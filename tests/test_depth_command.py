@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from command_line import NETWORK, configured
 from data.trees import blocks, camvid_tree, save, sequence_tree
+from ranks import on_ranks
 from uda_seg import depth as command
 from uda_seg import train
 from uda_seg.config import CONF
@@ -77,6 +78,26 @@ def test_a_run_goes_on_where_it_stopped(tree, tmp_path):
     command.depth(configured(*overrides(tree, "depth.steps=4", "trainer.max_steps=2")), tmp_path / "half")
     resumed = command.depth(configured(*overrides(tree, "depth.steps=4", "resume=last")), tmp_path / "half")
     assert resumed == whole
+
+
+def scored(config, folder):
+    """What a validation by an untrained network says."""
+    torch.manual_seed(0)
+    data = command.build_data(config)
+    module = command.build_module(config, data)
+    train.lightning(config, folder, 2, [], []).validate(module, datamodule=data, verbose=False)
+    return module.scores
+
+
+def test_scores_on_several_ranks_are_those_of_one(tree, tmp_path):
+    """Of two images; a third rank has none."""
+    alone, shared = (
+        on_ranks(world, scored, configured(*overrides(tree, *ranks)), tmp_path)
+        for world, ranks in ((1, ()), (3, ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=3")))
+    )
+    for scores in shared:
+        assert tuple(scores["target"]) == pytest.approx(tuple(alone[0]["target"]), rel=1e-6)
+    assert len(shared) == 3
 
 
 def test_a_run_that_is_asked_to_stop_saves_itself(tree, tmp_path, monkeypatch):

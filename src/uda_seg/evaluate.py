@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -27,6 +26,7 @@ from uda_seg.command import given_path, run
 from uda_seg.config import Config
 from uda_seg.data.datamodule import UDADataModule, choose_workers, resize_of
 from uda_seg.data.datasets import SegmentationDataset, open_domain
+from uda_seg.data.parallel import cores
 from uda_seg.data.settings import DomainSettings
 from uda_seg.evaluation.evaluator import Scores, mean_scores
 from uda_seg.evaluation.servers import SERVERS, domains_of, refuse_unlabelled
@@ -166,9 +166,7 @@ def write(config: Config, folder: Path, writer: Writer, dataset: SegmentationDat
     left = len(set().union(*writer.missing))
     log.info("%d of %d images are predicted already", len(dataset) - left, len(dataset))
     workers = config.data.workers
-    loader = writer.loader(
-        dataset, resize_of(domain), choose_workers(False, os.cpu_count() or 1) if workers is None else workers
-    )
+    loader = writer.loader(dataset, resize_of(domain), choose_workers(False, cores()) if workers is None else workers)
     if left:
         tester(config, folder).predict(writer, loader, return_predictions=False)
     for job in writer.jobs:

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from torch.utils.data import DataLoader
 from trees import camvid_tree, streets_tree
 
 from uda_seg.data import stream
-from uda_seg.data.datamodule import StepSampler, UDADataModule, choose_workers
+from uda_seg.data.datamodule import StepSampler, UDADataModule, choose_workers, cores_of_rank
 from uda_seg.data.datasets import SegmentationDataset
+from uda_seg.data.parallel import cores
 from uda_seg.data.settings import DataSettings, DomainSettings, RareClassSettings
 from uda_seg.errors import UserError, user_error
 
@@ -47,7 +49,9 @@ def make(settings, trainer=None, **options):
 
 
 def rank(number, world, step=0):
-    return SimpleNamespace(global_rank=number, world_size=world, global_step=step, state=SimpleNamespace(fn="fit"))
+    return SimpleNamespace(
+        global_rank=number, world_size=world, num_devices=world, global_step=step, state=SimpleNamespace(fn="fit")
+    )
 
 
 def tensors(batches):
@@ -253,7 +257,25 @@ def test_small_sets_are_kept_in_memory(settings, monkeypatch):
     monkeypatch.setattr(stream, "AUTO_CACHE_BYTES", 1000)
     assert make(settings).train_dataloader().num_workers > 0
     assert [choose_workers(True, 64), choose_workers(False, 2), choose_workers(False, 64)] == [0, 1, 4]
-    assert choose_workers(False, 4, world=4) == 1
+
+
+def test_ranks_share_the_cores_of_their_own_machine(settings, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(32)))  # what taskset left
+    assert cores() == cores_of_rank(None) == 32
+    eight = pl.Trainer(accelerator="cpu", devices=8, num_nodes=8, strategy="ddp", logger=False, barebones=True)
+    assert (eight.world_size, cores_of_rank(eight)) == (64, 4)
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "16")
+    assert cores_of_rank(eight) == 4  # the launcher's ranks, all in one task
+    eight.strategy.cluster_environment = SLURMEnvironment(auto_requeue=False)
+    assert cores_of_rank(eight) == 16
+    settings.cache = "none"
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK")
+    data = make(settings)
+    for machines, workers in ((8, 3), (1, 1)):
+        data.trainer = rank(0, 64)
+        data.trainer.num_devices = 64 // machines
+        assert data.train_dataloader().num_workers == workers
 
 
 def test_step_sampler():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from trees import noise, save, sequence_tree
 
 from uda_seg.data.labels import CITYSCAPES
+from uda_seg.data.sequence_module import SequenceData
 from uda_seg.data.sequences import VIEWS, SequenceDataset, SequenceSteps
 from uda_seg.data.settings import DataSettings, DomainSettings
 from uda_seg.errors import UserError
@@ -32,6 +34,17 @@ def test_views_come_in_their_order_with_their_camera(tmp_path):
     assert sample.intrinsics[0].tolist() == [[12.0, 0, 5.5], [0, 12.0, 3.5], [0, 0, 1]]
     assert sample.baseline.tolist() == [0.5]
     torch.testing.assert_close(sample.depth, torch.full((1, 1, 8, 12), 12.0), rtol=1e-4, atol=0)
+
+
+def test_workers_are_as_many_as_the_cores_of_a_machine_let_its_ranks_have(tmp_path, monkeypatch):
+    domain = DomainSettings("streets", str(sequence_tree(tmp_path)))
+    settings = DataSettings(source=domain, target=domain, cache="none")
+    data = SequenceData(settings, ["target"], "both", batch=1, steps=3, seed=0)
+    data.train = [open_sequences(tmp_path)]
+    monkeypatch.setattr(SequenceDataset, "in_memory", False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(32)), raising=False)
+    data.trainer = SimpleNamespace(global_rank=1, world_size=64, num_devices=8, global_step=0)
+    assert data.train_dataloader().num_workers == 3
 
 
 def test_a_resize_takes_the_camera_along(tmp_path):

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import errno
 import functools
 import http.server
 import io
 import json
 import pickle
 import shutil
+import sys
 import tarfile
 import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from trees import streets_tree
 
-from command_line import configured
+from command_line import configured, forked
 from uda_seg import prepare
 from uda_seg.data.datamodule import UDADataModule
 from uda_seg.data.datasets import SegmentationDataset
@@ -113,29 +118,112 @@ def test_workers_get_a_copy(folder):
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(shards)).read(7).image, expected)
 
 
-def test_shards_behind_an_address_are_fetched_once(folder, tmp_path, monkeypatch):
+# ---------------------------------------------------------------------- behind an address
+
+
+@pytest.fixture
+def served(folder, monkeypatch):
+    """The address of the shards, and what was asked of it; an answer takes a while."""
     if shutil.which("curl") is None:
         pytest.skip("WebDataset fetches by curl")
     asked = []
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, format, *args):
-            asked.append(self.path)
+            if self.path.endswith(".tar"):
+                asked.append(self.path)
+                time.sleep(0.1)
 
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        local, remote = open_folder(str(folder)), open_folder(f"http://127.0.0.1:{server.server_port}/")
-        for index in (5, 4, 6):
-            np.testing.assert_array_equal(remote.read(index).image, local.read(index).image)
-        assert asked == ["/index.json", "/images-000001.tar"]
-        (folder / "images-000002.tar").unlink()
-        with pytest.raises(UserError, match=r"images-000002\.tar cannot be fetched"):
-            remote.read(9)
-    finally:
-        server.shutdown()
-        server.server_close()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_shards_behind_an_address_are_fetched_once(folder, served):
+    local, remote = open_folder(str(folder)), open_folder(served[0] + "/")
+    for index in (5, 4, 6):
+        np.testing.assert_array_equal(remote.read(index).image, local.read(index).image)
+    assert served[1] == ["/images-000001.tar"]
+    (folder / "images-000002.tar").unlink()
+    with pytest.raises(UserError, match=r"images-000002\.tar cannot be fetched"):
+        remote.read(9)
+
+
+def test_processes_that_want_a_shard_at_once_fetch_it_once(served):
+    remote = open_folder(served[0])
+    workers = [forked(lambda order=order: [remote.read(i) for i in order]) for order in ((0, 4, 8), (1, 5, 9)) * 2]
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    assert sorted(served[1]) == [f"/images-{i:06d}.tar" for i in range(3)]
+
+
+def test_a_shard_that_is_deleted_before_it_is_open_is_fetched_again(served, monkeypatch):
+    remote, opened, deleted = open_folder(served[0]), Path.open, []
+
+    def open_after_deletion(path, mode):
+        if mode == "rb" and len(deleted) < times:
+            deleted.append(path.unlink())
+        return opened(path, mode)
+
+    monkeypatch.setattr(Path, "open", open_after_deletion)
+    times = 2
+    remote.read(0)
+    assert (len(deleted), len(served[1])) == (2, 3)
+    times = 100
+    with pytest.raises(
+        UserError, match=r"images-000000\.tar was deleted for room .* make data\.shards\.cache_gb larger"
+    ):
+        remote.read(0)
+
+
+def test_the_shard_opened_longest_ago_makes_room(folder, served, tmp_path):
+    sizes = [path.stat().st_size for path in sorted(folder.glob("*.tar"))]
+    remote = open_folder(served[0], cache_bytes=max(sizes[0] + sizes[1], sizes[0] + sizes[2]))
+    for index in (0, 4, 1, 8, 2):
+        remote.read(index)
+        time.sleep(0.02)  # what files' times can tell apart
+    assert served[1] == [f"/images-{i:06d}.tar" for i in (0, 1, 2)]
+    assert {path.name for path in (tmp_path / "cache").rglob("?*.tar") if path.stat().st_size} == {
+        "images-000000.tar", "images-000002.tar",
+    }  # fmt: skip
+
+
+def test_a_shard_that_changed_at_its_address_is_not_taken_for_the_one_in_the_index(files, folder, served):
+    open_folder(served[0]).read(0)
+    before = (folder / "images-000000.tar").stat().st_size
+    shutil.rmtree(folder)
+    pack(files, folder, images=9)
+    assert (folder / "images-000000.tar").stat().st_size != before
+    remote, local = open_folder(served[0]), open_folder(str(folder))
+    np.testing.assert_array_equal(remote.read(4).image, local.read(4).image)
+    (folder / "images-000001.tar").write_bytes(b"<html>")
+    with pytest.raises(UserError, match=r"images-000001\.tar has 6 bytes, but its index says \d+"):
+        remote.read(9)
+
+
+def test_a_full_disk_is_said(served, monkeypatch):
+    class Broken(io.BytesIO):
+        def read(self, *args):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def close(self):
+            raise OSError("curl: exit 23")
+
+    remote = open_folder(served[0])
+    monkeypatch.setattr(sys.modules["webdataset.gopen"], "gopen", lambda address: Broken())
+    with pytest.raises(UserError, match=r"cannot write .*images-000000\.tar: No space left .*UDA_SEG_CACHE"):
+        remote.read(0)
+
+
+def test_a_cache_that_cannot_hold_a_window_is_said(files, folder, served):
+    given = settings(files, folder)
+    given.target.root, given.shards.cache_gb = served[0], 1e-6
+    with pytest.raises(UserError, match=r"cache_gb=1e-06 does not hold the data\.shards\.window=2 shards"):
+        UDADataModule(given, steps=1, seed=0).find()
 
 
 # ---------------------------------------------------------------------- order
@@ -146,8 +234,8 @@ orders = st.builds(
     seed=st.integers(0, 99),
     domain=st.just(1),
     window=st.integers(1, 5),
-    world=st.integers(1, 4),
 )
+worlds = st.integers(1, 4)
 
 
 def images_of(order: ShardOrder, shards: set[int]) -> list[int]:
@@ -155,12 +243,12 @@ def images_of(order: ShardOrder, shards: set[int]) -> list[int]:
     return [i for i, shard in enumerate(owner) if shard in shards]
 
 
-@given(orders)
-def test_a_pass_of_a_rank_is_its_shards_and_all_ranks_are_all_images(order):
+@given(orders, worlds)
+def test_a_pass_of_a_rank_is_its_shards_and_all_ranks_are_all_images(order, world):
     owner = np.repeat(np.arange(len(order.sizes)), order.sizes)
     seen = []
-    for rank in range(order.world):
-        local = [order.pick(n * order.world + rank).image for n in range(2 * sum(order.sizes))]
+    for rank in range(world):
+        local = [order.pick(n * world + rank, world).image for n in range(2 * sum(order.sizes))]
         own = {int(owner[i]) for i in local}
         whole = images_of(order, own)
         assert sorted(local[: len(whole)]) == whole
@@ -169,10 +257,10 @@ def test_a_pass_of_a_rank_is_its_shards_and_all_ranks_are_all_images(order):
     assert sorted(seen) == list(range(sum(order.sizes)))
 
 
-@given(orders)
-def test_no_more_shards_are_open_than_the_window(order):
+@given(orders, worlds)
+def test_no_more_shards_are_open_than_the_window(order, world):
     owner = np.repeat(np.arange(len(order.sizes)), order.sizes)
-    local = [int(owner[order.pick(n * order.world).image]) for n in range(sum(order.sizes))]
+    local = [int(owner[order.pick(n * world, world).image]) for n in range(sum(order.sizes))]
     own = set(local)
     length, at = len(images_of(order, own)), 0
     while at < length:  # the windows: as many shards as there may be, each to its last image
@@ -186,15 +274,16 @@ def test_no_more_shards_are_open_than_the_window(order):
 
 
 def test_passes_seeds_and_ranks_differ_and_a_position_is_always_the_same():
-    order = ShardOrder((50, 50, 50, 50), seed=0, domain=1, window=2, world=2)
-    read = [[order.pick(p).image for s in range(100) for p in positions(s, 1, rank, 2)] for rank in (0, 1)]
-    assert not set(read[0]) & set(read[1])
-    assert read[0] != [order.pick(p).image for s in range(100, 200) for p in positions(s, 1, 0, 2)]
-    assert read[0] != sorted(read[0])
-    again = ShardOrder((50, 50, 50, 50), seed=0, domain=1, window=2, world=2)
-    assert [again.pick(p).image for p in (150, 2, 7)] == [order.pick(p).image for p in (150, 2, 7)]
-    other = ShardOrder((50, 50, 50, 50), seed=1, domain=1, window=2, world=2)
-    assert read[0] != [other.pick(p).image for s in range(100) for p in positions(s, 1, 0, 2)]
+    def read(seed: int, rank: int, steps: range) -> list[int]:
+        order = ShardOrder((50, 50, 50, 50), seed, domain=1, window=2)
+        return [order.pick(p, 2).image for s in steps for p in positions(s, 1, rank, 2)]
+
+    first = read(0, 0, range(100))
+    assert not set(first) & set(read(0, 1, range(100)))
+    assert first != read(0, 0, range(100, 200))
+    assert first != sorted(first)
+    assert first != read(1, 0, range(100))
+    assert first[70:75] == read(0, 0, range(70, 75))
 
 
 # ---------------------------------------------------------------------- in training
@@ -235,6 +324,25 @@ def test_a_run_reads_its_target_from_shards(files, folder, workers):
     np.testing.assert_array_equal(whole.image[1].permute(1, 2, 0).numpy(), files.read(9).image)
 
 
+def test_ranks_share_the_shards_though_the_first_opens_them_before_there_is_a_trainer(files, tmp_path):
+    pack(files, tmp_path / "fine", images=2)  # 6 shards
+    seen = []
+    for rank in (0, 1):
+        data = UDADataModule(settings(files, tmp_path / "fine", workers=0), steps=6, seed=0)
+        data.find()
+        if rank == 0:  # as `train` has it
+            data.prepare_data()
+            data.setup()
+        data.trainer = SimpleNamespace(
+            global_rank=rank, world_size=2, num_devices=2, global_step=0, state=SimpleNamespace(fn="fit")
+        )
+        data.setup("fit")
+        seen.append({int(i) for batch in data.train_dataloader() for i in batch["target"].index})
+    assert seen[0].isdisjoint(seen[1])
+    assert seen[0] | seen[1] == set(range(11))
+    assert all({2 * (i // 2), min(2 * (i // 2) + 1, 10)} <= own for own in seen for i in own)  # whole shards
+
+
 # ---------------------------------------------------------------------- bad input
 
 
@@ -243,7 +351,7 @@ def test_what_cannot_be_read_from_shards_is_said(files, folder):
         with pytest.raises(UserError, match=rf"images alone, and the method reads {words}"):
             UDADataModule(settings(files, folder), steps=1, seed=0, **wanted)
     with pytest.raises(UserError, match=r"3 shards cannot be shared by 4 ranks.*pack\.images"):
-        ShardOrder((4, 4, 3), seed=0, domain=1, window=2, world=4)
+        ShardOrder((4, 4, 3), seed=0, domain=1, window=2).pick(0, 4)
 
 
 def test_a_missing_or_strange_index_is_said(folder):

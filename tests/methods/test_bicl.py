@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from uda_seg.data.settings import DataSettings, DomainSettings
 from uda_seg.errors import UserError
 from uda_seg.methods import rounds
 from uda_seg.methods.bicl import LADDER, BiCL
-from uda_seg.methods.rounds import RoundSchedule, StaticLabels
+from uda_seg.methods.rounds import RoundSchedule, Shares, StaticLabels
 from uda_seg.methods.settings import TeacherSettings
 from uda_seg.methods.source_only import SourceOnly
 from uda_seg.models.inference import Inference
@@ -61,6 +62,17 @@ def test_step_equals_plain_pytorch(until, labelled_batches, make_segmentor, make
     equal_weights(module, student)
     torch.testing.assert_close(module.calibration.value, xi, rtol=1e-3, atol=1e-6)
     assert (xi.abs().sum() > 0) == (until == "calibration")
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+def test_labels_are_pinned_as_the_loader_pins_the_rest(cuda, make_batch, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)
+    static = StaticLabels(None, RoundSchedule(4, 0.0, 1), Shares(0.5, 0.5), passes=1.0)
+    static.store, static.round = SimpleNamespace(read=lambda *_: torch.zeros(2, 64, 64, dtype=torch.uint8)), 0
+    target = make_batch(0)["target"]
+    target.pseudo, target.window = None, torch.zeros(len(target.index), 3, dtype=torch.int64)
+    assert (static.give(target).pseudo == cuda).all()
 
 
 def run_once(module, batch):

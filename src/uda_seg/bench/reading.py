@@ -1,8 +1,9 @@
-"""Training crops from the cache on disk beside decoding the picture they come from."""
+"""Training crops from the cache on disk, and from shards, beside decoding the picture they come from."""
 
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -15,6 +16,7 @@ from uda_seg.config import Config
 from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.disk_cache import find_cache, write_cache
 from uda_seg.data.labels import CITYSCAPES
+from uda_seg.data.shards import ShardDataset, pack
 from uda_seg.data.specs import SPECS
 from uda_seg.data.stream import SampleReader
 from uda_seg.data.transforms import CropRule, Resize, training_crop
@@ -29,6 +31,7 @@ def measure_reading(config: Config, size: tuple[int, int] = (1024, 2048), crop: 
 
     The pictures are of the full size, and of half, as DAFormer trains; with and without a label, whose class rule (at
     most 75 % of one class) is part of the crop. The crop is copied, as a batch would; the file lies in the page cache.
+    At last the same crop out of a shard and out of a PNG file, both decoded.
     """
     rows = []
     with tempfile.TemporaryDirectory() as name:
@@ -40,6 +43,7 @@ def measure_reading(config: Config, size: tuple[int, int] = (1024, 2048), crop: 
                 reader = _stored(folder, box, size, labeled)
                 rule = CropRule((crop, crop), 0.75 if labeled else 1.0)
                 rows.append(_compare(f"reading/{title}/{kind}", reader, rule, config.bench.pairs))
+        rows.append(_from_shards(folder, CropRule((crop, crop), 1.0), config.bench.pairs))
     return rows
 
 
@@ -51,6 +55,19 @@ def _compare(name: str, reader: SampleReader, rule: CropRule, pairs: int) -> Row
         return [np.ascontiguousarray(plane) for plane in (sample.image, sample.label) if plane is not None]
 
     return faster(name, "crop from disk", "decode the PNGs", alternate(take, lambda: dataset.read(0), pairs), 50.0)
+
+
+def _from_shards(folder: Path, rule: CropRule, pairs: int) -> Row:
+    files = SegmentationDataset(SPECS["streets"], folder / "root", "train", CITYSCAPES, labeled=False)
+    pack(files, folder / "shards", PICTURES)
+    shards = ShardDataset(str(folder / "shards"), "data.target", count=None, cache_bytes=0, cure="")
+
+    def take(dataset: SegmentationDataset | ShardDataset, rng: np.random.Generator) -> NDArray[np.uint8]:
+        sample = training_crop(dataset.read(int(rng.integers(PICTURES))), rule, rng)
+        return np.ascontiguousarray(sample.image)
+
+    ways = [partial(take, dataset, np.random.default_rng(0)) for dataset in (shards, files)]
+    return faster("reading/shard", "crop from a shard", "crop from a PNG", alternate(ways[0], ways[1], pairs))
 
 
 def _stored(folder: Path, box: tuple[int, int], size: tuple[int, int], labeled: bool) -> SampleReader:

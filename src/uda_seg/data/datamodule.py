@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from torch.utils.data import DataLoader, Sampler
 
 from uda_seg.cache import user_cache
@@ -19,6 +20,7 @@ from uda_seg.data.custom import classes_of
 from uda_seg.data.datasets import SegmentationDataset, open_domain
 from uda_seg.data.disk_cache import DiskCache, find_cache
 from uda_seg.data.labels import ClassSet
+from uda_seg.data.parallel import cores
 from uda_seg.data.sampling import Order, ShuffledOrder
 from uda_seg.data.settings import DataSettings, DomainSettings, prepare_command
 from uda_seg.data.shards import ShardDataset, ShardOrder, open_shards
@@ -32,13 +34,27 @@ log = logging.getLogger(__name__)
 SOURCE, TARGET = 0, 1  # the domains' numbers in every draw
 
 
-def choose_workers(in_memory: bool, cpus: int, world: int = 1) -> int:
-    """How many loader processes a rank gets when `data.workers` is null.
+def choose_workers(in_memory: bool, cores: int) -> int:
+    """How many loader processes a rank with this many cores gets when `data.workers` is null.
 
     None for images in memory: cropping a batch takes a few milliseconds, less than another process costs on a
-    small machine. Otherwise decoding dominates: up to 4, with a core left for each rank's training process.
+    small machine. Otherwise decoding dominates: up to 4, with a core left for the rank's training process.
     """
-    return 0 if in_memory else min(4, max(1, cpus // world - 1))
+    return 0 if in_memory else min(4, max(1, cores - 1))
+
+
+def cores_of_rank(trainer: pl.Trainer | None) -> int:
+    """Cores of this machine for each rank that trains on it.
+
+    SLURM's tasks have cores of their own where `--cpus-per-task` says how many; other ranks share those that each of
+    them may use.
+    """
+    if trainer is None:
+        return cores()
+    own = os.environ.get("SLURM_CPUS_PER_TASK")
+    if own is not None and isinstance(getattr(trainer.strategy, "cluster_environment", None), SLURMEnvironment):
+        return min(int(own), cores())
+    return cores() // trainer.num_devices
 
 
 class StepSampler(Sampler[int]):
@@ -248,7 +264,7 @@ class UDADataModule(pl.LightningDataModule):
     def _workers(self, readers: Sequence[SampleReader]) -> int:
         if self.settings.workers is not None:
             return self.settings.workers
-        return choose_workers(all(r.in_memory for r in readers), os.cpu_count() or 1, self.world)
+        return choose_workers(all(r.in_memory for r in readers), cores_of_rank(self.trainer))
 
     def _samples(
         self, domain: DomainSettings, option: str, *, labeled: bool, resize_label: bool = True, depth: bool = False
@@ -325,7 +341,7 @@ class UDADataModule(pl.LightningDataModule):
         order: Order = ShuffledOrder(len(samples), self.seed, TARGET)
         if isinstance(samples.dataset, ShardDataset):
             sizes = tuple(shard.images for shard in samples.dataset.shards)
-            order = ShardOrder(sizes, self.seed, TARGET, self.settings.shards.window, self.world)
+            order = ShardOrder(sizes, self.seed, TARGET, self.settings.shards.window)
         return DomainStream(samples, order, rule, self.seed, TARGET, self._target_batch)
 
     def _rule(self, samples: SampleReader, option: str, max_ratio: float) -> CropRule:

@@ -22,12 +22,17 @@ class Items(Sized, Iterable[_Out], Protocol[_Out]):
     """Anything that can be walked through and counted."""
 
 
+def cores() -> int:
+    """Cores that this process may use, where the platform says so: SLURM and `taskset` leave some of the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def in_threads(work: Callable[[Item], Result], items: Items[Item], title: str) -> Iterator[Result]:
     """`work(item)` of every item, in the items' order; decoding, inflating and checksums let threads run side by side.
 
     An exception of `work` is raised at its item's turn; what had not begun by then is not done.
     """
-    threads = os.cpu_count() or 1
+    threads = cores()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
         Progress(*columns, console=Console(stderr=True), transient=True, disable=not len(items)) as bar,

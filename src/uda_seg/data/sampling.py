@@ -37,8 +37,8 @@ class Pick(NamedTuple):
 class Order(Protocol):
     """Anything that says which image stands at a position."""
 
-    def pick(self, position: int) -> Pick:
-        """The image at `position` >= 0."""
+    def pick(self, position: int, world: int) -> Pick:
+        """The image at `position` >= 0 of a stream that `world` ranks share."""
         ...
 
 
@@ -66,8 +66,8 @@ class ShuffledOrder:
     seed: int
     domain: int
 
-    def pick(self, position: int) -> Pick:
-        """The image at `position`: place p mod N of pass p // N."""
+    def pick(self, position: int, world: int = 1) -> Pick:
+        """The image at `position`: place p mod N of pass p // N, however many ranks share it."""
         number, place = divmod(position, self.length)
         return Pick(int(_permutation(self.length, self.seed, self.domain, number)[place]))
 
@@ -105,8 +105,8 @@ class RareClassOrder:
     seed: int
     domain: int
 
-    def pick(self, position: int) -> Pick:
-        """The image at `position` and the class that it was drawn for."""
+    def pick(self, position: int, world: int = 1) -> Pick:
+        """The image at `position` and the class that it was drawn for, however many ranks share the stream."""
         rng = generator(self.seed, self.domain, Draw.RARE_CLASS, position)
         rare = int(rng.choice(len(self.probabilities), p=self.probabilities))
         return Pick(int(rng.choice(self.images[rare])), rare)

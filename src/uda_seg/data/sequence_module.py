@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from uda_seg.data.custom import classes_of
-from uda_seg.data.datamodule import StepSampler
+from uda_seg.data.datamodule import StepSampler, choose_workers, cores_of_rank
 from uda_seg.data.labels import ClassSet
 from uda_seg.data.sequences import VIEWS, SequenceBatch, SequenceDataset, SequenceSteps, stack
 from uda_seg.data.settings import DataSettings, DomainSettings
@@ -112,10 +111,9 @@ class SequenceData(pl.LightningDataModule):
         trainer = self.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         start = trainer.global_step if trainer else 0
-        in_memory = self.settings.workers is None and all(d.in_memory for d in self.train)
-        workers = self.settings.workers or 0
-        if self.settings.workers is None and not in_memory:
-            workers = min(4, max(1, (os.cpu_count() or 1) // world - 1))
+        workers = self.settings.workers
+        if workers is None:
+            workers = choose_workers(all(d.in_memory for d in self.train), cores_of_rank(trainer))
         return SequenceLoader(
             SequenceSteps(self.train, self.batch, self.steps, self.seed, rank, world),
             batch_size=None,
@@ -127,15 +125,14 @@ class SequenceData(pl.LightningDataModule):
     def val_dataloader(self) -> list[DataLoader[SequenceBatch]]:
         """A loader per domain with exact depth; ranks share the images without repeating any."""
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return [
-            DataLoader(
-                Views(samples),
-                batch_size=self.settings.val_batch,
-                sampler=range(rank, len(samples), world),
-                collate_fn=stack,
-            )
-            for samples in self.validation.values()
-        ]
+        loaders = []
+        for samples in self.validation.values():
+            mine = range(rank, len(samples), world)
+            # Lightning would leave a rank without images out, and the others would wait for it.
+            views, mine = (Views(samples), mine) if mine else (ViewsOfUnknownDepth(samples), range(1))
+            size = self.settings.val_batch
+            loaders.append(DataLoader(views, batch_size=size, sampler=mine, collate_fn=stack))
+        return loaders
 
 
 class Views(torch.utils.data.Dataset[SequenceBatch]):
@@ -149,3 +146,11 @@ class Views(torch.utils.data.Dataset[SequenceBatch]):
 
     def __getitem__(self, index: int) -> SequenceBatch:
         return self.samples[index]
+
+
+class ViewsOfUnknownDepth(Views):
+    """Samples that count for nothing in a score."""
+
+    def __getitem__(self, index: int) -> SequenceBatch:
+        sample = super().__getitem__(index)
+        return replace(sample, depth=None if sample.depth is None else torch.zeros_like(sample.depth))

@@ -3,13 +3,12 @@
 A shard is an uncompressed tar of PNG or JPEG images; whatever else lies in it (captions, JSON) is passed over. Beside
 the shards, `index.json` says how many images each holds: with it, which image stands at a position of the endless
 stream is a function of the position, as for files. The root is a folder, or an address that WebDataset opens
-(`https://`, `s3://`, `gs://`, ...): then each shard is fetched once, whole, when its turn comes.
+(`https://`, `s3://`, `gs://`, ...): then each shard is fetched whole, once for a machine, when its turn comes.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import os
 import re
@@ -17,15 +16,15 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from uda_seg.cache import user_cache
 from uda_seg.data.batch import Sample
 from uda_seg.data.datasets import SegmentationDataset
+from uda_seg.data.fetched import FetchedFiles
 from uda_seg.data.integrity import Damaged, check_image, read_file
 from uda_seg.data.parallel import in_threads
 from uda_seg.data.sampling import Draw, Pick, generator
@@ -93,13 +92,23 @@ def contents(path: Path) -> list[tuple[str, int, int]]:
     Raises:
         Damaged: it is cut off, compressed, or no tar at all.
     """
+    with _open(path) as file:
+        return _members(file, str(path))
+
+
+def _open(path: Path) -> BinaryIO:
     try:
-        with tarfile.open(path, "r:") as tar:
-            return [(m.name, m.offset_data, m.size) for m in tar if m.isfile() and m.name.lower().endswith(IMAGES)]
-    except (tarfile.TarError, EOFError) as error:
-        raise Damaged(f"{path} is no whole, uncompressed tar ({error}): copy or pack the shard again") from error
+        return path.open("rb")
     except OSError as error:
         raise Damaged(f"{path} cannot be opened: {error.strerror or error}") from error
+
+
+def _members(file: BinaryIO, name: str) -> list[tuple[str, int, int]]:
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            return [(m.name, m.offset_data, m.size) for m in tar if m.isfile() and m.name.lower().endswith(IMAGES)]
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise Damaged(f"{name} is no whole, uncompressed tar ({error}): copy or pack the shard again") from error
 
 
 class ShardDataset:
@@ -109,7 +118,7 @@ class ShardDataset:
         root: folder or address of the shards.
         option: where that stands in the configuration, for messages.
         count: use the first `count` images; None: all.
-        cache_bytes: room that fetched shards may take on this machine's disk before the oldest are deleted.
+        cache_bytes: room for fetched shards on this machine's disk; those opened longest ago are deleted for others.
         cure: what to do where there is no index, for the message.
 
     Attributes:
@@ -121,8 +130,9 @@ class ShardDataset:
     labeled = False
 
     def __init__(self, root: str, option: str, *, count: int | None, cache_bytes: int, cure: str) -> None:
+        root = root.removeprefix("file://")
         self.root = root.rstrip("/") if is_address(root) else str(Path(root).expanduser())
-        self.option, self.cache_bytes = option, cache_bytes
+        self._fetched = FetchedFiles(self.root, cache_bytes)
         if not is_address(root) and not Path(self.root).is_dir():
             raise UserError(f"no folder {self.root}: set {option}.root to the folder or address of the shards")
         self.shards = _first(read_index(self.root, cure), count)
@@ -148,7 +158,7 @@ class ShardDataset:
         shard = int(np.searchsorted(self.ends, index, side="right"))
         place = index - (int(self.ends[shard - 1]) if shard else 0)
         start, size = self._table(shard)[place]
-        with self._local(shard).open("rb") as file:
+        with self._open(shard) as file:
             file.seek(start)
             content = np.frombuffer(file.read(size), np.uint8)
         try:
@@ -161,7 +171,9 @@ class ShardDataset:
         return Sample(np.ascontiguousarray(image[..., ::-1], np.uint8))
 
     def _read_table(self, shard: int) -> NDArray[np.int64]:
-        found, promised = contents(self._local(shard)), self.shards[shard].images
+        with self._open(shard) as file:
+            found = _members(file, f"{self.root}/{self.shards[shard].name}")
+        promised = self.shards[shard].images
         whole = shard < len(self.shards) - 1  # of the last one, the first images may be all that is used
         if len(found) < promised or (whole and len(found) > promised):
             raise UserError(
@@ -170,22 +182,10 @@ class ShardDataset:
             )
         return np.array([(start, size) for _, start, size in found], np.int64)
 
-    def _local(self, shard: int) -> Path:
+    def _open(self, shard: int) -> BinaryIO:
         """The shard's file on this machine, fetched if need be."""
-        name = self.shards[shard].name
-        if not is_address(self.root):
-            return Path(self.root) / name
-        try:
-            return Path(self._cache.get_file(f"{self.root}/{name}"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.root}/{name} cannot be fetched: {error}") from error
-
-    @functools.cached_property
-    def _cache(self) -> Any:
-        from webdataset.cache import FileCache
-
-        place = user_cache() / "shards" / hashlib.sha256(self.root.encode()).hexdigest()[:16]
-        return FileCache(str(place), cache_size=self.cache_bytes)
+        name, size = self.shards[shard].name, self.shards[shard].bytes
+        return self._fetched.open(name, size) if is_address(self.root) else _open(Path(self.root) / name)
 
 
 def _first(shards: Sequence[Shard], count: int | None) -> list[Shard]:
@@ -203,7 +203,7 @@ class ShardOrder:
     """Pass after pass over the shards; a rank has shards of its own, and shuffles `window` of them together.
 
     Position p is that of rank p mod W (`uda_seg.data.sampling`), which reads every W-th shard of an order that the seed
-    draws once: so no two ranks ever fetch the same shard, and each machine's cache serves all passes. In a pass the
+    draws once: so no two ranks train on the same shard, and each machine's cache serves all passes. In a pass the
     rank's shards come in a new order, `window` at a time, and the images of a window in an order of their own: at any
     moment no more than `window` shards are open. A rank whose shards hold fewer images begins its next pass earlier.
 
@@ -212,58 +212,55 @@ class ShardOrder:
         seed: the run's seed.
         domain: the domain's number.
         window: shards that are shuffled together.
-        world: ranks that read.
-
-    Raises:
-        UserError: there are fewer shards than ranks.
     """
 
     sizes: tuple[int, ...]
     seed: int
     domain: int
     window: int
-    world: int = 1
 
-    def __post_init__(self) -> None:
-        if len(self.sizes) < self.world:
-            raise UserError(
-                f"{len(self.sizes)} shards cannot be shared by {self.world} ranks: pack the images into more of them "
-                "(pack.images=N for N images each)"
-            )
+    def pick(self, position: int, world: int) -> Pick:
+        """The image at `position` of the stream that `world` ranks share.
 
-    def pick(self, position: int) -> Pick:
-        """The image at `position`."""
-        local, rank = divmod(position, self.world)
-        number, place = divmod(local, _own_shards(self, rank)[1])
-        ends = _pass(self, rank, number)[1]
+        Raises:
+            UserError: there are fewer shards than ranks.
+        """
+        local, rank = divmod(position, world)
+        number, place = divmod(local, _own_shards(self, rank, world)[1])
+        ends = _pass(self, rank, world, number)[1]
         window = int(np.searchsorted(ends, place, side="right"))
-        return Pick(int(_window(self, rank, number, window)[place - (int(ends[window - 1]) if window else 0)]))
+        return Pick(int(_window(self, rank, world, number, window)[place - (int(ends[window - 1]) if window else 0)]))
 
 
 @functools.lru_cache(maxsize=64)
-def _own_shards(order: ShardOrder, rank: int) -> tuple[NDArray[np.int64], int]:
+def _own_shards(order: ShardOrder, rank: int, world: int) -> tuple[NDArray[np.int64], int]:
     """The shards that a rank reads, and how many images they hold."""
-    drawn = generator(order.seed, order.domain, Draw.SHARDS, 0).permutation(len(order.sizes))[rank :: order.world]
+    if len(order.sizes) < world:
+        raise UserError(
+            f"{len(order.sizes)} shards cannot be shared by {world} ranks: pack the images into more of them "
+            "(pack.images=N for N images each)"
+        )
+    drawn = generator(order.seed, order.domain, Draw.SHARDS, 0).permutation(len(order.sizes))[rank::world]
     return drawn, sum(order.sizes[shard] for shard in drawn)
 
 
 @functools.lru_cache(maxsize=8)
-def _pass(order: ShardOrder, rank: int, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _pass(order: ShardOrder, rank: int, world: int, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """A rank's shards as they come in a pass, and where each of its windows ends."""
-    rng = generator(order.seed, order.domain, Draw.SHARDS, 1 + number * order.world + rank)
-    shards = rng.permutation(_own_shards(order, rank)[0])
+    rng = generator(order.seed, order.domain, Draw.SHARDS, 1 + number * world + rank)
+    shards = rng.permutation(_own_shards(order, rank, world)[0])
     ends = np.cumsum([order.sizes[s] for s in shards])
     last = np.minimum(np.arange(order.window, len(shards) + order.window, order.window), len(shards)) - 1
     return shards, ends[last]
 
 
 @functools.lru_cache(maxsize=8)
-def _window(order: ShardOrder, rank: int, number: int, window: int) -> NDArray[np.int64]:
+def _window(order: ShardOrder, rank: int, world: int, number: int, window: int) -> NDArray[np.int64]:
     """The images of a window in their order."""
-    shards = _pass(order, rank, number)[0][window * order.window : (window + 1) * order.window]
+    shards = _pass(order, rank, world, number)[0][window * order.window : (window + 1) * order.window]
     first = np.cumsum((0, *order.sizes))
     images = np.concatenate([np.arange(first[s], first[s] + order.sizes[s]) for s in shards])
-    rng = generator(order.seed, order.domain, Draw.WINDOW, (number * order.world + rank) * len(order.sizes) + window)
+    rng = generator(order.seed, order.domain, Draw.WINDOW, (number * world + rank) * len(order.sizes) + window)
     shuffled: NDArray[np.int64] = rng.permutation(images)
     return shuffled
 
@@ -277,8 +274,15 @@ def open_shards(domain: DomainSettings, settings: DataSettings, option: str) -> 
     cure = f"run {prepare_command(settings)} data.reader=shards"
     if domain.root is None:
         raise UserError(f"{option}.root is not set: set it to the folder or address of the shards, then {cure}")
-    cache = int(settings.shards.cache_gb * 1e9)
-    return ShardDataset(domain.root, option, count=domain.count, cache_bytes=cache, cure=cure)
+    room, window = settings.shards.cache_gb, settings.shards.window
+    found = ShardDataset(domain.root, option, count=domain.count, cache_bytes=int(room * 1e9), cure=cure)
+    together = sum(sorted(shard.bytes for shard in found.shards)[-window:]) / 1e9
+    if is_address(found.root) and room < together:
+        raise UserError(
+            f"data.shards.cache_gb={room:g} does not hold the data.shards.window={window} shards that are read by "
+            f"turns ({together:.3g} GB): each image would fetch its shard anew; make it larger, or the window smaller"
+        )
+    return found
 
 
 def index_shards(root: str) -> list[Shard]:

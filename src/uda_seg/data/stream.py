@@ -138,7 +138,7 @@ class DomainStream:
         """The batch of this rank at `step`: the same in whatever process and run it is asked for."""
         crops, indices = [], []
         for position in positions(step, self.batch, self.rank, self.world):
-            pick = self.order.pick(position)
+            pick = self.order.pick(position, self.world)
             rng = generator(self.seed, self.domain, Draw.CROP, position)
             rare = None if pick.rare is None else RareClass(pick.rare, self.rare_pixels, self.rare_tries)
             crops.append(training_crop(self.samples[pick.image], self.rule, rng, rare))

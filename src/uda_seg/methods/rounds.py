@@ -186,7 +186,9 @@ class StaticLabels:
             return target
         assert target.window is not None, "the data module says where crops lie"
         size = (target.image.shape[2], target.image.shape[3])
-        return replace(target, pseudo=self.store.read(self.round, target.index, target.window, size))
+        pseudo = self.store.read(self.round, target.index, target.window, size)
+        # The loader pinned the rest before; a copy out of pageable memory would hold up the step.
+        return replace(target, pseudo=pseudo.pin_memory() if torch.cuda.is_available() else pseudo)
 
     # ------------------------------------------------------------------ one round
 

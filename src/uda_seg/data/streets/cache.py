@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -21,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from uda_seg.cache import user_cache
+from uda_seg.data.parallel import cores
 from uda_seg.data.streets.styles import style_of
 from uda_seg.data.streets.world import BASELINE, STRIDE, VIEWS, render
 from uda_seg.errors import UserError
@@ -78,9 +78,7 @@ def ensure_rendered(
         draw = partial(_render_to, folder, world_seed, domain, split, size, tuple(views))
         try:
             _describe(folder, world_seed, domain, split, size)
-            in_processes(
-                draw, missing, workers or os.cpu_count() or 1, f"rendering {domain} {split}" if progress else None
-            )
+            in_processes(draw, missing, workers or cores(), f"rendering {domain} {split}" if progress else None)
         except BrokenProcessPool as error:
             raise UserError(f"a process that rendered into {folder} was killed; run the same command again") from error
     return folder

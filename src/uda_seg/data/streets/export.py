@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from uda_seg.data.parallel import cores
 from uda_seg.data.settings import StreetsSettings
 from uda_seg.data.streets.cache import FIRST_INDEX, VERSION, in_processes
 from uda_seg.data.streets.layouts import LAYOUTS, Layout, Size
@@ -69,7 +69,7 @@ def export(settings: StreetsSettings, world_seed: int, *, progress: bool = True)
         missing = [index for index in range(count) if not (out / layout.image(split, index)).is_file()]
         title = f"{layout.title} {split}" if progress else None
         try:
-            in_processes(partial(write_scene, scenes), missing, settings.workers or os.cpu_count() or 1, title)
+            in_processes(partial(write_scene, scenes), missing, settings.workers or cores(), title)
         except BrokenProcessPool as error:
             raise UserError(f"a process that wrote into {out} was killed; run the same command again") from error
         done += len(missing)
