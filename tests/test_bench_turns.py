@@ -15,13 +15,17 @@ from command_line import configured, small_run
 from uda_seg import bench
 from uda_seg.bench import choose, expand
 from uda_seg.bench.against import beside, rival, split
+from uda_seg.bench.baselines import BareLoop
+from uda_seg.bench.classic import ClassicLoop
 from uda_seg.bench.kernels import is_matrix, matrix_us
 from uda_seg.bench.measure import Pairs
 from uda_seg.bench.original import measure_classic
 from uda_seg.bench.precision import losses, measure_precision, without_dropout
 from uda_seg.bench.session import prepare, steps_of
+from uda_seg.bench.tf32 import arithmetic, stepped
 from uda_seg.bench.turns import Comparison, Looped, Trained, Turns
 from uda_seg.errors import UserError
+from uda_seg.methods.step import StepModule
 
 SHORT = ("bench.pairs=2", "bench.steps=2", "data.rare_class.enabled=false", "data.workers=0")
 
@@ -126,11 +130,42 @@ def _row(a, b, labels):
     return bench.Row("against/step", names[0], 1.0, names[1], 1.0, "ms", 1.0)
 
 
-def test_classic_is_measured(short):
-    rows = {row.name: row for row in measure_classic(configured(*short, "method=dacs"))}
+def test_classic_is_measured_in_its_own_float32(short, monkeypatch):
+    """The bare loop's arithmetic is that of the classic loop beside it; ours is torch's own."""
+    seen, usual = {}, arithmetic()
+    for owner, name in ((ClassicLoop, "step"), (BareLoop, "step"), (StepModule, "training_step")):
+        monkeypatch.setattr(owner, name, noting(getattr(owner, name), seen.setdefault(owner, [])))
+    rows = {row.name: row for row in measure_classic(configured(*short, "method=dacs", "bench.tf32=false"))}
     assert {"classic/step", "classic/without_habits/step"} <= set(rows)
     assert rows["classic/without_habits/step"].target == "at most 1.1"
-    assert rows["classic/step"].b == "classic (backward, ema, augment, item)"
+    assert rows["classic/step"].b == "classic (backward, ema, augment, item), no TF32"
+    assert [len(found) for found in seen.values()] == [14, 7, 7]  # three to warm up, then two pairs of two
+    full = {"products": "ieee", "convolutions": "ieee"}
+    assert all(found == full for found in [*seen[ClassicLoop], *seen[BareLoop]])
+    assert all(found == usual != full for found in [*seen[StepModule], arithmetic()])
+
+
+def noting(work, found):
+    def call(*args):
+        found.append(arithmetic())
+        return work(*args)
+
+    return call
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32_is_as_before_when_a_loop_fails(allowed):
+    """So that whoever asks by torch's older names, which refuse a mixture of both, gets the answer of before."""
+    before = arithmetic()
+    assert before == {"products": "ieee", "convolutions": "tf32"}  # torch's own choice
+    found = []
+    with pytest.raises(ZeroDivisionError):
+        stepped(noting(lambda: 1 / 0, found), allowed)()
+    assert set(found[0].values()) == {"tf32" if allowed else "ieee"}
+    assert arithmetic() == before
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (False, True)
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_losses_of_two_precisions_are_compared(short):
@@ -169,9 +204,10 @@ STARTED = (
     ("aten::addmm", "nvjet_tst_128x256_64x4_1x2_h_bz_coopA_bias_TNT", 200),
     ("aten::bmm", "ampere_sgemm_128x64_tn", 300),
     ("aten::convolution_backward", "void cutlass::Kernel2<cutlass_80_tensorop_bf16_s16816gemm_bf16_256x64_32x4_nn_al"
-                                   "ign8>(cutlass_80_tensorop_bf16_s16816gemm_bf16_256x64_32x4_nn_align8::Params)", 400),
-    ("aten::_flash_attention_forward", "void pytorch_flash::flash_fwd_kernel<pytorch_flash::Flash_fwd_kernel_traits<64,"
-                                       " 128, 128, 4>>(pytorch_flash::Flash_fwd_params)", 500),
+                                   "ign8>(cutlass_80_tensorop_bf16_s16816gemm_bf16_256x64_32x4_nn_align8::Params)",
+     400),
+    ("aten::_flash_attention_forward", "void pytorch_flash::flash_fwd_kernel<pytorch_flash::Flash_fwd_kernel_traits<"
+                                       "64, 128, 128, 4>>(pytorch_flash::Flash_fwd_params)", 500),
     ("triton_tem_fused_mm_7", "triton_tem_fused_mm_7", 600),
     (None, "triton_tem_fused_addmm_1", 700),
 )  # fmt: skip
@@ -199,8 +235,8 @@ def rows_of(started):
 
 
 def test_every_matrix_kernel_is_counted_once():
-    """An operator's row and its kernel's are the same time; a fused kernel's name tells what is fused, not a product."""
+    """An operator's row and its kernel's are the same time; a fused kernel's name tells what is in it."""
     rows = rows_of(STARTED + OTHER)
-    assert sum(row.self_device_time_total for row in rows) > 9000  # the profiler's own rows count most kernels twice
+    assert sum(row.self_device_time_total for row in rows) > 9000  # most kernels twice
     assert matrix_us(rows, gpu=True) == sum(us for *_, us in STARTED)
     assert matrix_us(rows_of(STARTED[:5]), gpu=False) == 5 * 8  # on the host: five operators and the linear about each
