@@ -194,9 +194,9 @@ class StepModule(pl.LightningModule):
             for part in range(parts):
                 for terms in self.losses(self.part(batch, part, parts) if parts > 1 else batch):
                     terms = (terms,) if isinstance(terms, Loss) else terms
-                    self.manual_backward(
-                        sum((t.value * (t.weight / parts) for t in terms), torch.zeros((), device=self.device))
-                    )
+                    total = sum((t.value * (t.weight / parts) for t in terms), torch.zeros((), device=self.device))
+                    with self._without_autocast():
+                        self.manual_backward(total)
                     for term in terms:
                         value = term.value.detach()
                         self.watcher.watch(step, term.name, value)
@@ -207,6 +207,13 @@ class StepModule(pl.LightningModule):
         model = self.trainer.model
         no_sync = getattr(model, "no_sync", None)
         return no_sync() if no_sync is not None else contextlib.nullcontext()
+
+    def _without_autocast(self) -> contextlib.AbstractContextManager[object]:
+        """For backward passes, whose operators take the types of the forward by themselves (torch advises it).
+
+        Lightning's block is about the whole step: what a loss computes in float32 would have a gradient in bfloat16.
+        """
+        return torch.autocast(self.device.type, enabled=False)
 
     def reduce_gradients(self) -> None:
         """Average the gradients over the ranks: one all-reduce of one flat buffer, whatever the number of terms.
