@@ -8,8 +8,8 @@ import threading
 import pytest
 import torch
 from torch import nn
-from torch.autograd import DeviceType
 from torch.autograd.profiler_util import EventList, FunctionEvent
+from torch.profiler import DeviceType
 
 from command_line import configured, small_run
 from uda_seg import bench

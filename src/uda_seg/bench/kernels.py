@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEventAvg
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import DeviceType, ProfilerActivity, profile
 
 from uda_seg.bench.measure import synchronize
 from uda_seg.bench.session import WARM_UP, prepare
@@ -59,15 +58,16 @@ def matrix_us(rows: Sequence[FunctionEventAvg], gpu: bool) -> float:
     are what counts. Inductor's templates have no operator: their launch, which not every wrapper records, and the
     kernel have one name, and are one time.
     """
-    operators = [row for row in rows if row.device_type == DeviceType.CPU and is_matrix(row.key)]
+    named = [(row.key or "", row) for row in rows]
+    operators = [(name, row) for name, row in named if row.device_type == DeviceType.CPU and is_matrix(name)]
     if not gpu:
-        return float(sum(row.self_cpu_time_total for row in operators))
+        return float(sum(row.self_cpu_time_total for _, row in operators))
     templates: dict[str, float] = {}
-    for row in rows:
-        if row.key.startswith(TEMPLATE):
-            templates[row.key] = max(templates.get(row.key, 0.0), float(row.self_device_time_total))
-    started = sum(row.self_device_time_total for row in operators if not row.key.startswith(TEMPLATE))
-    return float(started) + sum(templates.values())
+    for name, row in named:
+        if name.startswith(TEMPLATE):
+            templates[name] = max(templates.get(name, 0.0), row.self_device_time_total)
+    started = [row.self_device_time_total for name, row in operators if name not in templates]
+    return float(sum(started)) + sum(templates.values())
 
 
 def is_matrix(name: str) -> bool:

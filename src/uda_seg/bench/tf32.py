@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from typing import Any
 
 import torch
 
 # Of torch's switches, which all threads share. The older ones (`allow_tf32`) refuse to be read while these are moved.
-SWITCHES = {
+SWITCHES: dict[str, Any] = {
     "products": torch.backends.cuda.matmul,
-    "convolutions": torch.backends.cudnn.conv,
+    "convolutions": torch.backends.cudnn.conv,  # type: ignore[attr-defined]
     "recurrent": torch.backends.cudnn.rnn,
 }
 
