@@ -13,19 +13,18 @@ import torch
 SWITCHES: dict[str, Any] = {
     "products": torch.backends.cuda.matmul,
     "convolutions": torch.backends.cudnn.conv,  # type: ignore[attr-defined]
-    "recurrent": torch.backends.cudnn.rnn,
 }
 
 
 def arithmetic() -> dict[str, str]:
     """How a GPU calculates in float32 as things are: `tf32` or `ieee`, by kind of operation."""
-    found = {kind: str(switch.fp32_precision) for kind, switch in SWITCHES.items() if kind != "recurrent"}
+    found = {kind: str(switch.fp32_precision) for kind, switch in SWITCHES.items()}
     return {kind: "ieee" if precision == "none" else precision for kind, precision in found.items()}
 
 
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Within the block, TF32 is allowed everywhere or nowhere, whatever torch's defaults are."""
+    """Within the block, TF32 is allowed in both or in neither, whatever torch's defaults are."""
     before = [switch.fp32_precision for switch in SWITCHES.values()]
     try:
         for switch in SWITCHES.values():
