@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 
 from command_line import NETWORK, configured
 from data.trees import save, streets_tree
-from uda_seg.bench import MEASUREMENTS, bench, choose, phases, rows_table
+from uda_seg.bench import MEASUREMENTS, bench, choose, phases, profile_table, rows_table
 from uda_seg.bench.baselines import average_each, blend_classes, draw_half, paste_classes
 from uda_seg.bench.measure import Pairs, Row, alternate
 from uda_seg.bench.memory import SavedBytes, measure_memory
@@ -183,10 +184,26 @@ def test_every_phase_of_a_step_is_timed(tiny):
         profile.phases_ms
     )
     assert profile.phases_ms["the rest"] > 0
-    assert sum(profile.phases_ms.values()) == pytest.approx(profile.step_ms)
+    assert sum(profile.phases_ms.values()) == pytest.approx(profile.clocked_ms)
     assert profile.images_per_s == pytest.approx(4e3 / profile.step_ms)
+    assert profile.steps_per_s == pytest.approx(1e3 / profile.step_ms)
     assert profile.method == "LCMSM"
     assert 0 < profile.matrix_ms < profile.step_ms
+
+
+def test_a_step_that_is_timed_waits_for_nothing(tiny, monkeypatch):
+    """Time passes, a second each, in waiting for the device alone: of the phases, not of the step."""
+    now = [0.0]
+    monkeypatch.setattr(phases, "synchronize", lambda: now.__setitem__(0, now[0] + 1))
+    monkeypatch.setattr(phases, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(phases, "matrix_ms", lambda config: 1.0)
+    monkeypatch.setattr(phases, "saved_peak", lambda config: 1)
+    profile = profile_step(tiny)
+    assert profile.steps == 4
+    assert profile.step_ms == 1e3 / 4  # one wait, at the end
+    assert profile.clocked_ms > 2e3 * len(profile.phases_ms)  # two a phase, and some phases come twice
+    assert profile.phases_ms["data"] == 1e3
+    assert "it/s" in profile_table(profile).markdown()
 
 
 def test_parts_are_measured(tiny):
@@ -216,6 +233,8 @@ def test_command_writes_what_it_prints(tiny, tmp_path, monkeypatch, capsys):
     assert written["rows"] == [row.record()]
     assert written["step"]["phases_ms"]["teacher"] > 0
     assert {"date", "versions", "cpu", "gpu", "threads"} <= set(written)
+    assert written["float32"] == {"products": "ieee", "convolutions": "tf32"}
+    assert written["classic_tf32"] is True
     printed = capsys.readouterr().out
     assert "met" in printed
     assert "teacher" in printed

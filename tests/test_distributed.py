@@ -145,9 +145,9 @@ def seen_statistics(make_segmentor, make_plan, batch, world: int) -> tuple[dict[
     module = SelfTraining(make_segmentor(), make_plan(teacher=TeacherSettings(alpha=0.9, batch_norm="train")))
     alone = {}
 
-    def before_reduction() -> None:
+    def before_reduction(optimizer) -> None:
         alone.update({name: buffer.clone() for name, buffer in module.named_buffers()})
-        StepModule.reduce_gradients(module)
+        StepModule.reduce_gradients(module, optimizer)
 
     module.reduce_gradients = before_reduction
     fit_on_ranks(module, [share_of(batch, rank, world)], world)

@@ -210,6 +210,7 @@ class BenchSettings:
         steps: training steps in each half of a pair.
         scenes: scenes of each domain of streets that are rendered.
         habits: of the original repositories, those that `classic` has.
+        tf32: whether `classic` multiplies and convolves in TF32 on a GPU, as under torch 1.7, or in full float32.
         against: overrides that tell another configuration from this one; `against.KEY=VALUE` on the command line.
         output: JSON file of the figures.
     """
@@ -221,6 +222,7 @@ class BenchSettings:
     habits: list[Annotated[str, OneOf(("backward", "ema", "augment", "item"))]] = field(
         default_factory=lambda: ["backward", "ema", "augment", "item"]
     )
+    tf32: bool = True
     against: list[str] = field(default_factory=list)
     output: str = "outputs/bench/bench.json"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -64,21 +64,49 @@ def test_no_step_reads_from_the_device(method, model, make_plan, make_batch):
     assert steps == [0, 1]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="asks CUDA itself")
-@pytest.mark.parametrize("method", METHODS)
-def test_cuda_sees_no_wait(method, make_plan, make_batch):
-    @contextmanager
-    def errors(module, batch):
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            yield
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+@contextmanager
+def errors(*_):
+    """Within the block, CUDA refuses to let the host wait."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
+
+def watched_transfer(module, within):
+    """The module with every batch's way to the device inside of `within`; says of each whether all of it was pinned."""
+    transfer, pinned = module.transfer_batch_to_device, []
+
+    def move(batch, device, dataloader_idx):
+        tensors = [t for domain in batch.values() for t in vars(domain).values() if isinstance(t, torch.Tensor)]
+        pinned.append(all(tensor.is_pinned() for tensor in tensors))
+        with within():
+            return transfer(batch, device, dataloader_idx)
+
+    module.transfer_batch_to_device = move
+    return pinned
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="asks CUDA itself")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("method", METHODS)
+def test_cuda_sees_no_wait(method, precision, make_plan, make_batch):
+    """Nor in the copy of the batch to the device, which waits for what is not in page-locked memory."""
     module = built(method, "daformer_small", make_plan)
-    steps = watched(module, errors)
-    fit(module, batches_for(module, make_batch), accelerator="gpu", devices=1)
+    steps, pinned = watched(module, errors), watched_transfer(module, errors)
+    fit(module, batches_for(module, make_batch), "gpu", pin=True, devices=1, precision=precision)
     assert steps == [0, 1]
+    assert pinned == [True, True]
+
+
+def test_every_batch_s_way_to_the_device_is_watched(make_plan, make_batch):
+    """On a CPU nothing is pinned, and the watch says so."""
+    module, moved = built("source_only", "daformer_small", make_plan), []
+    pinned = watched_transfer(module, lambda: moved.append(1) or nullcontext())
+    fit(module, batches_for(module, make_batch))
+    assert pinned == [False, False]
+    assert len(moved) == 2
 
 
 READS = {

@@ -23,12 +23,12 @@ from uda_seg.methods.step import fold
 STEPS = 3
 
 
-def fit(module, batches, accelerator="cpu", **options):
+def fit(module, batches, accelerator="cpu", pin=False, **options):
     trainer = pl.Trainer(
         accelerator=accelerator, max_steps=len(batches), logger=False, enable_checkpointing=False, log_every_n_steps=1,
         enable_progress_bar=False, enable_model_summary=False, callbacks=[TeacherEMA()], **options,
     )  # fmt: skip
-    trainer.fit(module, DataLoader(batches, batch_size=None))
+    trainer.fit(module, DataLoader(batches, batch_size=None, pin_memory=pin))
     return trainer
 
 

@@ -61,4 +61,6 @@ def test_crowding_is_the_mean_over_pairs_of_present_classes():
     present = torch.tensor([True, False, True, True])
     expected = (unit[0] @ unit[2] + unit[0] @ unit[3] + unit[2] @ unit[3]) / 3
     torch.testing.assert_close(crowding(unit, present), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(crowding(unit, present), expected)
     assert torch.isnan(crowding(unit, torch.tensor([True, False, False, False])))

@@ -25,6 +25,7 @@ from uda_seg.bench.parts import measure_ema, measure_evaluator, measure_mixing, 
 from uda_seg.bench.phases import StepProfile, profile_step
 from uda_seg.bench.precision import measure_precision
 from uda_seg.bench.reading import measure_reading
+from uda_seg.bench.tf32 import arithmetic
 from uda_seg.command import run
 from uda_seg.config import Config, key_of
 from uda_seg.errors import UserError
@@ -100,7 +101,10 @@ def bench(config: Config, folder: Path) -> None:
     if profile is not None:
         profile_table(profile).show()
     path = Path(config.bench.output)
-    write_json(path, machine() | {"rows": [row.record() for row in rows], "step": profile and asdict(profile)})
+    setting = {"classic_tf32": config.bench.tf32}
+    write_json(
+        path, machine() | setting | {"rows": [row.record() for row in rows], "step": profile and asdict(profile)}
+    )
     log.info("written: %s", path)
 
 
@@ -119,13 +123,14 @@ def choose(wanted: Sequence[str]) -> list[str]:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on: date, versions, processor, threads."""
+    """What the figures depend on: date, versions, processor, threads, how a GPU calculates in float32."""
     return {
         "date": datetime.date.today().isoformat(),
         "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
         "cpu": cpu_name(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
+        "float32": arithmetic(),
     }
 
 
@@ -150,11 +155,12 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def profile_table(profile: StepProfile) -> Table:
-    """One line per phase of a step, the whole last."""
-    total = profile.step_ms
-    cells = [(name, f"{ms:.2f}", f"{100 * ms / total:.1f} %") for name, ms in profile.phases_ms.items()]
-    cells.append(("step", f"{total:.2f}", f"{profile.images_per_s:.1f} images/s"))
-    cells.append(("in matrix kernels", f"{profile.matrix_ms:.2f}", f"{100 * profile.matrix_ms / total:.1f} %"))
+    """One line per phase of a step, the whole with the clock of the phases, the step without it and what is of it."""
+    clocked, step = profile.clocked_ms, profile.step_ms
+    cells = [(name, f"{ms:.2f}", f"{100 * ms / clocked:.1f} %") for name, ms in profile.phases_ms.items()]
+    cells.append(("all phases, with their clock", f"{clocked:.2f}", ""))
+    cells.append(("step", f"{step:.2f}", f"{profile.steps_per_s:.2f} it/s, {profile.images_per_s:.1f} images/s"))
+    cells.append(("in matrix kernels", f"{profile.matrix_ms:.2f}", f"{100 * profile.matrix_ms / step:.1f} %"))
     cells.append(("peak of saved activations", f"{profile.peak_saved_bytes / 2**20:.1f} MiB", ""))
     if profile.peak_device_bytes is not None:
         cells.append(("peak of device memory", f"{profile.peak_device_bytes / 2**20:.1f} MiB", ""))

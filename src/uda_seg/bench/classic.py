@@ -3,8 +3,8 @@
 The same network, losses, draws and optimiser as ours, in float32 and in a plain loop, with four habits of the released
 codes of DACS, DAFormer, HRDA and MIC: a backward pass for every loss, also where several share a forward; a teacher
 averaged tensor by tensor; colours and blur image by image; and a value read back from the device after every pass.
-Each is a switch (`bench.habits`). What else those codes do slowly (classes pasted one by one, 51 x 51 taps of blur,
-`unique` of every label) is not in it.
+Each is a switch (`bench.habits`), and whether a GPU may round to TF32 is one (`bench.tf32`). What else those codes do
+slowly (classes pasted one by one, 51 x 51 taps of blur, `unique` of every label) is not in it.
 """
 
 from __future__ import annotations

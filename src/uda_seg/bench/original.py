@@ -14,6 +14,7 @@ from uda_seg.bench.classic import ClassicLoop, PlainTrainer
 from uda_seg.bench.measure import Row
 from uda_seg.bench.overhead import bare_loop
 from uda_seg.bench.session import DACS, prepare, shortened, steps_of
+from uda_seg.bench.tf32 import stepped
 from uda_seg.bench.turns import Comparison, Looped, Side, Trained, Turns
 from uda_seg.config import Config
 from uda_seg.data.datamodule import UDADataModule
@@ -25,7 +26,10 @@ AIM = 3.0  # on a GPU
 
 
 def measure_classic(config: Config) -> list[Row]:
-    """The configured step beside the classic one; the classic step of DACS, without habits, beside the bare loop."""
+    """The configured step beside the classic one; the classic step of DACS, without habits, beside the bare loop.
+
+    Both loops calculate as `bench.tf32` says, ours as torch does by itself.
+    """
     bench = config.bench
     config = replace(
         config,
@@ -33,7 +37,7 @@ def measure_classic(config: Config) -> list[Row]:
         logger=replace(config.logger, kind="csv", log_every=bench.steps),  # so that every block logs once
     )
     label = f"classic ({', '.join(bench.habits)})" if bench.habits else "classic without habits"
-    rows = _timed(config, ("ours", label), (_ours, _classic))
+    rows = _timed(config, ("ours", f"{label}, {'TF32' if bench.tf32 else 'no TF32'}"), (_ours, _classic))
     plain = replace(
         config,
         method=DACS,
@@ -63,14 +67,14 @@ def _classic(config: Config, folder: Path) -> Side:
     log = (folder / "classic.csv").open("w", newline="")
     trainer = PlainTrainer(folder, steps_of(config), data)
     loop = ClassicLoop(module, trainer, iter(data.train_dataloader()), device, log, config.bench.habits)
-    return Looped(loop.step, module, data.images_per_step, log)
+    return Looped(stepped(loop.step, config.bench.tf32), module, data.images_per_step, log)
 
 
 def _bare(config: Config, folder: Path) -> Side:
     module, data, device = _plain(config)
     log = (folder / "bare.csv").open("w", newline="")
     loop = bare_loop(module, data, device, False, log)
-    return Looped(loop.step, module, data.images_per_step, log)
+    return Looped(stepped(loop.step, config.bench.tf32), module, data.images_per_step, log)
 
 
 def _plain(config: Config) -> tuple[UDAModule, UDADataModule, torch.device]:

@@ -28,10 +28,13 @@ class StepProfile:
     Attributes:
         method: the class of the configured method.
         precision: Lightning's.
-        steps: that were timed.
-        phases_ms: mean milliseconds a step; what belongs to no phase is `the rest`.
-        step_ms: mean milliseconds of a whole step.
-        images_per_s: images of both domains.
+        steps: that were timed, once without the clock of the phases and once with it.
+        step_ms: mean milliseconds of a whole step that nobody watches.
+        steps_per_s: of those.
+        images_per_s: images of both domains, of those.
+        phases_ms: mean milliseconds a step; what belongs to no phase is `the rest`. Their clock waits for the GPU where
+            a phase begins or ends, so host and device never work at once: the shares are what it tells.
+        clocked_ms: their sum, a step with that clock.
         matrix_ms: of a step, in matrix products, convolutions and attention.
         peak_saved_bytes: the most bytes that autograd holds at once.
         peak_device_bytes: the most bytes allocated on the GPU; None on a CPU.
@@ -40,9 +43,11 @@ class StepProfile:
     method: str
     precision: str
     steps: int
-    phases_ms: dict[str, float]
     step_ms: float
+    steps_per_s: float
     images_per_s: float
+    phases_ms: dict[str, float]
+    clocked_ms: float
     matrix_ms: float
     peak_saved_bytes: int
     peak_device_bytes: int | None
@@ -141,56 +146,73 @@ class PhaseClock(Profiler):
 
 
 class TimedSteps(pl.Callback):
-    """Sets the clock to zero after the warm-up and to rest after `steps` steps more; the last step counts memory."""
+    """Seconds of `steps` steps after the warm-up; waits for the GPU before the first and after the last alone.
 
-    def __init__(self, clock: PhaseClock, steps: int) -> None:
+    Args:
+        steps: how many.
+        clock: of the phases, set to zero and read where this one is; None: nobody watches.
+    """
+
+    def __init__(self, steps: int, clock: PhaseClock | None = None) -> None:
         self.clock, self.steps = clock, steps
         self.began = self.seconds = 0.0
         self.phases: dict[str, float] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Time the optimiser too, which exists only now."""
-        for optimizer in trainer.optimizers:
-            self.clock.timed(optimizer, ("step",), "optimiser")
+        if self.clock is not None:
+            for optimizer in trainer.optimizers:
+                self.clock.timed(optimizer, ("step",), "optimiser")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Begin and end between two steps."""
-        synchronize()
         if trainer.global_step == WARM_UP:
-            self.clock.seconds.clear()
+            synchronize()
+            if self.clock is not None:
+                self.clock.seconds.clear()
             self.began = time.perf_counter()
         if trainer.global_step == WARM_UP + self.steps:
+            synchronize()
             self.seconds = time.perf_counter() - self.began
-            self.phases = dict(self.clock.seconds)
+            self.phases = dict(self.clock.seconds) if self.clock is not None else {}
 
 
 def profile_step(config: Config) -> StepProfile:
-    """Time the phases of the configured method's step, over as many steps as a ratio's A takes in all."""
+    """Time the configured method's step, and in a second training its phases: as many steps as a ratio's A takes."""
     steps = config.bench.pairs * config.bench.steps
-    with tempfile.TemporaryDirectory() as folder:
-        session = prepare(config, Path(folder), WARM_UP + steps)
-        clock = PhaseClock()
-        timed = TimedSteps(clock, steps)
-        session.trainer.profiler = clock  # type: ignore[attr-defined]
-        session.trainer.callbacks.append(timed)  # type: ignore[attr-defined]
-        clock.watch(session.module)
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        session.fit()
-        device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
-    phases = {name: 1e3 * seconds / steps for name, seconds in timed.phases.items()}
-    whole = 1e3 * timed.seconds / steps
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    plain, clocked = TimedSteps(steps), TimedSteps(steps, PhaseClock())
+    method, precision, images = _take(config, plain)
+    device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    _take(config, clocked)
+    phases = {name: 1e3 * seconds / steps for name, seconds in clocked.phases.items()}
+    whole, unwatched = (1e3 * timed.seconds / steps for timed in (clocked, plain))
     phases["the rest"] = phases.get("the rest", 0.0) + whole - sum(phases.values())
     return StepProfile(
-        method=type(session.module).__name__,
-        precision=str(session.trainer.precision),
+        method=method,
+        precision=precision,
         steps=steps,
+        step_ms=unwatched,
+        steps_per_s=1e3 / unwatched,
+        images_per_s=1e3 * images / unwatched,
         phases_ms=dict(sorted(phases.items(), key=lambda item: -item[1])),
-        step_ms=whole,
-        images_per_s=1e3 * session.data.images_per_step / whole,
+        clocked_ms=whole,
         matrix_ms=matrix_ms(config),
         peak_saved_bytes=saved_peak(config),
         peak_device_bytes=device,
     )
+
+
+def _take(config: Config, timed: TimedSteps) -> tuple[str, str, int]:
+    """Take the steps that are timed; the method's class, Lightning's precision and the images of a step."""
+    with tempfile.TemporaryDirectory() as folder:
+        session = prepare(config, Path(folder), WARM_UP + timed.steps)
+        session.trainer.callbacks.append(timed)  # type: ignore[attr-defined]
+        if timed.clock is not None:
+            session.trainer.profiler = timed.clock  # type: ignore[attr-defined]
+            timed.clock.watch(session.module)
+        session.fit()
+    return type(session.module).__name__, str(session.trainer.precision), session.data.images_per_step

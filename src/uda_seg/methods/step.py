@@ -43,6 +43,11 @@ def fold(*numbers: int) -> int:
     return state & 0x7FFFFFFFFFFFFFFF
 
 
+def with_gradient(optimizer: Any) -> list[nn.Parameter]:
+    """The parameters that have one, from the optimiser: to look for them in two large networks takes milliseconds."""
+    return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+
 class NonFinite:
     """Watches loss terms for NaN and infinity without ever waiting for the device.
 
@@ -113,6 +118,7 @@ class StepModule(pl.LightningModule):
     Attributes:
         recorded: the values logged last, by name.
         noted: this step's diagnostics, by name.
+        norms: batch norm's layers, the teacher's too, once training has started.
     """
 
     def __init__(self, plan: StepPlan) -> None:
@@ -122,6 +128,7 @@ class StepModule(pl.LightningModule):
         self.watcher = NonFinite()
         self.recorded: dict[str, float] = {}
         self.noted: dict[str, Tensor] = {}
+        self.norms: list[nn.modules.batchnorm._BatchNorm] = []
 
     # ------------------------------------------------------------------ what a sub-class says
 
@@ -146,6 +153,10 @@ class StepModule(pl.LightningModule):
 
     # ------------------------------------------------------------------ the step
 
+    def on_train_start(self) -> None:
+        """Find batch norm's layers, which takes milliseconds; synchronised ones are in their place (Lightning hook)."""
+        self.norms = batch_norms(self)
+
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """One optimiser step from one batch (Lightning hook)."""
         step = self.trainer.global_step
@@ -154,7 +165,7 @@ class StepModule(pl.LightningModule):
         self.set_learning_rate(optimizer, step)
         optimizer.zero_grad(set_to_none=True)
         logged = self.accumulate_gradients(batch, step)
-        self.reduce_gradients()
+        self.reduce_gradients(optimizer)
         logged["gradient_norm"] = self.clip_gradient_norm(optimizer)
         self.watcher.watch(step, "gradient_norm", logged["gradient_norm"])
         self.watcher.agree(lambda code: -self.max_over_ranks(-code))
@@ -213,9 +224,9 @@ class StepModule(pl.LightningModule):
             for part in range(parts):
                 for terms in self.losses(self.part(batch, part, parts) if parts > 1 else batch):
                     terms = (terms,) if isinstance(terms, Loss) else terms
-                    self.manual_backward(
-                        sum((t.value * (t.weight / parts) for t in terms), torch.zeros((), device=self.device))
-                    )
+                    total = sum((t.value * (t.weight / parts) for t in terms), torch.zeros((), device=self.device))
+                    with self._without_autocast():
+                        self.manual_backward(total)
                     for term in terms:
                         value = term.value.detach()
                         self.watcher.watch(step, term.name, value)
@@ -227,7 +238,14 @@ class StepModule(pl.LightningModule):
         no_sync = getattr(model, "no_sync", None)
         return no_sync() if no_sync is not None else contextlib.nullcontext()
 
-    def reduce_gradients(self) -> None:
+    def _without_autocast(self) -> contextlib.AbstractContextManager[object]:
+        """For backward passes, whose operators take the types of the forward by themselves (torch advises it).
+
+        Lightning's block is about the whole step: what a loss computes in float32 would have a gradient in bfloat16.
+        """
+        return torch.autocast(self.device.type, enabled=False)
+
+    def reduce_gradients(self, optimizer: Any) -> None:
         """Average the gradients over the ranks: one all-reduce of one flat buffer, whatever the number of terms.
 
         Batch norm's running statistics, the teacher's too, travel in the same buffer. Each rank's are of its own
@@ -237,9 +255,8 @@ class StepModule(pl.LightningModule):
         if self.trainer.world_size == 1:
             return
         # The same terms run on every rank, so the same parameters have a gradient; the others must not be decayed.
-        trained = [p for p in self.parameters() if p.grad is not None]
-        norms = batch_norms(self)
-        statistics = [s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None]
+        trained = with_gradient(optimizer)
+        statistics = [s for norm in self.norms for s in (norm.running_mean, norm.running_var) if s is not None]
         tensors = [*(p.grad for p in trained if p.grad is not None), *statistics]
         flat = torch.cat([t.flatten() for t in tensors])
         dist.all_reduce(flat)
@@ -275,15 +292,12 @@ class StepModule(pl.LightningModule):
         return value
 
     def clip_gradient_norm(self, optimizer: Any) -> Tensor:
-        """Scale the gradient to `clip_norm` where it is longer; returns its L2 norm before that, 0-dim.
-
-        The optimiser has the parameters at hand; to look for them in two large networks takes milliseconds.
-        """
-        trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        """Scale the gradient to `clip_norm` where it is longer; returns its L2 norm before that, 0-dim."""
+        trained = with_gradient(optimizer)
         limit = self.plan.optimizer.clip_norm
         if limit is not None:
             return nn.utils.clip_grad_norm_(trained, limit)
-        return nn.utils.get_total_norm([p.grad for p in trained])
+        return nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
 
     # ------------------------------------------------------------------ optimiser and schedule
 

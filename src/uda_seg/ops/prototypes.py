@@ -63,6 +63,7 @@ def nearest(plane: Tensor, size: Sequence[int]) -> Tensor:
 
 def crowding(prototypes: Tensor, present: Tensor) -> Tensor:
     """Mean cosine between the prototypes [K, D], unit vectors, of different present classes [K]; NaN below two."""
-    cosine = prototypes @ prototypes.T
+    with torch.autocast(prototypes.device.type, enabled=False):
+        cosine = prototypes @ prototypes.T
     pairs = (present.unsqueeze(0) & present.unsqueeze(1)).float().fill_diagonal_(0.0)
     return (cosine * pairs).sum() / pairs.sum()
