@@ -18,10 +18,10 @@ help:  ## show this list
 demo: $(INSTALLED)  ## train on the built-in world, adapt, and draw the target before and after (10 minutes on 2 cores)
 	$(BIN)/python -m uda_seg.demo
 
-test: $(INSTALLED)  ## the whole test suite
+test: $(INSTALLED)  ## the tests, without the slow ones
 	$(PYTEST) -m "not slow"
 
-soak: $(INSTALLED)  ## the tests that take long too
+soak: $(INSTALLED)  ## all tests, the slow ones too
 	$(PYTEST)
 
 lint: $(INSTALLED)  ## ruff and mypy --strict
@@ -29,7 +29,7 @@ lint: $(INSTALLED)  ## ruff and mypy --strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(INSTALLED)  ## let ruff mend what it can
+format: $(INSTALLED)  ## let ruff fix what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

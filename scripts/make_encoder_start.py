@@ -1,4 +1,4 @@
-"""Write the encoder start that `pretrained: builtin` loads: the encoder of a network trained on randomised worlds.
+"""Write the encoder initialisation of `pretrained: builtin`: the encoder of a network trained on randomised worlds.
 
     python -m uda_seg.train method=source_only method.strong_augment=true data=streets_random
     python scripts/make_encoder_start.py outputs/streets_random/<that run>/seed0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from command_line import in_a_fork
-from uda_seg import evaluate, predict, train
+from uda_seg import bench, demo, evaluate, predict, train
 from uda_seg.command import check, composed, quoted, variant
 from uda_seg.errors import UserError
 
@@ -115,6 +115,23 @@ def test_help_is_for_people(cli, command):
     assert "resume=last" in finished.out
     assert max(len(line) for line in finished.out.splitlines()) <= 120
     assert len(finished.out.splitlines()) < 60
+
+
+def test_the_demo_has_a_help_of_its_own(cli, monkeypatch):
+    monkeypatch.setattr(demo, "train", lambda *_: pytest.fail("a training was begun"))
+    for flag in ("--help", "-h"):
+        finished = cli(demo.main, flag)
+        assert finished.code == 0
+        assert finished.out.startswith("`python -m uda_seg.demo`")
+        assert finished.err == ""
+    assert "quick is no override: write key=value, or --help" in cli(demo.main, "steps=1", "quick").error
+
+
+def test_help_of_the_bench_names_all_that_can_be_measured():
+    text = str(bench.__doc__)
+    listed = text.partition("what is measured: ")[2].partition(";")[0]
+    assert {name.strip() for name in listed.split(",")} == {*bench.MEASUREMENTS, bench.PHASES}
+    assert all(f"baseline={name}" in text for name in bench.BASELINES)
 
 
 def test_a_configuration_can_be_shown_even_where_it_is_wrong(cli):

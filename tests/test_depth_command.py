@@ -27,7 +27,7 @@ from uda_seg.errors import UserError
 from uda_seg.methods.depth import SelfSupervisedDepth
 from uda_seg.models.depth import DepthHead
 from uda_seg.models.segmentor import Segmentor
-from uda_seg.runs import read_checkpoint
+from uda_seg.runs import read_checkpoint, replay
 
 
 @pytest.fixture
@@ -154,6 +154,19 @@ def test_the_picture_of_monocular_depth_is_scaled_by_the_median(tree, tmp_path, 
     command.picture(module, data)
     exact, predicted = torch.stack(drawn).chunk(2)
     assert predicted.unique().item() == pytest.approx(exact.median().item())
+
+
+@pytest.mark.parametrize(("experiment", "data"), [("depth_viper", "gta2cs"), ("depth_synthia", "synthia2cs")])
+def test_maps_are_written_of_the_data_given_now_not_of_the_sequences_learnt_from(experiment, data):
+    choices = {"experiment": experiment, "method": "source_only", "model": "deeplabv2_r101", "data": "gta2cs"}
+    said = {"uda_seg": {"choices": choices, "overrides": ["data.source.root=SEQUENCES"]}}
+    given = [f"data={data}", "data.source.root=SINGLE", "data.target.root=CITYSCAPES", "export=true"]
+    config = configured(*replay(said, given))
+    assert (config.data.source.dataset, config.data.source.root) == (data.removesuffix("2cs"), "SINGLE")
+    assert config.data.source.size == configured(f"data={data}").data.source.size
+    assert (config.data.target.dataset, config.data.target.root) == ("cityscapes", "CITYSCAPES")
+    # The network and what it learnt remain those of the checkpoint, with what the experiment's own parent says.
+    assert (config.depth.supervision, config.depth.domains, config.depth.crop) == ("monocular", ["source"], [512, 512])
 
 
 STREETS = "outputs/streets/depth_stereo_daformer_small/seed0"

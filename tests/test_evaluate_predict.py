@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from command_line import configured, in_process_of_its_own, small_run, with_depth
 from data.trees import camvid_tree, save
@@ -190,6 +191,36 @@ def test_replay_takes_what_makes_the_network_and_lets_given_overrides_win():
     given = ["data=gta2cs", "seed=2"]
     start.remove("data=streets")
     assert replay(said, given) == [*start, "steps=3", "++model.head.width=4", *given]
+
+
+def test_data_given_now_replaces_all_that_an_experiment_says_of_its_own():
+    said = checkpoint_of(experiment="bicl_gta2cs", method="bicl", model="deeplabv2_r101", data="gta2cs")
+    now = configured(*replay(said, ["data=cs2acdc"]))
+    assert now.data == configured("data=cs2acdc", "method=bicl").data
+    assert (now.method["stem"], now.model["encoder"]["freeze_norm"], now.model["align_corners"]) == ("own", True, True)
+    # Without `data=` nothing of it is lost, and what a run itself said wins over its experiment.
+    then = configured("experiment=bicl_gta2cs", "model.encoder.weights=null")
+    assert configured(*replay(said, [])) == then
+    said["uda_seg"]["overrides"].append("method.entropy_weight=0.1")
+    assert configured(*replay(said, ["data=cs2acdc"])).method["entropy_weight"] == 0.1
+
+
+def test_values_of_an_experiment_are_read_back_by_hydra():
+    overrides = replay(checkpoint_of(experiment="bicl_gta2cs", method="bicl"), [])[1:-1]
+    read = {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(overrides)}
+    assert (read["data.crop"], read["data.crop_max_ratio"], read["method.stem"]) == ([730, 730], 1.0, "own")
+    assert read["model.encoder.freeze_norm"] is True
+
+
+def test_an_experiment_of_many_jobs_is_replayed_as_one():
+    said = checkpoint_of("method.until=backward", experiment="bicl_ladder", method="bicl", data="streets")
+    expected = ["++model.encoder.weights=null", "method=bicl", "data=streets", "method.until=backward"]
+    assert replay(said, []) == expected
+
+
+def test_an_unknown_experiment_is_left_to_the_check_of_choices():
+    said = checkpoint_of(experiment="../method/bicl", method="bicl")
+    assert "experiment=../method/bicl" in replay(said, ["data=gta2cs"])
 
 
 @pytest.mark.parametrize("override", ["+model.x={_target_: os.system}", "text=${oc.env:HOME}"])

@@ -194,13 +194,13 @@ def test_jobs_on_a_cluster_are_started_as_ranks():
 def test_what_is_not_installed_is_named(capfd, monkeypatch):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         monkeypatch.delitem(ConfigStore.instance().repo["hydra"]["launcher"], "submitit_slurm.yaml")
-    with pytest.raises(UserError, match=r"sweep=slurm needs submitit: pip install 'uda_seg\[sweep\]'"):
+    with pytest.raises(UserError, match=r"sweep=slurm needs submitit: pip install '\.\[sweep\]' in the checkout"):
         check("config", ["sweep=slurm"])
     monkeypatch.delitem(sys.modules, "uda_seg.search")
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(SystemExit):
         Search().sweep([])
-    assert capfd.readouterr().err == "error: sweep=optuna needs optuna: pip install 'uda_seg[sweep]'\n"
+    assert capfd.readouterr().err == "error: sweep=optuna needs optuna: pip install '.[sweep]' in the checkout\n"
 
 
 def test_outcomes_of_jobs_in_other_processes_come_back(tmp_path, monkeypatch):

@@ -150,6 +150,14 @@ def test_a_folder_is_named_by_what_was_chosen(tmp_path, cli, camvid):
     assert metrics(run)["seed"] == 3
 
 
+def test_a_dashboard_that_is_not_installed_is_said_in_a_line(camvid, tmp_path, monkeypatch):
+    for name in ("_TENSORBOARD_AVAILABLE", "_TENSORBOARDX_AVAILABLE"):
+        monkeypatch.setattr(f"lightning_fabric.loggers.tensorboard.{name}", False)
+    config = configured(*small_run(camvid), "method=source_only", "logger=tensorboard")
+    with pytest.raises(UserError, match=r"logger=tensorboard needs tensorboard: pip install '\.\[tensorboard\]'"):
+        command.build_loggers(config, tmp_path)
+
+
 def test_two_dashboards(train, tmp_path):
     train("board", "method=source_only", "logger=tensorboard", "steps=1")
     events = list((tmp_path / "board" / "tensorboard").glob("events.*"))

@@ -55,7 +55,7 @@ class Search(Sweeper):
         try:
             from uda_seg.search import search
         except ModuleNotFoundError as error:
-            fail(UserError(f"sweep=optuna needs {error.name}: pip install 'uda_seg[sweep]'"))
+            fail(UserError(f"sweep=optuna needs {error.name}: pip install '.[sweep]' in the checkout"))
         assert self.launcher is not None
         assert self.config is not None
         return search(self.launcher, self.config, arguments, **self.options)

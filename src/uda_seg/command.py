@@ -247,7 +247,7 @@ def _compose(name: str, overrides: Sequence[str]) -> Any:
             return OmegaConf.to_container(compose(name, list(overrides)))
     except HydraException as error:
         if "hydra/launcher/submitit" in str(error):
-            raise UserError("sweep=slurm needs submitit: pip install 'uda_seg[sweep]'") from error
+            raise UserError("sweep=slurm needs submitit: pip install '.[sweep]' in the checkout") from error
         raise UserError(f"configuration: {' '.join(str(error).split())}") from error
 
 

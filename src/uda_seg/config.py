@@ -120,11 +120,11 @@ class EvaluatorSettings:
 
 @dataclass
 class MaskingSettings:
-    """How methods that predict from half-covered images cover them.
+    """How methods that predict from block-masked images mask them.
 
     Attributes:
         weight: of the loss on such images.
-        ratio: expected share of covered pixels.
+        ratio: expected share of masked pixels.
     """
 
     weight: NotNegative = 1.0
@@ -238,12 +238,12 @@ class Config:
         resume: `last`, or a checkpoint, to continue a run from.
         checkpoint: what `evaluate` and `predict` read.
         submission: `evaluate`: write the files that this benchmark's server scores, instead of scoring.
-        overwrite: allow a run folder that is not empty.
-        running_statistics: images that batch norm remembers for the test: `all`, `mixed` or `target`.
+        overwrite: true deletes the run that lies in this folder and starts anew.
+        running_statistics: statistics used by batch norm at test: `all`, `mixed` or `target` (AdaBN).
         statistics_batches: target batches that `target` averages over.
         text: where LC-MSM's class-text embeddings come from.
-        pretrained: the encoder's start: `imagenet`, the path of a weights file, `hub:owner/repository` (Hugging Face),
-            `timm:tag` (model=timm), or null.
+        pretrained: the encoder's initial weights: `imagenet`, `builtin` (of the small networks), the path of a weights
+            file, `hub:owner/repository` (Hugging Face), `timm:tag` (model=timm), or null.
         pretrained_allow_missing: names of the encoder's tensors or modules that the file may lack.
         input: `predict`: a folder of images, or one image.
         output: `predict`: where its pictures go.

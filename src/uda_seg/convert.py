@@ -1,7 +1,7 @@
 """`python -m uda_seg.convert official=FILE out=FILE`: a released checkpoint as one of ours.
 
-Files of DAFormer, HRDA, MIC, LC-MSM and CorDA are told by their keys. Every tensor of the network must be there, or
-nothing is written; a table says what matched, what was dropped, and why. `evaluate`, `predict` and `init=` read the
+Files of DAFormer, HRDA, MIC, LC-MSM and CorDA are recognised by their keys. Every tensor of the network must be there,
+or nothing is written; a table says what matched, what was dropped, and why. `evaluate`, `predict` and `init=` read the
 result. The student is what the papers report; `teacher=true` puts its averaged copy in its place. `data=` chooses what
 is evaluated by default, `method=` the method that `init=` is meant for.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something the person can mend: one clear line that says what is wrong, in which file, and the cure.
+    """Something the person can fix: one clear line that says what is wrong, in which file, and the cure.
 
     Commands print it without a stack of frames and return exit code 1.
     """

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shlex
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -170,8 +171,15 @@ def pack_target(config: Config, out: Path, classes: ClassSet) -> None:
         raise UserError(f"pack.out={out}: there is no data.target of single files to pack; it needs data.reader=files")
     data = open_domain(config.data.target, config.data, classes, "data.target", labeled=False)
     shards = pack(data, out, config.pack.images)
-    how = f"data.reader=shards data.target.root={out}"
+    how = " ".join(["data.reader=shards", f"data.target.root={shlex.quote(str(out))}", *validation_roots(config)])
     log.info("written: %d images in %d shards; read them with %s", len(data), len(shards), how)
+
+
+def validation_roots(config: Config) -> list[str]:
+    """Overrides of the roots that validation sets share with the target: shards do not hold their images."""
+    assert config.data.target is not None
+    shared = [(n, d.root) for n, d in config.data.validation.items() if d.root == config.data.target.root]
+    return [f"data.validation.{name}.root={shlex.quote(root)}" for name, root in shared if root is not None]
 
 
 def keep_statistics(report: Report) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
+import json
 import logging
 import os
 import re
@@ -22,7 +23,7 @@ from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
-from uda_seg.config import Config, groups, key_of
+from uda_seg.config import CONF, Config, groups, key_of
 from uda_seg.errors import UserError
 from uda_seg.methods.base import UDAModule
 from uda_seg.models.segmentor import Segmentor
@@ -154,17 +155,33 @@ _NOT_REPLAYED = re.compile(
 def replay(checkpoint: Mapping[str, Any], given: list[str]) -> list[str]:
     """Overrides that compose the checkpoint's network again; those given now win, `data=` replaces all of its data.
 
+    An experiment is replayed by its values: its file comes after that of `data=` and would win over it. What it chooses
+    (method, model, evaluator) is among the stored choices.
+
     Raises:
         UserError: an override that names code: a checkpoint says values, never classes.
     """
     said, keys = checkpoint["uda_seg"], {key_of(o) for o in given}
     left_out = re.compile(_NOT_REPLAYED.pattern + (r"|^data\." if "data" in keys else ""))
     stored = [*(f"{group}={choice}" for group, choice in said["choices"].items()), *said["overrides"]]
-    stored = ["++model.encoder.weights=null", *(o for o in stored if not left_out.search(key_of(o)))]
+    stored = [o for o in stored if not left_out.search(key_of(o))]
     for override in stored:
         if "_target_" in override or "${" in override:
             raise UserError(f"the checkpoint asks for {override}, which names code: not loaded")
-    return [o for o in stored if key_of(o) not in keys] + given
+    own = {path.stem for path in (CONF / "experiment").glob("*.yaml")}
+    values: list[str] = []
+    if "experiment" not in keys and (experiment := said["choices"].get("experiment")) in own:
+        stored.remove(f"experiment={experiment}")
+        values = [o for o in _said_by(str(experiment)) if not left_out.search(key_of(o))]
+    return [o for o in ("++model.encoder.weights=null", *values, *stored) if key_of(o) not in keys] + given
+
+
+def _said_by(experiment: str) -> list[str]:
+    """The values in an experiment's file, and in those that it extends, as overrides; later wins."""
+    tree: Any = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml"))
+    parents = [entry for entry in tree.pop("defaults", []) if isinstance(entry, str) and entry != "_self_"]
+    own = [f"++{key}={json.dumps(value)}" for key, value in leaves(tree) if not isinstance(value, Mapping)]
+    return [*(override for parent in parents for override in _said_by(parent)), *own]
 
 
 def check_same(module: UDAModule, path: Path, config: Config) -> None:

@@ -30,6 +30,7 @@ from uda_seg.callbacks.stop import Stop
 from uda_seg.command import departures, run
 from uda_seg.config import Config, TrainerSettings
 from uda_seg.data.datamodule import UDADataModule
+from uda_seg.errors import UserError
 from uda_seg.evaluation.evaluator import mean_scores
 from uda_seg.evaluation.servers import refuse_unlabelled
 from uda_seg.files import write_text
@@ -339,7 +340,11 @@ def build_loggers(config: Config, folder: Path) -> list[Logger]:
             ),
         ]
     if settings.kind == "tensorboard":
-        return [*loggers, TensorBoardLogger(folder, name="", version="tensorboard")]
+        try:
+            return [*loggers, TensorBoardLogger(folder, name="", version="tensorboard")]
+        except ModuleNotFoundError as error:
+            cure = "pip install '.[tensorboard]' in the checkout"
+            raise UserError(f"logger=tensorboard needs tensorboard: {cure}") from error
     return [*loggers]
 
 

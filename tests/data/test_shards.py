@@ -11,6 +11,7 @@ import sys
 import tarfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,9 +26,9 @@ from trees import streets_tree
 from command_line import configured, forked
 from uda_seg import prepare
 from uda_seg.data.datamodule import UDADataModule
-from uda_seg.data.datasets import SegmentationDataset
+from uda_seg.data.datasets import SegmentationDataset, open_domain
 from uda_seg.data.integrity import Damaged
-from uda_seg.data.labels import CITYSCAPES
+from uda_seg.data.labels import CAMVID, CITYSCAPES
 from uda_seg.data.sampling import positions
 from uda_seg.data.settings import DataSettings, DomainSettings, ShardSettings
 from uda_seg.data.shards import INDEX, ShardDataset, ShardOrder, contents, index_shards, pack
@@ -354,6 +355,21 @@ def test_what_cannot_be_read_from_shards_is_said(files, folder):
         ShardOrder((4, 4, 3), seed=0, domain=1, window=2).pick(0, 4)
 
 
+@pytest.mark.parametrize("root", ["SHARDS", "https://127.0.0.1/shards"])
+def test_validation_images_are_not_looked_for_among_shards(camvid, folder, root):
+    config = configured("data=streets2camvid", f"data.target.root={root.replace('SHARDS', str(folder))}")
+    data = replace(config.data, reader="shards")
+    opened = functools.partial(open_domain, classes=CAMVID, option="data.validation.target", labeled=True)
+    with pytest.raises(
+        UserError, match=r"holds shards; validation images are files: set data\.validation\.target\.root="
+    ):
+        opened(data.validation["target"], data)
+    # Their own folder is read, also where the shards lie in it.
+    assert len(opened(replace(data.validation["target"], root=str(camvid)), data)) > 0
+    data.target.root = str(camvid)
+    assert len(opened(replace(data.validation["target"], root=str(camvid)), data)) > 0
+
+
 def test_a_missing_or_strange_index_is_said(folder):
     (folder / INDEX).rename(folder / "kept")
     with pytest.raises(UserError, match=r"has no index\.json.*prepare it"):
@@ -369,6 +385,8 @@ def test_a_missing_or_strange_index_is_said(folder):
             open_folder(str(folder))
     with pytest.raises(UserError, match="no folder"):
         open_folder(str(folder / "deeper"))
+    with pytest.raises(UserError, match=r"s3://bucket/index\.json cannot be opened: .*give https://"):
+        open_folder("s3://bucket")
 
 
 def test_damaged_shards_are_named(folder, tmp_path):
@@ -423,6 +441,8 @@ def test_the_command_packs_the_target_and_indexes_shards(camvid, tmp_path, caplo
     given = ["data=streets2camvid", f"data.target.root={camvid}", "trainer=cpu"]
     prepare.prepare(configured(*given, f"pack.out={tmp_path / 'tars'}", "pack.images=3"), tmp_path)
     assert "8 images in 3 shards" in caplog.text
+    where = f"data.reader=shards data.target.root={tmp_path / 'tars'}"
+    assert f"{where} data.validation.target.root={camvid}" in caplog.text
     (tmp_path / "tars" / INDEX).unlink()
     prepare.index_target(configured(*given[:1], f"data.target.root={tmp_path / 'tars'}").data.target)
     assert [shard.images for shard in open_folder(str(tmp_path / "tars")).shards] == [3, 3, 2]

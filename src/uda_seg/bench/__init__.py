@@ -1,6 +1,14 @@
 """`python -m uda_seg.bench`: speed and memory, each as the ratio of two things measured in turns in one process.
 
-A missed target is reported, never an error: a figure depends on the machine, and the neighbours on it.
+A missed target is reported, never an error: a figure depends on the machine, and on what else runs on it.
+
+bench.what=[NAME,...]      what is measured: overhead, methods, evaluator, mixing, memory, render, ema, reading,
+                           classic, precision, phases, against; all (the default): all of them but against
+against.KEY=VALUE          the configuration beside the one that these overrides make of it, e.g. against.method=dacs
+baseline=classic           the configuration beside the training step of the original repositories
+bench.pairs=N              A/B pairs that a ratio is the median of
+bench.steps=N              training steps in each half of a pair
+bench.output=FILE          the figures as JSON
 """
 
 from __future__ import annotations

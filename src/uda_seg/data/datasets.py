@@ -216,6 +216,9 @@ def open_domain(
         option: Where `domain` stands in the configuration, e.g. ``data.source``.
         labeled: Whether labels are read.
         depth: Whether depth is read.
+
+    Raises:
+        UserError: An unknown data set, no root, or whatever is wrong with its folders.
     """
     spec = custom_spec(domain, classes, option) if domain.dataset == "custom" else SPECS.get(domain.dataset)
     if spec is None:
@@ -224,6 +227,7 @@ def open_domain(
     prepare = prepare_command(settings)
     if domain.root is not None:
         root = Path(domain.root).expanduser()
+        _refuse_shards(domain, settings, spec, root, option)
     elif domain.dataset == "streets":
         root = _render(domain, settings, option)
     else:
@@ -242,6 +246,18 @@ def open_domain(
         option=option,
         prepare="" if domain.dataset == "streets" else prepare,
     )
+
+
+def _refuse_shards(domain: DomainSettings, settings: DataSettings, spec: DatasetSpec, root: Path, option: str) -> None:
+    """Say that shards are no validation images, where the root of these is still that of the target."""
+    shards = settings.target.root if settings.target is not None and settings.reader == "shards" else None
+    if shards != domain.root or not option.startswith("data.validation."):
+        return
+    if not any(holds(root, place, labeled=False) for place in spec.places(domain.split)):
+        raise UserError(
+            f"data.target.root={shards} holds shards; validation images are files: set {option}.root=FOLDER of "
+            f"{spec.title}, which holds {spec.layout(domain.split)}"
+        )
 
 
 def _depth_finder(

@@ -3,7 +3,7 @@
 A shard is an uncompressed tar of PNG or JPEG images; whatever else lies in it (captions, JSON) is passed over. Beside
 the shards, `index.json` says how many images each holds: with it, which image stands at a position of the endless
 stream is a function of the position, as for files. The root is a folder, or an address that WebDataset opens
-(`https://`, `s3://`, `gs://`, ...): then each shard is fetched whole, once for a machine, when its turn comes.
+(`https://` with curl, `gs://` with gsutil): then each shard is fetched whole, once for a machine, when its turn comes.
 """
 
 from __future__ import annotations
@@ -82,8 +82,12 @@ def read_index(root: str, cure: str) -> list[Shard]:
 def _fetch_small(address: str) -> bytes:
     from webdataset.gopen import gopen  # takes a second to import, which those who read files need not wait for
 
-    with gopen(address) as stream:
-        return bytes(stream.read())
+    try:
+        with gopen(address) as stream:
+            return bytes(stream.read())
+    except ValueError as error:  # no handler for such addresses
+        cure = "give https://... (needs curl), gs://... (needs gsutil) or a folder"
+        raise UserError(f"{address} cannot be opened: {error}; {cure}") from error
 
 
 def contents(path: Path) -> list[tuple[str, int, int]]:

@@ -81,9 +81,9 @@ class DatasetSpec:
             yield images.format(split=folder), labels.format(split=folder)
 
 
-# Folders and suffixes of BDD100K, Mapillary, VIPER and SYNTHIA-SEQS are those that public loaders of these sets use; no
-# file of any of the sets but CamVid (SegNet's edition) was at hand. Counts of test splits, of BDD100K and of Mapillary
-# are from their publications; streets has as many images as were rendered.
+# Folders and suffixes of BDD100K, Mapillary, VIPER and SYNTHIA-SEQS are those that public loaders of these sets use; of
+# all sets but CamVid (SegNet's edition), no official file has been read. Counts of test splits, of BDD100K and of
+# Mapillary are from their publications; streets has as many images as were rendered.
 SPECS: dict[str, DatasetSpec] = {
     "streets": DatasetSpec("streets", CITYSCAPES, "image", "label", ".png", (LabelEncoding(".png", CITYSCAPES_TRAIN),)),
     "camvid": DatasetSpec(

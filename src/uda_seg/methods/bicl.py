@@ -5,8 +5,8 @@ of images. The target's labels are hybrid: static ones y_F, which the network it
 and, where those are silent, dynamic ones y_D, transferred from the paired source image's prototypes after these were
 moved, class by class, by what the target was found to differ.
 
-The released code has neither y_D nor the calibration; this follows the paper's text and figures. How far a prototype
-moves is not public, so ours, as are all numbers that are not marked as released.
+Sources: the paper's abstract and figures, and the released code, which has neither y_D nor the calibration. How far a
+prototype moves is in neither: our choice, as are all numbers that are not marked as released.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class BiCL(UDAModule):
     Args:
         segmentor: the network; a projection is attached to it if that is the feature.
         plan: what the run is. `teacher.batch_norm` says by which statistics the network labels the target.
-        until: the last rung of the ablation ladder that is used; each adds one thing: source-only, self-training on
+        until: the last step of the ablation that is used; each adds one thing: the source alone, self-training on
             y_F, the forward term, the backward term, dynamic labels, their calibration.
         warmup: fraction of the run that trains on the source alone before the first round (released: a run of its own;
             ours: 0.25). With `init=` it can be 0.
@@ -59,7 +59,7 @@ class BiCL(UDAModule):
         backward_weight: lambda_2 (likewise).
         temperature: tau (released: 0.1).
         dynamic_threshold: T, above which a transferred label counts (released: 0.8).
-        calibration_momentum: share of a class's displacement xi that stays in a step (not public: 0.99; 1 keeps it 0).
+        calibration_momentum: share of a class's displacement xi that stays in a step (our choice: 0.99; 1 keeps it 0).
         absent: logit of a class that the other image has not: `masked` out, or `opposite`, the cosine -1 (released).
         transfer_absent: the same for the transfer of labels (ours: `farthest`, the cosine of the least similar class
             that the source image has). A label then needs a rival that is far off: masked, the class of an image that

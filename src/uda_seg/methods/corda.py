@@ -4,8 +4,8 @@ DACS with a second task. Depth costs no labels in either domain; the network pre
 tasks exchange features (models/two_task.py), and where the depth decoders of the two domains disagree, the target looks
 unlike the source and pseudo-labels count less.
 
-Depth is inverse depth z (ops/depth.py), regressed as it is. The paper's text was not at hand: what is here follows what
-is known of the released code, and where its two scripts differ or it does something odd, there is an option.
+Depth is inverse depth z (ops/depth.py), regressed as it is. Sources: the paper's abstract and the released code;
+where its two scripts differ or it does something odd, there is an option.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
   start. (Rare-class sampling is the loader's, the network is `model=`.)
 - MIC (Hoyer et al. 2023): `mask_weight` adds the teacher's labels predicted from block-masked target images.
 
-The papers' encoders have no batch norm. In one that has, masked images leave the running statistics alone: half-covered
+The papers' encoders have no batch norm. In one that has, masked images leave the running statistics alone: block-masked
 images are not what the network sees at test.
 """
 

@@ -5,8 +5,9 @@ target that is pulled is the source image in the target's style, whose labels ar
 queries, the teacher's class prototypes of the original source are positives, and the teacher's pixels of other classes,
 of source and target in equal numbers, are negatives. A class counts the more, the worse the network still is at it.
 
-Public are the claims, the figure and, measured in it, the Fourier window. All other numbers are our choice, and each is
-an option. It is added to DACS, DAFormer or MIC; without a target it is the paper's domain generalisation.
+Sources: the paper's abstract and method figure, in which the Fourier window is measured, and the authors' published
+style augmentor; their training code is not published. All other numbers are our choice, not compared with the paper's,
+and each is an option. It is added to DACS, DAFormer or MIC; without a target it is the paper's domain generalisation.
 """
 
 from __future__ import annotations
@@ -50,25 +51,25 @@ class T2SDA(SelfTraining):
         plan: what the run is.
         base: the self-training it is added to: `dacs`, `daformer`, which adds the feature distance, or `mic`, which
             adds masked images too. (Their third switch, rare-class sampling, is the data's.)
-        pull_weight: lambda of L_pull (not public: 0.1).
-        temperature: tau of the contrast (not public: 0.2).
-        queries: pixels drawn per class and image (not public: 64, so 128 at the usual two images).
-        negatives: pixels of other classes they are pushed from, half of them source, half target (not public: 1024);
+        pull_weight: lambda of L_pull (our choice: 0.1).
+        temperature: tau of the contrast (our choice: 0.2).
+        queries: pixels drawn per class and image (our choice: 64, so 128 at the usual two images).
+        negatives: pixels of other classes they are pushed from, half of them source, half target (our choice: 1024);
             drawn from the query's own pair of images, so that ranks need no pixels of each other.
-        width: channels of g (not public); null: as the fused map has, 256 at most.
+        width: channels of g (our choice); null: as the fused map has, 256 at most.
         style: what translates, see `Translation`; `fourier` is measured in the paper's figure.
         fourier_beta: half width of its window over the shorter side (measured: 5 of 512 rows, 0.01).
         style_weights: folder of the published style augmentor, for `style=file`.
         style_alpha: its strength (released: 0.5).
         translated_weight: of the cross-entropy on translated images (the figure shows none: 0).
-        reweight: the power beta of w_c = ((1 - r_c) / max_j (1 - r_j))^beta (not public: 0.5; 0 is uniform).
-        proxy: what the performance r_c of a class is read off (not public): the teacher's `confidence` where it
+        reweight: the power beta of w_c = ((1 - r_c) / max_j (1 - r_j))^beta (our choice: 0.5; 0 is uniform).
+        proxy: what the performance r_c of a class is read off (our choice): the teacher's `confidence` where it
             predicts the class on the target, the student's `source_iou` on translated images, or the class's
             `frequency` in the source.
         proxy_momentum: of r_c's moving average, which starts at 0.5; null: the teacher's alpha.
-        prototype_momentum: of a memory of prototypes (not public: 0, those of the batch).
+        prototype_momentum: of a memory of prototypes (our choice: 0, those of the batch).
         target_keys: target negatives are `confident` pixels, above the teacher's threshold and within its margins, or
-            `all` (not public).
+            `all` (our choice).
         feature_distance: its weight, unless the base is DACS; as the rest, see SelfTraining.
         feature_distance_ratio: see SelfTraining.
         mask_weight: weight of masked images where the base is MIC.

@@ -33,7 +33,7 @@ def fetch(name: str) -> Path:
     except HFValidationError:
         raise UserError(f"{said} is no name on the hub: write hub:owner/repository") from None
     except RepositoryNotFoundError:
-        raise UserError(f"{said}: there is no such public repository on the hub; mend the name") from None
+        raise UserError(f"{said}: there is no such public repository on the hub; correct the name") from None
     except Exception as error:  # a download fails in as many ways as there are network stacks
         reason = _first_line(error)
     raise UserError(

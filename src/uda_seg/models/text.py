@@ -105,7 +105,8 @@ def load_text(path: Path, prompts: Sequence[str]) -> TextEmbeddings:
     if missing:
         raise UserError(
             f"{path}: holds no vector for {missing[0]!r} ({len(missing)} of {len(prompts)} prompts missing); "
-            "make a file for these classes with scripts/make_class_text.py"
+            "make a file for these classes with scripts/make_class_text.py of the source repository, and give it as "
+            "method.text_file"
         )
     return TextEmbeddings(vectors[[rows[prompt] for prompt in prompts]], provenance)
 

@@ -183,7 +183,7 @@ def read_tensors(path: Path) -> Mapping[str, object]:
             with torch.serialization.safe_globals(HARMLESS):
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such weights file; mend pretrained=FILE or leave it out") from None
+        raise UserError(f"{path}: no such weights file; correct pretrained=FILE or leave it out") from None
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         holds = f"pickled objects ({named[1]})" if named else "pickled objects"
