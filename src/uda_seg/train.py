@@ -134,7 +134,7 @@ def close_loggers(trainer: pl.Trainer, failed: bool) -> None:
 
 
 def quiet_lightning() -> None:
-    """Leave out Lightning's advertisements, and warnings about what is meant: a teacher in eval mode, few workers."""
+    """Leave out Lightning's advertisements, and warnings about what is meant."""
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
@@ -142,6 +142,8 @@ def quiet_lightning() -> None:
         ".*have overridden `on_before_batch_transfer`.*",
         ".*does not have many workers.*",
         ".*isinstance.treespec.*",
+        ".*predict returned None.*",  # it has written what it predicted
+        ".*across ranks is zero.*",  # sequences without exact depth are not scored
         ".*broadcast_buffers. is deprecated.*",  # of the torch versions supported the newest alone has another name
     ):
         warnings.filterwarnings("ignore", message)
