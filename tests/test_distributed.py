@@ -255,13 +255,21 @@ def test_two_ranks_label_a_round_as_one_process_does(train, tmp_path):
 
 def test_stopping_and_going_on_changes_nothing_on_two_ranks(train, tmp_path, caplog):
     common = ("method=bicl", "steps=4", "method.warmup=0.25", "method.rounds=2", "data.rare_class.enabled=false")
+    common = (*common, "optimizer.scale_lr=true", "optimizer.lr=0.001")
+
+    def rate() -> float:
+        return checkpoint(tmp_path / "parts")["optimizer_states"][0]["param_groups"][0]["base_lr"]
+
     train("whole", 2, *common)
     train("parts", 2, *common, "trainer.max_steps=2")
     train("parts", 2, *common, "resume=last")
     assert_same_training(checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "parts"))
     assert metrics(tmp_path / "whole") | {"wall_s": 0} == metrics(tmp_path / "parts") | {"wall_s": 0}
     assert metrics(tmp_path / "whole")["source_images"] == 4 * 2 * 2
+    assert rate() == 0.002
     train("parts", 1, *common, "steps=5", "resume=last")
+    assert rate() == 0.001
+    assert "drawn otherwise from here on; the learning rate is 1 times optimizer.lr" in caplog.text
     assert "resumed with 2 source images a step instead of 4" in caplog.text
     assert "resumed on 1 rank(s) instead of 2" in caplog.text
 
@@ -361,6 +369,15 @@ def test_ranks_of_others_are_those_that_were_asked_for(ranks, environment, said,
         job(config, tmp_path)
 
 
+def test_ranks_of_torchrun_are_its_own_also_under_srun(camvid, tmp_path, monkeypatch):
+    """Of both launchers torchrun, the inner one, has numbered them: srun's numbers are of machines."""
+    for name, value in {**TORCHRUN, "LOCAL_RANK": "3", "RANK": "3", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(rank_zero_only, "rank", 3)
+    trainer = command.lightning(configured(*overrides_on(4, camvid)), tmp_path, 4, [], [])
+    assert (trainer.world_size, trainer.local_rank) == (4, 3)
+
+
 def test_a_sweep_is_not_started_by_every_rank(cli, camvid, monkeypatch, tmp_path):
     for name, value in TORCHRUN.items():
         monkeypatch.setenv(name, value)
@@ -394,8 +411,10 @@ def test_sigterm_saves_the_run_and_ends_it(ranks, train, tmp_path):
     assert_same_training(checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "stopped"))
 
 
-def as_slurm_task(train, port: int, stops: bool, **more: str) -> int:
-    """A run as `srun` starts it; SLURM's signal comes in its second step."""
+def as_slurm_task(train, port: int, stops: bool, run: Path, **more: str) -> int:
+    """A run as `srun` starts it; SLURM's signal comes in its second step. No rank ends before the result is written."""
+    write = command.write_json
+    command.write_json = lambda *given: (time.sleep(0.5), write(*given))  # in a process of its own
     rank = os.environ.pop("LOCAL_RANK")
     for name in ("NODE_RANK", "WORLD_SIZE", "MASTER_PORT"):
         del os.environ[name]
@@ -414,7 +433,7 @@ def as_slurm_task(train, port: int, stops: bool, **more: str) -> int:
         train("run", "method=source_only", "trainer=slurm", "trainer.accelerator=cpu")
     except SystemExit as end:
         return int(end.code)
-    return 0
+    return 0 if (run / "metrics.json").exists() else 1
 
 
 def test_slurm_saves_a_run_that_it_stops_and_goes_on_with_it(camvid, tmp_path, monkeypatch):
@@ -429,11 +448,11 @@ def test_slurm_saves_a_run_that_it_stops_and_goes_on_with_it(camvid, tmp_path, m
     (tools / "scontrol").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
     configured(*chosen, "method=source_only", "trainer=slurm")  # composed here, and not by every rank
-    assert on_ranks(2, as_slurm_task, train, free_port(), True) == [128 + signal.SIGUSR1] * 2
+    assert on_ranks(2, as_slurm_task, train, free_port(), True, tmp_path / "run") == [128 + signal.SIGUSR1] * 2
     assert (tmp_path / "asked").read_text() == "requeue 123\n"
     assert checkpoint(tmp_path / "run")["global_step"] == 2
     again = functools.partial(as_slurm_task, SLURM_RESTART_COUNT="1")
-    assert on_ranks(2, again, train, free_port(), False) == [0, 0]
+    assert on_ranks(2, again, train, free_port(), False, tmp_path / "run") == [0, 0]
     assert metrics(tmp_path / "run")["step"] == 4
 
 

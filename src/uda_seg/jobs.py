@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from pytorch_lightning.utilities import rank_zero_only
 
 from uda_seg.files import write_text
+from uda_seg.launch import this_rank
 
 SILENT = "ended without a word: killed, or still running"
 
@@ -66,7 +66,7 @@ class Jobs:
         if self.here is not None:
             if error != SILENT:
                 self.here.append(outcome)
-        elif (rank := rank_zero_only.rank) == 0 or error not in (None, SILENT):  # type: ignore[attr-defined]
+        elif (rank := this_rank()) == 0 or error not in (None, SILENT):
             write_text(self.notes / f"{hydra.job.num:06d}.{rank}.json", json.dumps(asdict(outcome)))
 
     def outcomes(self) -> list[Outcome]:

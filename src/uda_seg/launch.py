@@ -66,7 +66,7 @@ def on_all_ranks(work: Work) -> Work:
         ranks = local_ranks(settings)
         alone = ranks * settings.num_nodes == 1 and settings.strategy != "ddp"
         if started_by_others(ranks * settings.num_nodes) or alone:
-            if rank_zero_only.rank > 0:  # type: ignore[attr-defined]
+            if this_rank() > 0:
                 _keep_quiet()
             return work(config, folder)
         return Ranks(ranks, environment(settings, ranks)).run(work, config, folder)
@@ -101,6 +101,11 @@ def started_by_others(wanted: int) -> bool:
             f"a multirun starts the ranks of each job itself: call it without {cure.split()[0]}, or use sweep=slurm"
         )
     return True
+
+
+def this_rank() -> int:
+    """The number of this process among all ranks; 0 where it is alone, or starts them."""
+    return int(rank_zero_only.rank)  # type: ignore[attr-defined]  # Lightning sets it as it is imported
 
 
 def first_machine(settings: TrainerSettings) -> bool:
@@ -382,5 +387,6 @@ def _speak_as(rank: int, hydra: DictConfig | None) -> None:
 
 
 def _keep_quiet() -> None:
+    """What a rank beside the first would say, the first one says too."""
     logging.getLogger().setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")

@@ -12,7 +12,6 @@ from typing import Any
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
-from pytorch_lightning.utilities import rank_zero_only
 
 from uda_seg.command import is_multirun
 from uda_seg.config import Config
@@ -20,6 +19,7 @@ from uda_seg.errors import UserError
 from uda_seg.evaluation.tables import group_runs, runs_csv, runs_table
 from uda_seg.files import write_text
 from uda_seg.jobs import Outcome
+from uda_seg.launch import this_rank
 from uda_seg.schema import leaves, nearest
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def job_of(work: Callable[[Config, Path], Any]) -> Callable[[Config, Path], Any]
         else:
             result = work(config, folder)
         wanted = objective()
-        return result if wanted is None or rank_zero_only.rank > 0 else score(folder, wanted)  # type: ignore[attr-defined]
+        return result if wanted is None or this_rank() > 0 else score(folder, wanted)
 
     return job
 

@@ -19,7 +19,6 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from pytorch_lightning.profilers import AdvancedProfiler, Profiler, SimpleProfiler
 from pytorch_lightning.strategies import DDPStrategy, Strategy
-from pytorch_lightning.utilities import rank_zero_only
 
 from uda_seg.callbacks.checkpoint import AtomicCheckpointIO, Checkpoints
 from uda_seg.callbacks.csv_log import CSVLog
@@ -34,7 +33,7 @@ from uda_seg.errors import UserError
 from uda_seg.evaluation.evaluator import mean_scores
 from uda_seg.evaluation.servers import refuse_unlabelled
 from uda_seg.files import write_text
-from uda_seg.launch import local_ranks, on_all_ranks
+from uda_seg.launch import local_ranks, on_all_ranks, this_rank
 from uda_seg.methods.base import Plan, UDAModule
 from uda_seg.models.inference import Inference
 from uda_seg.records import write_json, write_record
@@ -62,7 +61,7 @@ def train(config: Config, folder: Path) -> float:
     quiet_lightning()
     refuse_unlabelled(config.data)
     resume = prepare_folder(folder, config)
-    first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    first = this_rank() == 0
     if first and (changed := departures(config)):
         log.info("otherwise than the method's own recipe (in brackets): %s", ", ".join(changed))
     pl.seed_everything(config.seed, workers=True, verbose=False)
@@ -332,7 +331,7 @@ def build_loggers(config: Config, folder: Path) -> list[Logger]:
             *loggers,
             WandbLogger(
                 name=name,
-                id=wandb_id(folder) if rank_zero_only.rank == 0 else None,  # type: ignore[attr-defined]
+                id=wandb_id(folder) if this_rank() == 0 else None,
                 project=settings.project,
                 save_dir=folder,
                 offline=settings.offline,
