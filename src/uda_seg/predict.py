@@ -1,8 +1,9 @@
 """`python -m uda_seg.predict checkpoint=FILE input=DIR output=DIR`: segment a folder of images.
 
-Every image becomes four PNGs under `output`: `colour`, `overlay`, `labelIds` (the ids of the data set's own label
-files) and `confidence`. `input` may also be one image; `evaluator.teacher=true` takes the averaged network. An image
-that cannot be read is named, the others are written, and the exit code is 1.
+Every image becomes four PNGs under `output`: `colour`, `overlay`, `labelIds` (what the data set's own label files hold:
+Cityscapes' label ids for its classes; of folders of one's own what the `label_map` names, of several ids or colours of
+a class the first) and `confidence`. `input` may also be one image; `evaluator.teacher=true` takes the averaged network.
+An image that cannot be read is named, the others are written, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from uda_seg.data.labels import ClassSet
 from uda_seg.data.settings import DomainSettings
 from uda_seg.data.transforms import Resize
 from uda_seg.errors import UserError
-from uda_seg.evaluation.servers import raw_ids
+from uda_seg.evaluation.label_values import LabelValues, label_values
 from uda_seg.files import save_png
 from uda_seg.methods.base import Plan
 from uda_seg.models.inference import Inference
@@ -73,6 +74,9 @@ def predict(config: Config, folder: Path) -> int:
     network = load_trained(module, read_checkpoint(checkpoint), checkpoint, teacher=config.evaluator.teacher)
     device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
     network, infer, fit = network.to(device), inference(config), input_resize(config)
+    values = label_values(config.data, classes)
+    for note in values.notes:
+        log.info("labelIds: %s", note)
     unreadable = []
     for path, name in track(images.items(), description="predict", disable=not config.callbacks.progress):
         try:
@@ -82,7 +86,7 @@ def predict(config: Config, folder: Path) -> int:
             unreadable.append(path)
             continue
         confidence, label = probabilities(network, image, fit, infer, device).max(0)
-        write(output, name, image, label, confidence, classes)
+        write(output, name, image, label, confidence, classes, values)
     log.info("%d images: %s", len(images) - len(unreadable), output)
     if unreadable:
         raise UserError(f"{len(unreadable)} of {len(images)} images cannot be read: {', '.join(map(str, unreadable))}")
@@ -131,13 +135,21 @@ def probabilities(
     return infer(network, tensor, (height, width))[0].softmax(0).cpu()
 
 
-def write(output: Path, name: Path, image: Pixels, label: Tensor, confidence: Tensor, classes: ClassSet) -> None:
+def write(
+    output: Path,
+    name: Path,
+    image: Pixels,
+    label: Tensor,
+    confidence: Tensor,
+    classes: ClassSet,
+    values: LabelValues,
+) -> None:
     """The four pictures of one image."""
     ids = label.numpy().astype(np.uint8)
     colour = colorize(ids, classes.palette)
     save_png(output / "colour" / name, colour)
     save_png(output / "overlay" / name, overlay(image, colour))
-    save_png(output / "labelIds" / name, raw_ids(classes)[ids])
+    save_png(output / "labelIds" / name, values.table[ids])
     save_png(output / "confidence" / name, heat(confidence.numpy()))
 
 

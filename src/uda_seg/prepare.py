@@ -84,6 +84,8 @@ def prepare(config: Config, folder: Path) -> None:
             continue
         reports.append(check(config, option, domain, classes))
         keep_statistics(reports[-1])
+        if option == "data.source":
+            note_absent(reports[-1], classes.subset(config.data.eval_classes))
     write_results(config, folder, reports, classes)
     damage = [problem for report in reports for problem in report.problems if problem.damage]
     if damage:
@@ -195,6 +197,18 @@ def keep_statistics(report: Report) -> None:
         report.problems.append(Problem(str(data.root), what, cure, "statistics", damage=False))
     if not statistics_file(data, user_cache()).is_file() or official is not None:
         save_statistics(data, user_cache(), found)
+
+
+def note_absent(report: Report, wanted: Sequence[int]) -> None:
+    """Note the classes that are evaluated, but of which no label that is learnt from has a pixel."""
+    data, found = report.dataset, report.statistics
+    if found is None or not found.pixels.any():
+        return  # what is wrong with all of them is told already
+    absent = [data.classes.names[c] for c in wanted if not found.pixels[:, c].any()]
+    if absent:
+        what = f"no label has a pixel of {', '.join(absent)}: evaluated, but cannot be learnt"
+        cure = "evaluate other classes (data.eval_classes), or take other labels"
+        report.problems.append(Problem(str(data.label_root), what, cure, "classes", damage=False))
 
 
 def write_results(config: Config, folder: Path, reports: Sequence[Report], classes: ClassSet) -> None:

@@ -24,6 +24,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from uda_seg.config import CONF, Config, groups, key_of
+from uda_seg.data.custom import classes_of, contents
 from uda_seg.errors import UserError
 from uda_seg.methods.base import UDAModule
 from uda_seg.models.segmentor import Segmentor
@@ -127,6 +128,8 @@ def describe(config: Config) -> dict[str, Any]:
         "choices": choices,
         "overrides": overrides,
         "classes": config.data.classes,
+        "class_names": list(classes_of(config.data).names),
+        "described": contents(config.data),
         "method": method_name(config),
         "options": method_options(config),
         "seed": config.seed,
@@ -168,12 +171,37 @@ def replay(checkpoint: Mapping[str, Any], given: list[str]) -> list[str]:
     for override in stored:
         if "_target_" in override or "${" in override:
             raise UserError(f"the checkpoint asks for {override}, which names code: not loaded")
+    if isinstance(described := said.get("described"), Mapping):
+        stored = _with_contents(stored, described, keys)
     own = {path.stem for path in (CONF / "experiment").glob("*.yaml")}
     values: list[str] = []
     if "experiment" not in keys and (experiment := said["choices"].get("experiment")) in own:
         stored.remove(f"experiment={experiment}")
         values = [o for o in _said_by(str(experiment)) if not left_out.search(key_of(o))]
     return [o for o in ("++model.encoder.weights=null", *values, *stored) if key_of(o) not in keys] + given
+
+
+# Where a person may describe classes and folders.
+_DESCRIBED = re.compile(r"data\.(class_set|(source|target|validation\.[\w-]+)\.custom)")
+
+
+def _with_contents(stored: list[str], described: Mapping[str, Any], given: set[str]) -> list[str]:
+    """The overrides with what a checkpoint's run described in the place of the files that it read it from.
+
+    Raises:
+        UserError: a description that would look into the machine's environment.
+    """
+    touched = {"class_set" if g.startswith("data.class_set") else "custom" for g in given if _DESCRIBED.match(g)}
+    for key, content in described.items():
+        text = json.dumps(content)
+        if "${" in text or not _DESCRIBED.fullmatch(key):
+            raise UserError(f"the checkpoint describes {key} by {text}: not loaded")
+        if "data" in given or key.rpartition(".")[2] in touched:
+            continue  # of `custom`, others may follow the one that is given
+        stored = [o for o in stored if key_of(o) != key and not key_of(o).startswith(f"{key}.")]
+        # As JSON's escapes, what Hydra would read as its own, or as the end of the value.
+        stored.append("++{}='{}'".format(key, text.replace("'", "\\u0027").replace("$", "\\u0024")))
+    return stored
 
 
 def _said_by(experiment: str) -> list[str]:
@@ -249,7 +277,8 @@ def load_weights(module: UDAModule, path: Path) -> str:
         UserError: the checkpoint's classes or network differ.
     """
     content = read_checkpoint(path)
-    check_classes(content, module, path)
+    cure = f"; to start from its encoder alone, say pretrained={path} instead of init="
+    check_classes(content, module, path, cure)
     theirs: Mapping[str, Tensor] = content["state_dict"]
     mine = module.segmentor.state_dict()
     found = {name: theirs[f"segmentor.{name}"] for name in mine if f"segmentor.{name}" in theirs}
@@ -257,9 +286,9 @@ def load_weights(module: UDAModule, path: Path) -> str:
     missing = [n for n in mine if n not in found]
     essential = [n for n in missing if n.startswith(("encoder.", "heads.main."))]
     if wrong or essential:
-        raise UserError(
-            f"{path} is of another network: {(wrong + essential)[0]} does not match; choose the same model="
-        )
+        name = (wrong + essential)[0]
+        cure = "" if any(n.startswith("encoder.") for n in wrong + essential) else cure
+        raise UserError(f"{path} is of another network: {name} does not match; choose the same model={cure}")
     module.segmentor.load_state_dict({**mine, **found})
     module.start_heads({name.split(".")[1] for name in missing})
     if module.teacher is not None:
@@ -302,11 +331,19 @@ def load_trained(module: UDAModule, content: Mapping[str, Any], path: Path, teac
     return network.eval()
 
 
-def check_classes(content: Mapping[str, Any], module: UDAModule, path: Path) -> None:
-    """Raise UserError where a checkpoint's class set is not the module's."""
-    theirs, mine = content["uda_seg"]["classes"], module.plan.classes.name
-    if theirs != mine:
-        raise UserError(f"{path} predicts the classes of {theirs}, this run those of {mine}: choose data= accordingly")
+def check_classes(content: Mapping[str, Any], module: UDAModule, path: Path, cure: str = "") -> None:
+    """Raise UserError where a checkpoint's class set is not the module's; `cure` is what may be done beside."""
+    theirs, mine = content["uda_seg"]["classes"], module.plan.classes
+    if theirs != mine.name:
+        raise UserError(
+            f"{path} predicts the classes of {theirs}, this run those of {mine.name}: choose data= accordingly{cure}"
+        )
+    names = content["uda_seg"].get("class_names")  # older ones do not say
+    if isinstance(names, list) and names != list(mine.names):
+        raise UserError(
+            f"{path} predicts {len(names)} classes ({', '.join(map(str, names))}), this run {len(mine)} "
+            f"({', '.join(mine.names)}): choose data.class_set accordingly{cure}"
+        )
 
 
 def device_precision(wanted: str, accelerator: str = "auto") -> str:

@@ -168,7 +168,7 @@ def test_labels_of_another_encoding(tmp_path):
     assert "train ids under the name of raw ids" in problem.what
     void = gta_tree(tmp_path / "void", np.zeros((8, 8), np.uint8))
     (problem,) = [p for p in check("gta", void, tmp_path).problems if p.damage]
-    assert "no label has a pixel of any class, only the ids [0]" in problem.what
+    assert "no label has a pixel of any class, only the ids 0:" in problem.what
 
 
 @pytest.mark.parametrize(("converted", "damage"), [(1, False), (5, True)])

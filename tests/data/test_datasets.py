@@ -123,7 +123,7 @@ def damage_colour_label(root):
 
 def damage_deep_label(root):
     save(root / "label/000001.png", np.zeros((32, 48), np.uint16))
-    return r"label/000001.png is not an 8-bit single-channel label but uint16"
+    return r"label/000001.png is not an 8-bit single-channel label but grey of 16 bits: instance ids or depth"
 
 
 FILE_DAMAGES = [
@@ -153,7 +153,7 @@ def test_damage_in_other_encodings_is_named(tmp_path):
         open_tree("synthia", flat).read(0)
     colour = gta_tree(tmp_path / "c", np.zeros((8, 8), np.uint8))
     save(colour / "labels/00001.png", np.zeros((8, 8, 3), np.uint8))
-    with pytest.raises(UserError, match=r"00001.png is not a label with 8-bit ids: its colour mode is RGB"):
+    with pytest.raises(UserError, match=r"00001.png is not a label with 8-bit ids but a picture of colours of 8 bits"):
         open_tree("gta", colour).read(0)
     (colour / "labels/00001.png").write_bytes(b"PNG")
     with pytest.raises(UserError, match=r"00001.png cannot be read as an image"):

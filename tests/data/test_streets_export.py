@@ -403,7 +403,7 @@ def test_descriptions_may_stand_in_files(trees, tmp_path):
     ("changes", "said"),
     [
         ({"label_map": {7: "street"}}, "data.source.custom.label_map: 7: street is no class; use a train id below 3"),
-        ({"label_map": {300: 0}}, "the raw id 300 is not between 0 and 255"),
+        ({"label_map": {70000: 0}}, "the raw id 70000 is not between 0 and 65535"),
         ({"label_map": {7: 5}}, "7: 5 is no class"),
         ({"label_format": "grey"}, "data.source.custom.label_format=grey is none of gray, palette, red"),
         ({"label_sufix": ".png"}, "data.source.custom"),

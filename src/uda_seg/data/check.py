@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from uda_seg.data.counting import present_ids
 from uda_seg.data.datasets import SegmentationDataset
+from uda_seg.data.declared import MANY_LOW, Contents, contradiction, converted
 from uda_seg.data.depth import DepthFiles, same_shape
 from uda_seg.data.integrity import Damaged, check_image_file
 from uda_seg.data.journal import Finding, Journal, stamp_of
@@ -26,8 +27,7 @@ from uda_seg.data.specs import LabelEncoding
 from uda_seg.data.statistics import ClassStatistics
 from uda_seg.errors import UserError
 
-LAST_TRAIN_ID = 18  # of Cityscapes' classes
-MANY_LOW = 0.05  # share of raw labels without higher ids from which they are taken for converted ones (ours)
+STRANGE = 16  # ids of a label that its encoding does not name and that are told apart
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def check_domain(dataset: SegmentationDataset, option: str, cache: Path, *, labe
     _check_sizes(report, whole)
     if labels != "none" and _survey_labels(report, needed=labels == "needed"):
         encoding = dataset.encoding
-        subject = json.dumps([dataset.spec.title, encoding.suffix, sorted(encoding.table.items())])
+        subject = json.dumps([dataset.spec.title, encoding.suffix, encoding.identity])
         _check_labels(report, Journal(folder / "labels.jsonl", subject), needed=labels == "needed")
     if dataset.depth is not None:
         _check_depth(report, Journal(folder / "depth.jsonl", dataset.depth.encoding.title))
@@ -230,36 +230,36 @@ def _look_at_label(path: Path, encoding: LabelEncoding) -> Finding:
         raw = encoding.decode(path)
     except UserError as error:
         return Finding(error=str(error).removeprefix(f"{path} "), broken=isinstance(error, Damaged))
-    return Finding((raw.shape[0], raw.shape[1]), present_ids(raw))
+    return Finding((raw.shape[0], raw.shape[1]), _bounded(present_ids(raw), encoding))
+
+
+def _bounded(ids: dict[int, int], encoding: LabelEncoding) -> dict[int, int]:
+    """Ids that can be kept in a journal: of thousands that the encoding does not name, the last stands for the rest."""
+    strange = [raw for raw in ids if raw not in encoding.table]
+    for raw in strange[STRANGE:]:
+        ids[strange[STRANGE - 1]] += ids.pop(raw)
+    return ids
 
 
 def _check_labels(report: Report, journal: Journal, *, needed: bool) -> None:
     data, count = report.dataset, len(report.dataset)
     without = {problem.index for problem in report.problems if problem.kind == "missing"}
     files = {index: data.label_path(index) for index in range(count) if index not in without}
-    pixels, areas, raw = np.zeros((count, len(data.classes)), np.int64), np.zeros(count, np.int64), set()
-    low: list[int] = []
+    pixels, areas = np.zeros((count, len(data.classes)), np.int64), np.zeros(count, np.int64)
+    contents = Contents(np.zeros(len(data.classes), np.int64))
     title = f"checking {data.label_root}"
     for index, found in _look(journal, files, lambda i: _look_at_label(files[i], data.encoding), title):
-        raw |= set(found.ids)
         if problem := _label_problem(report, index, found, needed):
             report.problems.append(problem)
             continue
         areas[index] = sum(found.ids.values())
-        if max(found.ids.keys() - {255}, default=255) <= LAST_TRAIN_ID:
-            low.append(index)
-        for identity, number in found.ids.items():
-            train = int(data.train_id(identity))
-            if train < len(data.classes):
-                pixels[index, train] += number
+        pixels[index] = contents.add(data, index, found.ids)
     report.statistics = ClassStatistics(pixels, areas)
-    if areas.any() and (suspicion := _another_encoding(data.encoding, raw, bool(pixels.any()))):
-        report.problems.append(Problem(str(data.label_root), suspicion, "unpack the labels again", "label", needed))
-    elif low and _reaches_far(data.encoding):
-        first = data.label_path(low[0])
-        what = f"{len(low)} of {len(files)} labels have no id above {LAST_TRAIN_ID}, the first is {first}"
-        cure = "if these are train ids among raw ones (a conversion in place that stopped), unpack the labels again"
-        damage = needed and len(low) > MANY_LOW * len(files)
+    if contents.looked and (wrong := contradiction(data.encoding, len(data.classes), contents)):
+        report.problems.append(Problem(str(data.label_root), *wrong, "label", needed))
+    elif wrong := converted(data.encoding, contents):
+        what, cure = f"{wrong[0]}, the first is {data.label_path(contents.low[0])}", wrong[1]
+        damage = needed and len(contents.low) > MANY_LOW * contents.looked
         report.problems.append(Problem(str(data.label_root), what, cure, "mixed", damage))
 
 
@@ -268,36 +268,17 @@ def _label_problem(report: Report, index: int, found: Finding, needed: bool) -> 
     path, shape = data.label_path(index), tuple(report.shapes[index].tolist())
     if found.shape is None:
         return _unreadable(path, found, index, needed)
-    unknown = sorted(set(found.ids) - set(data.encoding.table))
+    unknown = sorted(raw for raw in found.ids if not data.encoding.knows(raw))
     if unknown:
-        listed = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+        listed = ", ".join(map(data.encoding.spelled, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
         what = f"has ids that {data.spec.title} does not know: {listed}"
-        return Problem(
-            str(path), what, f"a *{data.encoding.suffix} of another kind? unpack it again", "label", needed, index
-        )
+        cure = f"a *{data.encoding.suffix} of another kind? unpack it again"
+        cure = "name them in label_map, or set unlisted=ignore" if data.encoding.described else cure
+        return Problem(str(path), what, cure, "label", needed, index)
     if any(shape) and found.shape != shape:
         what = f"is {found.shape[0]}x{found.shape[1]} but its image {shape[0]}x{shape[1]} (height x width)"
         return Problem(str(path), what, "unpack image and label again", "size", needed, index)
     return None
-
-
-def _another_encoding(encoding: LabelEncoding, raw: set[int], any_class: bool) -> str:
-    """What the ids of all labels together show that no single file does; "" = nothing.
-
-    Raw ids reach beyond the 19 train ids in nearly every street (sky, vegetation, cars): labels that never do were
-    converted already, in place.
-    """
-    if not any_class:
-        return f"no label has a pixel of any class, only the ids {sorted(raw)[:5]}: labels of another encoding"
-    if _reaches_far(encoding) and max(raw - {255}, default=0) <= LAST_TRAIN_ID:
-        return f"no *{encoding.suffix} has an id above {LAST_TRAIN_ID}: these are train ids under the name of raw ids"
-    return ""
-
-
-def _reaches_far(encoding: LabelEncoding) -> bool:
-    """Whether most of an encoding's classes have ids that are no train ids."""
-    ids = [raw for raw, train in encoding.table.items() if train != 255]
-    return 2 * sum(raw > LAST_TRAIN_ID for raw in ids) > len(ids)
 
 
 def _look_at_depth(path: Path, depth: DepthFiles) -> Finding:

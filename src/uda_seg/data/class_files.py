@@ -73,10 +73,10 @@ def base_name(label: str) -> str:
 def official_pixels(dataset: SegmentationDataset) -> NDArray[np.int64] | None:
     """Pixels of each class in each label, int64 [N, C], as the files in the root say; None where they do not serve.
 
-    They serve if they are of the data set's own classes and have every image; why one does not, and names that no image
-    has, are told in a warning.
+    They serve if they are of a public data set's own classes and have every image; why one does not, and names that no
+    image has, are told in a warning.
     """
-    if dataset.classes.name != dataset.spec.classes.name:
+    if dataset.classes.name != dataset.spec.classes.name or dataset.encoding.described:
         return None
     for file in find_class_files(dataset.root):
         try:

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+RawIds = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.uint32]
 _EXACT = 2**24  # OpenCV gives its counts as float32, exact up to here
 
 
@@ -23,8 +24,8 @@ def count_ids(label: NDArray[np.uint8]) -> NDArray[np.int64]:
     return counts
 
 
-def present_ids(raw: NDArray[np.uint8] | NDArray[np.uint16]) -> dict[int, int]:
-    """The ids that occur in a label [H, W] of 8 or 16 bits, and how many pixels each has."""
+def present_ids(raw: RawIds) -> dict[int, int]:
+    """The ids that occur in a label [H, W], and how many pixels each has."""
     if raw.dtype == np.uint8 or raw.max(initial=0) < 256:
         counts = count_ids(raw.astype(np.uint8, copy=False))
         return {int(i): int(counts[i]) for i in np.flatnonzero(counts)}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import colorsys
+import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -17,7 +19,8 @@ from uda_seg.data.settings import DataSettings
 from uda_seg.errors import UserError
 from uda_seg.limits import OneOf
 
-FORMATS = ("gray", "palette", "red")
+# label_format -> largest raw id
+FORMATS = {"gray": 65535, "palette": 255, "red": 65535, "color": 0xFFFFFF}
 Described = TypeVar("Described")
 
 
@@ -30,18 +33,20 @@ class CustomData:
         labels: Folder of the labels, with the images' sub-folders and stars; None: there are none.
         image_suffix: The end of every image's name.
         label_suffix: What takes its place in the label's name.
-        label_format: gray: 8-bit ids; palette: ids are indices into a colour table; red: ids are the red channel of a
-            16-bit colour PNG.
-        label_map: Raw id -> class name, train id, or ``ignore``; None: files hold train ids, 255 = ignore.
-        unlisted: What a raw id that the map does not name is: ``error`` or ``ignore``.
+        label_format: gray: ids of 8 or 16 bits; palette: ids are indices into a colour table; red: ids are the red
+            channel of a 16-bit colour PNG; color: colours stand for classes.
+        label_map: Raw id -> class name, train id, or ``ignore``, as a mapping or as a list of such pairs. The ids of
+            ``color`` are ``[R, G, B]``, ``"R,G,B"`` or ``"#RRGGBB"``. None: files hold train ids, 255 = ignore; or the
+            palette of the classes, black = ignore unless a class has it.
+        unlisted: What an id that the map does not name is: ``error`` or ``ignore``.
     """
 
     images: str = "images/{split}"
     labels: str | None = "labels/{split}"
     image_suffix: str = ".png"
     label_suffix: str = ".png"
-    label_format: Annotated[str, OneOf(FORMATS)] = "gray"
-    label_map: dict[int, Any] | None = None
+    label_format: Annotated[str, OneOf(tuple(FORMATS))] = "gray"
+    label_map: Any = None
     unlisted: Annotated[str, OneOf(("error", "ignore"))] = "error"
 
 
@@ -95,36 +100,100 @@ def classes_of(settings: DataSettings) -> ClassSet:
 
 
 def label_table(said: CustomData, classes: ClassSet, key: str) -> dict[int, int]:
-    """Raw id -> train id of `said.label_map`; a value that is no class is a UserError that starts with `key`."""
+    """Raw id -> train id of the ids that `said` names, in the order in which it does.
+
+    Raises:
+        UserError: a map that is none, an id that cannot be, a value that is no class, one id for two classes, or a map
+            without a class; starts with `key`.
+    """
+    colours = said.label_format == "color"
     if said.label_map is None:
-        return {c: c for c in range(len(classes))} | {IGNORE: IGNORE}
-    table = dict.fromkeys(range(256), IGNORE) if said.unlisted == "ignore" else {}
-    for raw, value in said.label_map.items():
-        if not 0 <= raw <= 255:
-            raise UserError(f"{key}: the raw id {raw} is not between 0 and 255")
-        if value in (IGNORE, "ignore", None):
-            table[raw] = IGNORE
-        elif value in classes.names:
-            table[raw] = classes.names.index(value)
-        elif isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(classes):
-            table[raw] = value
-        else:
-            raise UserError(
-                f"{key}: {raw}: {value} is no class; use a train id below {len(classes)}, ignore, or one of "
-                f"{', '.join(classes.names)}"
-            )
+        own = {c: c for c in range(len(classes))} | {IGNORE: IGNORE}
+        return _palette_table(classes, key) if colours else own
+    table: dict[int, int] = {}
+    for raw, value in _pairs(said.label_map, key):
+        identity = _colour(raw, key) if colours else _number(raw, FORMATS[said.label_format], key)
+        train = _train_id(value, classes, f"{key}: {raw}")
+        if table.setdefault(identity, train) != train:
+            raise UserError(f"{key}: {raw} stands for two classes: name it once")
+    if all(train == IGNORE for train in table.values()):
+        raise UserError(f"{key} names no class, so nothing could be learnt: give the ids of {', '.join(classes.names)}")
     return table
 
 
+def _palette_table(classes: ClassSet, key: str) -> dict[int, int]:
+    codes = [int.from_bytes(bytes(colour), "big") for colour in classes.palette]
+    if len(set(codes)) < len(codes):
+        raise UserError(f"{key} is not set, and two classes have one colour in the palette: give a label_map")
+    table = {code: c for c, code in enumerate(codes)}
+    return table | ({} if 0 in table else {0: IGNORE})
+
+
+def _pairs(said: Any, key: str) -> list[tuple[Any, Any]]:
+    pairs = list(said.items()) if isinstance(said, Mapping) else said
+    if isinstance(pairs, list) and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+        return [(raw, value) for raw, value in pairs]
+    raise UserError(f"{key}={said} is no map: give {{7: road, 8: sidewalk}} or [[7, road], [8, sidewalk]]")
+
+
+def _number(raw: Any, largest: int, key: str) -> int:
+    """A raw id; keys of the command line and of JSON are strings."""
+    number = int(raw) if isinstance(raw, str) and raw.isdecimal() else raw
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise UserError(f"{key}: {raw} is no raw id: give a number (colours need label_format=color)")
+    if not 0 <= number <= largest:
+        raise UserError(f"{key}: the raw id {raw} is not between 0 and {largest}")
+    return number
+
+
+def _colour(raw: Any, key: str) -> int:
+    """The id 65536 R + 256 G + B of a colour as a person writes it."""
+    if isinstance(raw, str) and re.fullmatch(r"#[0-9a-fA-F]{6}", raw):
+        return int(raw[1:], 16)
+    parts = re.split(r"[\s,]+", raw.strip("()[] ")) if isinstance(raw, str) else raw
+    if not isinstance(parts, list | tuple) or len(parts) != 3:
+        raise UserError(f'{key}: {raw} is no colour: give [R, G, B], "R,G,B" or "#RRGGBB"')
+    red, green, blue = (_number(part, 255, f"{key}: {raw}") for part in parts)
+    return red << 16 | green << 8 | blue
+
+
+def _train_id(value: Any, classes: ClassSet, where: str) -> int:
+    if value is None or value in (IGNORE, "ignore"):
+        return IGNORE
+    if value in classes.names:
+        return classes.names.index(value)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(classes):
+        return value
+    raise UserError(
+        f"{where}: {value} is no class; use a train id below {len(classes)}, ignore, or one of "
+        f"{', '.join(classes.names)}"
+    )
+
+
+def contents(settings: DataSettings) -> dict[str, dict[str, Any]]:
+    """What the settings describe of class sets and data sets, plain values by key, whatever file it stands in."""
+    found = {}
+    if settings.classes == "custom":
+        found["data.class_set"] = asdict(described(settings.class_set, CustomClasses, "data.class_set"))
+    domains = {"data.source": settings.source, "data.target": settings.target}
+    domains |= {f"data.validation.{name}": domain for name, domain in settings.validation.items()}
+    for option, domain in domains.items():
+        if domain is not None and domain.dataset == "custom" and domain.custom is not None:
+            found[f"{option}.custom"] = asdict(described(domain.custom, CustomData, f"{option}.custom"))
+    return found
+
+
 def described(value: Any, kind: type[Described], key: str) -> Described:
-    """A mapping, or the YAML file that holds one, as the dataclass `kind`.
+    """A mapping, the YAML file that holds one, or its text in JSON, as the dataclass `kind`.
 
     Raises:
         UserError: nothing is given, the file cannot be read, or a key or value does not fit; says `key`.
     """
     if value is None:
         raise UserError(f"{key} is not set: give a mapping, or the YAML file that holds it (conf/data/custom.yaml)")
-    if isinstance(value, str):
+    if isinstance(value, str) and value.startswith("{"):
+        value = _parsed(value, key)
+    elif isinstance(value, str):
         key, value = f"{key}={value}", _read(Path(value).expanduser(), key)
     if not isinstance(value, Mapping):
         raise UserError(f"{key} is no mapping: see conf/data/custom.yaml for one")
@@ -137,6 +206,13 @@ def described(value: Any, kind: type[Described], key: str) -> Described:
 
     check_settings(said, f"{key}.")
     return said
+
+
+def _parsed(text: str, key: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{key} is no JSON: {error}") from error
 
 
 def _read(path: Path, key: str) -> Any:

@@ -18,13 +18,20 @@ from uda_seg.cache import user_cache
 from uda_seg.data.batch import DomainBatch, Sample, collate
 from uda_seg.data.custom import classes_of
 from uda_seg.data.datasets import SegmentationDataset, open_domain
+from uda_seg.data.declared import Contents, check_labels, warn_of_absent
 from uda_seg.data.disk_cache import DiskCache, find_cache
 from uda_seg.data.labels import ClassSet
 from uda_seg.data.parallel import cores
 from uda_seg.data.sampling import Order, ShuffledOrder
 from uda_seg.data.settings import DataSettings, DomainSettings, prepare_command
 from uda_seg.data.shards import ShardDataset, ShardOrder, open_shards
-from uda_seg.data.statistics import class_statistics, min_crop_pixels, rare_class_order
+from uda_seg.data.statistics import (
+    ClassStatistics,
+    class_statistics,
+    kept_statistics,
+    min_crop_pixels,
+    rare_class_order,
+)
 from uda_seg.data.stream import DomainStream, PairedSteps, SampleReader, ValidationImages
 from uda_seg.data.transforms import CropRule, Resize
 from uda_seg.errors import UserError
@@ -134,6 +141,7 @@ class UDADataModule(pl.LightningDataModule):
         self._target = settings.target if needs_target and not target_labels else None
         self._streams: dict[str, DomainStream] = {}
         self._validation: dict[str, SampleReader] = {}
+        self._looked: dict[str, Contents] = {}
 
     @property
     def rank(self) -> int:
@@ -274,6 +282,8 @@ class UDADataModule(pl.LightningDataModule):
             dataset, stored = open_shards(domain, self.settings, option), None
         else:
             dataset = open_domain(domain, self.settings, self.classes, option, labeled=labeled, depth=depth)
+            if labeled and self.rank == 0:  # once is enough
+                self._looked[option] = check_labels(dataset, option)
             stored = self._stored(dataset, domain, option) if resize_label else None
         return SampleReader(
             dataset,
@@ -312,10 +322,12 @@ class UDADataModule(pl.LightningDataModule):
         samples = self._samples(domain, option, labeled=True, depth=self.needs_depth)
         rule = self._rule(samples, option, self.settings.crop_max_ratio)
         rare, batch = self.settings.rare_class, self.settings.source_batch
-        if not rare.enabled:
-            return DomainStream(samples, ShuffledOrder(len(samples), self.seed, SOURCE), rule, self.seed, SOURCE, batch)
         assert isinstance(samples.dataset, SegmentationDataset)
+        if not rare.enabled:
+            self._say_absent(samples.dataset, option, kept_statistics(samples.dataset, user_cache()))
+            return DomainStream(samples, ShuffledOrder(len(samples), self.seed, SOURCE), rule, self.seed, SOURCE, batch)
         statistics = class_statistics(samples.dataset, user_cache(), prepare_command(self.settings))
+        self._say_absent(samples.dataset, option, statistics)
         order = rare_class_order(statistics, rare, self.classes.names, self.seed, SOURCE)
         return DomainStream(
             samples,
@@ -327,6 +339,15 @@ class UDADataModule(pl.LightningDataModule):
             rare_pixels=min_crop_pixels(rare, rule.size),
             rare_tries=rare.tries,
         )
+
+    def _say_absent(self, dataset: SegmentationDataset, option: str, counted: ClassStatistics | None) -> None:
+        """Warn of classes that are evaluated and not seen, by the counts of all labels or else by the first look."""
+        if option not in self._looked:
+            return
+        found, looked = self._looked[option].pixels, self._looked[option].looked
+        if counted is not None:
+            found, looked = counted.pixels.sum(0), len(dataset)
+        warn_of_absent(dataset, option, self.eval_classes, found, looked, prepare_command(self.settings))
 
     def _target_stream(self, domain: DomainSettings) -> DomainStream:
         samples = self._samples(domain, "data.target", labeled=False, depth=self.needs_depth)

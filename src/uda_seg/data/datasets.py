@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from uda_seg.data.batch import Array, Sample
+from uda_seg.data.counting import present_ids
 from uda_seg.data.decoding import read_image
 from uda_seg.data.depth import DepthFiles, find_depth
 from uda_seg.data.folders import fixed, holds, nearby_root, packed_files, scan
@@ -106,11 +107,13 @@ class SegmentationDataset:
         """Read the labels of this kind from now on, whether or not every image has one."""
         mapped = class_map(self.spec.classes, self.classes)
         self._encoding = encoding
-        self._table = lookup_table({raw: mapped[train] for raw, train in encoding.table.items()}, missing=_UNKNOWN)
+        missing = _UNKNOWN if encoding.rest is None else mapped[encoding.rest]
+        table = lookup_table({raw: mapped[train] for raw, train in encoding.table.items()}, missing)
+        self._table = np.append(table, np.uint8(missing))  # larger ids are clipped to its end
 
     def train_id(self, raw: int) -> int:
         """The train id of the wanted classes that a raw id stands for; 255 = ignore."""
-        return int(self._table[raw])
+        return int(self._table[min(raw, len(self._table) - 1)])
 
     def image_path(self, index: int) -> Path:
         """The image file at `index`."""
@@ -138,19 +141,33 @@ class SegmentationDataset:
         """The label at `index` as uint8 [H, W], train ids of the wanted classes, 255 = ignore."""
         path = self.label_path(index)
         raw = self.encoding.decode(path)
-        if raw.dtype != np.uint8 and raw.max() > 255:
-            raise self._unknown(path, int(raw.max()))
-        label = np.asarray(cv2.LUT(raw.astype(np.uint8, copy=False), self._table), np.uint8)
+        if raw.dtype == np.uint8 or raw.max() < 256:  # OpenCV's look-up is the faster one
+            label = np.asarray(cv2.LUT(raw.astype(np.uint8, copy=False), self._table[:256]), np.uint8)
+        else:
+            label = self._table.take(raw, mode="clip")
         unknown = label == _UNKNOWN
         if unknown.any():
             raise self._unknown(path, int(raw[unknown][0]))
         return label
 
+    def label_ids(self, index: int) -> dict[int, int]:
+        """The raw ids of the label at `index`, each with its pixels; an unknown one is a UserError."""
+        path = self.label_path(index)
+        ids = present_ids(self.encoding.decode(path))
+        for raw in ids:
+            if not self.encoding.knows(raw):
+                raise self._unknown(path, raw)
+        return ids
+
     def _unknown(self, path: Path, identity: int) -> UserError:
-        return UserError(
-            f"{path} has the unknown label id {identity}: is it of {self.spec.title}? Unpack the labels again"
-            + (", or name the id in label_map" if self.spec.title == CUSTOM else "")
-        )
+        what = f"{path} has the unknown label id {self.encoding.spelled(identity)}"
+        if self.spec.title != CUSTOM:
+            return UserError(f"{what}: is it of {self.spec.title}? Unpack the labels again")
+        cure = f"name it in {self.option}.custom.label_map, a class or ignore, or set unlisted=ignore for all such ids"
+        if self.encoding.mapped:
+            return UserError(f"{what}: {cure}")
+        hold = "the colours of the classes" if self.encoding.is_color else "train ids"
+        return UserError(f"{what}: without a label_map files hold {hold}; {cure}")
 
     def label_name(self, image_name: str, encoding: LabelEncoding) -> str:
         """The label of this kind that belongs to an image, relative to the labels' folder."""

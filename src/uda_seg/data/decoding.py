@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from uda_seg.data.batch import Array
+from uda_seg.data.counting import RawIds
 from uda_seg.errors import UserError
 
-Decoder = Callable[[Path], NDArray[np.uint8] | NDArray[np.uint16]]
-_COLOURED = "either it is a picture of colours, or a program saved it anew: unpack the labels again"
+Decoder = Callable[[Path], RawIds]
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def read_image(path: Path) -> Array:
@@ -25,26 +28,38 @@ def read_image(path: Path) -> Array:
 
 def read_gray(path: Path) -> NDArray[np.uint8]:
     """An 8-bit single-channel label, [H, W]."""
-    label = _decode(path, cv2.IMREAD_UNCHANGED)
+    label, content = _stored(path)
     if label.ndim != 2 or label.dtype != np.uint8:
-        raise UserError(f"{path} is not an 8-bit single-channel label but {label.dtype} {label.shape}: {_COLOURED}")
+        raise UserError(f"{path} is not an 8-bit single-channel label but {_kind(content, label)}: {_cure(label)}")
     return label.astype(np.uint8, copy=False)
+
+
+def read_ids(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """A single-channel label of 8 or 16 bits, [H, W]."""
+    label, content = _stored(path)
+    if label.ndim != 2 or label.dtype not in (np.uint8, np.uint16):
+        raise UserError(f"{path} is not a single-channel label but {_kind(content, label)}: {_cure(label)}")
+    return label.astype(np.uint8, copy=False) if label.dtype == np.uint8 else label.astype(np.uint16, copy=False)
 
 
 def read_palette(path: Path) -> NDArray[np.uint8]:
     """The indices of a palette PNG, [H, W] (OpenCV would give the colours); plain 8-bit files too."""
+    content = _bytes(path)
+    _refuse_lossy(content, path)
     try:
-        with Image.open(path) as file:
-            if file.mode not in ("P", "L"):
-                raise UserError(f"{path} is not a label with 8-bit ids: its colour mode is {file.mode}: {_COLOURED}")
-            return np.array(file, np.uint8)
+        with Image.open(io.BytesIO(content)) as file:
+            if file.mode not in ("P", "L", "1"):
+                label = _decoded(content, path, cv2.IMREAD_UNCHANGED)
+                what = f"{_kind(content, label)} (its colour mode is {file.mode})"
+                raise UserError(f"{path} is not a label with 8-bit ids but {what}: {_cure(label)}")
+            return np.array(file, np.uint8) // (1 if file.mode == "1" else _step(content))
     except (OSError, SyntaxError) as error:
         raise UserError(f"{path} cannot be read as an image: copy or unpack the file again") from error
 
 
 def read_red(path: Path) -> NDArray[np.uint16]:
     """SYNTHIA's class ids, [H, W]: the red channel of a 16-bit colour PNG (PIL would cut it to 8 bits)."""
-    label = _decode(path, cv2.IMREAD_UNCHANGED)
+    label, _ = _stored(path)
     if label.ndim != 3 or label.shape[2] < 3:
         raise UserError(f"{path} is not a SYNTHIA label: it has the shape {label.shape}, not three channels")
     if label.dtype != np.uint16:
@@ -55,13 +70,92 @@ def read_red(path: Path) -> NDArray[np.uint16]:
     return label[..., 2].astype(np.uint16)  # OpenCV's order is blue, green, red
 
 
+def read_color(path: Path) -> NDArray[np.uint32]:
+    """A label of colours with 8 bits a channel, [H, W]: 65536 R + 256 G + B of every pixel; palettes are looked up."""
+    label, content = _stored(path)
+    if label.ndim != 3 or label.dtype != np.uint8:
+        raise UserError(f"{path} is not a label of 8-bit colours but {_kind(content, label)}: {_cure(label)}")
+    if label.shape[2] == 3:
+        label = cv2.cvtColor(label, cv2.COLOR_BGR2BGRA)
+    elif label[..., 3].min() < 255:
+        raise UserError(f"{path} is partly transparent, so its colours are not certain: save it without transparency")
+    codes = np.ascontiguousarray(label, np.uint8).view("<u4")[..., 0].astype(np.uint32, copy=False)
+    return codes & np.uint32(0xFFFFFF)  # blue is the lowest byte
+
+
+def _stored(path: Path) -> tuple[MatLike, bytes]:
+    """A label's samples as the file holds them, and the file; one whose format does not keep ids is a UserError."""
+    content = _bytes(path)
+    _refuse_lossy(content, path)
+    label = _decoded(content, path, cv2.IMREAD_UNCHANGED)
+    step = _step(content)
+    return (label if step == 1 else label // np.uint8(step)), content
+
+
+def _step(content: bytes) -> int:
+    """What decoders multiply the samples of a grey PNG of 1, 2 or 4 bits by, to reach 255; 1 for all other files."""
+    bits = content[24] if content[:8] == _PNG and len(content) > 25 and content[25] == 0 else 8
+    return 255 // (2**bits - 1) if bits < 8 else 1
+
+
+def _refuse_lossy(content: bytes, path: Path) -> None:
+    """Raise UserError for a label in a format that blends neighbouring ids into others, whatever its suffix says."""
+    if (kind := _lossy(content)) is not None:
+        raise UserError(
+            f"{path} is {kind}, which changes ids when it is saved: export the labels again as PNG from where they "
+            "were drawn (converting this file brings no id back)"
+        )
+
+
+def _lossy(content: bytes) -> str | None:
+    if content.startswith(b"\xff\xd8\xff"):
+        return "a JPEG"
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP" and b"VP8 " in content[12:4096]:
+        return "a lossy WebP"
+    if content[4:8] == b"ftyp" and content[8:12] in (b"avif", b"avis", b"heic", b"heix", b"mif1"):
+        return "an AVIF or HEIC picture"
+    if content[:4] in (b"II*\0", b"MM\0*"):
+        with contextlib.suppress(OSError, SyntaxError), Image.open(io.BytesIO(content)) as file:
+            if file.info.get("compression") in ("jpeg", "tiff_jpeg", "webp"):
+                return "a TIFF with JPEG inside"
+    return None
+
+
+def _kind(content: bytes, label: MatLike) -> str:
+    """What a label's samples are, in words."""
+    bits = 8 * label.dtype.itemsize
+    if content[:8] == _PNG and len(content) > 25 and content[25] == 3:
+        return "a palette PNG (its ids are indices into a colour table)"
+    channels = 1 if label.ndim == 2 else label.shape[2]
+    return {1: f"grey of {bits} bits", 2: f"grey of {bits} bits with transparency"}.get(
+        channels, f"a picture of colours of {bits} bits"
+    )
+
+
+def _cure(label: MatLike) -> str:
+    """What to do about samples of another kind."""
+    if label.ndim == 2:
+        return "instance ids or depth? Take the file of class ids; dataset=custom reads one's own (label_format=gray)"
+    return (
+        "take the file of class ids, or unpack it again if a program saved it anew; dataset=custom reads one's own "
+        "(label_format=color, label_format=palette)"
+    )
+
+
 def _decode(path: Path, flags: int) -> MatLike:
+    return _decoded(_bytes(path), path, flags)
+
+
+def _bytes(path: Path) -> bytes:
     try:
-        content = np.fromfile(path, np.uint8)
+        return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be opened: {error.strerror}") from error
+
+
+def _decoded(content: bytes, path: Path, flags: int) -> MatLike:
     try:
-        image = cv2.imdecode(content, flags)
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error:
         image = None
     if image is None:

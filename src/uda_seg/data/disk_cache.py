@@ -80,7 +80,7 @@ def planes(dataset: SegmentationDataset, resize: Resize | None, cache: Path, dis
     found = [described("image", np.uint8, 3, images, [], lambda i: image(read_image(dataset.image_path(i))))]
     if dataset.labeled:
         labels = [f"{dataset.label_root}/{dataset.label_name(n, dataset.encoding)}" for n in dataset.names]
-        how = [dataset.spec.title, dataset.classes.name, sorted(dataset.encoding.table.items())]
+        how = [dataset.spec.title, dataset.classes.name, dataset.encoding.identity]
         found.append(described("label", np.uint8, 1, labels, how, lambda i: plane(dataset.read_label(i))))
     if files is not None:
         how = [files.encoding.title, resize.depth if resize else ""]

@@ -12,7 +12,7 @@ from typing import TextIO
 from uda_seg.errors import UserError
 from uda_seg.files import CACHE, write_text
 
-VERSION = 2  # of the checks: findings of another version are not used
+VERSION = 3  # of the checks: findings of another version are not used
 
 
 @dataclass(frozen=True)

@@ -122,8 +122,8 @@ CLASS_MAPS: dict[tuple[str, str], dict[int, int]] = {("cityscapes", "camvid"): C
 
 
 def lookup_table(mapping: Mapping[int, int], missing: int = IGNORE) -> NDArray[np.uint8]:
-    """The mapping as uint8 [256]; ids that it does not name become `missing`."""
-    table = np.full(256, missing, np.uint8)
+    """The mapping as uint8 [N], N = 256 or as many as its largest id needs; ids it does not name become `missing`."""
+    table = np.full(max(256, max(mapping, default=0) + 1), missing, np.uint8)
     table[list(mapping)] = list(mapping.values())
     return table
 

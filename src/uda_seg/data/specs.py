@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from uda_seg.data.custom import CustomData, described, label_table
-from uda_seg.data.decoding import Decoder, read_gray, read_palette, read_red
+from uda_seg.data.decoding import Decoder, read_color, read_gray, read_ids, read_palette, read_red
 from uda_seg.data.labels import (
     CAMVID,
     CAMVID_RAW,
     CITYSCAPES,
     CITYSCAPES_RAW,
     CITYSCAPES_TRAIN,
+    IGNORE,
     MAPILLARY_RAW,
     SYNTHIA_RAW,
     ClassSet,
@@ -28,13 +30,37 @@ class LabelEncoding:
 
     Args:
         suffix: What takes the place of the image's suffix in the label's name.
-        table: Raw id -> train id for every raw id that may occur.
+        table: Raw id -> train id for every raw id that may occur. The id of a colour is 65536 R + 256 G + B.
         decode: Reads the raw ids of a file.
+        rest: Train id of all ids that `table` does not name; None: such an id is an error.
+        described: The `label_format` in which a person described such files; empty: they are of a public data set.
+        mapped: Whether the table is a person's `label_map`.
     """
 
     suffix: str
     table: Mapping[int, int]
     decode: Decoder = read_gray
+    rest: int | None = None
+    described: str = ""
+    mapped: bool = False
+
+    @property
+    def is_color(self) -> bool:
+        """Whether ids are colours."""
+        return self.described == "color"
+
+    @property
+    def identity(self) -> list[Any]:
+        """What ids in a file mean, as plain values: part of the digest of whatever is made from labels."""
+        return [*sorted(self.table.items()), *([self.described, self.rest] if self.described else [])]
+
+    def knows(self, raw: int) -> bool:
+        """Whether a raw id may occur."""
+        return self.rest is not None or raw in self.table
+
+    def spelled(self, raw: int) -> str:
+        """A raw id as a person writes it: a number, or [R, G, B]."""
+        return str(list(raw.to_bytes(3, "big")) if self.is_color else raw)
 
 
 @dataclass(frozen=True)
@@ -223,8 +249,20 @@ def custom_spec(domain: DomainSettings, classes: ClassSet, option: str) -> Datas
         UserError: what does not fit in the description, by its key.
     """
     said = described(domain.custom, CustomData, f"{option}.custom")
-    decoders: dict[str, Decoder] = {"gray": read_gray, "palette": read_palette, "red": read_red}
-    table = label_table(said, classes, f"{option}.custom.label_map")
-    encodings = () if said.labels is None else (LabelEncoding(said.label_suffix, table, decoders[said.label_format]),)
+    encodings = () if said.labels is None else (_encoding(said, classes, f"{option}.custom.label_map"),)
     labels = said.labels or said.images
     return DatasetSpec(CUSTOM, classes, said.images, labels, said.image_suffix, encodings, splits=(domain.split,))
+
+
+_DECODERS: dict[str, Decoder] = {"gray": read_ids, "palette": read_palette, "red": read_red, "color": read_color}
+
+
+def _encoding(said: CustomData, classes: ClassSet, key: str) -> LabelEncoding:
+    return LabelEncoding(
+        said.label_suffix,
+        label_table(said, classes, key),
+        _DECODERS[said.label_format],
+        rest=IGNORE if said.unlisted == "ignore" else None,
+        described=said.label_format,
+        mapped=said.label_map is not None,
+    )

@@ -63,6 +63,14 @@ def class_statistics(dataset: SegmentationDataset, cache: Path, prepare: str = "
     return official
 
 
+def kept_statistics(dataset: SegmentationDataset, cache: Path) -> ClassStatistics | None:
+    """The counts in `cache` of a data set's labels as they are now; None: they were not counted."""
+    start = f"{dataset.root.name}-{dataset.split}-"
+    if not any(path.name.startswith(start) for path in cache.glob("statistics/*")):
+        return None  # without a look at every file
+    return _read(statistics_file(dataset, cache), len(dataset))
+
+
 def statistics_file(dataset: SegmentationDataset, cache: Path) -> Path:
     """Where the counts of a data set's labels, as they are now, are kept."""
     return cache / "statistics" / f"{dataset.root.name}-{dataset.split}-{_digest(dataset)}.json"
@@ -139,7 +147,9 @@ def _digest(dataset: SegmentationDataset) -> str:
         path = f"{dataset.label_root.absolute()}/{dataset.label_name(name, dataset.encoding)}"
         status = os.stat(path)
         files.append([path, status.st_size, status.st_mtime_ns])
-    described = json.dumps([dataset.spec.title, dataset.classes.name, files])
+    # What a person may change.
+    own = [len(dataset.classes), dataset.encoding.identity] if dataset.encoding.described else []
+    described = json.dumps([dataset.spec.title, dataset.classes.name, files, *own])
     return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 

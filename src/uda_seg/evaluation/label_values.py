@@ -1,0 +1,72 @@
+"""The way back from train ids: what a data set's own label files hold of each class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uda_seg.data.labels import IGNORE, ClassSet
+from uda_seg.data.settings import DataSettings
+from uda_seg.data.specs import LabelEncoding, custom_spec
+from uda_seg.evaluation.servers import raw_ids
+
+
+@dataclass(frozen=True)
+class LabelValues:
+    """What label files hold.
+
+    Args:
+        table: Of each train id, [K] uint8 or uint16, or its colour, uint8 [K, 3].
+        notes: What was chosen where the way back is not the only one, in a line each.
+    """
+
+    table: NDArray[np.uint8] | NDArray[np.uint16]
+    notes: tuple[str, ...] = ()
+
+
+def label_values(settings: DataSettings, classes: ClassSet) -> LabelValues:
+    """What the label files of the data that is evaluated hold; of the target's or the source's, where none is.
+
+    Of a data set that a person described it is the inverse of the `label_map`; of the public ones Cityscapes' label ids
+    for its classes, and train ids for all others.
+    """
+    domains = {f"data.validation.{name}": domain for name, domain in settings.validation.items()}
+    domains |= {"data.target": settings.target or settings.source, "data.source": settings.source}
+    for option, domain in domains.items():
+        if domain.dataset != "custom":
+            break
+        encodings = custom_spec(domain, classes, option).encodings
+        if encodings:
+            return inverse(encodings[0], classes)
+    return LabelValues(raw_ids(classes)[: len(classes)])
+
+
+def inverse(encoding: LabelEncoding, classes: ClassSet) -> LabelValues:
+    """What files of this encoding hold of each class: the first id that its table names for it.
+
+    A class that the table does not name is written as what it ignores first; if there is nothing, as the largest id of
+    8 bits that it does not name, colours as the smallest.
+    """
+    ids: dict[int, list[int]] = {}
+    for raw, train in encoding.table.items():
+        ids.setdefault(train, []).append(raw)
+    candidates = range(0x1000000) if encoding.is_color else range(255, -1, -1)
+    spare = ids.get(IGNORE) or [next(raw for raw in candidates if raw not in encoding.table)]
+    chosen = [ids.get(c, spare)[0] for c in range(len(classes))]
+    notes = [
+        f"{classes.names[c]} is written as {encoding.spelled(found[0])}, the first of its ids "
+        f"{', '.join(map(encoding.spelled, found))}"
+        for c, found in sorted(ids.items())
+        if c != IGNORE and len(found) > 1
+    ]
+    if unnamed := [classes.names[c] for c in range(len(classes)) if c not in ids]:
+        notes.append(f"no id stands for {', '.join(unnamed)}: written as {encoding.spelled(spare[0])}")
+    return LabelValues(_stored(chosen, encoding), tuple(notes))
+
+
+def _stored(ids: list[int], encoding: LabelEncoding) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    if encoding.is_color:
+        return np.array([list(raw.to_bytes(3, "big")) for raw in ids], np.uint8)
+    return np.array(ids, np.uint8) if max(ids) < 256 else np.array(ids, np.uint16)
