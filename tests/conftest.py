@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from command_line import CommandLine
 from data.trees import camvid_tree, exported
+from numerics import in_float64
 from uda_seg.data.batch import DomainBatch
 from uda_seg.data.labels import CITYSCAPES
 from uda_seg.data.streets.export import export
@@ -24,10 +25,17 @@ from uda_seg.models.small import ResidualEncoder
 CROP = (32, 64)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny tensors only get slower on more threads, and sums come in one order."""
-    torch.set_num_threads(1)
+# One thread, here and in the processes that tests start: tiny tensors only get slower on more, sums come in one order
+# whatever the machine, and a fork of a process whose OpenMP threads have worked would wait for them for ever.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def double():
+    """The test in float64, what it makes of networks and asks to be made before included."""
+    with in_float64():
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -230,8 +230,8 @@ def shannon(logits):
 
 
 def cosines(features, prototypes):
-    """Of every pixel with every prototype, one prototype at a time: [C, h, w]."""
-    length = features.norm(dim=0)
+    """Of every pixel with every prototype, one prototype at a time: [C, h, w]; 0 of a pixel without any activation."""
+    length = features.norm(dim=0).clamp_min(1e-12)
     return torch.stack([(features * p[:, None, None]).sum(0) / (length * p.norm()) for p in prototypes.values()])
 
 

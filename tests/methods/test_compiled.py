@@ -10,8 +10,10 @@ from test_steps import fit
 from torch import _dynamo, nn
 from torch._dynamo.utils import counters
 
+from numerics import assert_same_sums
 from uda_seg.errors import UserError
 from uda_seg.methods.self_training import SelfTraining
+from uda_seg.methods.settings import OptimizerSettings
 from uda_seg.models.compilation import as_written, check_compiler, compile_network
 from uda_seg.models.segmentor import Encoder, Head, Segmentor
 
@@ -52,9 +54,11 @@ def network(backend=None):
 
 def test_compiled_training_is_the_same_training(make_plan, make_batch):
     """MIC: the student with moving and with frozen statistics, and the teacher. Nothing is compiled twice."""
+    # Not Adam: it would make a whole step of what rounding leaves of the gradient of a bias before batch norm.
+    plan = make_plan(optimizer=OptimizerSettings(name="sgd", lr=0.1))
     states, made = [], []
     for backend in (None, "aot_eager"):
-        module = SelfTraining(network(backend), make_plan(), mask_weight=1.0, mask_block=0.25)
+        module = SelfTraining(network(backend), plan, mask_weight=1.0, mask_block=0.25)
         counters.clear()
         fit(module, [make_batch(seed) for seed in range(2)])
         made.append(counters["stats"]["unique_graphs"])
@@ -63,7 +67,7 @@ def test_compiled_training_is_the_same_training(make_plan, make_batch):
     assert made[0] == 0 < made[1]
     assert list(states[0]) == list(states[1])
     for name, tensor in states[0].items():
-        torch.testing.assert_close(states[1][name], tensor, rtol=2e-4, atol=2e-6)
+        assert_same_sums(states[1][name], tensor, name)
     with torch.no_grad(), as_written(module.segmentor):
         module.segmentor(torch.rand(1, 3, 48, 32))
     assert counters["stats"]["unique_graphs"] == made[1]  # another size, between steps

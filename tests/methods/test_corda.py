@@ -20,7 +20,7 @@ from uda_seg.models.deeplab import DeepLabV2Head, ResNet101
 from uda_seg.models.segmentor import Segmentor
 
 
-def test_step_equals_plain_pytorch(make_segmentor, make_plan, make_batch):
+def test_step_equals_plain_pytorch(double, make_segmentor, make_plan, make_batch):
     batches = [make_batch(seed, depth=True) for seed in range(3)]
     plan = make_plan(teacher=TeacherSettings(alpha=0.9, threshold=0.06, update="end"))
     module = CorDA(make_segmentor(), plan)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 def to_float(image: Tensor) -> Tensor:
     """Turn stored uint8 values 0..255 (any shape) into float32 in [0, 1]."""
-    return image.to(torch.float32).div_(255.0)
+    return image.float().div_(255.0)
 
 
 def upload(values: Tensor, device: torch.device | str | None) -> Tensor:
