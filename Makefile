@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Tests run on all cores already: threads of the processes they start would only get into each other's way.
+# Tests run on all cores already: threads of the processes they start would only get into each other's way. One thread
+# also adds in one order, whatever the machine.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 INSTALLED := $(VENV)/.installed
 
@@ -15,7 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(INSTALLED)  ## train on the built-in world, adapt, and draw the target before and after (10 minutes on 2 cores)
+demo: $(INSTALLED)  ## train on the built-in world, adapt, and draw before, after and the control (10 minutes on 2 cores)
 	$(BIN)/python -m uda_seg.demo
 
 test: $(INSTALLED)  ## the tests, without the slow ones

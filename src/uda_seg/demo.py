@@ -1,39 +1,84 @@
-"""`python -m uda_seg.demo`: train on the built-in world, adapt to its target, and draw the target before and after.
+"""`python -m uda_seg.demo`: train on the built-in world, adapt to its target, and draw what that was worth.
 
-Two trainings, method=source_only and then method=lcmsm from its weights: about ten minutes on two cores. They overwrite
-outputs/demo; the picture is outputs/demo/before_after.png, the table before_after.md beside it.
+Three trainings: method=source_only; then, both from its weights and of as many steps with the same learning rate and
+schedule, method=lcmsm, which adapts to the target, and method=source_only once more, the control: what it gains, the
+longer training gains without the target. About ten minutes on two cores. They overwrite outputs/demo; the picture is
+outputs/demo/before_after.png, the table before_after.md beside it.
 
-Overrides are given to both trainings, e.g. python -m uda_seg.demo steps=60 seed=1
+Overrides are given to all trainings, e.g. python -m uda_seg.demo steps=60 seed=1
 What can be overridden: python -m uda_seg.train --help
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from uda_seg.command import fail
+from uda_seg.data.batch import DomainBatch
+from uda_seg.data.datamodule import UDADataModule
 from uda_seg.errors import UserError
-from uda_seg.evaluation.tables import Table, percent
+from uda_seg.evaluation.tables import ABSENT, Table, percent
 from uda_seg.files import save_png, write_text
+from uda_seg.models.segmentor import Segmentor
 from uda_seg.pictures import Captioned, Row, colorize, panel_grid
 from uda_seg.runs import load_trained, read_checkpoint, replay
 from uda_seg.train import build_data, build_module
 
 FOLDER = Path("outputs/demo")
 SCENES = 4
-# Less than the defaults of data=streets: installing, rendering and both trainings have to fit into ten minutes.
+TITLE = "target IoU in %, last iterates"
+# Less than the defaults of data=streets: installing, rendering and all trainings have to fit into ten minutes.
 SHORT = ["steps=120", "data.source.count=300", "data.target.count=300"]
 
 
+@dataclass(frozen=True)
+class Run:
+    """One of the three.
+
+    Attributes:
+        name: of its column, and of its folder.
+        what: it is.
+    """
+
+    name: str
+    what: str
+
+    @property
+    def folder(self) -> Path:
+        """Where it is."""
+        return FOLDER / self.name
+
+    @property
+    def checkpoint(self) -> Path:
+        """Weights of the last iterate."""
+        return self.folder / "checkpoints" / "last.ckpt"
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """What the run found on the target."""
+        found: dict[str, Any] = json.loads((self.folder / "metrics.json").read_text())
+        return found
+
+    @property
+    def miou(self) -> float:
+        """On the target, in [0, 1]."""
+        return _or_nan(self.metrics["miou"])
+
+
 def main() -> None:
-    """Run the two trainings as a person would, then compare them."""
+    """Run the three trainings as a person would, then compare them."""
     overrides = sys.argv[1:]
     if {"-h", "--help"} & set(overrides):
         print(__doc__)
@@ -41,75 +86,89 @@ def main() -> None:
     try:
         for stray in (a for a in overrides if "=" not in a and not a.startswith("~")):
             raise UserError(f"{stray} is no override: write key=value, or --help")
-        before = train("source_only", overrides)
-        after = train("lcmsm", [f"init={before}/checkpoints/last.ckpt", *overrides])
-        picture = compare(before, after)
+        before = train(Run("before", "source only"), "source_only", overrides)
+        start = [f"init={before.checkpoint}", *overrides]
+        control = train(Run("control", "source only, continued"), "source_only", start)
+        after = train(Run("after", "adapted"), "lcmsm", start)
+        picture = compare(before, control, after)
     except UserError as error:
         fail(error)
-    print(
-        f"\nthe target before and after adaptation: {picture}\nclass by class: {picture.with_name('before_after.md')}"
-    )
+    print(f"\n{summary(before, control, after)}\n\nthe target before and after adaptation: {picture}")
+    print(f"class by class: {picture.with_suffix('.md')}")
 
 
-def train(method: str, overrides: list[str]) -> Path:
-    """Run `uda_seg.train` in a process of its own; returns the run's folder.
+def train(run: Run, method: str, overrides: Sequence[str]) -> Run:
+    """Run `uda_seg.train` in a process of its own.
 
     Raises:
         UserError: it did not succeed (its own line stands above).
     """
-    folder = FOLDER / method
-    arguments = [f"method={method}", "data=streets", f"hydra.run.dir={folder}", "overwrite=true", *SHORT, *overrides]
-    command = [sys.executable, "-m", "uda_seg.train", *arguments]
+    where = ["data=streets", f"hydra.run.dir={run.folder}", "overwrite=true"]
+    command = [sys.executable, "-m", "uda_seg.train", f"method={method}", *where, *SHORT, *overrides]
     print(f"\n$ python {shlex.join(command[1:])}", flush=True)
     if subprocess.run(command, check=False).returncode != 0:
-        raise UserError(f"training {method} did not finish")
-    return folder
+        raise UserError(f"the training {run.name} ({method}) did not finish")
+    return run
 
 
-def compare(before: Path, after: Path) -> Path:
-    """Draw validation images, labels and the two networks' predictions; write the per-class table beside it."""
-    from uda_seg.command import composed  # after the trainings: composing here would keep Hydra's state
-
-    rows: list[list[Captioned]] = [[] for _ in range(SCENES)]
-    for name, folder in (("before: source only", before), ("after: adapted", after)):
-        path = folder / "checkpoints" / "last.ckpt"
-        content = read_checkpoint(path)
-        config = composed(replay(content, []))
-        data = build_data(config)
-        data.prepare_data()
-        data.setup("validate")
-        network = load_trained(build_module(config, data), content, path)
-        batch = next(iter(next(iter(data.val_dataloader().values()))))
-        miou = json.loads((folder / "metrics.json").read_text())["miou"]
+def compare(*runs: Run) -> Path:
+    """Draw validation images, labels and the networks' predictions; write the per-class table beside it."""
+    data, networks = open_runs(runs)
+    batch: DomainBatch = next(iter(next(iter(data.val_dataloader().values()))))
+    assert batch.label is not None
+    columns = [
+        [Captioned("target", image.permute(1, 2, 0).numpy()) for image in batch.image],
+        [Captioned("label", colorize(label.numpy(), data.classes.palette)) for label in batch.label],
+    ]
+    for run, network in zip(runs, networks, strict=True):
         with torch.no_grad():
-            predicted = network.predict(batch.image[:SCENES].float() / 255).argmax(1)
-        for row, image, label, prediction in zip(rows, batch.image, batch.label, predicted, strict=False):
-            if not row:
-                row.append(Captioned("target", image.permute(1, 2, 0).numpy()))
-                row.append(Captioned("label", colorize(label.numpy(), data.classes.palette)))
-            painted = colorize(prediction.numpy().astype(np.uint8), data.classes.palette)
-            row.append(Captioned(f"{name}, mIoU {100 * miou:.1f} %", painted))
+            found = network.predict(batch.image[:SCENES].float() / 255).argmax(1)
+        caption = f"{run.name}: {run.what}, mIoU {100 * run.miou:.1f} %"
+        columns.append([Captioned(caption, colorize(p.numpy().astype(np.uint8), data.classes.palette)) for p in found])
     picture = FOLDER / "before_after.png"
-    save_png(picture, panel_grid([Row("", row) for row in rows]))
-    write_text(picture.with_suffix(".md"), per_class(before, after).markdown())
+    save_png(picture, panel_grid([Row("", pictures) for pictures in zip(*columns, strict=False)]))
+    write_text(picture.with_suffix(".md"), per_class(*runs).markdown())
     return picture
 
 
-def per_class(before: Path, after: Path) -> Table:
-    """IoU in percent of both runs, class by class."""
-    first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (before, after))
-    nan = float("nan")
-    cells = [
-        (
-            name,
-            *(nan if run["per_class"][name] is None else run["per_class"][name] for run in (first, second)),
-        )
-        for name in first["per_class"]
-    ]
-    rows = [(n, percent(a), percent(b), f"{100 * (b - a):+.1f}") for n, a, b in cells]
-    a, b = first["miou"], second["miou"]
-    rows.append(("**mIoU**", percent(a), percent(b), f"{100 * (b - a):+.1f}"))
-    return Table(("class", "before", "after", "gain"), tuple(rows), "target IoU in %, last iterates")
+def open_runs(runs: Sequence[Run]) -> tuple[UDADataModule, list[Segmentor]]:
+    """The target's validation images, which are the same for all runs, and the network that each ended with."""
+    from uda_seg.command import composed  # after the trainings: composing here would keep Hydra's state
+
+    networks = []
+    for run in runs:
+        content = read_checkpoint(run.checkpoint)
+        config = composed(replay(content, []))
+        data = build_data(config)
+        networks.append(load_trained(build_module(config, data), content, run.checkpoint))
+    data.prepare_data()
+    data.setup("validate")
+    return data, networks
+
+
+def per_class(before: Run, control: Run, after: Run) -> Table:
+    """IoU in percent of the runs, class by class; the gain is over the control, which was trained as long."""
+    runs = (before, control, after)
+    cells = [(name, *(_or_nan(run.metrics["per_class"][name]) for run in runs)) for name in before.metrics["per_class"]]
+    cells.append(("**mIoU**", *(run.miou for run in runs)))
+    rows = tuple((name, percent(a), percent(b), percent(c), _points(c - b)) for name, a, b, c in cells)
+    return Table(("class", *(run.name for run in runs), f"gain over {control.name}"), rows, TITLE)
+
+
+def summary(before: Run, control: Run, after: Run) -> str:
+    """The three runs' mIoU, a line each, and what adaptation was worth."""
+    lines = [f"{run.name:<8}{100 * run.miou:5.1f} %  {run.what}" for run in (before, control, after)]
+    gain = f"{'gain':<8}{_points(after.miou - control.miou):>5}    by adaptation: over the control, trained as long"
+    return "\n".join(["mIoU on the target", *lines, gain])
+
+
+def _points(gain: float) -> str:
+    return ABSENT if math.isnan(gain) else f"{100 * gain:+.1f}"
+
+
+def _or_nan(score: float | None) -> float:
+    """A class without any pixel has no score."""
+    return math.nan if score is None else score
 
 
 if __name__ == "__main__":
