@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from command_line import NETWORK, configured
+from command_line import NETWORK, configured, forked
 from data.trees import save, streets_tree
-from uda_seg.bench import MEASUREMENTS, bench, choose, phases, profile_table, rows_table
+from uda_seg.bench import MEASUREMENTS, bench, busy, choose, phases, profile_table, rows_table
 from uda_seg.bench.baselines import average_each, blend_classes, draw_half, paste_classes
 from uda_seg.bench.measure import Pairs, Row, alternate
 from uda_seg.bench.memory import SavedBytes, measure_memory
@@ -24,6 +28,7 @@ from uda_seg.bench.reading import measure_reading
 from uda_seg.bench.session import BICL, DACS, SOURCE_ONLY
 from uda_seg.errors import UserError
 from uda_seg.methods.bicl import BiCL
+from uda_seg.methods.lcmsm import LCMSM
 from uda_seg.methods.step import StepModule
 from uda_seg.methods.t2sda import T2SDA, Pixels
 from uda_seg.ops.ema import ema_update
@@ -223,6 +228,84 @@ def test_rendering_is_measured(tiny):
     assert all(row.ratio == row.a_value > 0 for row in rows)
 
 
+def alive(process: int) -> bool:
+    """Whether a process is there and has not ended; one that nobody has waited for yet has."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_step_is_timed_alone_and_beside_neighbours_that_end(tiny, monkeypatch):
+    """By a clock that goes as many seconds a step as there are processes."""
+    beside, started, now = 0, [], 0.0
+    start, losses = busy.neighbours, LCMSM.losses
+
+    @contextmanager
+    def seen(count):
+        nonlocal beside
+        with start(count) as processes:
+            started.append(processes)
+            beside = sum(alive(process) for process in processes)
+            yield processes
+        assert not any(alive(process) for process in processes)
+
+    def step(module, batch):
+        nonlocal now
+        now += 1 + beside
+        return losses(module, batch)
+
+    monkeypatch.setattr(busy, "neighbours", seen)
+    monkeypatch.setattr(busy, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(LCMSM, "losses", step)
+    rows = busy.measure_busy(tiny)
+    assert [len(processes) for processes in started] == [0, 1, 2] * tiny.bench.pairs + [0]
+    assert [(row.name, row.a_value, row.b_value, row.ratio, row.met) for row in rows] == [
+        ("busy/1", 2000, 1000, 2.0, False),
+        ("busy/2", 3000, 1000, 3.0, False),
+    ]
+
+
+def test_a_training_that_fails_leaves_no_neighbour(tiny, monkeypatch):
+    started, start, losses = [], busy.neighbours, LCMSM.losses
+
+    @contextmanager
+    def seen(count):
+        with start(count) as processes:
+            started.extend(processes)
+            yield processes
+
+    def failing(module, batch):
+        if started:
+            raise RuntimeError("no more")
+        return losses(module, batch)
+
+    monkeypatch.setattr(busy, "neighbours", seen)
+    monkeypatch.setattr(LCMSM, "losses", failing)
+    with pytest.raises(RuntimeError, match="no more"):
+        busy.measure_busy(tiny)
+    assert len(started) == 1
+    assert not any(alive(process) for process in started)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_neighbour_ends_with_who_started_it(how, tmp_path):
+    def start():
+        with busy.neighbours(1) as processes:
+            (tmp_path / "started").write_text(str(processes[0]))
+            time.sleep(60)
+
+    parent, written = forked(start), tmp_path / "started"
+    while parent.is_alive() and not (written.exists() and written.read_text()):
+        time.sleep(0.01)
+    os.kill(parent.pid, how)
+    parent.join(60)
+    ends = time.monotonic() + 60
+    while alive(neighbour := int(written.read_text())):
+        assert time.monotonic() < ends, f"{neighbour} goes on"
+        time.sleep(0.01)
+
+
 def test_command_writes_what_it_prints(tiny, tmp_path, monkeypatch, capsys):
     row = Row("mixing", "table", 1.0, "loop", 7.0, "ms", 7.0, 5.0)
     monkeypatch.setitem(MEASUREMENTS, "mixing", lambda config: [row])
@@ -232,7 +315,7 @@ def test_command_writes_what_it_prints(tiny, tmp_path, monkeypatch, capsys):
     written = json.loads((tmp_path / "out" / "bench.json").read_text())
     assert written["rows"] == [row.record()]
     assert written["step"]["phases_ms"]["teacher"] > 0
-    assert {"date", "versions", "cpu", "gpu", "threads"} <= set(written)
+    assert {"date", "versions", "cpu", "gpu", "threads", "waiting"} <= set(written)
     assert written["float32"] == {"products": "ieee", "convolutions": "tf32"}
     assert written["classic_tf32"] is True
     printed = capsys.readouterr().out

@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from uda_seg.config import CONF, Config, accepted, groups, key_of, parse
 from uda_seg.errors import UserError, user_error
 from uda_seg.jobs import SILENT, Jobs, Outcome
-from uda_seg.launch import first_machine
+from uda_seg.launch import first_machine, share_cores
 from uda_seg.schema import leaves, nearest
 
 log = logging.getLogger(__name__)
@@ -182,6 +182,7 @@ def _job(work: Callable[[Config, Path], Any], jobs: Jobs) -> Callable[[DictConfi
         try:
             config = parse(raw)
             jobs.told_elsewhere = not first_machine(config.trainer)
+            share_cores()
             result = work(config, folder)
         except Exception as error:
             said = user_error(error)

@@ -204,8 +204,8 @@ class BenchSettings:
     """What `bench` measures.
 
     Attributes:
-        what: overhead, methods, evaluator, mixing, memory, render, ema, reading, classic, precision, phases, `all` of
-            them, or against.
+        what: overhead, methods, evaluator, mixing, memory, render, ema, reading, busy, classic, precision, phases,
+            `all` of them, or against.
         pairs: A/B pairs a ratio is the median of.
         steps: training steps in each half of a pair.
         scenes: scenes of each domain of streets that are rendered.

@@ -37,6 +37,7 @@ from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 
 from uda_seg.config import Config, TrainerSettings
+from uda_seg.data.parallel import cores
 from uda_seg.errors import UserError, user_error
 from uda_seg.slurm import requeue_signal
 
@@ -114,6 +115,20 @@ def first_machine(settings: TrainerSettings) -> bool:
 
 
 # ---------------------------------------------------------------------- what the machine has
+
+
+def share_cores(processes: int = 1) -> None:
+    """Let PyTorch calculate on this process's share of the cores: as many threads; a user's OMP_NUM_THREADS stays.
+
+    By itself it has a thread for every core of the machine, or of the process's affinity, whatever a container is
+    granted and however many ranks there are. Loader workers have one each (PyTorch's own rule). None is set aside for
+    them: they decode for a small part of a step (docs/benchmarks.md).
+
+    Args:
+        processes: that calculate at the same time on the cores of this one.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), cores()) // processes))
 
 
 def on_gpu(settings: TrainerSettings) -> bool:
@@ -259,7 +274,7 @@ class Ranks:
             given = {**os.environ, **self.environment, "LOCAL_RANK": str(number)}
             given.pop("SLURM_NTASKS", None)  # by which Lightning would take SLURM's tasks for the ranks
             here, there = context.Pipe(duplex=False)
-            arguments = (there, given, self.first + number, hydra, work, config, folder)
+            arguments = (there, given, self.first + number, self.count, hydra, work, config, folder)
             process = context.Process(target=_rank, args=arguments, name=f"rank {self.first + number}")
             process.start()
             there.close()  # so that the end of the rank is the end of the pipe
@@ -340,6 +355,7 @@ def _rank(
     answer: Connection,
     environment: dict[str, str],
     rank: int,
+    ranks: int,
     hydra: DictConfig | None,
     work: Work,
     config: Config,
@@ -349,6 +365,8 @@ def _rank(
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.clear()
     os.environ.update(environment)
+    share_cores(ranks)
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))  # or Lightning would count anew
     rank_zero_only.rank = rank  # type: ignore[attr-defined]
     try:
         _speak_as(rank, hydra)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from types import SimpleNamespace
@@ -262,6 +263,7 @@ def test_small_sets_are_kept_in_memory(settings, monkeypatch):
 def test_ranks_share_the_cores_of_their_own_machine(settings, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 128)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(32)))  # what taskset left
+    monkeypatch.setattr("uda_seg.data.parallel.quota", lambda: math.inf)  # whatever this machine's container is granted
     assert cores() == cores_of_rank(None) == 32
     eight = pl.Trainer(accelerator="cpu", devices=8, num_nodes=8, strategy="ddp", logger=False, barebones=True)
     assert (eight.world_size, cores_of_rank(eight)) == (64, 4)

@@ -43,6 +43,7 @@ def test_workers_are_as_many_as_the_cores_of_a_machine_let_its_ranks_have(tmp_pa
     data.train = [open_sequences(tmp_path)]
     monkeypatch.setattr(SequenceDataset, "in_memory", False)
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(32)), raising=False)
+    monkeypatch.setattr("uda_seg.data.parallel.quota", lambda: float("inf"))
     data.trainer = SimpleNamespace(global_rank=1, world_size=64, num_devices=8, global_step=0)
     assert data.train_dataloader().num_workers == 3
 

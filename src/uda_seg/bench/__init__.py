@@ -3,7 +3,7 @@
 A missed target is reported, never an error: a figure depends on the machine, and on what else runs on it.
 
 bench.what=[NAME,...]      what is measured: overhead, methods, evaluator, mixing, memory, render, ema, reading,
-                           classic, precision, phases, against; all (the default): all of them but against
+                           busy, classic, precision, phases, against; all (the default): all of them but against
 against.KEY=VALUE          the configuration beside the one that these overrides make of it, e.g. against.method=dacs
 baseline=classic           the configuration beside the training step of the original repositories
 bench.pairs=N              A/B pairs that a ratio is the median of
@@ -16,6 +16,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import logging
+import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -24,7 +25,9 @@ from typing import Any
 
 import torch
 
+from uda_seg import WAITING
 from uda_seg.bench.against import measure_against, split
+from uda_seg.bench.busy import measure_busy
 from uda_seg.bench.measure import Row
 from uda_seg.bench.memory import measure_memory
 from uda_seg.bench.original import measure_classic
@@ -54,6 +57,7 @@ MEASUREMENTS: dict[str, Callable[[Config], Sequence[Row]]] = {
     "render": measure_render,
     "ema": measure_ema,
     "reading": measure_reading,
+    "busy": measure_busy,
     "classic": measure_classic,
     "precision": measure_precision,
     AGAINST: measure_against,
@@ -131,13 +135,14 @@ def choose(wanted: Sequence[str]) -> list[str]:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on: date, versions, processor, threads, how a GPU calculates in float32."""
+    """What the figures depend on: date, versions, processor, threads and their waiting, a GPU's float32."""
     return {
         "date": datetime.date.today().isoformat(),
         "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
         "cpu": cpu_name(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
+        "waiting": {name: os.environ.get(name) for name in ("OMP_WAIT_POLICY", *WAITING)},
         "float32": arithmetic(),
     }
 
