@@ -15,14 +15,15 @@ from command_line import configured
 from models import released
 from uda_seg import convert, evaluate, predict
 from uda_seg.config import CONF
-from uda_seg.data.labels import CAMVID
+from uda_seg.data.labels import CAMVID, CITYSCAPES
 from uda_seg.errors import UserError
 from uda_seg.methods.base import Plan
 from uda_seg.methods.source_only import SourceOnly
 from uda_seg.models.daformer import DAFormerHead
 from uda_seg.models.mit import MixVisionTransformer
+from uda_seg.models.official import recognise
 from uda_seg.models.segmentor import Segmentor
-from uda_seg.runs import check_same, load_trained, read_checkpoint
+from uda_seg.runs import check_same, load_trained, load_weights, read_checkpoint
 from uda_seg.train import instantiate_module
 
 CLASSES = 11
@@ -185,7 +186,7 @@ def full(name: str) -> dict:
         pytest.param("hrda", 2 * 1126, marks=WITH_HRDA),
         ("lcmsm", 2 * 1170 + 2),
         ("corda_gta", 2 * (748 - 16)),
-        ("corda_synthia", 2 * (742 - 12 + 4)),
+        ("corda_synthia", 2 * (742 - 12 + 8)),
     ],
 )
 def test_files_of_the_real_size(tmp_path, name, entries):
@@ -228,6 +229,66 @@ def test_real_sizes_from_the_file_to_the_score(cli, official, tmp_path, name, da
         assert torch.equal(
             loaded[theirs.replace("backbone.", "encoder.").replace("decode_head.", "heads.main.")], tensor
         )
+
+
+# The recipes of every kind of released file; of the first LC-MSM settings and of CorDA's ablation too.
+PAIRS = ("gta2cs", "synthia2cs", "cs2acdc", "cs2darkzurich")
+PUBLISHERS = {f"{method}_{pair}": method for method in ("daformer", "hrda", "mic_hrda") for pair in PAIRS}
+PUBLISHERS |= {f"mic_{pair}": "mic" for pair in PAIRS[:2]}
+PUBLISHERS |= {f"lcmsm_{name}": "lcmsm" for name in (*PAIRS[:2], "first_gta", "first_synthia")}
+PUBLISHERS |= {"corda_gta2cs": "corda_gta", "corda_synthia2cs": "corda_synthia"}
+PUBLISHERS |= {"corda_synthia2cs_mono": "corda_synthia"}
+UNRELEASED = ("lcmsm_hrda", "dacs", "bicl", "t2sda", "source_only", "depth")  # or of a kind that is not converted
+SMALL_OF = dict.fromkeys(("daformer", "mic", "lcmsm"), SMALL)
+SMALL_OF |= dict.fromkeys(("hrda", "mic_hrda"), (*SMALL, "model.attention_width=4"))
+SMALL_OF |= dict.fromkeys(("corda_gta", "corda_synthia"), SMALL_CORDA)
+
+
+def small_file(kind: str) -> dict:
+    """A released file of the kind, with 19 classes and few channels."""
+    if kind.startswith("corda"):
+        return {"model": released.random(released.corda(kind == "corda_gta", **{**CORDA, "classes": 19}), 0)}
+    tables = {"lcmsm": released.lcmsm, "hrda": partial(released.hrda, attention=4)}
+    tables |= {"daformer": released.daformer, "mic": released.daformer, "mic_hrda": tables["hrda"]}
+    student = released.random(tables[kind](*released.TINY, width=4), 0)
+    return released.mmcv(student, None, config="mask_mode='separate'" if kind.startswith("mic") else "")
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """Kind -> checkpoint, converted as anybody would; and the shapes of the network of full size."""
+    folder, made = tmp_path_factory.mktemp("published"), {}
+
+    def give(kind):
+        if kind not in made:
+            path, out = saved(small_file(kind), folder / f"{kind}.pth"), folder / f"{kind}.ckpt"
+            converted(path, out, *SMALL_OF[kind])
+            name = {"mic": "daformer", "mic_hrda": "hrda"}.get(kind, kind)
+            said = recognise(full(name), path)
+            made[kind] = out, convert.network_shapes(configured(*convert.with_defaults(said, [])))
+        return made[kind]
+
+    return give
+
+
+@pytest.mark.parametrize("recipe", PUBLISHERS)
+def test_a_recipe_starts_from_the_checkpoint_that_it_publishes(recipe, published):
+    kind = PUBLISHERS[recipe]
+    path, shapes = published(kind)
+    config = configured(f"experiment={recipe}", "pretrained=null", *SMALL_OF[kind])
+    plan = Plan(steps=1, seed=0, classes=CITYSCAPES, eval_classes=CITYSCAPES.subset("19"), crop=(32, 32))
+    module = instantiate_module(config, plan)
+    assert "fresh" not in load_weights(module, path)
+    written = strip(read_checkpoint(path)["state_dict"], "segmentor.")
+    network = module.segmentor.state_dict()
+    assert network.keys() == written.keys()
+    assert all(torch.equal(tensor, written[name]) for name, tensor in network.items())
+    assert convert.network_shapes(configured(f"experiment={recipe}", "pretrained=null")) == shapes
+
+
+def test_no_recipe_that_publishes_is_left_out():
+    recipes = {path.stem for path in (CONF / "experiment").glob("*.yaml")}
+    assert {recipe for recipe in recipes if not recipe.startswith(UNRELEASED)} == PUBLISHERS.keys()
 
 
 def test_a_file_of_ones_own_classes(tmp_path):

@@ -53,10 +53,12 @@ CORDA = {**SGD, "steps": 250000, "optimizer": ("sgd", 2.5e-4, 5e-4, 10.0), "mome
          "update": "end", "batch_norm": "train", "mix": "image_and_ignore", "flip": False,
          "source": ("gta", (720, 1280))}  # fmt: skip
 BICL = {**SGD, "steps": 100000, "optimizer": ("sgd", 7.5e-5, 5e-4, 10.0), "momentum": 0.9, "alpha": 0.999,
-        "update": "start", "batch_norm": "eval", "flip": True, "crop": [730, 730], "test": (730, 1460),
+        "update": "start", "batch_norm": "train", "flip": True, "crop": [730, 730], "test": (730, 1460),
         "target": ("cityscapes", (850, 1700)), "dilations": [6, 12, 18, 24]}  # fmt: skip
 SOURCE_ONLY = {**FAMILY, "batch_norm": "eval", "trusts_margins": False}
+DACS_OWN = {**CORDA, "alpha": 0.99, "distance": (0.0, 0.75), "dilations": [6, 12]}
 RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "dacs_released_gta2cs": ("gta2cs", DACS_OWN),
     "dacs_gta2cs": ("gta2cs", DACS),
     "dacs_synthia2cs": ("synthia2cs", DACS),
     "daformer_gta2cs": ("gta2cs", DAFORMER),
@@ -137,6 +139,13 @@ def test_a_recipe_has_the_values_of_its_release(recipe: str) -> None:
     data = config.data
     assert (data.source_batch, data.target_batch, config.optimizer.clip_norm) == (2, 2, None)
     assert (data.rare_class.temperature, data.rare_class.min_pixels, data.rare_class.tries) == (0.01, 3000, 10)
+    assert data.crop_tries == 11  # the release looks at ten crops, then takes another
+    if not recipe.startswith("source_only") and not recipe.startswith("bicl"):
+        assert config.method["augment_draws"] == "released"
+    if "ResNet101" in have["encoder"]:
+        mean, std = ([255 * value for value in config.model[name]] for name in ("mean", "std"))
+        assert mean == pytest.approx([122.67891434, 116.66876762, 104.00698793], abs=1e-8)  # red first
+        assert std == pytest.approx([1, 1, 1], abs=1e-12)
     assert config.running_statistics == "all"
     model = config.model
     assert ("HRDA" in model["_target_"]) == data.name.endswith("_hr")
@@ -155,7 +164,7 @@ def test_what_single_recipes_have_of_their_own() -> None:
     for recipe, rows in (("t2sda_mic_gta2cs", 512), ("t2sda_hrda_synthia2cs", 1024), ("t2sda_mic_hrda_gta2cs", 1024)):
         assert int(configured(f"experiment={recipe}").method["fourier_beta"] * rows) == 5
     gta, synthia, mono = (configured(f"experiment=corda_{r}") for r in ("gta2cs", "synthia2cs", "synthia2cs_mono"))
-    assert (gta.method["initial"], gta.method["label_by_initial"] * gta.steps) == ("main", 25000)
+    assert (gta.method["initial"], round(gta.method["label_by_initial"] * gta.steps)) == ("main", 25001)
     assert (synthia.method["initial"], synthia.method["label_by_initial"]) == ("features", 0.0)
     assert (gta.data.source.depth_resize, synthia.data.source.depth_resize) == ("bilinear", "nearest")
     assert (synthia.data.target.depth_encoding, mono.data.target.depth_encoding) == (None, "disparity")
@@ -163,7 +172,11 @@ def test_what_single_recipes_have_of_their_own() -> None:
         assert (method["source_depth"], method["mixed_depth"], method["jitter"]) == (0.01, 0.001, 0.25)
         assert (method["depth_weight"], method["jitter_order"]) == ("batch_mean", "bgr")
         assert (method["dilations"], method["encoder_updates"], method["depth_start"]) == ([6, 12], "released", 0.0)
+    method = configured("experiment=dacs_released_gta2cs").method
+    assert (method["source_ce"], method["jitter"], method["jitter_order"]) == ("labelled", 0.25, "bgr")
+    assert method["encoder_updates"] == "released"
     method = configured("experiment=bicl_gta2cs").method
+    assert (method["resolution"], method["source_ce"], method["encoder_updates"]) == ("labels", "labelled", "released")
     weights = ("forward_weight", "backward_weight", "target_weight", "entropy_weight")
     assert [method[name] for name in weights] == [0.2, 0.2, 0.3, 0.4]
     assert (method["rounds"], method["class_share"], method["image_share"]) == (10, 0.1, 0.1)

@@ -86,7 +86,7 @@ def test_dominated_means_one_class_has_the_share_or_there_is_only_one(values, ra
     assert is_dominated(np.array(values, np.uint8), ratio) == (not fine)
 
 
-def test_the_crop_rule_avoids_dominated_crops_and_gives_up_after_ten(monkeypatch):
+def test_the_crop_rule_avoids_dominated_crops_and_gives_up_in_the_end(monkeypatch):
     label = np.zeros((16, 64), np.uint8)
     label[:, 48:] = blocks(1, (16, 16), [1, 2, 3], 4)
     whole = Sample(image_of(label), label)
@@ -99,10 +99,12 @@ def test_the_crop_rule_avoids_dominated_crops_and_gives_up_after_ten(monkeypatch
     assert free > 0.6
     assert ruled < free**5  # of 10 draws each would have to fail
     flat = Sample(whole.image, np.zeros_like(label))
-    draws = []
-    monkeypatch.setattr(transforms, "crop", lambda *a: draws.append(a) or flat)
-    training_crop(flat, CropRule((16, 16), max_ratio=0.75), np.random.default_rng(0))
-    assert len(draws) == 10
+    for tries in (10, 11):
+        draws = []
+        monkeypatch.setattr(transforms, "crop", lambda *a, found=draws: found.append(a) or flat)
+        training_crop(flat, CropRule((16, 16), max_ratio=0.75, tries=tries), np.random.default_rng(0))
+        assert len(draws) == tries
+    assert CropRule((16, 16)).tries == 10
 
 
 def test_a_rare_class_is_looked_for_and_the_last_crop_is_kept(monkeypatch):

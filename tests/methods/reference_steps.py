@@ -97,6 +97,23 @@ def dacs(student, batch, *, teacher, threshold, classes, mask_block=None, mask_r
         supervise_masked(student, mask(student, x, mask_block, mask_ratio), y_t, w_t)
 
 
+def dacs_released(student, batch, *, teacher, threshold, classes, **_):
+    """DACS's own trainer: means over labelled pixels, images mixed and augmented one by one, in BGR."""
+    labelled = batch["y_s"].numel() / (batch["y_s"] != 255).sum()
+    (ce(logits_of(student, batch["x_s"])[0], batch["y_s"]) * labelled).backward()
+    y_t, w_t = label_target(teacher, batch["x_t"], threshold)
+    table = draw_classes(batch["y_s"], classes, "image_and_ignore")
+    x, y, w = batch["x_t"].clone(), y_t.clone(), w_t.clone()
+    for b in range(len(x)):
+        for value in torch.nonzero(table[b])[:, 0].tolist():
+            here = batch["y_s"][b] == value
+            x[b, :, here] = batch["x_s"][b, :, here]
+            y[b, here], w[b, here] = value, 1.0
+    drawn = draw_strong(len(x), strength=0.25, own_order=True)
+    x = torch.cat([strong_augment(x[b : b + 1].flip(1), drawn.of(b)).flip(1) for b in range(len(x))])
+    ce(logits_of(student, x)[0], y, w).backward()
+
+
 def daformer(student, batch, *, reference, things, weight, **rest):
     """As DACS, with the feature distance computed cell by cell."""
     logits, stages = logits_of(student, batch["x_s"])

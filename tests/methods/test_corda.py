@@ -120,7 +120,7 @@ def test_released_choices_differ_from_the_default(make_segmentor, make_plan, mak
 
     options = ({}, {"depth_weight": "batch_mean"}, {"depth_weight": "none"}, {"jitter_order": "bgr"},
                {"mix_classes": "image_and_ignore"}, {"dilations": [1]}, {"source_depth": 0.0},
-               {"depth_start": 0.0})  # fmt: skip
+               {"depth_start": 0.0}, {"augment_draws": "released"})  # fmt: skip
     results = [weights(**o) for o in options]
     for (i, a), (j, b) in itertools.combinations(enumerate(results), 2):
         assert not torch.equal(a, b), (options[i], options[j])
@@ -131,6 +131,12 @@ def test_untrained_decoders_start_at_the_depth_of_a_street(make_segmentor, make_
     tasks = head.tasks(torch.zeros(1, head.width, 6, 6))
     for z in (tasks.source_depth, tasks.target_depth, tasks.initial_source_depth, tasks.initial_target_depth):
         assert z.sub(50).abs().max() < 1
+
+
+def test_released_decoders_start_near_nothing(make_segmentor, make_plan):
+    head = CorDA(make_segmentor(), make_plan(), depth_start=0.0).segmentor.heads["two_task"]
+    for bias in head.depth_biases():
+        assert 0 < bias.abs().max() < 1
 
 
 def test_a_trained_main_head_hands_over_its_segmentation(make_segmentor, make_plan, make_batch):

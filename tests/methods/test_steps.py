@@ -83,7 +83,8 @@ def frozen(student):
 
 
 @pytest.mark.parametrize(
-    "method", ["source_only", "oracle", "dacs", "daformer", "mic", "mic_on_both", "lcmsm", "lcmsm_without_text"]
+    "method",
+    ["source_only", "oracle", "dacs", "dacs_released", "daformer", "mic", "mic_on_both", "lcmsm", "lcmsm_without_text"],
 )
 def test_step_equals_plain_pytorch(method, double, make_segmentor, make_plan, make_batch):
     batches = [make_batch(seed) for seed in range(STEPS)]
@@ -95,6 +96,13 @@ def test_step_equals_plain_pytorch(method, double, make_segmentor, make_plan, ma
         step_of = reference.source_only
     elif method == "dacs":
         module, step_of = SelfTraining(segmentor, plan), reference.dacs
+    elif method == "dacs_released":
+        plan.teacher.update = "end"
+        module = SelfTraining(
+            segmentor, plan, mix_classes="image_and_ignore", source_ce="labelled", jitter=0.25, jitter_order="bgr",
+            augment_draws="released",
+        )  # fmt: skip
+        step_of = reference.dacs_released
     elif method == "mic":
         module = SelfTraining(segmentor, plan, mask_weight=1.0, mask_block=0.25, mask_ratio=0.7)
         step_of, context = reference.dacs, {"mask_block": 8, "mask_ratio": 0.7}
@@ -154,6 +162,27 @@ def test_gradients_reach_what_they_should_and_nothing_else(make_segmentor, make_
     assert all(torch.equal(a, b) for a, b in zip(teacher, module.teacher.parameters(), strict=True)), (
         "first update copies"
     )
+
+
+@pytest.mark.parametrize("draws", ["batch", "released"])
+@pytest.mark.parametrize("method", ["mic", "lcmsm"])
+def test_what_augmented_images_share(method, draws, make_segmentor, make_plan, make_batch, monkeypatch):
+    """As released, mixed images have orders and blurs of their own, masked ones one of each."""
+    options = {"augment_draws": draws, "mask_block": 0.25}
+    if method == "mic":
+        module = SelfTraining(make_segmentor(), make_plan(), mask_weight=1.0, **options)
+    else:
+        module = LCMSM(make_segmentor(), make_plan(), text="none", width=8, **options)
+    applied, apply_draw = [], module.apply_draw
+    monkeypatch.setattr(module, "apply_draw", lambda image, draw: applied.append(draw) or apply_draw(image, draw))
+    fit(module, [make_batch(batch=4)])
+    mixed = 0 if method == "mic" else 1  # LC-MSM masks the source first, and the mixture last
+    assert len(applied) == (2 if method == "mic" else 3)
+    for place, draw in enumerate(applied):
+        own_order = draws == "released" and place == mixed
+        own_sigma = draws == "batch" or place == mixed
+        assert (len(set(draw.order)) > 1) == own_order
+        assert (len(set(draw.sigma.tolist())) > 1) == own_sigma
 
 
 def test_running_statistics_can_be_those_of_the_mixed_images(make_segmentor, make_plan, make_batch, monkeypatch):

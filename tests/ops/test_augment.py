@@ -43,14 +43,14 @@ def jittered_slowly(image: torch.Tensor, drawn: StrongDraw) -> torch.Tensor:
     out = torch.empty_like(image)
     for b, y, x in itertools.product(range(len(image)), range(image.shape[2]), range(image.shape[3])):
         factors = {name: getattr(drawn, name)[b].item() for name in COLOUR_OPERATIONS}
-        out[b, :, y, x] = torch.tensor(jitter_pixel(image[b, :, y, x].tolist(), drawn.order, factors))
+        out[b, :, y, x] = torch.tensor(jitter_pixel(image[b, :, y, x].tolist(), drawn.order[b], factors))
     return out
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(COLOUR_OPERATIONS)))
 def test_jitter_in_every_order(order):
     image = images(2, 6)
-    drawn = draw(2, seed=3, jitter=True, order=order)
+    drawn = draw(2, seed=3, jitter=True, order=(order, order))
     assert strong_augment(image, drawn).numpy() == pytest.approx(jittered_slowly(image, drawn).numpy(), abs=2e-6)
 
 
@@ -59,7 +59,7 @@ def test_jitter_in_every_order(order):
 def test_one_operation_at_the_ends_of_its_range(name, end):
     neutral = {"brightness": 0.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0}
     factors = {n: torch.full((2,), v + (0.5 * end if n == name else 0.0)) for n, v in neutral.items()}
-    drawn = draw(2, jitter=True, order=(name,), **factors)
+    drawn = draw(2, jitter=True, order=((name,), (name,)), **factors)
     image = images(2, 6, seed=1)
     assert strong_augment(image, drawn).numpy() == pytest.approx(jittered_slowly(image, drawn).numpy(), abs=2e-6)
 
@@ -73,10 +73,40 @@ def test_an_image_does_not_depend_on_its_neighbours():
     image, drawn = images(3, 16), draw(3, jitter=True, blur=True)
     whole = strong_augment(image, drawn)
     for b in range(3):
-        one = {f.name: getattr(drawn, f.name) for f in dataclasses.fields(drawn)}
-        one = {k: v[b : b + 1] if isinstance(v, torch.Tensor) else v for k, v in one.items()}
-        alone = strong_augment(image[b : b + 1], StrongDraw(**one))
+        alone = strong_augment(image[b : b + 1], drawn.of(b))
         assert alone.numpy() == pytest.approx(whole[b : b + 1].numpy(), abs=1e-6)
+
+
+def test_images_with_orders_of_their_own():
+    drawn = dataclasses.replace(
+        draw_strong(5, torch.Generator().manual_seed(4), own_order=True), jitter=True, blur=False
+    )
+    assert len(set(drawn.order)) > 2
+    assert all(sorted(order) == sorted(COLOUR_OPERATIONS) for order in drawn.order)
+    image = images(5, 6)
+    assert strong_augment(image, drawn).numpy() == pytest.approx(jittered_slowly(image, drawn).numpy(), abs=2e-6)
+
+
+def test_what_a_batch_shares():
+    shared, own = draw(4, seed=2), draw_strong(4, torch.Generator().manual_seed(2), own_sigma=False)
+    assert len(set(shared.order)) == 1
+    assert len(set(shared.sigma.tolist())) == 4
+    assert len(set(own.sigma.tolist())) == 1
+    assert 0.15 <= own.sigma[0] <= 1.15
+
+
+def test_the_default_draws_what_it_always_drew():
+    """Written out: two switches, one order, four factors and a standard deviation an image."""
+    drawn, g = draw_strong(3, torch.Generator().manual_seed(7)), torch.Generator().manual_seed(7)
+    jitter, blurred = torch.rand(2, generator=g).tolist()
+    order = torch.randperm(4, generator=g).tolist()
+    factors, sigma = 0.2 * (2 * torch.rand(4, 3, generator=g) - 1), torch.rand(3, generator=g)
+    names = ("brightness", "contrast", "saturation", "hue")
+    assert (drawn.jitter, drawn.blur) == (jitter < 0.8, blurred < 0.5)
+    assert drawn.order == (tuple(names[i] for i in order),) * 3
+    for name, centre, factor in zip(names, (0, 1, 1, 0), factors, strict=True):
+        assert torch.equal(getattr(drawn, name), factor + centre)
+    assert torch.equal(drawn.sigma, 0.15 + (1.15 - 0.15) * sigma)
 
 
 @pytest.mark.parametrize("sigma", [0.15, 0.5, 0.9, 1.15])

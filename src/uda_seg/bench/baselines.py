@@ -6,7 +6,6 @@ import csv
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from typing import TextIO
 
 import torch
@@ -66,12 +65,7 @@ def draw_half(label: Tensor, num_classes: int) -> list[Tensor]:
 
 def augment_each(image: Tensor, draw: StrongDraw) -> Tensor:
     """Apply a draw to images [B, 3, H, W] one by one."""
-    factors = ("brightness", "contrast", "saturation", "hue", "sigma")
-    done = []
-    for i in range(len(image)):
-        own = replace(draw, **{name: getattr(draw, name)[i : i + 1] for name in factors})
-        done.append(strong_augment(image[i : i + 1], own))
-    return torch.cat(done)
+    return torch.cat([strong_augment(image[i : i + 1], draw.of(i)) for i in range(len(image))])
 
 
 @torch.no_grad()

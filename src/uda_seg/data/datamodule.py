@@ -373,7 +373,7 @@ class UDADataModule(pl.LightningDataModule):
                 f"{list(samples.image_size)} (height, width) after the resize: make the crop smaller or "
                 f"{option}.size larger"
             )
-        return CropRule((height, width), max_ratio, self.settings.flip)
+        return CropRule((height, width), max_ratio, self.settings.flip, self.settings.crop_tries)
 
 
 def resize_of(domain: DomainSettings) -> Resize | None:

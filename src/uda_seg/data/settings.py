@@ -108,8 +108,10 @@ class DataSettings:
         eval_classes: The subset of it over which the mean is reported.
         world_seed: The seed of the rendered world (streets); the seed of training is apart.
         crop: [H, W] of a training crop.
-        crop_max_ratio: Source crops are drawn anew (up to 10 times) while one class covers this share or more
-            of the labelled pixels; 1.0 switches the rule off.
+        crop_max_ratio: Source crops are drawn anew while one class covers this share or more of the labelled pixels;
+            1.0 switches the rule off.
+        crop_tries: How many crops are drawn under that rule at most; the last is kept, whatever it shows. (DAFormer's
+            code base: 11, an eleventh where ten have failed.)
         flip: Mirror crops left-right with probability 0.5.
         source_batch: Source images per step and rank.
         target_batch: Target images per step and rank; None: as many as source images.
@@ -134,6 +136,7 @@ class DataSettings:
     world_seed: CountOrZero = 0
     crop: list[int] = field(default_factory=lambda: [512, 512])
     crop_max_ratio: PositiveFraction = 0.75
+    crop_tries: Count = 10
     flip: bool = True
     source_batch: Count = 2
     target_batch: Count | None = None

@@ -22,7 +22,6 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would ask t
 import albumentations.augmentations.crops.functional as crops
 import albumentations.augmentations.geometric.functional as geometric
 
-CROP_TRIES = 10
 Pixel = TypeVar("Pixel", np.uint8, np.float32)
 
 
@@ -34,11 +33,13 @@ class CropRule:
         size: (H, W) of a crop; smaller images are padded at the right and bottom.
         max_ratio: Draw again while one class has this share or more of the labelled pixels; 1.0: never.
         flip: Mirror left-right with probability 0.5.
+        tries: How many are drawn under `max_ratio` at most; the last is kept, whatever it shows.
     """
 
     size: tuple[int, int]
     max_ratio: float = 1.0
     flip: bool = True
+    tries: int = 10
 
 
 @dataclass(frozen=True)
@@ -143,9 +144,9 @@ def is_dominated(label: Array, max_ratio: float) -> bool:
 
 
 def random_crop(sample: Sample, rule: CropRule, rng: np.random.Generator) -> Sample:
-    """A crop at a uniformly drawn place; the rule on dominating classes draws up to 10, keeps the last."""
+    """A crop at a uniformly drawn place; the rule on dominating classes draws a few, keeps the last."""
     height, width = sample.image.shape[:2]
-    for _ in range(CROP_TRIES):
+    for _ in range(rule.tries):
         top = int(rng.integers(height - rule.size[0] + 1))
         left = int(rng.integers(width - rule.size[1] + 1))
         window = crop(sample, top, left, rule.size)

@@ -7,6 +7,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from uda_seg.data.batch import DomainBatch
@@ -100,6 +101,11 @@ class UDAModule(StepModule):
         self.show(**{f"{images}_prediction": logits})
         if self.panel is not None and isinstance(features, ContextView):
             self.show(**{f"{images}_attention": features.attention_of(logits)})
+
+    def over_labelled(self, label: Tensor) -> Tensor:
+        """The weight [B, H, W] that turns a mean over all pixels into one over the labelled pixels of all ranks."""
+        share = self.mean_over_ranks((label != IGNORE).float().mean())
+        return (1.0 / torch.where(share > 0, share, 1.0)).expand(label.shape)
 
     def augment(self, image: Tensor) -> Tensor:
         """Colour jitter and Gaussian blur of [B, 3, H, W] in [0, 1], with draws of their own."""

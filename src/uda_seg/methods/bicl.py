@@ -16,18 +16,20 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from uda_seg.data.batch import DomainBatch
 from uda_seg.limits import Count, Fraction, LossWeight, NotNegative, Positive
 from uda_seg.methods.base import Batch, Loss, Plan, UDAModule
 from uda_seg.methods.class_average import ClassAverage
+from uda_seg.methods.repeated_sgd import repeating_optimizer
 from uda_seg.methods.rounds import RoundSchedule, Shares, StaticLabels
 from uda_seg.methods.self_training import labelled
 from uda_seg.models.deeplab import DeepLabV2Head
 from uda_seg.models.norm import frozen_statistics
 from uda_seg.models.projection import attach_projection, project
-from uda_seg.models.segmentor import Segmentor, Supervision
+from uda_seg.models.segmentor import Segmentor, Supervision, resize
 from uda_seg.models.stem import DomainStem
 from uda_seg.ops.contrast import prototype_contrast, similarity, transfer_labels
 from uda_seg.ops.entropy import entropy
@@ -70,6 +72,12 @@ class BiCL(UDAModule):
         width: channels of the projection; null: as the fused map, 256 at most.
         entropy_weight: of the entropy term, which the paper does not show (released: 0.4; 0).
         entropy_kind: `double_softmax` (released, see `uda_seg.ops.entropy`) or `shannon`.
+        resolution: what contrast and entropy are means over. `features`: their cells; the label at a cell's centre is
+            the cell's. `labels` (released): pixels, to which cosines are up-sampled by `nearest` and logits bilinearly;
+            prototypes go by labels sampled by PyTorch's older `nearest`, at the corners of the cells.
+        source_ce: which pixels CE_s is a mean over: `all`, ignored ones giving 0, or those that are `labelled`
+            (released).
+        encoder_updates: see SelfTraining; `released` is BiCL's too.
         stem: `shared` as the paper draws, or `own`: another first stage for the source (released), a copy of the plain
             one at the end of the warm-up; the plain one is the target's from then on, and that of the test throughout.
     """
@@ -97,6 +105,9 @@ class BiCL(UDAModule):
         width: Count | None = None,
         entropy_weight: LossWeight = 0.0,
         entropy_kind: Literal["double_softmax", "shannon"] = "double_softmax",
+        resolution: Literal["features", "labels"] = "features",
+        source_ce: Literal["all", "labelled"] = "all",
+        encoder_updates: Literal["once", "released"] = "once",
         stem: Literal["shared", "own"] = "shared",
     ) -> None:
         channels = attach_projection(segmentor, width) if feature == "projection" else _channels(segmentor, feature)
@@ -106,6 +117,7 @@ class BiCL(UDAModule):
         self.temperature, self.dynamic_threshold = temperature, dynamic_threshold
         self.absent, self.transfer_absent = absent, transfer_absent
         self.feature, self.entropy_weight, self.entropy_kind = feature, entropy_weight, entropy_kind
+        self.resolution, self.source_ce, self.encoder_updates = resolution, source_ce, encoder_updates
         self.schedule = RoundSchedule(plan.steps, warmup if self.rung > 0 else 1.0, rounds)
         self.static = StaticLabels(self, self.schedule, Shares(class_share, image_share), round_passes)
         self.calibration = ClassAverage([len(plan.classes), channels], calibration_momentum)  # xi
@@ -115,31 +127,30 @@ class BiCL(UDAModule):
         """CE_s alone in the warm-up; then all terms, of one forward a domain."""
         source, target = labelled(batch["source"]), batch["target"]
         adapts = target.pseudo is not None and self.rung > 0
+        weight = self.over_labelled(source.label) if self.source_ce == "labelled" else None
         with self.stem_of_source(adapts), self.statistics_of_source(adapts):
-            s = self.segmentor.supervise(source.image, source.label)
+            s = self.segmentor.supervise(source.image, source.label, weight)
         self.show(source_image=source.image, source_label=source.label)
         self.show_prediction("source", s.logits, s.features)
-        terms = [Loss("source/ce", s.loss), *self.entropy_terms("source", s, self.entropy_weight)]
+        terms = [Loss("source/ce", s.loss), *self.entropy_terms("source", s, source.label, self.entropy_weight)]
         if adapts and target.pseudo is not None:
             trusted = target.valid if self.plan.teacher.margins else torch.ones_like(target.valid)
             y_f = target.pseudo.masked_fill(~trusted, IGNORE)
-            image, share = to_float(target.image), (y_f != IGNORE).float().mean()
-            # The weight turns a mean over all pixels into one over those that are labelled.
-            weight = (1.0 / self.mean_over_ranks(share).clamp_min(1e-6)).expand(y_f.shape)
-            t = self.segmentor.supervise(image, y_f, weight)
+            image = to_float(target.image)
+            t = self.segmentor.supervise(image, y_f, self.over_labelled(y_f))
             self.show(target_image=image, pseudo_label=y_f)
             terms.append(Loss("target/ce", t.loss, self.target_weight))
-            terms += self.entropy_terms("target", t, self.entropy_weight * self.target_weight)
+            terms += self.entropy_terms("target", t, y_f, self.entropy_weight * self.target_weight)
             if self.rung > 1:
                 partner = torch.arange(len(image), device=image.device) % len(source.image)
                 f_s, f_t = self.features(s)[partner], self.features(t)
                 terms += self.contrast(f_s, source.label[partner], f_t, y_f, trusted)
             else:
-                self.note(**{"labelled/static": share})
+                self.note(**{"labelled/static": (y_f != IGNORE).float().mean()})
         yield tuple(terms)
 
     def contrast(self, f_s: Tensor, y_s: Tensor, f_t: Tensor, y_f: Tensor, trusted: Tensor) -> tuple[Loss, ...]:
-        """FCL and BCL of pairs of images, each a mean over pixels, then over pairs.
+        """FCL and BCL of pairs of images, each a mean over pixels (or cells), then over pairs.
 
         Args:
             f_s: source features [B, D, h, w].
@@ -148,30 +159,35 @@ class BiCL(UDAModule):
             y_f: static target labels uint8 [B, H, W].
             trusted: bool [B, H, W], target pixels that may be labelled.
         """
-        classes, tau = len(self.plan.classes), self.temperature
-        y_s, y_f = nearest(y_s, f_s.shape[-2:]), nearest(y_f, f_t.shape[-2:])
-        trusted = nearest(trusted.to(torch.uint8), f_t.shape[-2:]).bool()
-        rho_s = class_sums(f_s, y_s, classes)
+        tau = self.temperature
+        if self.resolution == "features":  # and all samplings below leave what they get as it is
+            y_s, y_f = nearest(y_s, f_s.shape[-2:]), nearest(y_f, f_t.shape[-2:])
+            trusted = nearest(trusted.to(torch.uint8), f_t.shape[-2:]).bool()
+        rho_s = self.prototypes(f_s, y_s)
         y_t = y_f
         if self.rung >= LADDER.index("dynamic"):
             calibrated = rho_s.mean.detach() + self.calibration.value  # before the cosine's normalisation
             transferred = similarity(f_t.detach(), calibrated, rho_s.present, tau, self.transfer_absent)
-            y_d = transfer_labels(transferred, self.dynamic_threshold).masked_fill(~trusted, IGNORE)
+            y_d = transfer_labels(spread(transferred, y_f), self.dynamic_threshold).masked_fill(~trusted, IGNORE)
             y_t = torch.where(y_f == IGNORE, y_d, y_f)
-        rho_t = class_sums(f_t, y_t, classes)
+        rho_t = self.prototypes(f_t, y_t)
         shared = rho_s.present & rho_t.present  # C*
         self.observe(rho_s, rho_t, shared)
-        # Both at the features' size, so that the second is never below the first.
+        # Both at one size, so that the second is never below the first.
         shares = {"static": y_f, "hybrid": y_t}
         self.note(**{f"labelled/{name}": (y != IGNORE).float().mean() for name, y in shares.items()})
         self.show(hybrid_label=nearest(y_t, self.plan.crop))
-        forward = similarity(f_t, rho_s.mean, rho_s.present, tau, self.absent)
+        forward = spread(similarity(f_t, rho_s.mean, rho_s.present, tau, self.absent), y_t)
         terms = [Loss("contrast/forward", prototype_contrast(forward, y_t, shared).mean(), self.forward_weight)]
         if self.rung >= LADDER.index("backward"):
-            backward = similarity(f_s, rho_t.mean, rho_t.present, tau, self.absent)
+            backward = spread(similarity(f_s, rho_t.mean, rho_t.present, tau, self.absent), y_s)
             value = prototype_contrast(backward, y_s, shared).mean()
             terms.append(Loss("contrast/backward", value, self.backward_weight))
         return tuple(terms)
+
+    def prototypes(self, features: Tensor, label: Tensor) -> ClassSums:
+        """Sums of features [B, D, h, w] by class; labels [B, H, W] are sampled if they are larger."""
+        return class_sums(features, nearest(label, features.shape[-2:], exact=False), len(self.plan.classes))
 
     def observe(self, rho_s: ClassSums, rho_t: ClassSums, shared: Tensor) -> None:
         """Calibrate: xi <- momentum xi + (1 - momentum) (rho_T - rho_S), over the pairs that share a class."""
@@ -182,11 +198,14 @@ class BiCL(UDAModule):
         norms = self.calibration.value.norm(dim=1)
         self.note(**{f"calibration/{name}": n for name, n in zip(self.plan.classes.names, norms, strict=True)})
 
-    def entropy_terms(self, domain: str, result: Supervision, weight: float) -> tuple[Loss, ...]:
-        """The entropy of a prediction as a tuple of one term, or of none where it is off."""
+    def entropy_terms(self, domain: str, result: Supervision, label: Tensor, weight: float) -> tuple[Loss, ...]:
+        """The entropy of a prediction for labels [B, H, W] as a tuple of one term, or of none where it is off."""
         if self.entropy_weight == 0:
             return ()
-        return (Loss(f"{domain}/entropy", entropy(result.logits, self.entropy_kind), weight),)
+        logits = result.logits
+        if self.resolution == "labels":
+            logits = resize(logits.float(), label.shape[-2:], self.segmentor.align_corners)
+        return (Loss(f"{domain}/entropy", entropy(logits, self.entropy_kind), weight),)
 
     def features(self, result: Supervision) -> Tensor:
         """What is compared, [B, D, h, w], from a supervised forward."""
@@ -222,6 +241,10 @@ class BiCL(UDAModule):
 
     # ------------------------------------------------------------------ rounds
 
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The configured optimiser, or SGD with the released code's repetitions (Lightning hook)."""
+        return super().configure_optimizers() if self.encoder_updates == "once" else repeating_optimizer(self)
+
     def on_train_start(self) -> None:
         """Find or make the labels of the round that training starts in (Lightning hook)."""
         super().on_train_start()
@@ -244,6 +267,12 @@ class BiCL(UDAModule):
         """Lay the static labels beside a training batch's target images (Lightning hook)."""
         target = batch.get("target") if isinstance(batch, dict) else None
         return batch | {"target": self.static.give(target)} if isinstance(target, DomainBatch) else batch
+
+
+def spread(logits: Tensor, label: Tensor) -> Tensor:
+    """Logits [B, K, h, w] at the size of labels [B, H, W]: each pixel has those of one cell."""
+    size = label.shape[-2:]
+    return logits if logits.shape[-2:] == size else F.interpolate(logits, size, mode="nearest")
 
 
 def _channels(segmentor: Segmentor, feature: str) -> int:

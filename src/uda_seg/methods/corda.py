@@ -16,13 +16,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from uda_seg.errors import UserError
 from uda_seg.limits import Count, Fraction, LossWeight, NotNegative
 from uda_seg.methods.base import Batch
-from uda_seg.methods.repeated_sgd import RepeatedSGD, repeated_groups
 from uda_seg.methods.self_training import Labelled, SelfTraining, labelled
 from uda_seg.methods.settings import Plan
 from uda_seg.methods.step import Loss
@@ -30,9 +28,7 @@ from uda_seg.models.daformer import DAFormerHead
 from uda_seg.models.deeplab import EXPANSION
 from uda_seg.models.segmentor import Prediction, Segmentor
 from uda_seg.models.two_task import Tasks, TwoTaskHead
-from uda_seg.ops.augment import draw_strong
 from uda_seg.ops.depth import Z_SCALE, agreement, berhu, discrepancy_weight
-from uda_seg.ops.losses import IGNORE
 from uda_seg.ops.mixing import class_mix
 
 log = logging.getLogger(__name__)
@@ -61,12 +57,12 @@ class CorDA(SelfTraining):
         initial: the initial segmentation comes from the task's `features` (released SYNTHIA model) or from the `main`
             head (released GTA model).
         label_by_initial: fraction of the run in which the teacher's main head gives the pseudo-labels, before its final
-            segmentation does (released GTA script: 0.1); needs `initial=main`.
+            segmentation does (released GTA script: 25 001 of 250 000 steps); needs `initial=main`.
         jitter: strength of the colour jitter (0.25).
-        jitter_order: channel order in which colours are jittered: `rgb`, or `bgr` as released.
+        jitter_order: see SelfTraining; `bgr` as released.
         mix_classes: see SelfTraining; `image_and_ignore` draws from the image's own labels, 255 among them (released).
-        encoder_updates: `once` a step; `released` repeats SGD's update 3 or 4 times for the encoder, whose parameters
-            the released code lists so often.
+        augment_draws: see SelfTraining.
+        encoder_updates: see SelfTraining.
     """
 
     needs_depth = True
@@ -88,6 +84,7 @@ class CorDA(SelfTraining):
         jitter: Fraction = 0.25,
         jitter_order: Literal["rgb", "bgr"] = "rgb",
         mix_classes: Literal["image", "image_and_ignore", "batch"] = "image",
+        augment_draws: Literal["batch", "released"] = "batch",
         encoder_updates: Literal["once", "released"] = "once",
     ) -> None:
         if label_by_initial > 0 and initial != "main":
@@ -97,11 +94,13 @@ class CorDA(SelfTraining):
         head = TwoTaskHead(segmentor.head(), len(plan.classes), width, dilations, correlation, initial, depth_start)
         segmentor.attach("two_task", head)
         segmentor.eval_head = "two_task"
-        super().__init__(segmentor, plan, mix_classes=mix_classes)
+        super().__init__(
+            segmentor, plan, mix_classes=mix_classes, jitter=jitter, jitter_order=jitter_order,
+            augment_draws=augment_draws, encoder_updates=encoder_updates,
+        )  # fmt: skip
         self.depth_weight = depth_weight
         self.source_depth_weight, self.mixed_depth_weight = source_depth, mixed_depth
         self.initial_steps = round(label_by_initial * plan.steps)
-        self.jitter, self.jitter_order, self.encoder_updates = jitter, jitter_order, encoder_updates
 
     def start_heads(self, missing: set[str]) -> None:
         """Begin the final segmentation as the trained main head (our choice): it labels the target from the start."""
@@ -125,8 +124,7 @@ class CorDA(SelfTraining):
         with self.statistics_of_source():
             tasks, final, initial = self.predict_tasks(source.image, "source")
         z = depth_of(source)
-        share = self.mean_over_ranks((source.label != IGNORE).float().mean())
-        weight = 1 / torch.where(share > 0, share, 1.0)  # makes the mean over all pixels one over labelled pixels
+        weight = self.over_labelled(source.label)
         self.show(
             source_image=source.image, source_label=source.label,
             source_depth=shown(z), source_depth_estimate=shown(tasks.source_depth),
@@ -178,22 +176,6 @@ class CorDA(SelfTraining):
     def depth_loss(self, prediction: Tensor, z: Tensor) -> Tensor:
         """BerHu over the valid pixels of all ranks."""
         return berhu(prediction, z, self.max_over_ranks, self.mean_over_ranks)
-
-    def augment(self, image: Tensor) -> Tensor:
-        """Colour jitter, in the order of channels that was chosen, and blur."""
-        draw = draw_strong(len(image), device=image.device, strength=self.jitter)
-        if self.jitter_order == "bgr":
-            return self.apply_draw(image.flip(1), draw).flip(1)
-        return self.apply_draw(image, draw)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The configured optimiser, or SGD with the released code's repetitions (Lightning hook)."""
-        settings = self.plan.optimizer
-        if self.encoder_updates == "once":
-            return super().configure_optimizers()
-        if settings.name != "sgd":
-            raise UserError("method.encoder_updates=released needs optimizer.name=sgd")
-        return RepeatedSGD(repeated_groups(self), lr=settings.lr, momentum=settings.momentum)
 
 
 def depth_of(images: Labelled) -> Tensor:

@@ -50,6 +50,7 @@ class LCMSM(SelfTraining):
         feature_distance: weight of DAFormer's feature distance.
         feature_distance_ratio: share of a feature cell's pixels its class must hold to count.
         mix_classes: see SelfTraining.
+        augment_draws: see SelfTraining.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class LCMSM(SelfTraining):
         feature_distance: LossWeight = 0.005,
         feature_distance_ratio: Fraction = 0.75,
         mix_classes: Literal["image", "batch"] = "image",
+        augment_draws: Literal["batch", "released"] = "batch",
     ) -> None:
         correlation = text != "none"
         main = segmentor.head()
@@ -86,6 +88,7 @@ class LCMSM(SelfTraining):
             mask_block=mask_block,
             mask_ratio=mask_ratio,
             mix_classes=mix_classes,
+            augment_draws=augment_draws,
         )
         self.embed: Callable[[Sequence[str]], TextEmbeddings] | None = None
         if correlation:
@@ -131,7 +134,7 @@ class LCMSM(SelfTraining):
 
     def masked(self, images: Labelled) -> Tensor:
         """The language head's cross-entropy on the jittered, blurred and block-masked images, 0-dim."""
-        masked, text = self.mask(self.augment(images.image)), self.text()
+        masked, text = self.mask(self.augment(images.image, together=True)), self.text()
         with frozen_statistics(self.segmentor.encoder):
             result = self.segmentor.supervise(masked, images.label, images.weight, head="language", text=text)
         self.show(masked_image=masked)

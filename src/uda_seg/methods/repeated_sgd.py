@@ -1,4 +1,4 @@
-"""A quirk of CorDA's released code: its optimiser lists most of the encoder's tensors three or four times.
+"""A quirk of the released DACS, CorDA and BiCL: their optimiser lists most of the encoder three or four times.
 
 The generator of parameters walks nested modules and gives every descendant at each level, and PyTorch then updates a
 tensor as often as it is listed: momentum, weight decay and all, with one gradient. Listing duplicates is undefined in
@@ -7,13 +7,17 @@ today's fused optimisers, so the repetition is written out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
+from uda_seg.errors import UserError
 from uda_seg.methods.step import StepModule
+
+IN_A_STAGE = re.compile(r"(segmentor\.encoder\.layer\d|source_stem\.stage\.\d)\.\d+\.(conv|bn|downsample)")
 
 
 class RepeatedSGD(torch.optim.SGD):
@@ -33,6 +37,18 @@ class RepeatedSGD(torch.optim.SGD):
         return loss
 
 
+def repeating_optimizer(module: StepModule) -> RepeatedSGD:
+    """The configured SGD, with the released codes' repetitions.
+
+    Raises:
+        UserError: another optimiser is configured.
+    """
+    settings = module.plan.optimizer
+    if settings.name != "sgd":
+        raise UserError("method.encoder_updates=released needs optimizer.name=sgd")
+    return RepeatedSGD(repeated_groups(module), lr=settings.lr, momentum=settings.momentum)
+
+
 def repeated_groups(module: StepModule) -> list[dict[str, Any]]:
     """The module's parameter groups, split by how often the released code lists each tensor."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
@@ -47,6 +63,6 @@ def repeated_groups(module: StepModule) -> list[dict[str, Any]]:
 
 def repeats_of(name: str) -> int:
     """How often a parameter is listed: in a block's shortcut 4 times, elsewhere in a stage 3 times, otherwise once."""
-    if not name.startswith("segmentor.encoder.layer"):
+    if IN_A_STAGE.match(name) is None:
         return 1
     return 4 if ".downsample." in name else 3

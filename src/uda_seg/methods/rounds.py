@@ -206,9 +206,7 @@ class StaticLabels:
         for _, label, level in _images(draft, mine):
             counts += histogram(label, level, len(counts))
         counts = module.mean_over_ranks(counts.to(module.device)).cpu()
-        thresholds = top_share(counts, self.shares.of_class)
-        # A class that is not evaluated is not in the source: SYNTHIA's terrain, truck and train.
-        thresholds[[c for c in range(len(counts)) if c not in module.plan.eval_classes]] = LEVELS
+        thresholds = self.thresholds(counts)
         kept = torch.zeros(2, dtype=torch.float64)
         for first, label, level in _images(draft, mine):
             one_class = torch.where(label < len(counts), 0, IGNORE)  # and none beyond an image smaller than the others
@@ -222,6 +220,16 @@ class StaticLabels:
             share = (kept[0] / kept[1]).item()
             log.info("round %d of %d: %.1f %% of the target labelled", current + 1, self.schedule.rounds, 100 * share)
         _barrier()
+
+    def thresholds(self, counts: Tensor) -> Tensor:
+        """From which level each class is labelled, int64 [K], by how often its predictions have each [K, LEVELS].
+
+        A class that is not evaluated is not in the source, and has no share: SYNTHIA's terrain, truck and train. The
+        share of an image takes any class, as in the released code.
+        """
+        levels = top_share(counts, self.shares.of_class)
+        levels[[c for c in range(len(counts)) if c not in self.module.plan.eval_classes]] = LEVELS
+        return levels
 
     def predict(self, draft: LabelDraft, data: UDADataModule, mine: Sequence[int]) -> None:
         """Write this rank's predictions, those of an interrupted draft aside; a bar shows how far they are."""

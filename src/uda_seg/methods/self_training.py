@@ -25,10 +25,12 @@ from torch import Tensor, nn
 from uda_seg.data.batch import DomainBatch
 from uda_seg.limits import Fraction, LossWeight, PositiveFraction
 from uda_seg.methods.base import Batch, Loss, Plan, UDAModule
+from uda_seg.methods.repeated_sgd import repeating_optimizer
 from uda_seg.methods.teacher import Teacher
 from uda_seg.models.compilation import compile_module
 from uda_seg.models.norm import frozen_statistics
 from uda_seg.models.segmentor import Features, Segmentor
+from uda_seg.ops.augment import draw_strong
 from uda_seg.ops.image import to_float
 from uda_seg.ops.losses import feature_distance
 from uda_seg.ops.masking import draw_block_mask, mask_image
@@ -86,8 +88,16 @@ class SelfTraining(UDAModule):
         mask_images: which are masked: the `target`'s, or of `both` domains half as many each, the source's with their
             labels (released MIC on ACDC and Dark Zurich: one of each).
         mix_classes: `image` draws half of each image's own classes (as DACS describes); `batch` draws from the
-            classes of the whole batch and counts 255 as one, as the released code does; `image_and_ignore` counts 255
-            among the image's own (released CorDA).
+            classes of the whole batch and counts 255 as one, as the released DAFormer and MIC do; `image_and_ignore`
+            counts 255 among the image's own (released DACS and CorDA).
+        source_ce: which pixels of the source cross-entropy is a mean over: `all`, ignored ones giving 0 (DAFormer and
+            its heirs), or those that are `labelled` (released DACS).
+        jitter: strength of the colour jitter (DAFormer and its heirs: 0.2; released DACS: 0.25).
+        jitter_order: channel order in which colours are jittered: `rgb`, or `bgr` (released DACS and CorDA).
+        augment_draws: what images share: by `batch` an order of the colour operations, and each has a blur of its own;
+            `released`: mixed images have orders and blurs of their own, masked images share one of each.
+        encoder_updates: `once` a step; `released` repeats SGD's update 3 or 4 times for the encoder, whose parameters
+            the released DACS and CorDA list so often.
     """
 
     def __init__(
@@ -103,6 +113,11 @@ class SelfTraining(UDAModule):
         mask_augment: bool = True,
         mask_images: Literal["target", "both"] = "target",
         mix_classes: Literal["image", "image_and_ignore", "batch"] = "image",
+        source_ce: Literal["all", "labelled"] = "all",
+        jitter: Fraction = 0.2,
+        jitter_order: Literal["rgb", "bgr"] = "rgb",
+        augment_draws: Literal["batch", "released"] = "batch",
+        encoder_updates: Literal["once", "released"] = "once",
     ) -> None:
         super().__init__(segmentor, plan)
         self.teacher = Teacher(segmentor, plan.teacher.alpha, plan.teacher.batch_norm)
@@ -112,7 +127,9 @@ class SelfTraining(UDAModule):
         self.mask_block = max(1, round(mask_block * plan.crop[0]))
         self.mask_ratio = mask_ratio
         self.mask_augment, self.mask_images = mask_augment, mask_images
-        self.mix_classes = mix_classes
+        self.mix_classes, self.source_ce = mix_classes, source_ce
+        self.jitter, self.jitter_order, self.augment_draws = jitter, jitter_order, augment_draws
+        self.encoder_updates = encoder_updates
         self.reference: FrozenReference | None = None
         if feature_distance > 0 and segmentor.encoder.pretrained:
             self.reference = FrozenReference(segmentor.encoder)
@@ -137,7 +154,7 @@ class SelfTraining(UDAModule):
         del result
         if self.mask_weight > 0:
             seen = pseudo if self.mask_images == "target" else half_of_each(source, pseudo)
-            masked = self.mask(self.augment(seen.image) if self.mask_augment else seen.image)
+            masked = self.mask(self.augment(seen.image, together=True) if self.mask_augment else seen.image)
             with frozen_statistics(self.segmentor.encoder):
                 result = self.segmentor.supervise(masked, seen.label, seen.weight)
             self.show(masked_image=masked)
@@ -147,7 +164,8 @@ class SelfTraining(UDAModule):
     def source_terms(self, source: Labelled) -> tuple[Loss, ...]:
         """Cross-entropy on the source and, from the same forward, its feature distance."""
         with self.statistics_of_source():
-            clean = self.segmentor.supervise(source.image, source.label)
+            weight = self.over_labelled(source.label) if self.source_ce == "labelled" else None
+            clean = self.segmentor.supervise(source.image, source.label, weight)
         self.show(source_image=source.image, source_label=source.label)
         self.show_prediction("source", clean.logits, clean.features)
         return Loss("source/ce", clean.loss), *self.feature_distance_terms(clean.features, source)
@@ -201,6 +219,21 @@ class SelfTraining(UDAModule):
         assert mixed.weight is not None
         self.show(mixed_image=mixed.image, mixed_label=mixed.label, mixed_weight=mixed.weight)
         return mixed
+
+    def augment(self, image: Tensor, together: bool = False) -> Tensor:
+        """Colour jitter and blur of [B, 3, H, W] in [0, 1]; `together`: the released codes treat these as one batch."""
+        released = self.augment_draws == "released"
+        draw = draw_strong(
+            len(image), device=image.device, strength=self.jitter,
+            own_order=released and not together, own_sigma=not (released and together),
+        )  # fmt: skip
+        if self.jitter_order == "bgr":
+            return self.apply_draw(image.flip(1), draw).flip(1)
+        return self.apply_draw(image, draw)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The configured optimiser, or SGD with the released codes' repetitions (Lightning hook)."""
+        return super().configure_optimizers() if self.encoder_updates == "once" else repeating_optimizer(self)
 
     def mask(self, image: Tensor) -> Tensor:
         """Cover random blocks of [B, 3, H, W] with the mean colour (zero after normalisation)."""

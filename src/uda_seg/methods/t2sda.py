@@ -77,6 +77,7 @@ class T2SDA(SelfTraining):
         mask_ratio: see SelfTraining.
         mask_augment: see SelfTraining.
         mix_classes: see SelfTraining.
+        augment_draws: see SelfTraining.
     """
 
     target_optional = True
@@ -109,6 +110,7 @@ class T2SDA(SelfTraining):
         mask_ratio: Fraction = 0.7,
         mask_augment: bool = True,
         mix_classes: Literal["image", "batch"] = "image",
+        augment_draws: Literal["batch", "released"] = "batch",
     ) -> None:
         width = attach_projection(segmentor, width)
         super().__init__(
@@ -121,6 +123,7 @@ class T2SDA(SelfTraining):
             mask_ratio=mask_ratio,
             mask_augment=mask_augment,
             mix_classes=mix_classes,
+            augment_draws=augment_draws,
         )
         self.pull_weight, self.temperature, self.translated_weight = pull_weight, temperature, translated_weight
         self.queries, self.negatives, self.target_keys = queries, negatives, target_keys

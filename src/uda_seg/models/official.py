@@ -235,15 +235,17 @@ def _corda(student: dict[str, Tensor], teacher: dict[str, Tensor], path: Path, s
         _renamed({n: t for n, t in tensors.items() if not UNUSED_DILATION.search(n)}, CORDA, path)
         for tensors in (student, teacher)
     )
-    initial = ("method.initial=main", "method.label_by_initial=0.1") if gta else ("method.initial=features",)
+    # The SYNTHIA model has no classifier on the encoder: ours keeps the plain one, with all its dilations.
+    main = ("model.head.dilations=[6,12]", "method.initial=main", "method.label_by_initial=0.100004")
+    initial = main if gta else ("method.initial=features",)
     return Official(
         kind=f"CorDA ({'GTA' if gta else 'SYNTHIA'})",
         overrides=(
             *("method=corda", "model=deeplabv2_r101", f"data={'gta2cs' if gta else 'synthia2cs'}"),
-            *("model.encoder.freeze_norm=true", "model.head.dilations=[6,12]", "method.dilations=[6,12]", *initial),
-            "model.align_corners=true",
+            *("model.encoder.freeze_norm=true", "model.align_corners=true", "method.dilations=[6,12]", *initial),
             *("method.depth_weight=batch_mean", "method.depth_start=0.0", "method.jitter_order=bgr"),
             *("method.mix_classes=image_and_ignore", "method.encoder_updates=released", "teacher.batch_norm=train"),
+            "method.augment_draws=released",
         ),
         student=renamed,
         teacher=_with_statistics(averaged, renamed),

@@ -75,7 +75,8 @@ class TwoTaskHead(Head):
         correlation: False keeps the tasks' features apart, the control.
         initial: where the initial segmentation comes from: a 1x1 convolution on the task's "features" (the released
             SYNTHIA model), or the "main" head's own classifier (the released GTA model).
-        start: the inverse depth that all four untrained depth predictions give, but for small weights.
+        start: the inverse depth that all four untrained depth predictions give, but for small weights; 0 leaves biases
+            as PyTorch draws them, near zero (released).
     """
 
     reads = ("main",)
@@ -107,7 +108,7 @@ class TwoTaskHead(Head):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.01)
-        for bias in self.depth_biases():
+        for bias in self.depth_biases() if start > 0 else ():
             nn.init.constant_(bias, start)
 
     def depth_biases(self) -> list[Tensor]:

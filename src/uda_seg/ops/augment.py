@@ -2,12 +2,15 @@
 
 Everything is batched with one factor per image. The draw is made on the host, so that neither the order of
 the operations nor the switches ever make the host wait for the device.
+
+DACS and its heirs augment mixed images one by one, and MIC and LC-MSM masked images together: hence the choice of what
+a batch shares.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +21,12 @@ from uda_seg.ops.image import upload
 
 @dataclass(frozen=True)
 class StrongDraw:
-    """What one strong augmentation does: switches and order hold for the batch, each factor for one image.
+    """What one strong augmentation does: switches hold for the batch, orders and factors each for one image.
 
     Attributes:
         jitter: whether colours are jittered.
         blur: whether the image is blurred.
-        order: the names of the four colour operations in the order of their application.
+        order: of each image, the names of the four colour operations in the order of their application.
         brightness: float32 [B], added.
         contrast: float32 [B], times the raw value (no mean).
         saturation: float32 [B], times the S of HSV.
@@ -34,13 +37,19 @@ class StrongDraw:
 
     jitter: bool
     blur: bool
-    order: tuple[str, ...]
+    order: tuple[tuple[str, ...], ...]
     brightness: Tensor
     contrast: Tensor
     saturation: Tensor
     hue: Tensor
     sigma: Tensor
     radius: int
+
+    def of(self, image: int) -> StrongDraw:
+        """What is drawn for one image of the batch, by its place."""
+        one = slice(image, image + 1)
+        factors = {name: getattr(self, name)[one] for name in (*COLOUR_OPERATIONS, "sigma")}
+        return replace(self, order=self.order[one], **factors)
 
 
 def draw_strong(
@@ -51,6 +60,8 @@ def draw_strong(
     jitter_probability: float = 0.8,
     blur_probability: float = 0.5,
     sigma: tuple[float, float] = (0.15, 1.15),
+    own_order: bool = False,
+    own_sigma: bool = True,
 ) -> StrongDraw:
     """Draw one strong augmentation for a batch.
 
@@ -65,18 +76,24 @@ def draw_strong(
         jitter_probability: that colours change (the released "0.2" is a threshold, hence 0.8).
         blur_probability: that the image is blurred.
         sigma: range of the blur's standard deviation in pixels.
+        own_order: each image's colour operations in an order of its own; otherwise the batch shares one.
+        own_sigma: each image has a standard deviation of its own; otherwise the batch shares one.
     """
     use_jitter, use_blur = torch.rand(2, generator=generator).tolist()
-    order = torch.randperm(len(COLOUR_OPERATIONS), generator=generator).tolist()
+    names = tuple(COLOUR_OPERATIONS)
+    orders = [
+        tuple(names[i] for i in torch.randperm(len(names), generator=generator).tolist())
+        for _ in range(batch if own_order else 1)
+    ]
     shift = (2.0 * torch.rand(4, batch, generator=generator) - 1.0) * strength
-    sigmas = sigma[0] + (sigma[1] - sigma[0]) * torch.rand(1, batch, generator=generator)
+    drawn = torch.rand(1, batch if own_sigma else 1, generator=generator).expand(1, batch)
+    sigmas = sigma[0] + (sigma[1] - sigma[0]) * drawn
     offset = torch.tensor([0.0, 1.0, 1.0, 0.0]).unsqueeze(1)
     brightness, contrast, saturation, hue, sigmas = upload(torch.cat([shift + offset, sigmas]), device)
-    names = tuple(COLOUR_OPERATIONS)
     return StrongDraw(
         jitter=use_jitter < jitter_probability,
         blur=use_blur < blur_probability,
-        order=tuple(names[i] for i in order),
+        order=tuple(orders if own_order else orders * batch),
         brightness=brightness,
         contrast=contrast,
         saturation=saturation,
@@ -100,10 +117,18 @@ def strong_augment(image: Tensor, draw: StrongDraw) -> Tensor:
         float32 [B, 3, H, W] in [0, 1].
     """
     if draw.jitter:
-        for name in draw.order:
-            factor: Tensor = getattr(draw, name)
-            image = COLOUR_OPERATIONS[name](image, factor.view(-1, 1, 1, 1))
+        image = jitter(image, draw)
     return gaussian_blur(image, draw.sigma, draw.radius) if draw.blur else image
+
+
+def jitter(image: Tensor, draw: StrongDraw) -> Tensor:
+    """The colour operations of a draw, of the whole batch at once where its images share an order."""
+    if len(set(draw.order)) > 1:
+        return torch.cat([jitter(image[i : i + 1], draw.of(i)) for i in range(len(image))])
+    for name in draw.order[0]:
+        factor: Tensor = getattr(draw, name)
+        image = COLOUR_OPERATIONS[name](image, factor.view(-1, 1, 1, 1))
+    return image
 
 
 def adjust_brightness(image: Tensor, shift: Tensor) -> Tensor:

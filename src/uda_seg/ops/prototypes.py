@@ -54,11 +54,19 @@ def class_sums(features: Tensor, label: Tensor, num_classes: int) -> ClassSums:
     return ClassSums(total.view(batch, rows, width)[:, :-1], count.view(batch, rows)[:, :-1])
 
 
-def nearest(plane: Tensor, size: Sequence[int]) -> Tensor:
-    """Sample a plane [B, H, W] (labels, weights) at the pixel centres of another resolution (h, w): [B, h, w]."""
+def nearest(plane: Tensor, size: Sequence[int], exact: bool = True) -> Tensor:
+    """Sample a plane [B, H, W] (labels, weights) at another resolution (h, w): [B, h, w].
+
+    Args:
+        plane: what is sampled.
+        size: (h, w).
+        exact: at the pixel centres; false: at the corners towards the first pixel, half a cell off, as PyTorch's older
+            `nearest` does, and with it the released BiCL.
+    """
     if plane.shape[-2:] == tuple(size):
         return plane
-    return F.interpolate(plane.unsqueeze(1), size=tuple(size), mode="nearest-exact")[:, 0]
+    mode = "nearest-exact" if exact else "nearest"
+    return F.interpolate(plane.unsqueeze(1), size=tuple(size), mode=mode)[:, 0]
 
 
 def crowding(prototypes: Tensor, present: Tensor) -> Tensor:
