@@ -13,6 +13,7 @@ from test_steps import Target, fit
 from uda_seg.command import composed, variant
 from uda_seg.config import CONF
 from uda_seg.methods.bicl import LADDER, BiCL
+from uda_seg.methods.settings import OptimizerSettings
 from uda_seg.train import instantiate_module
 
 METHODS = sorted(p.stem for p in (CONF / "method").glob("*.yaml"))
@@ -85,7 +86,8 @@ def test_method_runs_on_network(method, model, make_plan, make_batch):
 
 def test_bicl_as_released_runs(make_plan, make_batch):
     """DeepLab's branches side by side, the source's own stem, absent classes at cosine -1."""
-    module = instantiate_module(tiny(composed(["experiment=bicl_gta2cs", "pretrained=null"])), make_plan())
+    plan = make_plan(optimizer=OptimizerSettings(name="sgd", lr=1e-3))
+    module = instantiate_module(tiny(composed(["experiment=bicl_gta2cs", "pretrained=null"])), plan)
     assert (module.feature, module.absent, module.calibration.value.shape) == ("logits", "opposite", (19, 4 * 19))
     own = torch.cat([p.detach().flatten() for p in module.source_stem.parameters()])
     fit(module, batches_for(module, make_batch))

@@ -196,7 +196,8 @@ class StepModule(pl.LightningModule):
             if [_kind(group) for group in saved] != [_kind(group) for group in given]:
                 raise UserError(
                     "the checkpoint's optimiser has other groups of parameters: resume with the same optimizer.name, "
-                    "optimizer.head_lr_multiplier and optimizer.weight_decay, or start a new run with init="
+                    "optimizer.head_lr_multiplier, optimizer.weight_decay and method.encoder_updates, or start a new "
+                    "run with init="
                 )
             for before, now in zip(saved, given, strict=True):
                 before.update({name: value for name, value in now.items() if name not in ("params", "lr")})
