@@ -189,8 +189,9 @@ def test_a_class_without_a_pixel_is_named_before_training(tmp_path, caplog, rare
     settings = own_settings(root, names=("a", "b", "c", "d"), label_map={0: "a", 1: "b", 2: "c"})
     settings.rare_class = RareClassSettings(enabled=rare, min_pixels=0, min_crop_pixels=0)
     assert absent(caplog, settings) == [
-        "data.source: no id in its labels stands for d: evaluated, but cannot be learnt from it",
-        "data.source: none of its 3 labels has a pixel of c: evaluated, but cannot be learnt from it",
+        "data.source: no id in its labels stands for d, evaluated all the same",
+        "data.source: none of its 3 labels has a pixel of c: evaluated, but not learnt",
+        "data.validation.own: no id in its labels stands for d, evaluated all the same",
     ]
     settings.class_set["subsets"] = {"some": ["a", "b"]}
     settings.eval_classes = "some"

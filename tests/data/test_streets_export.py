@@ -427,6 +427,7 @@ def test_an_id_that_the_map_does_not_name_is_an_error_unless_told(trees):
     [
         ({"names": []}, "give 1 to 254 different class names"),
         ({"names": ["a", "a"]}, "give 1 to 254 different class names"),
+        ({"names": ["a", "ignore"]}, "ignore is what a label_map calls pixels of no class"),
         ({"names": ["a"], "palette": [[0, 0, 300]]}, "give [R, G, B] from 0 to 255"),
         ({"names": ["a"], "words": []}, "data.class_set.words has 0 entries, but there are 1 class names"),
         ({"names": ["a"], "things": ["b"]}, "data.class_set.things: b is none of the classes a"),
@@ -437,3 +438,5 @@ def test_a_class_set_that_is_not_whole_is_told(said, wrong):
     with pytest.raises(UserError) as caught:
         classes_of(DataSettings(classes="custom", class_set=said))
     assert wrong in str(caught.value)
+    with pytest.raises(UserError, match=r"data.classes=cityscapes: set data.classes=custom to use it"):
+        classes_of(DataSettings(class_set={"names": ["a"]}))

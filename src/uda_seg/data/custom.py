@@ -75,13 +75,17 @@ def classes_of(settings: DataSettings) -> ClassSet:
     Raises:
         UserError: an unknown name, or a description that is not whole.
     """
-    if settings.classes != "custom":
-        return class_set(settings.classes)
     key = "data.class_set"
+    if settings.classes != "custom":
+        if settings.class_set is not None:
+            raise UserError(f"{key} is given, but data.classes={settings.classes}: set data.classes=custom to use it")
+        return class_set(settings.classes)
     said = described(settings.class_set, CustomClasses, key)
     names = tuple(said.names)
     if not 0 < len(names) < IGNORE or len(set(names)) < len(names):
         raise UserError(f"{key}.names={said.names}: give 1 to {IGNORE - 1} different class names")
+    if "ignore" in names:
+        raise UserError(f"{key}.names: ignore is what a label_map calls pixels of no class: name the class otherwise")
     for name, given in (("palette", said.palette), ("words", said.words)):
         if given is not None and len(given) != len(names):
             raise UserError(f"{key}.{name} has {len(given)} entries, but there are {len(names)} class names")

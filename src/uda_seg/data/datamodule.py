@@ -283,7 +283,7 @@ class UDADataModule(pl.LightningDataModule):
         else:
             dataset = open_domain(domain, self.settings, self.classes, option, labeled=labeled, depth=depth)
             if labeled and self.rank == 0:  # once is enough
-                self._looked[option] = check_labels(dataset, option)
+                self._looked[option] = check_labels(dataset, option, self.eval_classes)
             stored = self._stored(dataset, domain, option) if resize_label else None
         return SampleReader(
             dataset,

@@ -76,12 +76,13 @@ def first_look(dataset: SegmentationDataset) -> Contents:
     return found
 
 
-def check_labels(dataset: SegmentationDataset, option: str) -> Contents:
+def check_labels(dataset: SegmentationDataset, option: str, wanted: Iterable[int] = ()) -> Contents:
     """Hold the first labels that are looked at against what was declared of them; warn of what is merely suspicious.
 
     Args:
         dataset: opened with labels.
         option: where it stands in the configuration, for messages.
+        wanted: train ids that are evaluated.
 
     Raises:
         UserError: labels that are certainly not what was declared.
@@ -93,6 +94,8 @@ def check_labels(dataset: SegmentationDataset, option: str) -> Contents:
         wrong = wrong or converted(dataset.encoding, found)
     if wrong is not None:
         raise UserError(f"{looked}, the first is {dataset.label_path(0)}: {'; '.join(wrong)}")
+    if names := ", ".join(dataset.classes.names[c] for c in unnamed_classes(dataset, wanted)):
+        log.warning("%s: no id in its labels stands for %s, evaluated all the same", option, names)
     if 2 * len(found.blank) > found.looked:
         first = dataset.label_path(found.blank[0])
         log.warning("%s, and %d have no pixel of any class, the first is %s", looked, len(found.blank), first)
@@ -161,15 +164,10 @@ def warn_of_absent(
         cure: the command that looks at all.
     """
     wanted = list(wanted)
-    unnamed = unnamed_classes(dataset, wanted)
-    absent = [c for c in wanted if not pixels[c] and c not in unnamed]
-    for found, what in (
-        (unnamed, "no id in its labels stands for"),
-        (absent, f"none of its {len(dataset)} labels has a pixel of"),
-    ):
-        names = ", ".join(dataset.classes.names[c] for c in found)
-        if found and (looked == len(dataset) or found is unnamed):
-            log.warning("%s: %s %s: evaluated, but cannot be learnt from it", option, what, names)
-        elif found:
-            of = f"{looked} of its {len(dataset)} labels were looked at"
-            log.warning("%s: %s, and none has a pixel of %s, evaluated; %s counts them all", option, of, names, cure)
+    unnamed = unnamed_classes(dataset, wanted)  # which were named before
+    names = ", ".join(dataset.classes.names[c] for c in wanted if not pixels[c] and c not in unnamed)
+    if names and looked == len(dataset):
+        log.warning("%s: none of its %d labels has a pixel of %s: evaluated, but not learnt", option, looked, names)
+    elif names:
+        of = f"{looked} of its {len(dataset)} labels were looked at"
+        log.warning("%s: %s, and none has a pixel of %s, evaluated; %s counts them all", option, of, names, cure)
