@@ -144,7 +144,7 @@ def test_predict_takes_odd_sizes_and_names_what_it_cannot_read(cli, runs, tmp_pa
     (images / "broken.png").write_bytes(b"nothing")
     (images / "notes.txt").write_text("no image")
     finished = cli(predict.main, last(runs), "input=images", "output=images/out", "predict.size=null")
-    assert "1 of 5 images cannot be read: images/broken.png" in finished.error
+    assert "1 of 5 images failed: images/broken.png" in finished.error
     names = {"a/one.png": (33, 47), "two.png": (5, 70), "three.jpg.png": (7, 9), "three.png.png": (64, 20)}
     for name, size in names.items():
         ids = cv2.imread(str(images / "out" / "labelIds" / name), cv2.IMREAD_UNCHANGED)

@@ -100,7 +100,7 @@ def run(
     arguments = sys.argv[1:]
     overrides = [a for a in arguments if ("=" in a or a.startswith("~")) and not a.startswith("-")]
     others = [a for a in arguments if a not in overrides]
-    overrides = [quoted(override) for override in overrides]
+    overrides = [quoted(emptied(override)) for override in overrides]
     jobs = Jobs()
     ended: SystemExit | None = None
     try:
@@ -119,6 +119,11 @@ def run(
     _sum_up(jobs, after)
     if ended is not None:
         raise ended
+
+
+def emptied(override: str) -> str:
+    """An override, with null for a `data.validation={}`: Hydra would merge nothing into the sets that are there."""
+    return "data.validation=null" if re.fullmatch(r"\+*data\.validation=\s*\{\s*\}", override) else override
 
 
 def quoted(override: str) -> str:

@@ -15,7 +15,17 @@ from uda_seg.data.custom import classes_of
 from uda_seg.data.settings import DataSettings, PackSettings, StreetsSettings
 from uda_seg.errors import UserError
 from uda_seg.evaluation.servers import SERVERS
-from uda_seg.limits import Count, CountOrZero, Fraction, Interval, NotNegative, OneOf, Positive, PositiveFraction
+from uda_seg.limits import (
+    BitDepth,
+    Count,
+    CountOrZero,
+    Fraction,
+    Interval,
+    NotNegative,
+    OneOf,
+    Positive,
+    PositiveFraction,
+)
 from uda_seg.methods.settings import OptimizerSettings, ScheduleSettings, TeacherSettings
 from uda_seg.models.text import SOURCES
 from uda_seg.schema import check_settings, check_target, fits, leaves, nearest, options
@@ -138,9 +148,11 @@ class PredictSettings:
     Attributes:
         size: [height, width] they are resized to fit into before the network; `auto`: that of the validation images,
             by which the network was scored; null: as they are.
+        bits: how many of 16 bits a channel the images use; null: as the validation images, or found in the images.
     """
 
     size: Any = "auto"
+    bits: BitDepth | None = None
 
 
 @dataclass
@@ -325,12 +337,12 @@ def _typed() -> DictConfig:
 
 
 def _without_null_validation(tree: Any) -> Any:
-    """A validation set that is null is none: so a data set can leave out one that it inherits."""
+    """A validation set that is null is none: so a data set can leave out one that it inherits, or all of them."""
     data = tree.get("data")
-    sets = data.get("validation") if isinstance(data, Mapping) else None
-    if not isinstance(sets, Mapping):
+    sets = data.get("validation", {}) if isinstance(data, Mapping) else {}
+    if not isinstance(sets, Mapping | None):
         return tree
-    kept = {name: domain for name, domain in sets.items() if domain is not None}
+    kept = {name: domain for name, domain in (sets or {}).items() if domain is not None}
     return {**tree, "data": {**data, "validation": kept}}
 
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from uda_seg.config import Config
 from uda_seg.data.custom import classes_of
 from uda_seg.data.datasets import open_domain
-from uda_seg.data.decoding import read_image
 from uda_seg.data.depth import DESCRIPTION, described
+from uda_seg.data.folders import twins, without_end
 from uda_seg.data.settings import DomainSettings
 from uda_seg.data.transforms import fit_inside
 from uda_seg.errors import UserError
@@ -63,11 +63,13 @@ def export_domain(
         "weights": fingerprint(module),
     }
     describe_maps(folder, said, config.overwrite)
-    paths = [folder / (n.removesuffix(images.spec.image_suffix) + ".png") for n in images.names]
+    if (pair := twins(images.names, images.spec.image_suffix)) is not None:
+        raise UserError(f"{images.image_root}: {pair[0]} and {pair[1]} would have one depth map: name them apart")
+    paths = [folder / (without_end(n, images.spec.image_suffix) + ".png") for n in images.names]
     missing = [i for i, path in enumerate(paths) if not path.is_file()]
     hidden = not config.callbacks.progress
     for index in track(missing, f"depth of {option}", console=Console(stderr=True), disable=hidden):
-        image = read_image(images.image_path(index))
+        image = images.read_image(index)
         if domain.size is not None:
             size = fit_inside((image.shape[0], image.shape[1]), (domain.size[0], domain.size[1]))
             image = np.asarray(cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA), np.uint8)

@@ -28,6 +28,7 @@ from uda_seg.data.datamodule import UDADataModule, choose_workers, resize_of
 from uda_seg.data.datasets import SegmentationDataset, open_domain
 from uda_seg.data.parallel import cores
 from uda_seg.data.settings import DomainSettings
+from uda_seg.errors import UserError
 from uda_seg.evaluation.evaluator import Scores, mean_scores
 from uda_seg.evaluation.servers import SERVERS, domains_of, refuse_unlabelled
 from uda_seg.evaluation.submission import Job, Submission, Writer
@@ -70,6 +71,11 @@ def evaluate(config: Config, folder: Path) -> float:
     if config.submission is not None:
         submit(config, folder, path, content)
         return math.nan
+    if not config.data.validation:
+        raise UserError(
+            "data.validation is empty: there are no labelled images to score on; give data= of a pair that has some, "
+            "or +data.validation.NAME.dataset=... and +data.validation.NAME.root=..."
+        )
     refuse_unlabelled(config.data)
     data = build_data(config)
     scorer = trained(config, data, path, content)

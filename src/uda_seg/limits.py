@@ -55,6 +55,7 @@ PositiveFraction = Annotated[float, Interval(0, 1, open_low=True)]
 FractionBelowOne = Annotated[float, Interval(0, 1, open_high=True)]
 Count = Annotated[int, Interval(1)]
 CountOrZero = Annotated[int, Interval(0)]
+BitDepth = Annotated[int, Interval(8, 16)]
 
 
 class _Term:

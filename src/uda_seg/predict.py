@@ -3,14 +3,18 @@
 Every image becomes four PNGs under `output`: `colour`, `overlay`, `labelIds` (what the data set's own label files hold:
 Cityscapes' label ids for its classes; of folders of one's own what the `label_map` names, of several ids or colours of
 a class the first) and `confidence`. `input` may also be one image; `evaluator.teacher=true` takes the averaged network.
-An image that cannot be read is named, the others are written, and the exit code is 1.
+What an image is, its content says. Sub-folders are searched, linked ones too; files that are no images are named. An
+image that fails, for whatever reason, is named, the others are written, and the exit code is 1.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +28,21 @@ from uda_seg.config import Config
 from uda_seg.data.batch import Sample
 from uda_seg.data.custom import classes_of
 from uda_seg.data.datamodule import resize_of
-from uda_seg.data.decoding import read_image
+from uda_seg.data.folders import ends_in, files_below, kinds_of
+from uda_seg.data.images import (
+    HEAD,
+    RAW,
+    SUFFIXES,
+    VIDEOS,
+    frames,
+    image_of,
+    kind_of,
+    may_be_deep,
+    read_bytes,
+    spread,
+    used_bits,
+)
+from uda_seg.data.integrity import check_image
 from uda_seg.data.labels import ClassSet
 from uda_seg.data.settings import DomainSettings
 from uda_seg.data.transforms import Resize
@@ -42,7 +60,7 @@ log = logging.getLogger(__name__)
 
 Pixels = NDArray[np.uint8]
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no further picture could be written either
 USAGE = "python -m uda_seg.predict checkpoint=<run>/checkpoints/last.ckpt input=<folder> output=<folder>"
 
 
@@ -59,11 +77,49 @@ def expand(given: list[str]) -> list[str]:
     return ["hydra/job_logging=stdout", f"hydra.run.dir='{output}'", *replay(read_checkpoint(path), given)]
 
 
+@dataclass(frozen=True)
+class Predictor:
+    """A trained network, and how images are brought before it.
+
+    Attributes:
+        network: on its device.
+        fit: the resize before it; None: images stay as they are.
+        infer: how it is asked.
+        bits: that images of 16 bits a channel use; None: there are none.
+        classes: of its predictions.
+        values: what `labelIds` hold.
+        output: folder of the pictures.
+    """
+
+    network: Segmentor
+    fit: Resize | None
+    infer: Inference
+    bits: int | None
+    classes: ClassSet
+    values: LabelValues
+    output: Path
+
+    def __call__(self, path: Path, name: Path) -> None:
+        """Write the pictures of one image.
+
+        Raises:
+            UserError: it is damaged, or a picture cannot be written.
+        """
+        content = read_bytes(path)
+        check_image(content, str(path))  # OpenCV would read what is cut off, its end grey
+        if (count := frames(content)) > 1:
+            log.warning("%s holds %d pictures: the first is read", path, count)
+        image = image_of(content, self.bits, str(path))
+        device = self.network.mean.device
+        confidence, label = probabilities(self.network, image, self.fit, self.infer, device).max(0)
+        write(self.output, name, image, label, confidence, self.classes, self.values)
+
+
 def predict(config: Config, folder: Path) -> int:
     """Write colour, overlay, labelIds and confidence pictures of every image; returns how many there were.
 
     Raises:
-        UserError: there is no image, or some could not be read (said once the others are written).
+        UserError: there is no image, or some failed (said once the others are written).
     """
     checkpoint, source, output = (Path(str(p)) for p in (config.checkpoint, config.input, config.output))
     images = named_images(source, output)
@@ -73,50 +129,102 @@ def predict(config: Config, folder: Path) -> int:
     module = instantiate_module(config, plan)
     network = load_trained(module, read_checkpoint(checkpoint), checkpoint, teacher=config.evaluator.teacher)
     device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
-    network, infer, fit = network.to(device), inference(config), input_resize(config)
+    bits = input_bits(config, list(images))
     values = label_values(config.data, classes)
     for note in values.notes:
         log.info("labelIds: %s", note)
-    unreadable = []
-    for path, name in track(images.items(), description="predict", disable=not config.callbacks.progress):
-        try:
-            image = read_image(path)
-        except UserError as error:
-            log.error("%s", error)
-            unreadable.append(path)
-            continue
-        confidence, label = probabilities(network, image, fit, infer, device).max(0)
-        write(output, name, image, label, confidence, classes, values)
-    log.info("%d images: %s", len(images) - len(unreadable), output)
-    if unreadable:
-        raise UserError(f"{len(unreadable)} of {len(images)} images cannot be read: {', '.join(map(str, unreadable))}")
+    work = Predictor(network.to(device), input_resize(config), inference(config), bits, classes, values, output)
+    failed = predict_each(work, images, progress=config.callbacks.progress)
+    log.info("%d images: %s", len(images) - len(failed), output)
+    if failed:
+        raise UserError(f"{len(failed)} of {len(images)} images failed: {', '.join(map(str, failed))}")
     return len(images)
+
+
+def predict_each(work: Predictor, images: dict[Path, Path], progress: bool) -> list[Path]:
+    """Write the pictures of all images; returns those that failed, each said in a line.
+
+    Raises:
+        UserError: the disk takes no more pictures.
+    """
+    failed = []
+    for path, name in track(images.items(), description="predict", disable=not progress):
+        try:
+            work(path, name)
+        except UserError as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in NO_ROOM:
+                raise
+            log.error("%s", error)
+            failed.append(path)
+        except Exception as error:  # one image, whatever is odd about it, must not cost the others
+            log.error("%s: %s: %s", path, type(error).__name__, str(error).partition("\n")[0])
+            failed.append(path)
+    return failed
 
 
 def named_images(source: Path, output: Path) -> dict[Path, Path]:
     """All images below a folder (those in `output` aside), or the one image, each with its pictures' relative name.
 
+    What a file is, its content says; one that is damaged counts by its name. Files that are no images are logged.
+
     Raises:
         UserError: there are none.
     """
-    found = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES)
-    found = [path for path in found if output.resolve() not in path.resolve().parents]
+    if source.is_file():
+        return {source: Path(source.name).with_suffix(".png")}
+    below = files_below(source, without=output)
+    found = [name for name in below if is_image(source / name)]
+    others = sorted(set(below) - set(found))
     if not found:
-        raise UserError(f"{source} holds no image ({', '.join(SUFFIXES)}): check input=")
-    root = source.parent if source.is_file() else source
-    stems = Counter(path.with_suffix("") for path in found)
-    return {
-        path: (path.with_suffix(".png") if stems[path.with_suffix("")] == 1 else Path(f"{path}.png")).relative_to(root)
-        for path in found
-    }
+        there = f" but {kinds_of(others)}" if others else ""
+        cure = "; of a video extract the frames first" if any(n.lower().endswith(VIDEOS) for n in others) else ""
+        raise UserError(f"{source} holds no image ({', '.join(SUFFIXES)}){there}: check input={cure}")
+    if others:
+        log.warning("left out of %s, being no images: %s", source, kinds_of(others))
+    return {source / name: picture for name, picture in zip(found, picture_names(found), strict=True)}
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file is an image by its content, or claims to be one by its name."""
+    if path.name.lower().endswith(RAW):
+        return False
+    return kind_of(head_of(path)) is not None or ends_in(path.name, ".*")
+
+
+def picture_names(names: Sequence[str]) -> list[Path]:
+    """The pictures' names: `a.png` of `a.jpg`, but `a.jpg.png` where another image's would be the same."""
+    whole = [Path(f"{name}.png") for name in names]
+    chosen = [Path(name).with_suffix(".png") for name in names]
+    while len(set(chosen)) < len(chosen):
+        count = Counter(chosen)
+        chosen = [short if count[short] == 1 else long for short, long in zip(chosen, whole, strict=True)]
+    return chosen
+
+
+def input_bits(config: Config, images: Sequence[Path]) -> int | None:
+    """How many of 16 bits a channel the images use: as configured, or found among them."""
+    said = config.predict.bits or trained_domain(config).bits
+    deep = [path for path in images if may_be_deep(head_of(path))]
+    return said or used_bits([partial(read_bytes, path) for path in spread(deep)], "predict.bits")
+
+
+def trained_domain(config: Config) -> DomainSettings:
+    """The images that the network is scored on; without any, those that it is adapted to or trained on."""
+    return next(iter(config.data.validation.values()), config.data.target or config.data.source)
+
+
+def head_of(path: Path) -> bytes:
+    """The beginning of a file; nothing of one that cannot be opened."""
+    try:
+        return read_bytes(path, HEAD)
+    except UserError:
+        return b""
 
 
 def input_resize(config: Config) -> Resize | None:
     """How images are brought to a size: as in validation, or to `predict.size`; None leaves them as they are."""
-    validation = next(iter(config.data.validation.values()), DomainSettings())
-    if config.predict.size != "auto":
-        validation = replace(validation, size=config.predict.size)
-    return resize_of(validation)
+    domain = trained_domain(config)
+    return resize_of(domain if config.predict.size == "auto" else replace(domain, size=config.predict.size))
 
 
 @torch.no_grad()

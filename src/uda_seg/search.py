@@ -37,7 +37,7 @@ from uda_seg.files import write_text
 from uda_seg.limits import is_loss_weight
 from uda_seg.runs import method_options
 from uda_seg.schema import options
-from uda_seg.sweep import TRIALS
+from uda_seg.sweep import TRIALS, refuse_unscored
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +80,7 @@ def search(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder = Path(config.hydra.sweep.dir)
     try:
+        refuse_unscored(_job_config(config), objective)
         fixed, space = split([*(f"{key}={value}" for key, value in (params or {}).items()), *arguments])
         space = space or default_space(_job_config(config), factor)
         with _alone_in(folder):

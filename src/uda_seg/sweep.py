@@ -25,6 +25,8 @@ from uda_seg.schema import leaves, nearest
 log = logging.getLogger(__name__)
 
 METRICS = ("miou", "best", "pixel_accuracy")
+# Numbers of `metrics.json` that are None where there is no validation set.
+SCORES = ("miou", "pixel_accuracy", "per_class", "miou_over", "targets", "best", "teacher")
 TRIALS = "study.log"  # in the folder of a search: see `search`
 
 
@@ -53,6 +55,15 @@ def objective() -> str | None:
     """The number of `metrics.json` that a search is after; None where the sweep is no search."""
     found: str | None = HydraConfig.get().sweeper.get("objective")
     return found
+
+
+def refuse_unscored(config: Config, key: str) -> None:
+    """Raise UserError where a search is after a score (`objective`), and its runs have no validation set."""
+    if not config.data.validation and key.partition(".")[0] in SCORES:
+        raise UserError(
+            f"hydra.sweeper.objective={key} is a score, but data.validation is empty, so that runs have none: give "
+            "labelled images (data.validation.NAME), or another objective"
+        )
 
 
 def score(folder: Path, key: str) -> float:
@@ -106,6 +117,6 @@ def read_metrics(folder: Path, sweep: Path) -> dict[str, object]:
         "steps": metrics["step"],
         "source images": metrics["source_images"],
         "miou": metrics["miou"],
-        "best": metrics["best"]["miou"],
+        "best": (metrics["best"] or {}).get("miou"),
         "pixel_accuracy": metrics["pixel_accuracy"],
     }

@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def train(config: Config, folder: Path) -> float:
-    """Train and evaluate one run; returns the mIoU of the last iterate, in [0, 1]."""
+    """Train and evaluate one run; returns the mIoU of the last iterate, in [0, 1], nan without validation sets."""
     quiet_lightning()
     refuse_unlabelled(config.data)
     resume = prepare_folder(folder, config)
@@ -67,6 +67,10 @@ def train(config: Config, folder: Path) -> float:
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = build_data(config)
     data.find()
+    if first and not data.validation_names:
+        log.warning(
+            "data.validation is empty: nothing is scored, metrics.json holds no scores, best.ckpt is not written"
+        )
     module = build_module(config, data)
     module.setup("fit")  # what cannot be had (weights, class text) is told before anything is rendered
     # The other ranks wait for it in `fit`, which does the same once a machine.
@@ -86,12 +90,13 @@ def train(config: Config, folder: Path) -> float:
     failed = True
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-        if module.scored_step != trainer.global_step:
+        if data.validation_names and module.scored_step != trainer.global_step:
             trainer.validate(module, datamodule=data, verbose=False)
         if trainer.is_global_zero:
             checkpoints = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))  # type: ignore[attr-defined]
             write_json(folder / "metrics.json", collect(config, module, trainer, checkpoints, seen))
-            log.info("mIoU %.1f %% (last iterate, step %d) in %s", 100 * module.miou, trainer.global_step, folder)
+            score = f"mIoU {100 * module.miou:.1f} %" if data.validation_names else "no scores"
+            log.info("%s (last iterate, step %d) in %s", score, trainer.global_step, folder)
         failed = False
     finally:
         close_loggers(trainer, failed)
@@ -151,15 +156,19 @@ def quiet_lightning() -> None:
 def collect(
     config: Config, module: UDAModule, trainer: pl.Trainer, checkpoints: Checkpoints, seen: int
 ) -> dict[str, Any]:
-    """The content of `metrics.json`: the student at the last iterate first, everything else named as what it is."""
-    first = next(iter(module.scores.values()))
+    """The content of `metrics.json`: the student at the last iterate first, everything else named as what it is.
+
+    Scores are None where there is no validation set.
+    """
+    scores, classes = list(module.scores.values()), module.plan.classes
+    best = {"miou": checkpoints.best_miou, "step": checkpoints.best_step, "chosen_on": "target labels"}
     teacher = [scores.miou for scores in module.teacher_scores.values()]
     return {
         "miou": module.miou,
-        "pixel_accuracy": first.pixel_accuracy,
-        "per_class": first.per_class,
-        "miou_over": mean_scores(list(module.scores.values())).means,
-        "classes": list(first.classes),
+        "pixel_accuracy": scores[0].pixel_accuracy if scores else None,
+        "per_class": scores[0].per_class if scores else dict.fromkeys(classes.names),
+        "miou_over": mean_scores(scores).means if scores else dict.fromkeys(classes.subsets),
+        "classes": [classes.names[i] for i in module.plan.eval_classes],
         "targets": {name: scores.miou for name, scores in module.scores.items()},
         "step": trainer.global_step,
         "steps": config.steps,
@@ -168,7 +177,7 @@ def collect(
         "source_images_before": seen,
         "lr": config.optimizer.lr,
         "init": config.init,
-        "best": {"miou": checkpoints.best_miou, "step": checkpoints.best_step, "chosen_on": "target labels"},
+        "best": best if checkpoints.best_step >= 0 else None,
         "teacher": sum(teacher) / len(teacher) if teacher else None,
         "wall_s": round(checkpoints.wall_s, 1),
     }

@@ -249,7 +249,7 @@ def test_a_damaged_file_reaches_the_person_as_one_line(settings, tmp_path):
         file.write_bytes(b"")
     with pytest.raises(UserError) as error:
         list(module.train_dataloader())
-    assert str(user_error(error.value)).endswith("cannot be read as an image: copy or unpack the file again")
+    assert str(user_error(error.value)).endswith("is empty: copy or unpack the file again")
     assert "\n" not in str(user_error(error.value))
 
 

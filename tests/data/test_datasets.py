@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from trees import blocks, camvid_tree, cityscapes_tree, gta_tree, image_of, save, streets_tree, synthia_tree
 
 from uda_seg.data.datasets import SegmentationDataset, open_domain
-from uda_seg.data.decoding import read_image
+from uda_seg.data.images import read_image
 from uda_seg.data.labels import CAMVID, CAMVID_RAW, CITYSCAPES, CITYSCAPES_RAW, SYNTHIA_RAW
 from uda_seg.data.settings import DataSettings, DomainSettings
 from uda_seg.data.specs import SPECS
@@ -101,7 +101,7 @@ def damage_truncated_image(root):
 
 def damage_empty_label(root):
     (root / "label/000001.png").write_bytes(b"")
-    return r"label/000001.png cannot be read as an image"
+    return r"label/000001.png is empty: copy or unpack the file again"
 
 
 def damage_label_size(root):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trees import blocks, gta_tree, image_of, save, streets_tree
 
-from uda_seg.data import disk_cache
+from uda_seg.data import datasets, disk_cache
 from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.depth import DepthFiles
 from uda_seg.data.disk_cache import find_cache, write_cache
@@ -125,15 +125,15 @@ def test_an_interrupted_cache_goes_on_and_is_the_same(tmp_path, monkeypatch):
     write_cache(dataset, resize, tmp_path / "whole", sizes)
     monkeypatch.setattr(disk_cache, "SYNC", 2)
     monkeypatch.setattr(disk_cache, "in_threads", lambda work, items, title: map(work, items))
-    real, decoded, limit = disk_cache.read_image, [], [3]
+    real, decoded, limit = datasets.read_image, [], [3]
 
-    def read(path):
+    def read(path, bits):
         if len(decoded) >= limit[0]:
             raise KeyboardInterrupt
         decoded.append(path.name)
-        return real(path)
+        return real(path, bits)
 
-    monkeypatch.setattr(disk_cache, "read_image", read)
+    monkeypatch.setattr(datasets, "read_image", read)
     cache = tmp_path / "cache"
     for limit[0] in (3, 5, 6):
         with pytest.raises(KeyboardInterrupt):
@@ -159,9 +159,9 @@ def test_a_killed_writer_leaves_what_the_next_one_continues(tmp_path):
     def work():
         disk_cache.SYNC = 1
         disk_cache.in_threads = lambda work, items, title: map(work, items)
-        real = disk_cache.read_image
-        disk_cache.read_image = lambda path: (
-            os.kill(os.getpid(), signal.SIGKILL) if path.stem == "000003" else real(path)
+        real = datasets.read_image
+        datasets.read_image = lambda path, bits: (
+            os.kill(os.getpid(), signal.SIGKILL) if path.stem == "000003" else real(path, bits)
         )
         write_cache(open_tree(root), None, cache, sizes)
 

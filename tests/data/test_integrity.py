@@ -56,17 +56,17 @@ def test_interlaced_pngs_have_seven_images(tmp_path):
         check_image_file(file)
 
 
-def damaged(tmp_path, content, said):
+def damaged(tmp_path, content, said, cure="copy or unpack the file again"):
     file = tmp_path / "bad.png"
     file.write_bytes(content)
-    with pytest.raises(Damaged, match=rf"bad\.png .*{said}.*: copy or unpack the file again"):
+    with pytest.raises(Damaged, match=rf"bad\.png .*{said}.*: {cure}"):
         check_image_file(file)
 
 
 def test_what_is_wrong_with_a_file_is_told(tmp_path):
     whole = png(tmp_path).read_bytes()
     damaged(tmp_path, b"", "is empty")
-    damaged(tmp_path, b"<html>404</html>", "is neither a PNG nor a JPEG file")
+    damaged(tmp_path, b"<html>404</html>", "is a web page, not an image", "the download failed, fetch it again")
     damaged(tmp_path, whole[: len(whole) // 2], "is cut off after")
     damaged(tmp_path, whole[:-12], "is cut off after")  # the end chunk alone is missing
     damaged(tmp_path, whole[:-40] + bytes(28) + whole[-12:], "wrong checksum")  # a hole in a sparse download

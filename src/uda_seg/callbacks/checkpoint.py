@@ -174,3 +174,10 @@ class Checkpoints(LastCheckpoint):
             self.best_miou, self.best_step = pl_module.miou, trainer.global_step
             trainer.save_checkpoint(self.folder / "best.ckpt", weights_only=False)
         super().on_validation_end(trainer, pl_module)
+
+    def save_last(self, trainer: pl.Trainer) -> None:
+        """Write `last.ckpt`, with all that a validation would have done to the network for the test."""
+        if not sum(trainer.num_val_batches):
+            assert isinstance(trainer.lightning_module, UDAModule)
+            trainer.lightning_module.prepare_test()
+        super().save_last(trainer)

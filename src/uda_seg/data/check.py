@@ -20,6 +20,7 @@ from uda_seg.data.counting import present_ids
 from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.declared import MANY_LOW, Contents, contradiction, converted
 from uda_seg.data.depth import DepthFiles, same_shape
+from uda_seg.data.images import orientation_of, read_bytes, stored_size
 from uda_seg.data.integrity import Damaged, check_image_file
 from uda_seg.data.journal import Finding, Journal, stamp_of
 from uda_seg.data.parallel import in_threads
@@ -275,10 +276,17 @@ def _label_problem(report: Report, index: int, found: Finding, needed: bool) -> 
         cure = f"a *{data.encoding.suffix} of another kind? unpack it again"
         cure = "name them in label_map, or set unlisted=ignore" if data.encoding.described else cure
         return Problem(str(path), what, cure, "label", needed, index)
-    if any(shape) and found.shape != shape:
+    if any(shape) and found.shape != shape and not _lies_on_stored_pixels(data, index, found.shape, shape):
         what = f"is {found.shape[0]}x{found.shape[1]} but its image {shape[0]}x{shape[1]} (height x width)"
         return Problem(str(path), what, "unpack image and label again", "size", needed, index)
     return None
+
+
+def _lies_on_stored_pixels(
+    data: SegmentationDataset, index: int, label: tuple[int, int], shown: tuple[int, ...]
+) -> bool:
+    """Whether a label has the size of its photograph's pixels as they are stored, which EXIF has shown turned."""
+    return label == shown[::-1] and stored_size(label, orientation_of(read_bytes(data.image_path(index)))) == shown
 
 
 def _look_at_depth(path: Path, depth: DepthFiles) -> Finding:

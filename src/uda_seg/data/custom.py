@@ -31,7 +31,7 @@ class CustomData:
     Args:
         images: Folder of the images; ``{split}`` stands for the split, ``*`` for any one folder.
         labels: Folder of the labels, with the images' sub-folders and stars; None: there are none.
-        image_suffix: The end of every image's name.
+        image_suffix: The end of every image's name, in whatever case; ``.*`` at its end: that of every kind of image.
         label_suffix: What takes its place in the label's name.
         label_format: gray: ids of 8 or 16 bits; palette: ids are indices into a colour table; red: ids are the red
             channel of a 16-bit colour PNG; color: colours stand for classes.

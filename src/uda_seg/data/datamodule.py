@@ -139,6 +139,7 @@ class UDADataModule(pl.LightningDataModule):
         if target_labels and settings.target is not None:
             self._labeled = ("data.target", settings.target)
         self._target = settings.target if needs_target and not target_labels else None
+        self._found: dict[str, SegmentationDataset] = {}
         self._streams: dict[str, DomainStream] = {}
         self._validation: dict[str, SampleReader] = {}
         self._looked: dict[str, Contents] = {}
@@ -180,7 +181,15 @@ class UDADataModule(pl.LightningDataModule):
             if domain is not None and self._in_shards(option):
                 open_shards(domain, self.settings, option)
             elif domain is not None and (domain.dataset != "streets" or domain.root is not None):
-                open_domain(domain, self.settings, self.classes, option, labeled=read)
+                depth = self.needs_depth and not option.startswith("data.validation.")
+                self._found[option] = self._open(domain, option, labeled=read, depth=depth)
+
+    def _open(self, domain: DomainSettings, option: str, *, labeled: bool, depth: bool) -> SegmentationDataset:
+        """A data set, opened anew unless `find` has done so."""
+        found = self._found.pop(option, None)
+        if found is not None:
+            return found
+        return open_domain(domain, self.settings, self.classes, option, labeled=labeled, depth=depth)
 
     def prepare_data(self) -> None:
         """Render and count whatever the cache lacks (Lightning calls it once per machine, before `setup`)."""
@@ -281,7 +290,7 @@ class UDADataModule(pl.LightningDataModule):
         if self._in_shards(option):
             dataset, stored = open_shards(domain, self.settings, option), None
         else:
-            dataset = open_domain(domain, self.settings, self.classes, option, labeled=labeled, depth=depth)
+            dataset = self._open(domain, option, labeled=labeled, depth=depth)
             if labeled and self.rank == 0:  # once is enough
                 self._looked[option] = check_labels(dataset, option, self.eval_classes)
             stored = self._stored(dataset, domain, option) if resize_label else None

@@ -5,7 +5,9 @@ A new data set is one entry of `uda_seg.data.specs.SPECS` and one YAML in `conf/
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
 
 import cv2
@@ -13,13 +15,36 @@ import numpy as np
 
 from uda_seg.data.batch import Array, Sample
 from uda_seg.data.counting import present_ids
-from uda_seg.data.decoding import read_image
 from uda_seg.data.depth import DepthFiles, find_depth
-from uda_seg.data.folders import fixed, holds, nearby_root, packed_files, scan
+from uda_seg.data.folders import (
+    ends_in,
+    files_below,
+    fixed,
+    holds,
+    kinds_of,
+    nearby_root,
+    packed_files,
+    twins,
+    without_end,
+)
+from uda_seg.data.images import (
+    decode,
+    eight_bits,
+    frames,
+    orientation_of,
+    read_bytes,
+    read_image,
+    spread,
+    stored_size,
+    upright,
+    used_bits,
+)
 from uda_seg.data.labels import ClassSet, class_map, lookup_table
 from uda_seg.data.settings import DataSettings, DomainSettings, prepare_command
 from uda_seg.data.specs import CUSTOM, SPECS, DatasetSpec, LabelEncoding, custom_spec
 from uda_seg.errors import UserError
+
+log = logging.getLogger(__name__)
 
 _UNKNOWN = 254  # stands for a raw id that the encoding does not know
 
@@ -35,8 +60,12 @@ class SegmentationDataset:
         labeled: Without labels no label file is looked for, opened or needed.
         depth: Likewise depth: find the files with `find_depth` from the split's image names.
         count: Use the first `count` images; None: all.
+        bits: How many of 16 bits a channel the images use; None: found in a sample.
         option: The setting that `root` comes from, for messages.
         prepare: The command that prepares the data, for messages; empty: there is none.
+
+    Attributes:
+        left_out: Files among the images that are not taken for images, relative to their folder.
 
     Raises:
         UserError: no folder, no images, images without a label; `read` names what is wrong with a file.
@@ -52,6 +81,7 @@ class SegmentationDataset:
         labeled: bool,
         depth: Callable[[list[str]], DepthFiles] | None = None,
         count: int | None = None,
+        bits: int | None = None,
         option: str = "data.source",
         prepare: str = "",
     ) -> None:
@@ -59,9 +89,12 @@ class SegmentationDataset:
             raise UserError(f"{option}.split={split}: {spec.title} has {' and '.join(spec.splits)} only")
         self.spec, self.root, self.split, self.classes, self.option = spec, root, split, classes, option
         then = f", then run {prepare}" if prepare else ""
+        # A target that nobody labelled can be adapted to all the same.
+        then += f"; to train without scores: '~{option}'" if option.startswith("data.validation.") else ""
         cure = f"set {option}.root to the folder that holds {spec.layout(split)}{then}"
         if labeled and not spec.encodings:
-            raise UserError(f"{option}: the labels of {spec.title} are not read: it has images and sequences alone")
+            cure = f"describe them in {option}.custom.labels" if spec.title == CUSTOM else "take another data set"
+            raise UserError(f"{option}: {spec.title} has no labels that are read: {cure}{then}")
         images, labels = self._place(labeled)
         (image_root, self._within), (label_root, _) = fixed(images), fixed(labels)
         self.image_root, self.label_root = root / image_root, root / label_root
@@ -71,11 +104,16 @@ class SegmentationDataset:
                 if right is not None:
                     cure = f"set {option}.root={right}, which holds {images}{then}"
                 raise UserError(f"{spec.title}: no folder {folder}: {packed_files(root, prepare) or cure}")
-        found = self.image_files()
+        self._spelled: dict[str, str] = {}
+        self._bits = bits
+        found, self.left_out = self._images_and_others()
         self.names = found[:count]
         if not self.names:
             where = "/".join((str(self.image_root), *self._within))
-            raise UserError(f"{spec.title}: no image {where}/**/*{spec.image_suffix}: {cure}")
+            there = f", but {kinds_of(self.left_out)}" if self.left_out else ""
+            raise UserError(f"{spec.title}: no image {where}/**/*{spec.image_suffix}{there}: {cure}")
+        if labeled and (pair := twins(self.names, spec.image_suffix)):
+            raise UserError(f"{self.image_root}: {pair[0]} and {pair[1]} would have one label: name them apart")
         self.depth = None if depth is None else depth(self.names)
         self._encoding: LabelEncoding | None = None
         if labeled:
@@ -124,18 +162,78 @@ class SegmentationDataset:
         return self.label_root / self.label_name(self.names[index], self.encoding)
 
     def read(self, index: int) -> Sample:
-        """Decode the image at `index` and what was asked for beside it, as on disk."""
-        image = read_image(self.image_path(index))
-        depth = None if self.depth is None else self.depth.read(index, (image.shape[0], image.shape[1]))
-        if not self.labeled:
-            return Sample(image, depth=depth)
-        label = self.read_label(index)
-        if label.shape != image.shape[:2]:
-            raise UserError(
-                f"{self.label_path(index)} is {label.shape[0]}x{label.shape[1]} but its image "
-                f"{self.image_path(index)} is {image.shape[0]}x{image.shape[1]} (height x width)"
-            )
+        """Decode the image at `index` and what was asked for beside it, as on disk, upright."""
+        path = self.image_path(index)
+        content = read_bytes(path)
+        orientation = orientation_of(content)
+        image = eight_bits(upright(decode(content, str(path)), orientation), self.bits, str(path))
+        size = (image.shape[0], image.shape[1])
+        depth = None if self.depth is None else self.depth.read(index, size)
+        label = self._upright(self.read_label(index), index, size, orientation) if self.labeled else None
         return Sample(image, label, depth=depth)
+
+    def read_image(self, index: int) -> Array:
+        """The image at `index` alone."""
+        return read_image(self.image_path(index), self.bits)
+
+    def read_upright_label(self, index: int) -> Array:
+        """The label at `index` alone, on the pixels of `read_image`."""
+        label = self.read_label(index)
+        content = read_bytes(self.image_path(index))
+        orientation = orientation_of(content)
+        if orientation == 1:
+            return label
+        height, width = decode(content, str(self.image_path(index))).shape[:2]
+        return self._upright(label, index, stored_size((height, width), orientation), orientation)
+
+    @cached_property
+    def bits(self) -> int | None:
+        """How many of 16 bits a channel the images use; None: they have 8."""
+        if self._bits is not None:
+            return self._bits
+        sample = [partial(read_bytes, self.image_path(index)) for index in spread(range(len(self)))]
+        return used_bits(sample, f"{self.option}.bits")
+
+    def _upright(self, label: Array, index: int, shown: tuple[int, int], orientation: int) -> Array:
+        """A label on the pixels of its image as it is shown (H, W): drawn on these, or on the stored ones.
+
+        Its size says which; of images turned by 180 degrees, mirrored or square, `stored_labels`.
+
+        Raises:
+            UserError: it has neither's size.
+        """
+        size, stored = (label.shape[0], label.shape[1]), stored_size(shown, orientation)
+        if size == shown and (orientation == 1 or size != stored or not self.stored_labels):
+            return label
+        if size == stored and orientation != 1:
+            return upright(label, orientation)
+        turned = "" if shown == stored else f", stored as {stored[0]}x{stored[1]} (EXIF orientation {orientation})"
+        raise UserError(
+            f"{self.label_path(index)} is {size[0]}x{size[1]} but its image "
+            f"{self.image_path(index)} is {shown[0]}x{shown[1]}{turned} (height x width)"
+        )
+
+    @cached_property
+    def stored_labels(self) -> bool:
+        """Whether labels lie on the stored pixels of photographs that size does not tell about, else on the shown ones.
+
+        Those of a sample whose height and width their orientation exchanges say so for all; else the shown ones count.
+        """
+        said = set()
+        for index in spread(range(len(self))):
+            content = read_bytes(self.image_path(index))
+            if (orientation := orientation_of(content)) == 1:
+                continue
+            height, width = decode(content, str(self.image_path(index))).shape[:2]
+            if stored_size((height, width), orientation) != (height, width):
+                said.add(self.encoding.decode(self.label_path(index)).shape == (height, width))
+        if len(said) != 1:
+            log.warning(
+                "%s: photographs are turned by their EXIF orientation, and no size tells whether labels lie on the "
+                "stored or on the shown pixels: the shown ones are taken (turn the files themselves to be sure)",
+                self.option,
+            )
+        return said == {True}
 
     def read_label(self, index: int) -> Array:
         """The label at `index` as uint8 [H, W], train ids of the wanted classes, 255 = ignore."""
@@ -171,15 +269,42 @@ class SegmentationDataset:
 
     def label_name(self, image_name: str, encoding: LabelEncoding) -> str:
         """The label of this kind that belongs to an image, relative to the labels' folder."""
-        return image_name.removesuffix(self.spec.image_suffix) + encoding.suffix
+        name = without_end(image_name, self.spec.image_suffix) + encoding.suffix
+        return self._spelled.get(name, name)
 
     def image_files(self) -> list[str]:
         """All images of the split on disk, relative to `image_root`, sorted."""
-        return scan(self.image_root, self.spec.image_suffix, self._within)
+        return self._images_and_others()[0]
+
+    def _images_and_others(self) -> tuple[list[str], list[str]]:
+        """The images under `image_root` and the files that are none; labels that lie there too are neither."""
+        found, suffix = files_below(self.image_root, self._within), self.spec.image_suffix
+        if self.label_root == self.image_root:
+            ends = [e.suffix for e in self.spec.encodings if e.suffix.lower() != suffix.lower()]
+            found = [name for name in found if not any(ends_in(name, end) for end in ends)]
+        elif self.label_root.is_relative_to(self.image_root):
+            below = f"{self.label_root.relative_to(self.image_root).as_posix()}/"
+            found = [name for name in found if not name.startswith(below)]
+        images = [name for name in found if ends_in(name, suffix)]
+        return images, [name for name in found if not ends_in(name, suffix)] if len(images) < len(found) else []
 
     def label_files(self, suffix: str) -> list[str]:
         """All files of the split where labels lie whose names end in `suffix`, relative to `label_root`, sorted."""
-        return scan(self.label_root, suffix, self._within)
+        found = [name for name in files_below(self.label_root, self._within) if ends_in(name, suffix)]
+        self._note_spelling(found)
+        return found
+
+    def _note_spelling(self, labels: list[str]) -> None:
+        """Remember the names of labels whose ends are written in another case than `label_name` would."""
+        ends = [encoding.suffix for encoding in self.spec.encodings]
+        present: set[str] | None = None
+        for name in labels:
+            for end in ends:
+                if ends_in(name, end) and not name.endswith(end):
+                    present = set(labels) if present is None else present
+                    plain = without_end(name, end) + end
+                    if plain not in present:
+                        self._spelled[plain] = name
 
     def _find_encoding(self, images: list[str], cure: str) -> LabelEncoding:
         """The kind of label files that covers the most images.
@@ -197,9 +322,12 @@ class SegmentationDataset:
             first = missing[best][0]
             if len(missing[best]) < len(self):
                 cure = f"unpack the labels again, or set {self.option}.count to use the first images only"
+            others = sorted(set(self.label_files("")) - set(self.names)) if self.label_root.is_dir() else []
+            there = f" ({kinds_of(others)} lie there)" if others and len(missing[best]) == len(self) else ""
+            label = self.label_root / self.label_name(first, kinds[best])
             raise UserError(
                 f"{self.spec.title}: {len(missing[best])} of {len(self)} images have no label, the first is "
-                f"{self.image_root / first} without {self.label_root / self.label_name(first, kinds[best])}: {cure}"
+                f"{self.image_root / first} without {label}{there}: {cure}"
             )
         if self.spec is not SPECS["streets"]:  # which may be being rendered, labels first
             known = {self.label_name(name, kind) for name in images for kind in kinds}
@@ -252,7 +380,7 @@ def open_domain(
             f"{option}.root is not set: set {option}.root=FOLDER of {spec.title}, which holds "
             f"{spec.layout(domain.split)}, then run {prepare}"
         )
-    return SegmentationDataset(
+    data = SegmentationDataset(
         spec,
         root,
         domain.split,
@@ -260,9 +388,25 @@ def open_domain(
         labeled=labeled,
         depth=_depth_finder(domain, settings, spec, root, option) if depth else None,
         count=domain.count,
+        bits=domain.bits,
         option=option,
         prepare="" if domain.dataset == "streets" else prepare,
     )
+    if data.left_out:
+        log.warning(
+            "%s: left out of %s, not *%s: %s", option, data.image_root, spec.image_suffix, kinds_of(data.left_out)
+        )
+    say_frames(data)
+    return data
+
+
+def say_frames(data: SegmentationDataset) -> None:
+    """Log where files of a sample hold several pictures each, of which the first is read."""
+    paths = [data.image_path(index) for index in spread(range(len(data)))]
+    paths = [path for path in paths if path.suffix.lower() in (".gif", ".webp", ".tif", ".tiff", ".avif")]
+    several = [path for path in paths if frames(read_bytes(path)) > 1]
+    if several:
+        log.warning("%s: %s and others hold several pictures each: the first is read", data.option, several[0])
 
 
 def _refuse_shards(domain: DomainSettings, settings: DataSettings, spec: DatasetSpec, root: Path, option: str) -> None:

@@ -1,4 +1,4 @@
-"""Image and label files, decoded; a file that is not what it should be is a UserError that names it."""
+"""Label files, decoded; a file that is not what it should be is a UserError that names it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,12 @@ from cv2.typing import MatLike
 from numpy.typing import NDArray
 from PIL import Image
 
-from uda_seg.data.batch import Array
 from uda_seg.data.counting import RawIds
+from uda_seg.data.images import wrong_with
 from uda_seg.errors import UserError
 
 Decoder = Callable[[Path], RawIds]
 _PNG = b"\x89PNG\r\n\x1a\n"
-
-
-def read_image(path: Path) -> Array:
-    """An image file as RGB, uint8 [H, W, 3]; an unreadable one is a UserError that names it."""
-    return np.ascontiguousarray(_decode(path, cv2.IMREAD_COLOR)[..., ::-1], np.uint8)
 
 
 def read_gray(path: Path) -> NDArray[np.uint8]:
@@ -54,7 +49,7 @@ def read_palette(path: Path) -> NDArray[np.uint8]:
                 raise UserError(f"{path} is not a label with 8-bit ids but {what}: {_cure(label)}")
             return np.array(file, np.uint8) // (1 if file.mode == "1" else _step(content))
     except (OSError, SyntaxError) as error:
-        raise UserError(f"{path} cannot be read as an image: copy or unpack the file again") from error
+        raise UserError(f"{path} {wrong_with(content)}") from error
 
 
 def read_red(path: Path) -> NDArray[np.uint16]:
@@ -159,5 +154,5 @@ def _decoded(content: bytes, path: Path, flags: int) -> MatLike:
     except cv2.error:
         image = None
     if image is None:
-        raise UserError(f"{path} cannot be read as an image: copy or unpack the file again")
+        raise UserError(f"{path} {wrong_with(content)}")
     return image

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from uda_seg.data.folders import without_end
 from uda_seg.data.settings import DataSettings, DomainSettings
 from uda_seg.errors import UserError
 from uda_seg.ops.depth import INVALID, inverse_depth
@@ -256,7 +257,7 @@ def find_depth(
         candidates = [(root / layout.folder.format(split=domain.split), layout) for layout in layouts]
     if not candidates:
         raise UserError(f"{option}: {dataset} has no depth of its own; {cure}")
-    stems = [name.removesuffix(image_suffix) for name in names]
+    stems = [without_end(name, image_suffix) for name in names]
     found = [[place / (stem + layout.suffix) for stem in stems] for place, layout in candidates]
     missing = [[path for path in paths if not path.is_file()] for paths in found]
     best = min(range(len(found)), key=lambda i: len(missing[i]))

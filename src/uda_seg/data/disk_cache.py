@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 
 from uda_seg.data.batch import Sample
 from uda_seg.data.datasets import SegmentationDataset
-from uda_seg.data.decoding import read_image
 from uda_seg.data.parallel import in_threads
 from uda_seg.data.transforms import Resize
 from uda_seg.errors import UserError
@@ -77,11 +76,12 @@ def planes(dataset: SegmentationDataset, resize: Resize | None, cache: Path, dis
         return Plane(name, np.dtype(kind), channels, folder, decode)
 
     images = [f"{dataset.image_root}/{name}" for name in dataset.names]
-    found = [described("image", np.uint8, 3, images, [], lambda i: image(read_image(dataset.image_path(i))))]
+    scaled = [] if dataset.bits in (None, 16) else [dataset.bits]
+    found = [described("image", np.uint8, 3, images, scaled, lambda i: image(dataset.read_image(i)))]
     if dataset.labeled:
         labels = [f"{dataset.label_root}/{dataset.label_name(n, dataset.encoding)}" for n in dataset.names]
         how = [dataset.spec.title, dataset.classes.name, dataset.encoding.identity]
-        found.append(described("label", np.uint8, 1, labels, how, lambda i: plane(dataset.read_label(i))))
+        found.append(described("label", np.uint8, 1, labels, how, lambda i: plane(dataset.read_upright_label(i))))
     if files is not None:
         how = [files.encoding.title, resize.depth if resize else ""]
         paths = [str(files.paths[i]) for i in range(count)] + images  # it takes the image's size first

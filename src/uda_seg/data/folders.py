@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections import Counter
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
+from uda_seg.data.images import SUFFIXES
 from uda_seg.data.specs import DatasetSpec
+from uda_seg.errors import UserError
+
+# What systems leave among a person's files, in lower case.
+_CLUTTER = {
+    *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"),
+    *("__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information"),
+}
+_KINDS_SHOWN, _NAMES_SHOWN = 5, 3
 
 
 def fixed(pattern: str) -> tuple[str, tuple[str, ...]]:
@@ -43,18 +54,91 @@ def packed_files(root: Path, prepare: str) -> str | None:
 
 
 def scan(folder: Path, suffix: str, within: tuple[str, ...] = ()) -> list[str]:
-    """Files under `folder` whose names end in `suffix`, relative to it with forward slashes, sorted.
+    """Files under `folder` whose names end in `suffix` (`ends_in`), relative to it with forward slashes, sorted.
 
     Those alone whose first folders match the patterns of `within`, one by one.
     """
-    found = []
-    for place, folders, names in os.walk(folder, followlinks=True):
-        relative = PurePosixPath(Path(place).relative_to(folder).as_posix())
-        depth = len(relative.parts)
-        if depth < len(within):
-            folders[:] = [name for name in folders if fnmatch(name, within[depth])]
-        else:
-            prefix = f"{relative}/" if depth else ""
-            # A Mac's archives hold a `._name.png` beside each name.png, which is no image.
-            found += [prefix + name for name in names if name.endswith(suffix) and not name.startswith(".")]
+    return [name for name in files_below(folder, within) if ends_in(name, suffix)]
+
+
+def files_below(folder: Path, within: tuple[str, ...] = (), without: Path | None = None) -> list[str]:
+    """All files under `folder`, relative to it, sorted; linked folders are followed, though never in circles.
+
+    Hidden files and folders, and those that systems leave beside pictures, are not among them.
+
+    Args:
+        folder: Where to look.
+        within: Patterns of the first folders, one by one.
+        without: A folder that is passed over.
+
+    Raises:
+        UserError: a folder that cannot be looked into.
+    """
+    found: list[str] = []
+    passed = None if without is None else without.resolve()
+
+    def enter(place: Path, prefix: str, depth: int, above: frozenset[tuple[int, int]]) -> None:
+        try:
+            entries = list(os.scandir(place))
+            own = os.stat(place)
+        except OSError as error:
+            raise UserError(f"cannot look into the folder {place}: {error.strerror or error}") from error
+        here = (own.st_dev, own.st_ino)
+        if here in above or (passed is not None and place.resolve() == passed):
+            return  # `above`: a link to a folder that it lies in
+        for entry in entries:
+            if is_clutter(entry.name):
+                continue
+            if _is_folder(entry):
+                if depth >= len(within) or fnmatch(entry.name, within[depth]):
+                    enter(place / entry.name, f"{prefix}{entry.name}/", depth + 1, above | {here})
+            elif depth >= len(within):
+                found.append(prefix + entry.name)
+
+    enter(folder, "", 0, frozenset())
     return sorted(found)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def is_clutter(name: str) -> bool:
+    """Whether a file or folder is hidden, or one that a system leaves (a Mac's archives: `._name.png`, `__MACOSX`)."""
+    return name.startswith(".") or name.lower() in _CLUTTER
+
+
+def ends_in(name: str, suffix: str) -> bool:
+    """Whether a name has this end, in whatever case; an end in `.*` is that of every kind of image."""
+    lower, suffix = name.lower(), suffix.lower()
+    if suffix.endswith(".*"):
+        return lower.endswith(tuple(suffix[:-2] + kind for kind in SUFFIXES))
+    return lower.endswith(suffix)
+
+
+def without_end(name: str, suffix: str) -> str:
+    """A name that `ends_in` a suffix, without it."""
+    if suffix.endswith(".*"):
+        return name[: len(name) - len(PurePosixPath(name).suffix) - len(suffix[:-2])]
+    return name[: len(name) - len(suffix)]
+
+
+def kinds_of(names: Sequence[str]) -> str:
+    """What files are there, in a few words: `3 files (2 .jpg, 1 .txt): a.jpg, b.jpg, notes.txt`."""
+    kinds = Counter(PurePosixPath(name).suffix.lower() or "without a suffix" for name in names)
+    listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(_KINDS_SHOWN))
+    more = ", ..." if len(kinds) > _KINDS_SHOWN else ""
+    first = ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
+    return f"{len(names)} file{'s' if len(names) > 1 else ''} ({listed}{more}): {first}"
+
+
+def twins(names: Sequence[str], suffix: str) -> tuple[str, str] | None:
+    """The first two of these names that are one without their ends; None: all can be told apart."""
+    seen: dict[str, str] = {}
+    for name in names:
+        if (first := seen.setdefault(without_end(name, suffix), name)) != name:
+            return first, name
+    return None

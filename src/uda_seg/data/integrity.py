@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from pathlib import Path
 
-import cv2
 import numpy as np
+from PIL import Image, UnidentifiedImageError
 
+from uda_seg.data.images import decode, kind_of, orientation_of, stored_size, wrong_with
 from uda_seg.errors import UserError
 
 PNG, JPEG, JPEG_END = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\xff\xd9"
@@ -23,7 +25,7 @@ class Damaged(UserError):
 
 
 def check_image_file(path: Path) -> tuple[int, int]:
-    """Read a PNG or JPEG file to its last byte and return its (height, width); see `check_image`.
+    """Read an image file to its last byte and return the (height, width) it is shown with; see `check_image`.
 
     Raises:
         Damaged: names the file and what is wrong with it.
@@ -40,38 +42,61 @@ def read_file(path: Path) -> bytes:
 
 
 def check_image(content: bytes, name: str) -> tuple[int, int]:
-    """Read the content of a PNG or JPEG file called `name` to its last byte and return its (height, width).
+    """Read the content of an image called `name` to its last byte; returns the (height, width) it is shown with.
 
     A PNG is whole if every chunk's checksum is right, the end chunk is there, and its pixels inflate to as many bytes,
     with as many valid row filters, as its header promises (PNG specification, sections 5, 7.2 and 9). A JPEG has no
-    checksums: it must decode and have its end marker.
+    checksums: it must decode and have its end marker. Other kinds must decode, and by PIL, which refuses what is cut
+    off, where PIL knows them.
 
     Raises:
         Damaged: names the file and what is wrong with it.
     """
     try:
         if content.startswith(PNG):
-            return _check_png(memoryview(content))
-        if content.startswith(JPEG):
-            return _check_jpeg(content)
-        raise _Flaw("is empty" if not content else "is neither a PNG nor a JPEG file")
+            size = _check_png(memoryview(content))
+        elif content.startswith(JPEG):
+            size = _check_jpeg(content)
+        else:
+            size = _check_other(content)
     except _Flaw as flaw:
-        raise Damaged(f"{name} {flaw}: {CURE}") from flaw
+        raise Damaged(f"{name} {flaw}: {flaw.cure}") from flaw
+    return stored_size(size, orientation_of(content))
 
 
 class _Flaw(Exception):
-    """What is wrong, as the words after a file's name."""
+    """What is wrong, as the words after a file's name, and what to do about it."""
+
+    def __init__(self, what: str, cure: str = CURE) -> None:
+        super().__init__(what)
+        self.cure = cure
 
 
 def _check_jpeg(content: bytes) -> tuple[int, int]:
     if JPEG_END not in content[-1024:]:  # some cameras add a few bytes after it
         raise _Flaw("is cut off: it has no end marker")
+    return _decoded_size(content)
+
+
+def _check_other(content: bytes) -> tuple[int, int]:
+    if kind_of(content) is None:
+        what, _, cure = wrong_with(content).rpartition(": ")
+        raise _Flaw(what, cure)
     try:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error:
-        image = None
-    if image is None:
-        raise _Flaw("cannot be decoded")
+        with Image.open(io.BytesIO(content)) as file:
+            file.load()
+    except (UnidentifiedImageError, Image.DecompressionBombError):
+        pass  # 16-bit TIFF in colours is one that OpenCV alone reads
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise _Flaw(f"is damaged ({error})") from error
+    return _decoded_size(content)
+
+
+def _decoded_size(content: bytes) -> tuple[int, int]:
+    try:
+        image = decode(content, "")
+    except UserError as error:
+        raise _Flaw("cannot be decoded") from error
     return image.shape[0], image.shape[1]
 
 

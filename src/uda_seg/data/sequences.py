@@ -18,8 +18,8 @@ from torch import Tensor
 
 from uda_seg.data.batch import TensorBatch
 from uda_seg.data.datasets import open_domain
-from uda_seg.data.decoding import read_image
 from uda_seg.data.depth import DepthFiles, find_depth
+from uda_seg.data.images import read_image
 from uda_seg.data.labels import ClassSet
 from uda_seg.data.sampling import ShuffledOrder, positions
 from uda_seg.data.settings import DataSettings, DomainSettings
@@ -207,6 +207,7 @@ class SequenceDataset:
             _render_views(domain, settings, views)
         images = open_domain(domain, settings, classes, option, labeled=False)
         self.root, self.split, self.image_root, self.size = images.root, domain.split, images.image_root, domain.size
+        self.bits = images.bits
         broken = {self.image_root / name for name in self.layout.broken} if self.split == "train" else set()
         shown = {name: [self.image_root / name, *(self._view(name, view) for view in views)] for name in images.names}
         self.names = [n for n, paths in shown.items() if all(p not in broken and p.is_file() for p in paths)]
@@ -252,13 +253,13 @@ class SequenceDataset:
         assert self.layout is not None
         name = self.names[index]
         camera = self.layout.camera(self.root, self.split, name)
-        whole = read_image(self.image_root / name)
+        whole = read_image(self.image_root / name, self.bits)
         before = (whole.shape[0], whole.shape[1])
         after = before if self.size is None else fit_inside(before, (self.size[0], self.size[1]))
         pictures = [whole]
         for view in self.views:
             path = self._view(name, view)
-            picture = read_image(path)
+            picture = read_image(path, self.bits)
             if picture.shape != whole.shape:
                 raise UserError(f"{path} has another size than {self.image_root / name}, whose view it should be")
             pictures.append(picture)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from uda_seg.data.labels import CLASS_SETS
-from uda_seg.limits import Count, CountOrZero, OneOf, Positive, PositiveFraction
+from uda_seg.limits import BitDepth, Count, CountOrZero, OneOf, Positive, PositiveFraction
 
 
 @dataclass
@@ -24,6 +24,8 @@ class DomainSettings:
         keep_ratio: False: images are squeezed into all of `size`, as some of the papers' codes do. (Depth is learnt and
             exported with the ratio kept.)
         count: Use the first `count` images; streets: how many to render.
+        bits: How many of 16 bits a channel the images use: a camera's 12 bits, read as 16, would be nearly black. None:
+            found in a sample of them, and said in the log. Images of 8 bits are what they are.
         margins: [top, bottom, left, right] pixels of the image on disk in which pseudo-labels are not trusted
             (MIC's second version: 30, 240, 30, 30 on Cityscapes). Used for the target only.
         depth: Folder of depth maps, named like the images and with their sub-folders; None: where the data set keeps
@@ -41,6 +43,7 @@ class DomainSettings:
     size: list[int] | None = None
     keep_ratio: bool = True
     count: Count | None = None
+    bits: BitDepth | None = None
     margins: list[CountOrZero] | None = None
     depth: str | None = None
     depth_encoding: str | None = None

@@ -1,6 +1,6 @@
 """Unlabelled images in tar shards, as WebDataset lays them out: target sets too large for a folder of files.
 
-A shard is an uncompressed tar of PNG or JPEG images; whatever else lies in it (captions, JSON) is passed over. Beside
+A shard is an uncompressed tar of images; whatever else lies in it (captions, JSON) is passed over. Beside
 the shards, `index.json` says how many images each holds: with it, which image stands at a position of the endless
 stream is a function of the position, as for files. The root is a folder, or an address that WebDataset opens
 (`https://` with curl, `gs://` with gsutil): then each shard is fetched whole, once for a machine, when its turn comes.
@@ -15,16 +15,17 @@ import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from uda_seg.data.batch import Sample
 from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.fetched import FetchedFiles
+from uda_seg.data.folders import ends_in, is_clutter
+from uda_seg.data.images import HEAD, SUFFIXES, image_of, may_be_deep, spread, used_bits
 from uda_seg.data.integrity import Damaged, check_image, read_file
 from uda_seg.data.parallel import in_threads
 from uda_seg.data.sampling import Draw, Pick, generator
@@ -33,7 +34,6 @@ from uda_seg.errors import UserError
 from uda_seg.files import write_text, written_whole
 
 INDEX = "index.json"
-IMAGES = (".png", ".jpg", ".jpeg")
 OPEN_TABLES = 64  # shards whose tables of contents a process remembers: 16 bytes an image
 KEEP_EVERY = 32  # shards between two savings of an index that is being made
 ROOM = "make room or choose another folder"
@@ -110,9 +110,13 @@ def _open(path: Path) -> BinaryIO:
 def _members(file: BinaryIO, name: str) -> list[tuple[str, int, int]]:
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
-            return [(m.name, m.offset_data, m.size) for m in tar if m.isfile() and m.name.lower().endswith(IMAGES)]
+            return [(m.name, m.offset_data, m.size) for m in tar if m.isfile() and _is_image(m.name)]
     except (tarfile.TarError, EOFError, OSError) as error:
         raise Damaged(f"{name} is no whole, uncompressed tar ({error}): copy or pack the shard again") from error
+
+
+def _is_image(name: str) -> bool:
+    return ends_in(name, ".*") and not any(is_clutter(part) for part in PurePosixPath(name).parts)
 
 
 class ShardDataset:
@@ -122,6 +126,7 @@ class ShardDataset:
         root: folder or address of the shards.
         option: where that stands in the configuration, for messages.
         count: use the first `count` images; None: all.
+        bits: how many of 16 bits a channel the images use; None: found in the first of them.
         cache_bytes: room for fetched shards on this machine's disk; those opened longest ago are deleted for others.
         cure: what to do where there is no index, for the message.
 
@@ -133,7 +138,10 @@ class ShardDataset:
     depth = None
     labeled = False
 
-    def __init__(self, root: str, option: str, *, count: int | None, cache_bytes: int, cure: str) -> None:
+    def __init__(
+        self, root: str, option: str, *, count: int | None, cache_bytes: int, cure: str, bits: int | None = None
+    ) -> None:
+        self.option, self._bits = option, bits
         root = root.removeprefix("file://")
         self.root = root.rstrip("/") if is_address(root) else str(Path(root).expanduser())
         self._fetched = FetchedFiles(self.root, cache_bytes)
@@ -159,20 +167,38 @@ class ShardDataset:
         Raises:
             UserError: names the shard, and the place in it, of what cannot be read.
         """
+        content, name = self._content(index), self._name(index)
+        if not content:
+            raise UserError(f"{name} is cut off: copy or pack the shard again")
+        # Asked for only where it counts: it may fetch the first shard.
+        return Sample(image_of(content, self.bits if may_be_deep(content[:HEAD]) else None, name))
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """The shard of an image, and its place in it."""
         shard = int(np.searchsorted(self.ends, index, side="right"))
-        place = index - (int(self.ends[shard - 1]) if shard else 0)
+        return shard, index - (int(self.ends[shard - 1]) if shard else 0)
+
+    def _name(self, index: int) -> str:
+        shard, place = self._place(index)
+        return f"image {place} of {self.root}/{self.shards[shard].name}"
+
+    def _content(self, index: int, count: int = -1) -> bytes:
+        """The first bytes of an image's file, -1 for all; nothing where the shard is cut off."""
+        shard, place = self._place(index)
         start, size = self._table(shard)[place]
+        wanted = size if count < 0 else min(count, size)
         with self._open(shard) as file:
             file.seek(start)
-            content = np.frombuffer(file.read(size), np.uint8)
-        try:
-            image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size == size else None
-        except cv2.error:
-            image = None
-        if image is None:
-            name = f"{self.root}/{self.shards[shard].name}"
-            raise UserError(f"image {place} of {name} cannot be decoded: copy or pack the shard again")
-        return Sample(np.ascontiguousarray(image[..., ::-1], np.uint8))
+            content = file.read(wanted)
+        return content if len(content) == wanted else b""
+
+    @functools.cached_property
+    def bits(self) -> int | None:
+        """How many of 16 bits a channel the images use, by those of the first shard; None: they have 8."""
+        if self._bits is not None:
+            return self._bits
+        sample = [functools.partial(self._content, index) for index in spread(range(self.shards[0].images))]
+        return used_bits(sample, f"{self.option}.bits")
 
     def _read_table(self, shard: int) -> NDArray[np.int64]:
         with self._open(shard) as file:
@@ -279,7 +305,9 @@ def open_shards(domain: DomainSettings, settings: DataSettings, option: str) -> 
     if domain.root is None:
         raise UserError(f"{option}.root is not set: set it to the folder or address of the shards, then {cure}")
     room, window = settings.shards.cache_gb, settings.shards.window
-    found = ShardDataset(domain.root, option, count=domain.count, cache_bytes=int(room * 1e9), cure=cure)
+    found = ShardDataset(
+        domain.root, option, count=domain.count, bits=domain.bits, cache_bytes=int(room * 1e9), cure=cure
+    )
     together = sum(sorted(shard.bytes for shard in found.shards)[-window:]) / 1e9
     if is_address(found.root) and room < together:
         raise UserError(
@@ -338,7 +366,7 @@ def _check_shard(path: Path, known: dict[tuple[str, int], Shard]) -> Shard:
             file.seek(start)
             check_image(file.read(length), f"{path}: {name}")
     if not found:
-        raise UserError(f"{path} holds no image ({', '.join(IMAGES)}): take it out of the folder")
+        raise UserError(f"{path} holds no image ({', '.join(SUFFIXES)}): take it out of the folder")
     return Shard(path.name, len(found), size)
 
 

@@ -72,7 +72,7 @@ class DatasetSpec:
         classes: The classes of its train ids.
         images: Folder of the images; ``{split}`` stands for the split, ``*`` for any one folder.
         labels: Folder of the labels, with the same sub-folders and stars as the images.
-        image_suffix: The end of every image's name.
+        image_suffix: The end of every image's name, in whatever case; ``.*`` at its end: that of every kind of image.
         encodings: The kinds of label files, the preferred first; the one that covers the most images is read. None: the
             labels of this data set are not read.
         splits: The splits there are.

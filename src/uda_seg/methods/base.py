@@ -133,11 +133,19 @@ class UDAModule(StepModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forget the scores of the validation before; take the target's statistics if asked for (Lightning hook)."""
-        if self.plan.running_statistics == "target" and self.needs_target:
-            self.estimate_statistics()
+        self.prepare_test()
         for evaluator in [*self.evaluators, *self.teacher_evaluators]:
             assert isinstance(evaluator, SegmentationEvaluator)
             evaluator.reset()
+
+    def prepare_test(self) -> None:
+        """Take the target's statistics if asked for: before a validation, or a checkpoint where there is none."""
+        if self.plan.running_statistics == "target" and self.needs_target:
+            modes = {module: module.training for module in self.segmentor.modules()}
+            self.segmentor.eval()
+            self.estimate_statistics()
+            for module, mode in modes.items():
+                module.training = mode
 
     def estimate_statistics(self) -> None:
         """Make batch norm's running statistics those of unlabelled target crops, for the test and in the checkpoint.

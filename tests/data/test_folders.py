@@ -1,0 +1,148 @@
+"""What is found among a person's files, and that nothing is left out in silence."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+from trees import camvid_tree, noise, save, streets_tree
+
+from uda_seg.data.datasets import SegmentationDataset, open_domain
+from uda_seg.data.folders import ends_in, files_below, kinds_of, scan, without_end
+from uda_seg.data.labels import CAMVID, CITYSCAPES
+from uda_seg.data.settings import DataSettings, DomainSettings
+from uda_seg.data.specs import SPECS
+from uda_seg.errors import UserError
+
+
+def touch(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"")
+
+
+def custom(root, images="image", labels="label", **said):
+    return DomainSettings("custom", str(root), custom={"images": images, "labels": labels, **said})
+
+
+def opened(domain, labeled=True, option="data.source"):
+    return open_domain(domain, DataSettings(), CITYSCAPES, option, labeled=labeled)
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix", "stem"),
+    [
+        ("a.png", ".png", "a"), ("a.PNG", ".png", "a"), ("x/a_leftImg8bit.PnG", "_leftImg8bit.png", "x/a"),
+        ("a.jpeg", ".*", "a"), ("a.b.TIFF", ".*", "a.b"), ("a_rgb.jpg", "_rgb.*", "a"), ("a.txt", ".*", None),
+        ("a.jpg", ".png", None), ("a_depth.jpg", "_rgb.*", None),
+    ],
+)  # fmt: skip
+def test_ends_of_names_count_in_any_case(name, suffix, stem):
+    assert ends_in(name, suffix) == (stem is not None)
+    assert stem is None or without_end(name, suffix) == stem
+
+
+def test_hidden_files_and_what_systems_leave_are_no_files(tmp_path):
+    touch(
+        tmp_path, "a.png", "._a.png", ".b.png", "Thumbs.db", "__MACOSX/a.png", ".cache/c.png", "@eaDir/d.png", "e/f.PNG"
+    )
+    assert files_below(tmp_path) == ["a.png", "e/f.PNG"]
+    assert scan(tmp_path, ".png") == ["a.png", "e/f.PNG"]
+
+
+def test_links_are_followed_and_never_in_circles(tmp_path):
+    touch(tmp_path / "root", "a.png", "sub/b.png")
+    touch(tmp_path / "other", "c.png")
+    (tmp_path / "root/linked").symlink_to(tmp_path / "other")
+    (tmp_path / "root/sub/up").symlink_to(tmp_path / "root")
+    (tmp_path / "other/self").symlink_to(tmp_path / "other")
+    (tmp_path / "root/itself").symlink_to(tmp_path / "root/itself")
+    (tmp_path / "root/gone.png").symlink_to(tmp_path / "nowhere.png")
+    assert files_below(tmp_path / "root") == ["a.png", "gone.png", "itself", "linked/c.png", "sub/b.png"]
+
+
+def test_a_folder_that_cannot_be_looked_into_is_told(tmp_path, monkeypatch):
+    touch(tmp_path, "a.png", "closed/b.png")
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match=r"cannot look into the folder \S+/closed: Permission denied"):
+        files_below(tmp_path)
+
+
+def test_other_files_are_counted_and_named(tmp_path, caplog):
+    root = streets_tree(tmp_path, count=2)
+    touch(root / "image", "b.jpg", "a.jpg", "c.GIF", "notes.txt", "._x.png", "Thumbs.db")
+    data = opened(DomainSettings("streets", str(root)))
+    assert len(data) == 2
+    said = "data.source: left out of {}, not *.png: 4 files (2 .jpg, 1 .gif, 1 .txt): a.jpg, b.jpg, c.GIF, ..."
+    assert said.format(root / "image") in caplog.text
+    assert kinds_of(["a"]) == "1 file (1 without a suffix): a"
+
+
+def test_capital_suffixes_are_images_and_labels(tmp_path, caplog):
+    root = camvid_tree(tmp_path, count=3)
+    for folder in ("train", "trainannot"):
+        (root / folder / "001.png").rename(root / folder / "001.PNG")
+    (root / "trainannot/002.png").rename(root / "trainannot/002.Png")
+    data = SegmentationDataset(SPECS["camvid"], root, "train", CAMVID, labeled=True)
+    assert data.names == ["000.png", "001.PNG", "002.png"]
+    assert [data.label_path(i).name for i in range(3)] == ["000.png", "001.PNG", "002.Png"]
+    assert caplog.text == ""
+    for i in range(3):
+        sample = data.read(i)
+        assert sample.label is not None
+        known = sample.label != 255
+        np.testing.assert_array_equal(sample.image[..., 0][known], sample.label[known])
+
+
+def test_any_kind_of_image_can_be_asked_for(tmp_path):
+    label = np.zeros((8, 12), np.uint8)
+    for name in ("a.png", "b.JPG", "c.gif", "d.tif"):
+        (tmp_path / "image").mkdir(exist_ok=True)
+        Image.fromarray(noise(0)).save(tmp_path / "image" / name)
+        save(tmp_path / "label" / f"{name[0]}.png", label)
+    data = opened(custom(tmp_path, image_suffix=".*"))
+    assert data.names == ["a.png", "b.JPG", "c.gif", "d.tif"]
+    assert all(data.read(i).image.shape == (8, 12, 3) for i in range(4))
+    Image.fromarray(noise(0)).save(tmp_path / "image/a.jpg")
+    with pytest.raises(UserError, match=r"a\.jpg and a\.png would have one label: name them apart"):
+        opened(custom(tmp_path, image_suffix=".*"))
+    assert len(opened(custom(tmp_path, image_suffix=".*"), labeled=False)) == 5
+
+
+def test_labels_beside_their_images_are_no_images(tmp_path, caplog):
+    for name in ("a", "b"):
+        save(tmp_path / f"one/{name}.png", noise(0))
+        save(tmp_path / f"one/{name}_mask.png", np.zeros((8, 12), np.uint8))
+        save(tmp_path / f"two/{name}.png", noise(0))
+        save(tmp_path / f"two/masks/{name}.png", np.zeros((8, 12), np.uint8))
+    for labeled in (True, False):
+        assert opened(custom(tmp_path, "one", "one", label_suffix="_mask.png"), labeled).names == ["a.png", "b.png"]
+        assert opened(custom(tmp_path, "two", "two/masks"), labeled).names == ["a.png", "b.png"]
+    assert caplog.text == ""
+
+
+def test_what_lies_there_instead_is_said(tmp_path):
+    touch(tmp_path / "image", "a.jpg", "b.jpg")
+    with pytest.raises(UserError, match=r"no image \S+/image/\*\*/\*\.png, but 2 files \(2 \.jpg\): a\.jpg, b\.jpg"):
+        opened(DomainSettings("streets", str(tmp_path)), labeled=False)
+    root = streets_tree(tmp_path / "tree", count=1)
+    (root / "label/000000.png").rename(root / "label/000000.bmp")
+    with pytest.raises(UserError, match=r"have no label.*\(1 file \(1 \.bmp\): 000000\.bmp lie there\)"):
+        opened(DomainSettings("streets", str(root)))
+
+
+def test_validation_images_without_labels_are_told_with_the_way_to_do_without(tmp_path):
+    root = streets_tree(tmp_path, count=1)
+    (root / "label/000000.png").unlink()
+    for domain in (DomainSettings("streets", str(root)), custom(root, labels=None)):
+        with pytest.raises(UserError, match=r"label.*to train without scores: '~data\.validation\.target'"):
+            opened(domain, option="data.validation.target")
