@@ -6,7 +6,8 @@ import pytest
 
 from command_line import in_a_fork
 from uda_seg import bench, demo, evaluate, predict, train
-from uda_seg.command import check, composed, quoted, variant
+from uda_seg.cli.arguments import quoted
+from uda_seg.command import check, composed, variant
 from uda_seg.errors import UserError
 
 

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import itertools
 import logging
-import os
 import re
 import sys
 import textwrap
@@ -20,17 +19,19 @@ import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from uda_seg.config import CONF, Config, accepted, groups, key_of, parse
+from uda_seg.cli.arguments import parsed, read_arguments
+from uda_seg.cli.keys import Places, check_keys
+from uda_seg.config import CONF, Config, groups, key_of, parse
 from uda_seg.errors import UserError, user_error
 from uda_seg.jobs import SILENT, Jobs, Outcome
 from uda_seg.launch import first_machine, share_cores
-from uda_seg.schema import leaves, nearest
+from uda_seg.schema import leaves, nearest, shown
 
 log = logging.getLogger(__name__)
 
@@ -97,20 +98,16 @@ def run(
     Exits with code 1 and one line on standard error after a UserError.
     """
     OmegaConf.register_new_resolver("usage", lambda: str(sys.modules[work.__module__].__doc__), replace=True)
-    arguments = sys.argv[1:]
-    overrides = [a for a in arguments if ("=" in a or a.startswith("~")) and not a.startswith("-")]
-    others = [a for a in arguments if a not in overrides]
-    overrides = [quoted(emptied(override)) for override in overrides]
     jobs = Jobs()
     ended: SystemExit | None = None
     try:
-        # Any flag but these asks Hydra to show something, a wrong configuration included.
-        if not {a for a in others if a.startswith("-")} - {"-m", "--multirun"}:
-            strays = [a for a in others if not a.startswith("-")]
-            if strays:
-                raise UserError(f"{strays[0]} is no override: write key=value, or --help")
-            overrides = check(name, expand(overrides) if expand is not None else overrides)
-        sys.argv = [sys.argv[0], *others, f"hydra.job.name={work.__name__}", *overrides]
+        said = read_arguments(sys.argv[1:])
+        overrides = said.overrides
+        if not said.explains:
+            refuse_two_weights(overrides)
+            overrides = expand(overrides) if expand is not None else overrides
+            overrides = check(said.name or name, overrides, said.folder, said.multirun)
+        sys.argv = [sys.argv[0], *said.flags, f"hydra.job.name={work.__name__}", *overrides]
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(_job(work, jobs))()
     except UserError as error:
         fail(error)
@@ -121,20 +118,13 @@ def run(
         raise ended
 
 
-def emptied(override: str) -> str:
-    """An override, with null for a `data.validation={}`: Hydra would merge nothing into the sets that are there."""
-    return "data.validation=null" if re.fullmatch(r"\+*data\.validation=\s*\{\s*\}", override) else override
-
-
-def quoted(override: str) -> str:
-    """An override, in quotes if its value is a path that is there and Hydra would read something else in it.
-
-    Our own run folders have '=' and ',' in their names.
-    """
-    key, _, value = override.partition("=")
-    if value[:1] in ("'", '"') or not re.search(r"[^\w./~+-]", value) or not os.path.exists(value):
-        return override
-    return f"{key}='" + value.replace("'", r"\'") + "'"
+def as_user_error(error: Exception) -> UserError:
+    """What Hydra or OmegaConf say of a configuration, in one line."""
+    if "hydra/launcher/submitit" in str(error):
+        return UserError("sweep=slurm needs submitit: pip install '.[sweep]' in the checkout")
+    said = [" ".join(str(e).split()) for e in (error, error.__cause__) if e is not None and str(e).strip()]
+    words = said or [type(error).__name__]
+    return UserError(f"configuration: {shown('; '.join(dict.fromkeys(words)), 400)}")
 
 
 def _sum_up(jobs: Jobs, after: Callable[[Sequence[Outcome]], None] | None) -> None:
@@ -151,24 +141,9 @@ def _sum_up(jobs: Jobs, after: Callable[[Sequence[Outcome]], None] | None) -> No
         fail(UserError(f"{len(failures)} job(s) failed: {'; '.join(failures)}"))
 
 
-def given_path(given: Sequence[str], key: str, usage: str, must_exist: bool = True) -> Path:
-    """The path that an override `key=` gives.
-
-    Raises:
-        UserError: it was not given, or nothing is there.
-    """
-    values = [o.partition("=")[2] for o in given if key_of(o) == key]
-    if not values:
-        raise UserError(f"{key}= is missing: {usage}")
-    path = Path(values[-1].strip("'\""))
-    if must_exist and not path.exists():
-        raise UserError(f"{key}={path}: there is no such file or folder")
-    return path
-
-
 def fail(error: UserError) -> None:
     """Print the line and leave with code 1."""
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
     raise SystemExit(1)
 
 
@@ -205,62 +180,88 @@ def _job(work: Callable[[Config, Path], Any], jobs: Jobs) -> Callable[[DictConfi
     return job
 
 
-def check(name: str, overrides: Sequence[str]) -> list[str]:
+def check(name: str, overrides: Sequence[str], folder: Path | None = None, multirun: bool = True) -> list[str]:
     """Refuse misspelt keys and choices with the nearest valid one, before Hydra is asked.
 
+    Args:
+        name: of the primary configuration.
+        overrides: as Hydra can read them.
+        folder: of further files of the configuration (`--config-dir`).
+        multirun: whether several values of an override are several runs.
+
     Returns:
-        The overrides; one for an option that a class takes but its file leaves at the default is marked as an addition.
+        The overrides; one for an option that a class or the schema has and no file sets is marked as an addition.
 
     Raises:
-        UserError: a line that cannot be parsed, an unknown key, or an unknown choice of a group.
+        UserError: a line that cannot be parsed, an unknown key, an unknown choice of a group, or several values where
+            one is meant.
     """
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        cure = "put a value that has '=', ',' or brackets of its own in quotes: \"key='value'\""
-        raise UserError(f"cannot read the overrides: {' '.join(str(error).split())}; {cure}") from error
-    choices = [o for o in parsed if o.key_or_group in groups() and not o.is_delete()]
-    # Hydra answers for its own keys, and the schema for what is explicitly added or deleted.
-    keys = [o.key_or_group for o in parsed if o.type == OverrideType.CHANGE and not o.key_or_group.startswith("hydra")]
+    read, places = parsed(overrides), Places.of(folder)
+    if not multirun:
+        _refuse_sweeps(name, read, places)
+    choices = [o for o in read if o.key_or_group in places.groups() and not o.is_delete()]
+    # Hydra answers for its own keys.
+    keys = [o for o in read if o.key_or_group not in places.groups() and not o.key_or_group.startswith("hydra")]
     unset: set[str] = set()
-    for chosen in itertools.product(*(_choices(o) for o in choices)):
-        tree = _compose(name, chosen)
-        present = {key for key, _ in leaves(tree)} | groups()
-        known = present.union(accepted(tree))
-        for key in keys:
-            if key not in known:
-                where = f" with {' '.join(chosen)}" if chosen else ""
-                raise UserError(f"{key} is no key of the configuration{where}; {nearest(key, known)}")
-        unset |= set(keys) - present
+    for chosen in itertools.product(*(_choices(o, places) for o in choices)):
+        unset |= check_keys(_compose(name, chosen, places), keys, chosen)
     return [f"++{o}" if key_of(o) in unset and not o.startswith(("+", "~")) else o for o in overrides]
 
 
-def _choices(override: Override) -> list[str]:
+def refuse_two_weights(overrides: Sequence[str]) -> None:
+    """Raise UserError where both settings are given that say what the encoder starts from: one would be lost."""
+    given = {key_of(o): o for o in overrides}
+    if {"pretrained", "model.encoder.weights"} <= given.keys():
+        both = f"{shown(given['pretrained'])} and {shown(given['model.encoder.weights'])}"
+        raise UserError(f"{both} both say what the encoder starts from: leave one of them out")
+
+
+def _refuse_sweeps(name: str, overrides: Sequence[Override], places: Places) -> None:
+    """Raise UserError where an override has several values and nothing makes them several runs."""
+    several = [o for o in overrides if o.is_sweep_override()]
+    if not several:
+        return
+    single = [str(o.input_line) for o in overrides if o not in several]
+    if _hydra_mode(name, single, places) != RunMode.MULTIRUN:
+        line = shown(several[0].input_line)
+        raise UserError(f"{line} has several values: add -m to run one after the other, or quote what is one value")
+
+
+def _choices(override: Override, places: Places) -> list[str]:
     """`group=choice` of every choice that an override of a group names, sweeps included."""
     group, value = override.key_or_group, override.value()
     names = list(override.sweep_string_iterator()) if override.is_sweep_override() else value
     choices = [str(n) for n in (names if isinstance(names, list) else [names])]
-    options = sorted(p.relative_to(CONF / group).with_suffix("").as_posix() for p in (CONF / group).rglob("*.yaml"))
+    options = places.choices(group)
     for choice in choices:
-        if choice not in options:
-            raise UserError(f"{group}={choice}: there is no such {group}; {nearest(choice, options)}")
+        if choice.strip("'\"") not in options:
+            hint = nearest(choice, options)
+            raise UserError(f"{group}={shown(choice)}: there is no such {group}; {hint}")
     return [f"{group}={choice}" for choice in choices]
 
 
-def _compose(name: str, overrides: Sequence[str]) -> Any:
+def _compose(name: str, overrides: Sequence[str], places: Places) -> Any:
+    with _started():
+        return OmegaConf.to_container(_composed(name, [*places.overrides(), *overrides]))
+
+
+def _hydra_mode(name: str, overrides: Sequence[str], places: Places) -> RunMode | None:
+    with _started():
+        mode: RunMode | None = _composed(name, [*places.overrides(), *overrides], return_hydra_config=True).hydra.mode
+    return mode
+
+
+def _composed(name: str, overrides: Sequence[str], **options: Any) -> DictConfig:
     try:
-        with _started():
-            return OmegaConf.to_container(compose(name, list(overrides)))
-    except HydraException as error:
-        if "hydra/launcher/submitit" in str(error):
-            raise UserError("sweep=slurm needs submitit: pip install '.[sweep]' in the checkout") from error
-        raise UserError(f"configuration: {' '.join(str(error).split())}") from error
+        return compose(name, list(overrides), **options)
+    except (HydraException, OmegaConfBaseException, RecursionError, ValueError) as error:
+        raise as_user_error(error) from error
 
 
 def composed(overrides: Sequence[str], name: str = "config") -> Config:
     """Compose and check a configuration without a command line (tests, notebooks, bench)."""
     with _started():
-        return parse(compose(name, list(overrides)))
+        return parse(_composed(name, overrides))
 
 
 def _started() -> AbstractContextManager[Any]:

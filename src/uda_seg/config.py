@@ -3,32 +3,53 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from uda_seg.data.custom import classes_of
-from uda_seg.data.settings import DataSettings, PackSettings, StreetsSettings
+from uda_seg.data.custom import CustomClasses, CustomData, classes_of
+from uda_seg.data.settings import DataSettings, DomainSettings, PackSettings, StreetsSettings
 from uda_seg.errors import UserError
 from uda_seg.evaluation.servers import SERVERS
 from uda_seg.limits import (
     BitDepth,
+    Channels,
     Count,
     CountOrZero,
+    FilePath,
     Fraction,
     Interval,
-    NotNegative,
+    Length,
+    LossWeight,
     OneOf,
-    Positive,
-    PositiveFraction,
+    PixelSize,
+    Rate,
+    Ratio,
+    Size,
+    Text,
 )
+from uda_seg.methods.base import UDAModule
 from uda_seg.methods.settings import OptimizerSettings, ScheduleSettings, TeacherSettings
+from uda_seg.models.segmentor import Segmentor
 from uda_seg.models.text import SOURCES
-from uda_seg.schema import check_settings, check_target, fits, leaves, nearest, options
+from uda_seg.schema import (
+    check_plain,
+    check_settings,
+    check_target,
+    expand_home,
+    leaves,
+    nearest,
+    options,
+    shown,
+)
+
+Domain = Annotated[str, OneOf(("source", "target"))]
 
 _PACKAGE = Path(__file__).resolve().parent
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parents[1] / "conf"
@@ -61,7 +82,7 @@ class TrainerSettings:
     max_steps: Count | None = None
     timeout: Count = 1800
     sync_batchnorm: bool = False
-    deterministic: Any = False
+    deterministic: Annotated[Any, OneOf((False, True, "warn"))] = False
     benchmark: bool = False
     profiler: Annotated[str | None, OneOf(("simple", "advanced", None))] = None
     overfit: bool = False
@@ -81,9 +102,9 @@ class LoggerSettings:
 
     kind: Annotated[str, OneOf(("csv", "wandb", "tensorboard"))] = "csv"
     log_every: Count = 20
-    project: str = "uda_seg"
+    project: Text = "uda_seg"
     offline: bool = False
-    tags: list[str] = field(default_factory=list)
+    tags: list[Text] = field(default_factory=list)
 
 
 @dataclass
@@ -119,10 +140,10 @@ class EvaluatorSettings:
 
     times: Count = 2
     inference: Annotated[str, OneOf(("whole", "slide"))] = "whole"
-    window: list[int] = field(default_factory=lambda: [512, 512])
-    stride: list[int] = field(default_factory=lambda: [256, 256])
+    window: Size = field(default_factory=lambda: [512, 512])
+    stride: Size = field(default_factory=lambda: [256, 256])
     windows_per_batch: Count = 8
-    scales: list[Positive] = field(default_factory=lambda: [1.0])
+    scales: Annotated[list[Annotated[float, Interval(0.01, 10)]], Length(1, 32)] = field(default_factory=lambda: [1.0])
     flip: bool = False
     average: Annotated[str, OneOf(("probabilities", "logits"))] = "probabilities"
     teacher: bool = False
@@ -137,7 +158,7 @@ class MaskingSettings:
         ratio: expected share of masked pixels.
     """
 
-    weight: NotNegative = 1.0
+    weight: LossWeight = 1.0
     ratio: Fraction = 0.7
 
 
@@ -151,7 +172,7 @@ class PredictSettings:
         bits: how many of 16 bits a channel the images use; null: as the validation images, or found in the images.
     """
 
-    size: Any = "auto"
+    size: Annotated[Any, PixelSize(("auto", None))] = "auto"
     bits: BitDepth | None = None
 
 
@@ -192,20 +213,20 @@ class DepthSettings:
     """
 
     supervision: Annotated[str, OneOf(("stereo", "monocular", "both"))] = "stereo"
-    domains: list[Annotated[str, OneOf(("source", "target"))]] = field(default_factory=lambda: ["source", "target"])
+    domains: Annotated[list[Domain], Length(1, 2)] = field(default_factory=lambda: ["source", "target"])
     steps: Count = 40000
     batch: Count = 12
-    lr: Positive = 1e-4
-    encoder_lr: Positive = 1.0
-    pose_scale: PositiveFraction = 1.0
-    clip_norm: Positive | None = None
-    widths: list[Count] = field(default_factory=lambda: [16, 32, 64, 128, 256])
-    scales: Count = 4
-    smooth: NotNegative = 1e-3
+    lr: Rate = 1e-4
+    encoder_lr: Ratio = 1.0
+    pose_scale: Annotated[float, Interval(0.05, 1)] = 1.0
+    clip_norm: Ratio | None = None
+    widths: Annotated[list[Channels], Length(1, 16)] = field(default_factory=lambda: [16, 32, 64, 128, 256])
+    scales: Annotated[int, Interval(1, 5)] = 4
+    smooth: LossWeight = 1e-3
     auto_mask: bool = True
-    nearest: Positive = 0.1
-    farthest: Positive = 100.0
-    crop: list[int] | None = None
+    nearest: Ratio = 0.1
+    farthest: Ratio = 100.0
+    crop: Size | None = None
     flip: bool = True
     jitter: Fraction = 0.1
     val_count: Count = 100
@@ -236,7 +257,7 @@ class BenchSettings:
     )
     tf32: bool = True
     against: list[str] = field(default_factory=list)
-    output: str = "outputs/bench/bench.json"
+    output: FilePath = "outputs/bench/bench.json"
 
 
 @dataclass
@@ -285,27 +306,27 @@ class Config:
     streets: StreetsSettings = field(default_factory=StreetsSettings)
     pack: PackSettings = field(default_factory=PackSettings)
     convert: ConvertSettings = field(default_factory=ConvertSettings)
-    init: str | None = None
-    resume: str | None = None
-    checkpoint: str | None = None
+    init: FilePath | None = None
+    resume: FilePath | None = None
+    checkpoint: FilePath | None = None
     submission: Annotated[str | None, OneOf((*SERVERS, None))] = None
     overwrite: bool = False
     running_statistics: Annotated[str, OneOf(("all", "mixed", "target"))] = "all"
     statistics_batches: Count = 40
     text: Annotated[str, OneOf((*SOURCES, "none"))] = "openclip"
-    pretrained: str | None = "imagenet"
-    pretrained_allow_missing: list[str] = field(default_factory=list)
-    input: str | None = None
-    output: str | None = None
+    pretrained: FilePath | None = "imagenet"
+    pretrained_allow_missing: list[Text] = field(default_factory=list)
+    input: FilePath | None = None
+    output: FilePath | None = None
     export: bool = False
-    official: str | None = None
-    out: str | None = None
+    official: FilePath | None = None
+    out: FilePath | None = None
     fix: bool = False
     unpack: Annotated[str, OneOf(("auto", "all", "never"))] = "auto"
 
 
 def parse(raw: DictConfig) -> Config:
-    """Check a composed configuration against the schema and give it as dataclasses.
+    """Check a composed configuration against the schema and give it as dataclasses, `~` in paths put right.
 
     Raises:
         UserError: an unknown key (with the nearest known one), a value of the wrong type or outside its limits, or
@@ -314,18 +335,22 @@ def parse(raw: DictConfig) -> Config:
     typed = _typed()
     try:
         plain = _without_null_validation(OmegaConf.to_container(raw, resolve=True))
+        check_plain(plain, Config)
         config = OmegaConf.to_object(OmegaConf.merge(typed, plain))
     except OmegaConfBaseException as error:
         key = str(error.full_key or error.key or "?")
         known = [k for k, _ in leaves(OmegaConf.to_container(typed))]
         hint = f"; {nearest(key, known)}" if isinstance(error, ConfigKeyError) else ""
-        raise UserError(f"configuration: {key}: {str(error).splitlines()[0]}{hint}") from error
+        raise UserError(f"configuration: {key}: {shown(str(error).splitlines()[0])}{hint}") from error
+    except RecursionError as error:
+        raise UserError("configuration: values are nested too deeply, or refer to each other in a circle") from error
     assert isinstance(config, Config)
-    check_target(config.method, "method")
-    check_target(config.model, "model")
+    check_target(config.method, "method", UDAModule)
+    check_target(config.model, "model", Segmentor)
     check_settings(config)
     _check_data(config)
     _check_sizes(config)
+    expand_home(config)
     return config
 
 
@@ -356,25 +381,59 @@ def groups() -> set[str]:
     return {path.name for path in CONF.iterdir() if path.is_dir()}
 
 
-def accepted(tree: Mapping[str, Any]) -> Iterator[str]:
-    """Every dotted key that a composed tree could hold: the schema's, and what the classes it names take."""
-    yield from (key for key, _ in leaves(OmegaConf.to_container(_typed())))
+# Nodes that hold anything by their type, and what they are a mapping of.
+_DESCRIBED: dict[tuple[type, str], Any] = {
+    (DomainSettings, "custom"): CustomData,
+    (DataSettings, "class_set"): CustomClasses,
+    (CustomData, "label_map"): dict[int, Any],
+}
+
+
+def accepted(tree: Mapping[str, Any], asked: str = "") -> Iterator[str]:
+    """Every dotted key that a composed tree could hold: the schema's, and what the classes it names take.
+
+    Args:
+        tree: plain values; what it names itself (validation sets) is named so.
+        asked: a key whose own parts stand for the names of things that are named freely.
+    """
+    yield from _keys(Config, "", asked.split("."), tree)
     for key, node in leaves(tree):
         if isinstance(node, Mapping) and "_target_" in node:
             yield from (f"{key}.{option}" for option in options(node["_target_"], key))
 
 
+def _keys(kind: type, where: str, asked: Sequence[str], tree: Any) -> Iterator[str]:
+    for name, hint in typing.get_type_hints(kind).items():
+        node = tree.get(name) if isinstance(tree, Mapping) else None
+        rest = asked[1:] if asked[:1] == [name] else []
+        yield f"{where}{name}"
+        described = _DESCRIBED.get((kind, name), hint)
+        for option in typing.get_args(hint) if typing.get_origin(hint) is types.UnionType else (described,):
+            if is_dataclass(option):
+                yield from _keys(typing.cast(type, option), f"{where}{name}.", rest, node)
+            elif typing.get_origin(option) is dict:
+                inner = typing.get_args(option)[1]
+                # A set of validation images has to be there or added, and classes to build know their own options.
+                free = kind is not Config and not is_dataclass(inner)
+                named = [*(node if isinstance(node, Mapping) else ()), *(rest[:1] if free else ())]
+                yield from _named(inner, f"{where}{name}.", named, rest[1:], node)
+
+
+def _named(kind: Any, where: str, names: Sequence[Any], asked: Sequence[str], tree: Any) -> Iterator[str]:
+    for name in names:
+        yield f"{where}{name}"
+        if is_dataclass(kind):
+            node = tree.get(name) if isinstance(tree, Mapping) else None
+            yield from _keys(typing.cast(type, kind), f"{where}{name}.", asked, node)
+
+
 def _check_data(config: Config) -> None:
     data, parts = config.data, config.optimizer.accumulate
+    if data.class_set is not None and data.classes != "custom":
+        raise UserError(f"data.class_set is given, but data.classes={data.classes}: add data.classes=custom")
     classes_of(data).subset(data.eval_classes)
-    if not config.depth.domains:
-        raise UserError("depth.domains=[] names no images to learn from: give source, target or both")
-    if not config.depth.widths:
-        raise UserError("depth.widths=[] leaves the decoder without channels: give at least one number")
-    if len(config.optimizer.betas) != 2:
-        raise UserError(f"optimizer.betas={config.optimizer.betas} must be two numbers")
-    if data.target is not None and data.target.margins is not None and len(data.target.margins) != 4:
-        raise UserError(f"data.target.margins={data.target.margins} must be four numbers: top, bottom, left, right")
+    if config.depth.nearest >= config.depth.farthest:
+        raise UserError(f"depth.nearest={config.depth.nearest} must be below depth.farthest={config.depth.farthest}")
     batches = {"data.source_batch": data.source_batch, "data.target_batch": data.target_batch or data.source_batch}
     for key, batch in batches.items():
         if batch % parts:
@@ -384,22 +443,14 @@ def _check_data(config: Config) -> None:
 def _check_sizes(config: Config) -> None:
     data, evaluator = config.data, config.evaluator
     domains = {"data.source": data.source, "data.target": data.target}
-    domains |= {f"data.validation.{name}": domain for name, domain in data.validation.items()}
     sizes = {f"{name}.size": domain.size for name, domain in domains.items() if domain is not None}
-    sizes |= {"evaluator.window": evaluator.window, "evaluator.stride": evaluator.stride, "data.crop": data.crop}
-    sizes |= {"depth.crop": config.depth.crop}
-    sizes |= {"predict.size": None if config.predict.size == "auto" else config.predict.size}
-    for key, size in sizes.items():
-        if size is not None and not (fits(size, list[int]) and len(size) == 2 and min(size) > 0):
-            raise UserError(f"{key}={size} is no size: give [height,width] in pixels")
+    sizes |= {"data.crop": data.crop, "depth.crop": config.depth.crop}
     read = {"data.crop": ("source", "target"), "depth.crop": config.depth.domains}
     for key, names in read.items():
         for domain in (f"data.{name}.size" for name in names):
             crop, size = sizes[key], sizes.get(domain)
             if crop is not None and size is not None and (crop[0] > size[0] or crop[1] > size[1]):
                 raise UserError(f"{key}={crop} is larger than {domain}={size} (height, width): make the crop smaller")
-    if not evaluator.scales:
-        raise UserError("evaluator.scales=[] leaves no image to look at: give [1.0], or evaluator=multi_scale")
     if evaluator.inference == "slide":
         for window, stride in zip(evaluator.window, evaluator.stride, strict=True):
             if stride > window:

@@ -18,7 +18,8 @@ from rich.console import Console
 from torch import Tensor
 
 from uda_seg.callbacks.checkpoint import AtomicCheckpointIO
-from uda_seg.command import given_path, run
+from uda_seg.cli.arguments import as_override, given_path
+from uda_seg.command import run
 from uda_seg.config import Config, key_of
 from uda_seg.data.custom import classes_of
 from uda_seg.errors import UserError
@@ -46,7 +47,7 @@ def expand(given: list[str]) -> list[str]:
     out = given_path(given, "out", USAGE, must_exist=False)
     given = [o.replace("teacher=", "convert.teacher=", 1) if key_of(o) == "teacher" else o for o in given]
     overrides = with_defaults(recognise(read_tensors(path), path), given)
-    return ["hydra/job_logging=stdout", f"hydra.run.dir='{out.parent}'", *overrides]
+    return ["hydra/job_logging=stdout", as_override("hydra.run.dir", str(out.parent)), *overrides]
 
 
 def with_defaults(official: Official, given: Sequence[str]) -> list[str]:

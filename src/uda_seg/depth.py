@@ -37,7 +37,8 @@ from uda_seg.callbacks.checkpoint import LastCheckpoint
 from uda_seg.callbacks.csv_log import CSVLog
 from uda_seg.callbacks.progress import ProgressBar
 from uda_seg.callbacks.stop import Stop
-from uda_seg.command import given_path, run
+from uda_seg.cli.arguments import as_override, given_path
+from uda_seg.command import run
 from uda_seg.config import Config
 from uda_seg.data.sequence_module import SequenceData
 from uda_seg.data.sequences import SequenceDataset, stack
@@ -74,7 +75,7 @@ def expand(given: list[str]) -> list[str]:
         name = "depth_${depth.supervision}_${hydra:runtime.choices.model}${variant:${hydra:overrides.task}}"
         return [f"hydra.run.dir='outputs/${{data.name}}/{name}/seed${{seed}}'", *given]
     path = given_path(given, "checkpoint", USAGE)
-    return [f"hydra.run.dir='{path.absolute().parent.parent}'", *replay(read_checkpoint(path), given)]
+    return [as_override("hydra.run.dir", str(path.absolute().parent.parent)), *replay(read_checkpoint(path), given)]
 
 
 def depth(config: Config, folder: Path) -> float:

@@ -22,7 +22,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from uda_seg.command import given_path, run
+from uda_seg.cli.arguments import as_override, given_path
+from uda_seg.command import run
 from uda_seg.config import Config
 from uda_seg.data.datamodule import UDADataModule, choose_workers, resize_of
 from uda_seg.data.datasets import SegmentationDataset, open_domain
@@ -57,7 +58,7 @@ def expand(given: list[str]) -> list[str]:
     folder = path.resolve().parent.parent / "evaluation"
     replayed = replay(read_checkpoint(path), given)
     # Nothing is cropped here, so no crop can be too large for other data.
-    return [f"hydra.run.dir='{folder}/${{data.name}}'", *replayed, "data.crop=[1,1]"]
+    return [as_override("hydra.run.dir", str(folder), "/${data.name}"), *replayed, "data.crop=[1,1]"]
 
 
 def evaluate(config: Config, folder: Path) -> float:

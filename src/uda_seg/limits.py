@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import difflib
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+LARGEST = 2**31 - 1  # of whole numbers: what counters of 32 bits in the libraries below hold
+PIXELS = 2**15  # of an image's side: the longest that OpenCV warps
+
+
+class Limit(ABC):
+    """Something a value of the right type may still violate."""
+
+    @abstractmethod
+    def complaint(self, value: Any) -> str | None:
+        """What is wrong with a value, in words that follow it; None where nothing is."""
+
 
 @dataclass(frozen=True)
-class Interval:
-    """Numbers from `low` to `high`, both included unless `open_low`, `open_high`."""
+class Interval(Limit):
+    """Finite numbers from `low` to `high`, both included unless `open_low`, `open_high`."""
 
     low: float
     high: float = math.inf
@@ -18,15 +31,19 @@ class Interval:
     open_high: bool = False
 
     def complaint(self, value: Any) -> str | None:
-        """What is wrong with a number, NaN included; None for one that lies inside."""
+        """What is wrong with a number, NaN and infinity included; None for one that lies inside."""
         above = value > self.low if self.open_low else value >= self.low
-        below = value < self.high if self.open_high else value <= self.high
-        return None if above and below else str(self)
+        below = value < self.high if self.open_high or self.high == math.inf else value <= self.high
+        if above and below:
+            return None
+        if above and self.high == math.inf:
+            return "must be a finite number"
+        return f"must be at most {LARGEST}" if above and self.high == LARGEST else str(self)
 
     def __str__(self) -> str:
         """The range as a message says it."""
         low = f"{'greater than' if self.open_low else 'at least'} {self.low:g}"
-        if self.high == math.inf:
+        if self.high in (math.inf, LARGEST):
             return f"must be {low}"
         if not (self.open_low or self.open_high):
             return f"must lie between {self.low:g} and {self.high:g}"
@@ -34,18 +51,86 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class OneOf:
-    """One of a few names; None stands for null."""
+class OneOf(Limit):
+    """One of a few names; None stands for null, and true is not 1."""
 
-    names: tuple[str | None, ...]
+    names: tuple[str | bool | None, ...]
 
     def complaint(self, value: Any) -> str | None:
         """What is wrong with a name, and the nearest right one; None for one of them."""
-        if value in self.names:
+        if any(value == name and type(value) is type(name) for name in self.names):
             return None
-        words = ["null" if name is None else str(name) for name in self.names]
+        words = [_YAML[name] if name in (None, True, False) else str(name) for name in self.names]
         close = difflib.get_close_matches(str(value), words, n=1, cutoff=0.5)
         return f"is none of {', '.join(words)}" + (f"; did you mean {close[0]}?" if close else "")
+
+
+_YAML: dict[Any, str] = {None: "null", True: "true", False: "false"}
+
+
+@dataclass(frozen=True)
+class Length(Limit):
+    """Lists of `low` to `high` entries."""
+
+    low: int
+    high: int
+
+    def complaint(self, value: Any) -> str | None:
+        """What is wrong with a list."""
+        if self.low <= len(value) <= self.high:
+            return None
+        wanted = f"{self.low}" if self.low == self.high else f"{self.low} to {self.high}"
+        return f"must have {wanted} entries, not {len(value)}"
+
+
+@dataclass(frozen=True)
+class PixelSize(Limit):
+    """[height, width], or one of some words; None stands for null."""
+
+    words: tuple[str | None, ...] = ()
+
+    def complaint(self, value: Any) -> str | None:
+        """What is wrong with a size."""
+        if value is None or isinstance(value, str):
+            right = value in self.words
+        else:
+            right = isinstance(value, list | tuple) and len(value) == 2 and all(map(self._is_side, value))
+        others = "".join(f", or {'null' if word is None else word}" for word in self.words)
+        return None if right else f"is no size: give [height,width] in pixels, up to {PIXELS} each{others}"
+
+    @staticmethod
+    def _is_side(side: Any) -> bool:
+        return isinstance(side, int) and not isinstance(side, bool) and 0 < side <= PIXELS
+
+
+@dataclass(frozen=True)
+class Filled(Limit):
+    """Text that is not empty."""
+
+    def complaint(self, value: Any) -> str | None:
+        """What is wrong with a text."""
+        if not value.strip():
+            return "is empty: leave it out, or write null for none"
+        return "holds a zero byte" if "\0" in value else None
+
+
+@dataclass(frozen=True)
+class FolderName(Limit):
+    """What a folder can be called; names no other place than the one it is put in."""
+
+    def complaint(self, value: Any) -> str | None:
+        """What is wrong with a name."""
+        if not value.strip() or value in (".", "..") or len(value.encode()) > 100 or set(value) & set("/\\\0\n\r"):
+            return "is no name for a folder: leave out slashes and line breaks, and keep it below 100 letters"
+        return None
+
+
+class _Path:
+    """Marks text that names a file or folder: `~` in it is the home folder."""
+
+
+class _Term:
+    """Marks the weight of a loss term among the options of a method."""
 
 
 Positive = Annotated[float, Interval(0, open_low=True)]
@@ -53,19 +138,34 @@ NotNegative = Annotated[float, Interval(0)]
 Fraction = Annotated[float, Interval(0, 1)]
 PositiveFraction = Annotated[float, Interval(0, 1, open_low=True)]
 FractionBelowOne = Annotated[float, Interval(0, 1, open_high=True)]
-Count = Annotated[int, Interval(1)]
-CountOrZero = Annotated[int, Interval(0)]
+Count = Annotated[int, Interval(1, LARGEST)]
+CountOrZero = Annotated[int, Interval(0, LARGEST)]
 BitDepth = Annotated[int, Interval(8, 16)]
-
-
-class _Term:
-    """Marks the weight of a loss term among the options of a method."""
-
+Rate = Annotated[float, Interval(1e-15, 1e3)]  # of learning: float32 holds a step of it
+Ratio = Annotated[float, Interval(1e-6, 1e6)]  # to another number
+Power = Annotated[float, Interval(0, 100)]
+Temperature = Annotated[float, Interval(1e-4, 1e4)]
+Channels = Annotated[int, Interval(1, 2**14)]
+Blocks = Annotated[int, Interval(1, 1000)]  # of a stage
+Dilations = Annotated[Sequence[Annotated[int, Interval(1, 1024)]], Length(1, 32)]
+Colour = Annotated[Sequence[Annotated[float, Interval(-1e3, 1e3)]], Length(3, 3)]
+Deviation = Annotated[Sequence[Annotated[float, Interval(1e-6, 1e6)]], Length(3, 3)]
+PixelPair = Annotated[Sequence[int], PixelSize()]
+Size = Annotated[list[int], PixelSize()]
+Text = Annotated[str, Filled()]
+Name = Annotated[str, FolderName()]
+FilePath = Annotated[str, Filled(), _Path]
 
 # What `sweep=optuna` looks for, whatever an option is called.
-LossWeight = Annotated[float, Interval(0), _Term]
+LossWeight = Annotated[float, Interval(0, 1e6), _Term]
 
 
 def is_loss_weight(annotation: Any) -> bool:
     """Whether an option is annotated as the weight of a loss term."""
     return _Term in getattr(annotation, "__metadata__", ())
+
+
+def is_path(annotation: Any) -> bool:
+    """Whether an option is annotated as a path, be it an optional one."""
+    options = [annotation, *getattr(annotation, "__args__", ())]
+    return any(_Path in getattr(option, "__metadata__", ()) for option in options)

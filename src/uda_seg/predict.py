@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 
-from uda_seg.command import given_path, run
+from uda_seg.cli.arguments import as_override, given_path
+from uda_seg.command import run
 from uda_seg.config import Config
 from uda_seg.data.batch import Sample
 from uda_seg.data.custom import classes_of
@@ -74,7 +75,11 @@ def expand(given: list[str]) -> list[str]:
     path = given_path(given, "checkpoint", USAGE)
     given_path(given, "input", USAGE)
     output = given_path(given, "output", USAGE, must_exist=False)
-    return ["hydra/job_logging=stdout", f"hydra.run.dir='{output}'", *replay(read_checkpoint(path), given)]
+    return [
+        "hydra/job_logging=stdout",
+        as_override("hydra.run.dir", str(output)),
+        *replay(read_checkpoint(path), given),
+    ]
 
 
 @dataclass(frozen=True)

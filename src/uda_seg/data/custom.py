@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from uda_seg.data.labels import CLASS_SETS, IGNORE, ClassSet, class_set
 from uda_seg.data.settings import DataSettings
 from uda_seg.errors import UserError
+from uda_seg.files import read_yaml
 from uda_seg.limits import OneOf
 
 # label_format -> largest raw id
@@ -198,13 +198,13 @@ def described(value: Any, kind: type[Described], key: str) -> Described:
     if isinstance(value, str) and value.startswith("{"):
         value = _parsed(value, key)
     elif isinstance(value, str):
-        key, value = f"{key}={value}", _read(Path(value).expanduser(), key)
+        key, value = f"{key}={value}", read_yaml(Path(value).expanduser(), key)
     if not isinstance(value, Mapping):
         raise UserError(f"{key} is no mapping: see conf/data/custom.yaml for one")
     try:
         said = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.create(dict(value))))
-    except OmegaConfBaseException as error:
-        raise UserError(f"{key}: {str(error).splitlines()[0]}") from error
+    except (OmegaConfBaseException, RecursionError, OverflowError) as error:
+        raise UserError(f"{key}: {' '.join(str(error).split())[:200]}") from error
     assert isinstance(said, kind)
     from uda_seg.schema import check_settings  # it imports Hydra, which readers of data need not
 
@@ -217,15 +217,6 @@ def _parsed(text: str, key: str) -> Any:
         return json.loads(text)
     except ValueError as error:
         raise UserError(f"{key} is no JSON: {error}") from error
-
-
-def _read(path: Path, key: str) -> Any:
-    try:
-        return yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"{key}={path} cannot be opened: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{key}={path} is no YAML: {' '.join(str(error).split())}") from error
 
 
 def _train_ids(part: list[str], names: tuple[str, ...], key: str) -> tuple[int, ...]:

@@ -7,7 +7,25 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from uda_seg.data.labels import CLASS_SETS
-from uda_seg.limits import BitDepth, Count, CountOrZero, OneOf, Positive, PositiveFraction
+from uda_seg.limits import (
+    BitDepth,
+    Count,
+    CountOrZero,
+    FilePath,
+    Interval,
+    Length,
+    Name,
+    OneOf,
+    PixelSize,
+    Positive,
+    PositiveFraction,
+    Size,
+    Temperature,
+    Text,
+)
+
+Batch = Annotated[int, Interval(1, 2**16)]
+Margins = Annotated[list[CountOrZero], Length(4, 4)]
 
 
 @dataclass
@@ -36,17 +54,17 @@ class DomainSettings:
         custom: With `dataset=custom`: `uda_seg.data.custom.CustomData` as a mapping, or the YAML file that holds it.
     """
 
-    dataset: str = "streets"
-    root: str | None = None
-    domain: str | None = None
-    split: str = "train"
-    size: list[int] | None = None
+    dataset: Text = "streets"
+    root: FilePath | None = None
+    domain: Text | None = None
+    split: Text = "train"
+    size: Size | None = None
     keep_ratio: bool = True
     count: Count | None = None
     bits: BitDepth | None = None
-    margins: list[CountOrZero] | None = None
-    depth: str | None = None
-    depth_encoding: str | None = None
+    margins: Margins | None = None
+    depth: FilePath | None = None
+    depth_encoding: Text | None = None
     depth_resize: Annotated[str, OneOf(("nearest", "bilinear"))] = "nearest"
     custom: Any = None
 
@@ -66,10 +84,10 @@ class RareClassSettings:
     """
 
     enabled: bool = False
-    temperature: Positive = 0.01
+    temperature: Temperature = 0.01
     min_pixels: CountOrZero | None = None
     min_crop_pixels: CountOrZero | None = None
-    tries: Count = 10
+    tries: Annotated[int, Interval(1, 1000)] = 10
 
 
 @dataclass
@@ -95,7 +113,7 @@ class PackSettings:
         images: images a shard.
     """
 
-    out: str | None = None
+    out: FilePath | None = None
     images: Count = 1000
 
 
@@ -132,21 +150,21 @@ class DataSettings:
         shards: how those are read.
     """
 
-    name: str = "streets"
+    name: Name = "streets"
     classes: Annotated[str, OneOf((*CLASS_SETS, "custom"))] = "cityscapes"
     class_set: Any = None
-    eval_classes: str = "19"
+    eval_classes: Text = "19"
     world_seed: CountOrZero = 0
-    crop: list[int] = field(default_factory=lambda: [512, 512])
+    crop: Size = field(default_factory=lambda: [512, 512])
     crop_max_ratio: PositiveFraction = 0.75
-    crop_tries: Count = 10
+    crop_tries: Annotated[int, Interval(1, 1000)] = 10
     flip: bool = True
-    source_batch: Count = 2
-    target_batch: Count | None = None
-    val_batch: Count = 1
+    source_batch: Batch = 2
+    target_batch: Batch | None = None
+    val_batch: Batch = 1
     source: DomainSettings = field(default_factory=DomainSettings)
     target: DomainSettings | None = None
-    validation: dict[str, DomainSettings] = field(default_factory=dict)
+    validation: dict[Name, DomainSettings] = field(default_factory=dict)
     rare_class: RareClassSettings = field(default_factory=RareClassSettings)
     workers: CountOrZero | None = None
     cache: Annotated[str, OneOf(("auto", "memory", "disk", "none"))] = "auto"
@@ -170,13 +188,13 @@ class StreetsSettings:
         workers: processes; null: one per core.
     """
 
-    export: str | None = None
-    out: str | None = None
-    size: Any = "small"
+    export: Text | None = None
+    out: FilePath | None = None
+    size: Annotated[Any, PixelSize(("small", "official"))] = "small"
     train: Count = 40
     val: Count = 10
     views: bool = True
-    domain: str | None = None
+    domain: Text | None = None
     workers: Count | None = None
 
 

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from uda_seg.data.batch import DomainBatch
-from uda_seg.limits import Count, Fraction, LossWeight, NotNegative, Positive
+from uda_seg.limits import Channels, Count, Fraction, Interval, LossWeight, Temperature
 from uda_seg.methods.base import Batch, Loss, Plan, UDAModule
 from uda_seg.methods.class_average import ClassAverage
 from uda_seg.methods.repeated_sgd import repeating_optimizer
@@ -90,19 +90,19 @@ class BiCL(UDAModule):
         until: Literal["source", "self_training", "forward", "backward", "dynamic", "calibration"] = "calibration",
         warmup: Fraction = 0.25,
         rounds: Count = 10,
-        round_passes: NotNegative = 0.5,
+        round_passes: Annotated[float, Interval(0, 1e6)] = 0.5,
         class_share: Fraction = 0.1,
         image_share: Fraction = 0.1,
         target_weight: LossWeight = 0.3,
         forward_weight: LossWeight = 0.2,
         backward_weight: LossWeight = 0.2,
-        temperature: Positive = 0.1,
+        temperature: Temperature = 0.1,
         dynamic_threshold: Fraction = 0.8,
         calibration_momentum: Fraction = 0.99,
         absent: Literal["masked", "opposite"] = "masked",
         transfer_absent: Literal["farthest", "masked", "opposite"] = "farthest",
         feature: Literal["fused", "logits", "backbone", "projection"] = "fused",
-        width: Count | None = None,
+        width: Channels | None = None,
         entropy_weight: LossWeight = 0.0,
         entropy_kind: Literal["double_softmax", "shannon"] = "double_softmax",
         resolution: Literal["features", "labels"] = "features",

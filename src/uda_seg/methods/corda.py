@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch import Tensor
 
 from uda_seg.errors import UserError
-from uda_seg.limits import Count, Fraction, LossWeight, NotNegative
+from uda_seg.limits import Channels, Dilations, Fraction, Interval, LossWeight
 from uda_seg.methods.base import Batch
 from uda_seg.methods.self_training import Labelled, SelfTraining, labelled
 from uda_seg.methods.settings import Plan
@@ -76,9 +76,9 @@ class CorDA(SelfTraining):
         mixed_depth: LossWeight = 0.001,
         depth_weight: Literal["own", "batch_mean", "none"] = "own",
         correlation: bool = True,
-        width: Count | None = None,
-        dilations: Sequence[int] | None = None,
-        depth_start: NotNegative = 50.0,
+        width: Channels | None = None,
+        dilations: Dilations | None = None,
+        depth_start: Annotated[float, Interval(0, Z_SCALE)] = 50.0,
         initial: Literal["features", "main"] = "features",
         label_by_initial: Fraction = 0.0,
         jitter: Fraction = 0.25,

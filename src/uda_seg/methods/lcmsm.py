@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
-from uda_seg.limits import Count, Fraction, LossWeight, OneOf, Positive, PositiveFraction
+from uda_seg.limits import Channels, FilePath, Fraction, LossWeight, OneOf, PositiveFraction, Temperature, Text
 from uda_seg.methods.base import Batch, Loss, Plan
 from uda_seg.methods.self_training import Labelled, SelfTraining, labelled
 from uda_seg.models.daformer import DILATIONS, DAFormerHead
@@ -59,11 +59,11 @@ class LCMSM(SelfTraining):
         plan: Plan,
         *,
         text: Annotated[str, OneOf((*SOURCES, "none"))] = "openclip",
-        text_model: str = "ViT-H-14",
-        text_tag: str = "laion2b_s32b_b79k",
-        text_file: str | None = None,
-        width: Count | None = None,
-        temperature: Positive = 0.07,
+        text_model: Text = "ViT-H-14",
+        text_tag: FilePath = "laion2b_s32b_b79k",
+        text_file: FilePath | None = None,
+        width: Channels | None = None,
+        temperature: Temperature = 0.07,
         mask_weight: LossWeight = 1.0,
         mask_block: PositiveFraction = 0.0625,
         mask_ratio: Fraction = 0.5,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from uda_seg.data.labels import ClassSet
-from uda_seg.limits import Count, Fraction, FractionBelowOne, NotNegative, OneOf, Positive
+from uda_seg.limits import Count, Fraction, FractionBelowOne, Interval, Length, OneOf, Power, Rate, Ratio
 
 
 @dataclass
@@ -27,12 +27,12 @@ class OptimizerSettings:
     """
 
     name: Annotated[str, OneOf(("adamw", "sgd"))] = "adamw"
-    lr: Positive = 6e-5
-    betas: list[FractionBelowOne] = field(default_factory=lambda: [0.9, 0.999])
+    lr: Rate = 6e-5
+    betas: Annotated[list[FractionBelowOne], Length(2, 2)] = field(default_factory=lambda: [0.9, 0.999])
     momentum: FractionBelowOne = 0.9
-    weight_decay: NotNegative = 0.01
-    head_lr_multiplier: Positive = 10.0
-    clip_norm: Positive | None = None
+    weight_decay: Annotated[float, Interval(0, 100)] = 0.01
+    head_lr_multiplier: Ratio = 10.0
+    clip_norm: Ratio | None = None
     accumulate: Count = 1
     scale_lr: bool = False
 
@@ -42,7 +42,7 @@ class ScheduleSettings:
     """Linear warm-up, then polynomial decay to zero; `warmup` is a fraction of the run's steps."""
 
     warmup: FractionBelowOne = 0.0375
-    power: NotNegative = 1.0
+    power: Power = 1.0
 
 
 @dataclass

@@ -14,14 +14,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from uda_seg.data.batch import DomainBatch
-from uda_seg.limits import Count, Fraction, FractionBelowOne, LossWeight, NotNegative, Positive, PositiveFraction
+from uda_seg.limits import (
+    Channels,
+    FilePath,
+    Fraction,
+    Interval,
+    LossWeight,
+    PositiveFraction,
+    Power,
+    Temperature,
+)
 from uda_seg.methods.base import Batch, Loss, Plan
 from uda_seg.methods.class_average import ClassAverage
 from uda_seg.methods.self_training import Labelled, SelfTraining, labelled
@@ -89,23 +98,23 @@ class T2SDA(SelfTraining):
         *,
         base: Literal["dacs", "daformer", "mic"] = "daformer",
         pull_weight: LossWeight = 0.1,
-        temperature: Positive = 0.2,
-        queries: Count = 64,
-        negatives: Count = 1024,
-        width: Count | None = None,
+        temperature: Temperature = 0.2,
+        queries: Annotated[int, Interval(1, 2**16)] = 64,
+        negatives: Annotated[int, Interval(2, 2**20)] = 1024,
+        width: Channels | None = None,
         style: Style = "fourier",
-        fourier_beta: FractionBelowOne = 0.01,
-        style_weights: str | None = None,
+        fourier_beta: Annotated[float, Interval(0, 0.5, open_high=True)] = 0.01,
+        style_weights: FilePath | None = None,
         style_alpha: Fraction = 0.5,
         translated_weight: LossWeight = 0.0,
-        reweight: NotNegative = 0.5,
+        reweight: Power = 0.5,
         proxy: Literal["confidence", "source_iou", "frequency"] = "confidence",
         proxy_momentum: Fraction | None = None,
         prototype_momentum: Fraction = 0.0,
         target_keys: Literal["confident", "all"] = "confident",
-        feature_distance: NotNegative = 0.005,
+        feature_distance: Annotated[float, Interval(0, 1e6)] = 0.005,
         feature_distance_ratio: Fraction = 0.75,
-        mask_weight: NotNegative = 1.0,
+        mask_weight: Annotated[float, Interval(0, 1e6)] = 1.0,
         mask_block: PositiveFraction = 0.0625,
         mask_ratio: Fraction = 0.7,
         mask_augment: bool = True,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from uda_seg.limits import FractionBelowOne
+from uda_seg.limits import Channels, Dilations, FractionBelowOne
 from uda_seg.models.segmentor import Head, resize
 
 DILATIONS = (1, 6, 12, 18)
@@ -28,8 +28,8 @@ class DAFormerHead(Head):
         self,
         channels: Sequence[int],
         num_classes: int,
-        width: int = 256,
-        dilations: Sequence[int] = DILATIONS,
+        width: Channels = 256,
+        dilations: Dilations = DILATIONS,
         dropout: FractionBelowOne = 0.1,
     ) -> None:
         super().__init__()

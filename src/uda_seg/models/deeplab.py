@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
+from uda_seg.limits import Blocks, Dilations, FilePath, Interval, Length, Text
 from uda_seg.models.segmentor import Encoder, Head
 from uda_seg.models.weights import load_encoder
 
@@ -36,11 +37,11 @@ class ResNet101(Encoder):
     def __init__(
         self,
         stem: Literal["caffe", "v1c"] = "caffe",
-        blocks: Sequence[int] = (3, 4, 23, 3),
-        width: int = 64,
+        blocks: Annotated[Sequence[Blocks], Length(4, 4)] = (3, 4, 23, 3),
+        width: Annotated[int, Interval(2, 2**11)] = 64,
         freeze_norm: bool = False,
-        weights: str | Path | None = None,
-        allow_missing: Sequence[str] = (),
+        weights: FilePath | Path | None = None,
+        allow_missing: Sequence[Text] = (),
     ) -> None:
         super().__init__()
         if stem not in ("caffe", "v1c"):
@@ -124,7 +125,7 @@ class DeepLabV2Head(Head):
             inside its loop and so uses (6, 12) alone.
     """
 
-    def __init__(self, channels: Sequence[int], num_classes: int, dilations: Sequence[int] = (6, 12, 18, 24)) -> None:
+    def __init__(self, channels: Sequence[int], num_classes: int, dilations: Dilations = (6, 12, 18, 24)) -> None:
         super().__init__()
         self.width = channels[-1]
         self.dilations = tuple(dilations)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Annotated, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from uda_seg.errors import UserError
-from uda_seg.limits import Count, Fraction, FractionBelowOne, PositiveFraction
+from uda_seg.limits import Channels, Colour, Count, Deviation, Fraction, FractionBelowOne, Interval, PixelPair
 from uda_seg.models.daformer import ConvBN, DAFormerHead
 from uda_seg.models.inference import window_starts
 from uda_seg.models.segmentor import (
@@ -229,21 +229,21 @@ class HRDASegmentor(Segmentor):
         encoder: Encoder,
         head: HeadBuilder,
         num_classes: int,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
+        mean: Colour = IMAGENET_MEAN,
+        std: Deviation = IMAGENET_STD,
         channel_order: Literal["rgb", "bgr"] = "rgb",
         recompute: bool = False,
         compile: bool = False,
         compile_backend: Backend = "inductor",
         channels_last: bool = False,
-        context_scale: PositiveFraction = 0.5,
-        detail: Sequence[Count] = (512, 512),
+        context_scale: Annotated[float, Interval(0.05, 1)] = 0.5,
+        detail: PixelPair = (512, 512),
         detail_loss: Fraction = 0.1,
         detail_multiple: Count = 8,
         detail_offsets: Literal["all", "released"] = "all",
-        detail_stride: Sequence[Count] | None = None,
+        detail_stride: PixelPair | None = None,
         detail_windows: Count | None = None,
-        attention_width: Count = 256,
+        attention_width: Channels = 256,
         attention: Literal["class", "shared"] = "class",
         fixed_attention: Fraction | None = None,
     ) -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uda_seg.limits import FractionBelowOne, Positive
+from uda_seg.limits import Channels, Dilations, FractionBelowOne, Temperature
 from uda_seg.models.daformer import DAFormerHead, classifier
 
 
@@ -29,10 +29,10 @@ class LanguageHead(DAFormerHead):
         self,
         channels: Sequence[int],
         num_classes: int,
-        width: int = 512,
-        dilations: Sequence[int] = (1, 6, 12, 18),
+        width: Channels = 512,
+        dilations: Dilations = (1, 6, 12, 18),
         dropout: FractionBelowOne = 0.1,
-        temperature: Positive = 0.07,
+        temperature: Temperature = 0.07,
         correlation: bool = True,
     ) -> None:
         super().__init__(channels, num_classes, width, dilations, dropout)

@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
-from uda_seg.limits import FractionBelowOne
+from uda_seg.errors import UserError
+from uda_seg.limits import Blocks, Channels, FilePath, FractionBelowOne, Length, OneOf, Text
 from uda_seg.models.segmentor import Encoder
 from uda_seg.models.weights import load_encoder
 
@@ -43,6 +45,9 @@ class MixVisionTransformer(Encoder):
         drop_path: stochastic depth of the last block; rises linearly from 0 at the first.
         weights: a file of ImageNet weights, or None for a random start.
         allow_missing: names of tensors or modules that the file may lack.
+
+    Raises:
+        UserError: `dims` that the heads do not divide, or weights that do not fit.
     """
 
     strides = (4, 8, 16, 32)
@@ -50,17 +55,21 @@ class MixVisionTransformer(Encoder):
 
     def __init__(
         self,
-        variant: str = "b5",
-        dims: Sequence[int] | None = None,
-        depths: Sequence[int] | None = None,
+        variant: Annotated[str, OneOf(tuple(DEPTHS))] = "b5",
+        dims: Annotated[Sequence[Channels], Length(4, 4)] | None = None,
+        depths: Annotated[Sequence[Blocks], Length(4, 4)] | None = None,
         drop_path: FractionBelowOne = 0.1,
-        weights: str | Path | None = None,
-        allow_missing: Sequence[str] = (),
+        weights: FilePath | Path | None = None,
+        allow_missing: Sequence[Text] = (),
     ) -> None:
         super().__init__()
         if variant not in DEPTHS:
             raise ValueError(f"variant must be one of {', '.join(DEPTHS)}, not {variant!r}")
         self.channels = tuple(dims or ((32, 64, 160, 256) if variant == "b0" else (64, 128, 320, 512)))
+        if any(dim % heads for dim, heads in zip(self.channels, HEADS, strict=True)):
+            raise UserError(
+                f"model.encoder.dims={list(self.channels)} must be multiples of the attention heads, {HEADS}"
+            )
         depths = tuple(depths or DEPTHS[variant])
         starts = list(accumulate(depths, initial=0))
         last_block = max(starts[-1] - 1, 1)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from uda_seg.limits import FractionBelowOne
+from uda_seg.limits import Channels, FractionBelowOne
 from uda_seg.models.daformer import ConvBN, LinearEmbedding, classifier
 from uda_seg.models.segmentor import Head, resize
 
@@ -25,7 +25,7 @@ class SegFormerHead(Head):
     """
 
     def __init__(
-        self, channels: Sequence[int], num_classes: int, width: int = 768, dropout: FractionBelowOne = 0.1
+        self, channels: Sequence[int], num_classes: int, width: Channels = 768, dropout: FractionBelowOne = 0.1
     ) -> None:
         super().__init__()
         self.width = width

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from uda_seg.errors import UserError
+from uda_seg.limits import Colour, Deviation
 from uda_seg.models.norm import frozen_statistics
 from uda_seg.ops.losses import cross_entropy
 
@@ -24,7 +26,7 @@ Backend = Literal["inductor", "aot_eager", "eager"]  # of torch.compile
 
 
 class Encoder(nn.Module):
-    """A pyramid of features: ``forward(x)`` maps normalised images [B, 3, H, W] to one map per stage.
+    """A pyramid of features.
 
     Attributes:
         channels: channels of each stage, fine to coarse.
@@ -45,6 +47,10 @@ class Encoder(nn.Module):
     builtin: Path | None = None
     first_stage: tuple[str, ...] = ()
     recompute: bool = False
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Normalised images [B, 3, H, W] -> one map per stage, fine to coarse."""
 
     def through(self, block: nn.Module, *inputs: Any) -> Any:
         """What a block makes of its inputs: what `recompute` is about."""
@@ -159,8 +165,8 @@ class Segmentor(nn.Module):
         encoder: Encoder,
         head: HeadBuilder,
         num_classes: int,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
+        mean: Colour = IMAGENET_MEAN,
+        std: Deviation = IMAGENET_STD,
         channel_order: Literal["rgb", "bgr"] = "rgb",
         recompute: bool = False,
         align_corners: bool = False,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 from torch import Tensor, nn
 
+from uda_seg.limits import Blocks, FilePath, Interval, Length, Text
 from uda_seg.models.segmentor import Encoder
 from uda_seg.models.weights import load_encoder
 
@@ -33,10 +35,10 @@ class ResidualEncoder(Encoder):
 
     def __init__(
         self,
-        widths: Sequence[int] = (32, 64, 128, 192),
-        blocks: Sequence[int] = (1, 2, 2, 2),
-        weights: str | Path | None = None,
-        allow_missing: Sequence[str] = (),
+        widths: Annotated[Sequence[Annotated[int, Interval(2, 2**13)]], Length(4, 4)] = (32, 64, 128, 192),
+        blocks: Annotated[Sequence[Blocks], Length(4, 4)] = (1, 2, 2, 2),
+        weights: FilePath | Path | None = None,
+        allow_missing: Sequence[Text] = (),
     ) -> None:
         super().__init__()
         self.channels = tuple(widths)

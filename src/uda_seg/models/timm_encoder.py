@@ -14,6 +14,7 @@ from timm.models import FeatureInfo, load_state_dict
 from torch import Tensor
 
 from uda_seg.errors import UserError
+from uda_seg.limits import FilePath, Text
 from uda_seg.models.hub import fetch
 from uda_seg.models.segmentor import Encoder
 from uda_seg.models.weights import split_missing
@@ -36,7 +37,7 @@ class TimmEncoder(Encoder):
         UserError: no such model, no features, or the weights cannot be had or do not fit.
     """
 
-    def __init__(self, name: str, weights: str | Path | None = None, allow_missing: Sequence[str] = ()) -> None:
+    def __init__(self, name: Text, weights: FilePath | Path | None = None, allow_missing: Sequence[Text] = ()) -> None:
         super().__init__()
         if not timm.is_model(name.split(".")[0]):
             near = difflib.get_close_matches(name, timm.list_models(), n=3)

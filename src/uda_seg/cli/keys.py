@@ -1,0 +1,111 @@
+"""Which keys and choices overrides may name: those of the package's configuration and of a folder beside it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+
+from uda_seg.cli.arguments import as_override
+from uda_seg.config import CONF, accepted
+from uda_seg.errors import UserError
+from uda_seg.files import read_yaml
+from uda_seg.schema import leaves, nearest, shown
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the configuration's files lie: in the package, and before that in a folder that was given."""
+
+    folder: Path | None = None
+
+    @classmethod
+    def of(cls, folder: Path | None) -> Places:
+        """These places, once every file in the folder's groups is known to be YAML.
+
+        Raises:
+            UserError: a file is none; says what is wrong with it.
+        """
+        places = cls(folder)
+        if folder is not None:
+            for group in ("", *places.groups()):
+                for path in sorted((folder / group).glob("*.yaml")):
+                    read_yaml(path)
+        return places
+
+    def groups(self) -> set[str]:
+        """The folders of files to choose from."""
+        folders = [CONF] if self.folder is None else [CONF, self.folder]
+        return {path.name for folder in folders for path in folder.iterdir() if path.is_dir() and path.name != "hydra"}
+
+    def choices(self, group: str) -> list[str]:
+        """What there is to choose from in a group."""
+        roots = [folder / group for folder in (CONF, self.folder) if folder is not None]
+        return sorted({p.relative_to(root).with_suffix("").as_posix() for root in roots for p in root.rglob("*.yaml")})
+
+    def overrides(self) -> list[str]:
+        """What makes Hydra's compose look into the folder too."""
+        if self.folder is None:
+            return []
+        return [as_override("hydra.searchpath", f"file://{self.folder}").replace("=", "=[", 1) + "]"]
+
+
+def check_keys(tree: Mapping[str, Any], overrides: Sequence[Override], chosen: Sequence[str] = ()) -> set[str]:
+    """Refuse keys that the configuration does not have, in whatever form they are overridden.
+
+    Args:
+        tree: what the chosen files say, plain values.
+        overrides: of keys, not of groups.
+        chosen: those of groups, for messages.
+
+    Returns:
+        The keys that the schema or a class has, and no file sets.
+
+    Raises:
+        UserError: names the key and the nearest that there is.
+    """
+    tree = _with_added_sets(tree, overrides)
+    present = {key for key, _ in leaves(tree)}
+    for override in overrides:
+        key = str(override.key_or_group)
+        known = present if override.is_delete() else present.union(accepted(tree, key))
+        if key not in known:
+            where = f" with {' '.join(chosen)}" if chosen else ""
+            raise UserError(f"{shown(key)} is no key of the configuration{where}; {nearest(key, known)}")
+        _check_parents(tree, key, overrides)
+    return {str(o.key_or_group) for o in overrides} - present
+
+
+def _with_added_sets(tree: Mapping[str, Any], overrides: Sequence[Override]) -> Mapping[str, Any]:
+    """The tree with the validation sets that `+` adds, so that their keys are known."""
+    names = [str(o.key_or_group).split(".") for o in overrides if o.is_add() or o.is_force_add()]
+    added = [name[2] for name in names if name[:2] == ["data", "validation"] and len(name) > 2]
+    if not added:
+        return tree
+    whole: Any = copy.deepcopy(tree)
+    sets = whole.setdefault("data", {}).setdefault("validation", {})
+    for name in added:
+        sets.setdefault(name, {})
+    return whole  # type: ignore[no-any-return]
+
+
+def _check_parents(tree: Mapping[str, Any], key: str, overrides: Sequence[Override]) -> None:
+    """Raise UserError where a key lies inside a value that is no mapping: Hydra would replace all of it."""
+    given = {str(o.key_or_group): o for o in overrides if not o.is_delete()}
+    said = dict(leaves(tree))
+    for parent in _parents(key):
+        value = said.get(parent)
+        if parent in given and not isinstance(given[parent].value(), dict | None):
+            raise UserError(f"{shown(given[parent].input_line)} has no keys below it: leave out {key}, or this")
+        if parent not in given and isinstance(value, str):
+            cure = f"set {parent}={{...}} as a whole, or what it is taken from"
+            raise UserError(f"{key} lies in {parent}={shown(value)}, which is no mapping of its own: {cure}")
+
+
+def _parents(key: str) -> Iterator[str]:
+    parts = key.split(".")
+    return (".".join(parts[:end]) for end in range(1, len(parts)))

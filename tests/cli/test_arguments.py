@@ -1,0 +1,103 @@
+"""Words of a command line: whatever a path is called arrives as it is, and flags and overrides come in any order."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from uda_seg.cli.arguments import as_override, given_path, parsed, quoted, read_arguments, text_of
+from uda_seg.errors import UserError
+
+TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30)
+
+
+def value_of(override: str) -> object:
+    """What the configuration makes of an override's value."""
+    return OmegaConf.create({"value": parsed([override])[0].value()}).value
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(TEXT)
+@example("a\\${b}'c\\'\\")
+@example("${x}")
+@example("\\")
+@example('it\'s "so", a=b')
+def test_text_arrives_as_it_was(text):
+    assert value_of(as_override("key", text)) == text
+    assert text_of(as_override("key", text)) == text
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["it's", "a b/c=d", "/data/Straße", "(x)", "a,b=c", 'say "hi"', "x=y,z", "a{b", "100%", "$HOME/x", "a:b", "ü"],
+)
+def test_a_path_needs_no_quotes_of_a_person(path):
+    assert value_of(quoted(f"data.source.root={path}")) == path
+
+
+def test_a_path_that_is_there_is_taken_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a,b", "[x]", "${y}", "{z}", "null x"):
+        (tmp_path / name).mkdir()
+        assert value_of(quoted(f"input={name}")) == name
+        assert str(given_path([quoted(f"input={name}")], "input", "")) == name
+
+
+@pytest.mark.parametrize(
+    "override", ["steps=5", "data.crop=[64,64]", "init='a b'", "seed=1,2", "a={b: c}", "x=", "~a.b"]
+)
+def test_what_hydra_reads_stays_as_it_is(override):
+    assert quoted(override) == override
+
+
+def test_the_home_folder_stands_for_a_tilde(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/her place")
+    assert value_of(quoted("hydra.run.dir=~/runs")) == "/home/her place/runs"
+    assert value_of(quoted("output=~")) == "/home/her place"
+    assert str(given_path(["output='~/x'"], "output", "", must_exist=False)) == "/home/her place/x"
+    with pytest.raises(UserError, match="output=~nobody-here/x: there is no such home folder"):
+        quoted("output=~nobody-here/x")
+
+
+def test_flags_and_overrides_come_in_any_order(tmp_path):
+    folder = tmp_path / "a=b"
+    folder.mkdir()
+    said = read_arguments(["steps=3", "-m", "--config-dir", str(folder), "seed=1,2", "-cn", "mine"])
+    assert said.overrides == ["steps=3", "seed=1,2"]
+    assert said.flags == ["--multirun", "--config-name=mine", f"--config-dir={folder}"]
+    assert (said.multirun, said.name, said.folder, said.explains) == (True, "mine", folder, False)
+
+
+def test_help_needs_no_readable_override():
+    said = read_arguments(["steps=[1", "--help"])
+    assert (said.flags, said.overrides, said.explains) == (["--help"], [], True)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--cfg", "jobs"], "invalid choice: 'jobs'"),
+        (["--bogus"], "unrecognized arguments: --bogus"),
+        (["--config-path=x"], "--config-dir=DIR"),
+        (["--config-dir=/no/such"], "--config-dir=/no/such: there is no such folder"),
+        (["--experimental-rerun=x.pkl"], "reads a pickle"),
+        (["-m", "--cfg", "job"], "--cfg and --multirun do not go together"),
+        (["--resolve"], "add --cfg job"),
+        (["-p", "trainer"], "add --cfg job"),
+        (["quick"], "quick is no override: write key=value"),
+        (["data.source.root=/data/caf\udce9"], "is not UTF-8"),
+        (["steps=" + "[" * 60], "too long or too deep"),
+        (["steps=[" + "1," * 30_000 + "1]"], "too long or too deep"),
+        (["steps=" + "9" * 5000], "cannot read"),
+        (["steps=[1"], "cannot read the overrides"),
+    ],
+)
+def test_what_is_wrong_with_words_is_said_in_a_line(words, said):
+    with pytest.raises(UserError) as caught:
+        parsed(read_arguments(words).overrides)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 700
+    str(caught.value).encode()  # can be printed and kept
