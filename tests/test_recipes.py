@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import open_dict
 
 from command_line import configured
-from uda_seg import command  # noqa: F401 (its resolvers)
-from uda_seg.config import CONF, Config
+from uda_seg import command
+from uda_seg.config import CONF, Config, parse
 from uda_seg.data.transforms import fit_inside
 
 GTA, SYNTHIA, CITYSCAPES, ACDC = (1052, 1914), (760, 1280), (1024, 2048), (1080, 1920)
@@ -197,3 +200,34 @@ def test_other_recipes_compose(name: str) -> None:
 
 def test_no_recipe_is_left_out() -> None:
     assert {path.stem for path in (CONF / "experiment").glob("*.yaml")} == RECIPES.keys() | OTHERS
+
+
+def said_of(*overrides: str) -> set[str]:
+    """What the log of such a run lists, key and value."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        tree = compose("config", list(overrides), return_hydra_config=True)
+        HydraConfig.instance().set_config(tree)
+        with open_dict(tree):
+            del tree["hydra"]
+        try:
+            return set(command.departures(parse(tree)))
+        finally:
+            HydraConfig.instance().cfg = None
+
+
+def test_the_log_lists_all_that_a_run_does_otherwise_than_its_method() -> None:
+    assert said_of("method=lcmsm", "data=gta2cs") == set()
+    streets = said_of("method=dacs", "data=streets")
+    assert {"model daformer_small (deeplabv2_r101)", "data.rare_class.enabled True (False)"} <= streets
+    assert "evaluator.inference whole (slide)" in said_of("method=lcmsm", "data=streets")
+    plain = said_of("method=mic", "data=gta2cs", "data.rare_class.enabled=false")
+    assert "data.rare_class.enabled False (True)" in plain
+    corda = said_of("experiment=corda_gta2cs", "pretrained=null")
+    assert {
+        "model.align_corners True (not set)",
+        "method.jitter_order bgr (rgb)",
+        "pretrained None (imagenet)",
+    } <= corda
+    assert {key.split()[0] for key in corda if key.startswith("model")} == {
+        "model.align_corners", "model.encoder.freeze_norm", "model.head.dilations",
+    }  # fmt: skip

@@ -274,6 +274,7 @@ def _started() -> AbstractContextManager[Any]:
 
 # What a method's own file decides, and a data set's or the command line may decide otherwise.
 RECIPE = ("steps", "pretrained", "running_statistics", "optimizer", "schedule", "teacher", "method")
+STARTS = (".weights", ".allow_missing")
 
 
 def departures(config: Config) -> list[str]:
@@ -286,9 +287,15 @@ def departures(config: Config) -> list[str]:
     chosen = HydraConfig.get().runtime.choices
     tree = _recipe(chosen["method"])
     own_model = tree.hydra.runtime.choices["model"]
+    said = asdict(config)
+    values = dict(leaves({key: said[key] for key in RECIPE}))
+    values["evaluator.inference"] = config.evaluator.inference
+    values["data.rare_class.enabled"] = config.data.rare_class.enabled
     found = [] if own_model == chosen["model"] else [f"model {chosen['model']} ({own_model})"]
-    for key, value in leaves({key: asdict(config)[key] for key in RECIPE}):
-        own = OmegaConf.select(tree, key)
+    if not found:  # of another network each number would differ; and what its encoder starts from, `pretrained` says
+        values |= {key: value for key, value in leaves({"model": said["model"]}) if not key.endswith(STARTS)}
+    for key, value in values.items():
+        own = OmegaConf.select(tree, key, default="not set")
         if not isinstance(value, Mapping) and own != value:
             found.append(f"{key} {value} ({own})")
     return sorted(found)

@@ -18,6 +18,7 @@ from uda_seg.data.datamodule import StepSampler, UDADataModule, choose_workers, 
 from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.parallel import cores
 from uda_seg.data.settings import DataSettings, DomainSettings, RareClassSettings
+from uda_seg.data.transforms import CropRule
 from uda_seg.errors import UserError, user_error
 
 STEPS = 6
@@ -47,6 +48,13 @@ def make(settings, trainer=None, **options):
     module.prepare_data()
     module.setup()
     return module
+
+
+def test_only_source_crops_are_drawn_anew(settings):
+    settings.crop_max_ratio, settings.crop_tries = 0.6, 11
+    module = make(settings)
+    assert module._source_stream().rule == CropRule((16, 24), 0.6, flip=True, tries=11)
+    assert module._target_stream(settings.target).rule.max_ratio == 1.0
 
 
 def rank(number, world, step=0):
