@@ -110,6 +110,15 @@ def test_everything_ignored_in_one_file_is_legal_and_in_all_is_not(tmp_path, cap
     assert "no label has a pixel of any class, only the ids 255" in refused(own(tree(tmp_path / "all", [blank, blank])))
 
 
+def test_a_map_that_leaves_nearly_everything_out_is_told(tmp_path, caplog):
+    label = np.full(SIZE, 9, np.uint8)
+    label[0, :10] = 1
+    with caplog.at_level(logging.WARNING):
+        data = own(tree(tmp_path, [label]), label_map={0: "background", 1: "object"}, unlisted="ignore")
+        check_labels(data, "data.source")
+    assert f"and {100 * 10 / label.size:.1f} % of their pixels are of a class, the rest is ignored" in caplog.text
+
+
 def test_ids_that_a_map_does_not_name(tmp_path):
     root = tree(tmp_path, [blocks(i, SIZE, [0, 1], 4) for i in range(2)])
     line = refused(own(root, label_map={7: "background", 8: "object"}, unlisted="ignore"))

@@ -425,12 +425,13 @@ def test_an_id_that_the_map_does_not_name_is_an_error_unless_told(trees):
 @pytest.mark.parametrize(
     ("said", "wrong"),
     [
-        ({"names": []}, "give 1 to 254 different class names"),
-        ({"names": ["a", "a"]}, "give 1 to 254 different class names"),
+        ({"names": []}, "give 2 to 254 different class names"),
+        ({"names": ["a", "a"]}, "give 2 to 254 different class names"),
         ({"names": ["a", "ignore"]}, "ignore is what a label_map calls pixels of no class"),
-        ({"names": ["a"], "palette": [[0, 0, 300]]}, "give [R, G, B] from 0 to 255"),
-        ({"names": ["a"], "words": []}, "data.class_set.words has 0 entries, but there are 1 class names"),
-        ({"names": ["a"], "things": ["b"]}, "data.class_set.things: b is none of the classes a"),
+        ({"names": ["a", "b"], "palette": [[0, 0, 3], [0, 0, 300]]}, "give [R, G, B] from 0 to 255"),
+        ({"names": ["a", "b"], "words": []}, "data.class_set.words has 0 entries, but there are 2 class names"),
+        ({"names": ["a", "b"], "things": ["c"]}, "data.class_set.things: c is none of the classes a, b"),
+        ({"names": ["a"]}, "beside a single one the background is a class too"),
         (None, "data.class_set is not set"),
     ],
 )

@@ -82,8 +82,9 @@ def classes_of(settings: DataSettings) -> ClassSet:
         return class_set(settings.classes)
     said = described(settings.class_set, CustomClasses, key)
     names = tuple(said.names)
-    if not 0 < len(names) < IGNORE or len(set(names)) < len(names):
-        raise UserError(f"{key}.names={said.names}: give 1 to {IGNORE - 1} different class names")
+    if not 1 < len(names) < IGNORE or len(set(names)) < len(names):
+        cure = "; beside a single one the background is a class too" if len(names) == 1 else ""
+        raise UserError(f"{key}.names={said.names}: give 2 to {IGNORE - 1} different class names{cure}")
     if "ignore" in names:
         raise UserError(f"{key}.names: ignore is what a label_map calls pixels of no class: name the class otherwise")
     for name, given in (("palette", said.palette), ("words", said.words)):
@@ -178,7 +179,8 @@ def contents(settings: DataSettings) -> dict[str, dict[str, Any]]:
     """What the settings describe of class sets and data sets, plain values by key, whatever file it stands in."""
     found = {}
     if settings.classes == "custom":
-        found["data.class_set"] = asdict(described(settings.class_set, CustomClasses, "data.class_set"))
+        said = asdict(described(settings.class_set, CustomClasses, "data.class_set"))
+        found["data.class_set"] = said | {"palette": [list(colour) for colour in classes_of(settings).palette]}
     domains = {"data.source": settings.source, "data.target": settings.target}
     domains |= {f"data.validation.{name}": domain for name, domain in settings.validation.items()}
     for option, domain in domains.items():

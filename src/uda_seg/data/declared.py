@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 FILES, PIXELS = 64, 2**25  # looked at before a run: so many labels, or fewer of so many pixels (0.3 s on one core)
 LAST_TRAIN_ID = 18  # of Cityscapes' classes
 MANY_LOW, SOME_LOW = 0.05, 2  # share and number of raw labels without higher ids from which they are suspicious (ours)
+SPARSE = 0.05  # share of pixels of any class below which labels are suspicious (ours)
 UNPACK = "unpack the labels again"
 
 
@@ -96,7 +97,10 @@ def check_labels(dataset: SegmentationDataset, option: str, wanted: Iterable[int
         raise UserError(f"{looked}, the first is {dataset.label_path(0)}: {'; '.join(wrong)}")
     if names := ", ".join(dataset.classes.names[c] for c in unnamed_classes(dataset, wanted)):
         log.warning("%s: no id in its labels stands for %s, evaluated all the same", option, names)
-    if 2 * len(found.blank) > found.looked:
+    share = int(found.pixels.sum()) / max(1, sum(found.ids.values()))
+    if share < SPARSE:
+        log.warning("%s, and %.1f %% of their pixels are of a class, the rest is ignored", looked, 100 * share)
+    elif 2 * len(found.blank) > found.looked:
         first = dataset.label_path(found.blank[0])
         log.warning("%s, and %d have no pixel of any class, the first is %s", looked, len(found.blank), first)
     return found
