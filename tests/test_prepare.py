@@ -55,7 +55,9 @@ def test_a_sound_pair_of_domains_gets_statistics_and_a_page(call, tmp_path):
     assert re.search(r"<td>road</td><td class=\"n\">\d+\.\d+ %", page)
     assert 'src="data:image/jpeg;base64,' in page
     assert "http" not in page  # nothing is fetched
-    assert f"the official GTA has {SPECS['gta'].counts['train']} in train" in (folder / "problems.txt").read_text()
+    told = (folder / "problems.txt").read_text()
+    assert f"the official GTA has {SPECS['gta'].counts['train']} in train" in told
+    assert f"note\t{tmp_path}/gta/labels\tno label has a pixel of wall, fence, pole, " in told
     assert len(list((tmp_path / "cache/statistics").iterdir())) == 3
     assert not (tmp_path / "cache/resized").exists()
 

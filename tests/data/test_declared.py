@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import numpy as np
@@ -164,6 +165,10 @@ def test_prepare_judges_by_the_same_rules_and_all_files(tmp_path):
     (strange,) = problems(own(tree(tmp_path / "colours", [many]), label_format="color"))
     assert "has ids that the custom data set does not know: [" in strange.what
     assert "name them in label_map" in strange.cure
+    (journal,) = tmp_path.glob("cache/checked/colours-*/labels.jsonl")
+    kept = json.loads(journal.read_text().splitlines()[1])["ids"]
+    assert len(kept) == 16  # of hundreds
+    assert sum(kept.values()) == many.shape[0] * many.shape[1]
 
 
 # ---------------------------------------------------------------------- every command that reads labels
