@@ -29,7 +29,7 @@ FORMATS = {
 COLOURS = np.array([[1, 2, 3], [4, 5, 6], [255, 255, 255], [0, 0, 0]], np.uint8)
 SHORT = [
     "data=custom", "method=source_only", "data.classes=custom", "data.eval_classes=all", "data.crop=[32,32]",
-    "data.source_batch=2", "data.target_batch=2", "data.workers=0", "steps=2", "pretrained=null", "trainer=cpu",
+    "data.source_batch=2", "data.target_batch=2", "data.workers=0", "steps=2", "trainer=cpu",
     "logger.log_every=1", "callbacks.progress=false", "callbacks.panels=0", *NETWORK,
 ]  # fmt: skip
 
