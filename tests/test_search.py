@@ -171,6 +171,11 @@ def test_a_search_cannot_go_on_with_another_list_of_choices(search, tmp_path):
     assert [row["state"] for row in rows_of(tmp_path / "found")] == ["complete", "failed", "complete"]
 
 
+def test_a_search_for_a_score_that_runs_will_not_have_is_refused(search):
+    said = search("~data.validation.target", "hydra.sweeper.trials=2").error
+    assert "hydra.sweeper.objective=miou is a score, but data.validation is empty" in said
+
+
 def test_a_search_that_cannot_succeed_is_given_up(search, tmp_path, monkeypatch):
     def fails(self, batch):
         raise UserError("no luck")

@@ -27,7 +27,7 @@ from hydra.types import RunMode
 from PIL import Image
 
 from command_line import configured, forked, small_run, with_depth
-from uda_seg import runs
+from uda_seg import evaluate, runs
 from uda_seg import train as command
 from uda_seg.callbacks.checkpoint import Checkpoints
 from uda_seg.callbacks.csv_log import CSVLog
@@ -574,3 +574,43 @@ def test_a_sweep_that_goes_on_begins_what_was_not_begun(tmp_path, camvid, monkey
     last.parent.mkdir()
     torch.save({"uda_seg": {}, "state_dict": {}}, last)
     assert runs.prepare_folder(tmp_path / "run", config) == last
+
+
+# ---------------------------------------------------------------------- a target that nobody labelled
+
+
+@pytest.mark.parametrize("nothing", ["~data.validation.target", "data.validation={}", "data.validation=null"])
+def test_a_target_without_labels_is_adapted_to_without_scores(cli, camvid, tmp_path, nothing):
+    (tmp_path / "unlabelled").mkdir()
+    (tmp_path / "unlabelled/train").symlink_to(camvid / "train")
+    target = f"data.target.root={tmp_path / 'unlabelled'}"
+    more = ("method=dacs", "steps=2", target, "hydra.run.dir=run")
+    told = cli(command.main, *small_run(camvid), *more).error
+    assert "no folder" in told
+    assert "to train without scores: '~data.validation.target'" in told
+    finished = cli(command.main, *small_run(camvid), *more, nothing)
+    assert finished.code == 0, finished.err
+    assert "data.validation is empty: nothing is scored" in finished.out
+    said = metrics(tmp_path / "run")
+    assert (said["miou"], said["best"], said["teacher"], said["step"]) == (None, None, None, 2)
+    assert (tmp_path / "run/checkpoints/last.ckpt").exists()
+    assert not any(row[1].startswith("val/") for row in log_of(tmp_path / "run"))
+    scored = cli(evaluate.main, f"checkpoint={tmp_path}/run/checkpoints/last.ckpt")
+    assert "data.validation is empty: there are no labelled images to score on" in scored.error
+
+
+def test_a_sweep_without_scores_has_a_table_with_dashes(cli, camvid, tmp_path):
+    finished = cli(
+        command.main, "-m", *small_run(camvid), "~data.validation.target", "method=source_only", "seed=0,1", "steps=1"
+    )
+    assert finished.code == 0, finished.err
+    table = tmp_path / "outputs" / "streets2camvid" / "table.md"
+    assert [cell.strip() for cell in table.read_text().splitlines()[-1].split("|")][-4:-1] == ["–"] * 3
+
+
+def test_statistics_of_the_target_are_taken_without_a_validation_too(train, tmp_path):
+    """AdaBN's checkpoint is the same network whether or not it was scored on the way."""
+    more = ("method=adabn", "steps=2", "callbacks.checkpoints=1")
+    train("scored", *more, "evaluator.times=1")
+    assert math.isnan(train("unscored", *more, "data.validation=null"))
+    assert_same(*(checkpoint(tmp_path / folder)["state_dict"] for folder in ("scored", "unscored")))

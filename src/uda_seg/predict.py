@@ -42,6 +42,7 @@ from uda_seg.data.images import (
     read_bytes,
     spread,
     used_bits,
+    wrong_with,
 )
 from uda_seg.data.integrity import check_image
 from uda_seg.data.labels import ClassSet
@@ -176,6 +177,8 @@ def named_images(source: Path, output: Path) -> dict[Path, Path]:
         UserError: there are none.
     """
     if source.is_file():
+        if not is_image(source):
+            raise UserError(f"{source} {wrong_with(read_bytes(source))}")
         return {source: Path(source.name).with_suffix(".png")}
     below = files_below(source, without=output)
     found = [name for name in below if is_image(source / name)]

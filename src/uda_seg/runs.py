@@ -169,7 +169,8 @@ def replay(checkpoint: Mapping[str, Any], given: list[str]) -> list[str]:
     stored = [*(f"{group}={choice}" for group, choice in said["choices"].items()), *said["overrides"]]
     stored = [o for o in stored if not left_out.search(key_of(o))]
     for override in stored:
-        if "_target_" in override or "${" in override:
+        # As a word of its own: folders may be called `new_target_images`.
+        if re.search(r"\b_target_\b", override) or "${" in override:
             raise UserError(f"the checkpoint asks for {override}, which names code: not loaded")
     if isinstance(described := said.get("described"), Mapping):
         stored = _with_contents(stored, described, keys)

@@ -9,6 +9,7 @@ import importlib
 import inspect
 import itertools
 import os
+import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -89,7 +90,7 @@ def check_target(node: Mapping[str, Any], where: str, kind: Any = Any) -> None:
             raise UserError(f"{name} is unknown; {nearest(str(key), known)}")
         if isinstance(value, Mapping) and "_target_" in value:
             check_target(value, name, known[key])
-        elif "_target_" in str(value):
+        elif re.search(r"\b_target_\b", str(value)):
             raise UserError(f"{name}={shown(value)}: a class can be configured at its own key only")
         elif (wrong := complaint(value, known[key])) is not None:
             raise UserError(f"{name}={shown(value)} {wrong}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -12,7 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from uda_seg.models.daformer import DAFormerHead
+from uda_seg.models.hrda import HRDASegmentor
 from uda_seg.models.inference import Inference, resized_argmax, slide_logits, whole_logits
+from uda_seg.models.mit import MixVisionTransformer
+from uda_seg.models.segmentor import Segmentor
+from uda_seg.models.small import ResidualEncoder
 
 
 def predict(image: Tensor) -> Tensor:
@@ -89,6 +95,8 @@ def test_results_are_resized_bilinearly() -> None:
 class Network:
     """Stands for a Segmentor: whatever `predict` above says of the view it is given."""
 
+    smallest = 1
+
     def __init__(self) -> None:
         self.seen: list[tuple[int, ...]] = []
 
@@ -155,6 +163,30 @@ def test_one_view_is_the_network_itself():
     assert half.shape == (2, 6, 8, 12)
 
 
+@pytest.mark.parametrize("window", [None, (16, 16)])
+@pytest.mark.parametrize("size", [(1, 1), (3, 640), (70, 2), (28, 28)])
+@pytest.mark.parametrize("network", ["daformer_small", "hrda_small", "mit"])
+def test_images_smaller_than_a_network_takes_are_padded_by_their_border(network, size, window):
+    encoder = MixVisionTransformer("b0", dims=(2, 4, 10, 16), depths=(1, 1, 1, 1)) if network == "mit" else None
+    encoder = encoder or ResidualEncoder(widths=(4, 4, 4, 4), blocks=(1, 1, 1, 1))
+    kind = HRDASegmentor if network == "hrda_small" else Segmentor
+    small = kind(encoder, functools.partial(DAFormerHead, width=4), num_classes=5).eval()
+    image, side = torch.rand(1, 3, *size), small.smallest
+    if window and min(window) < side:
+        window = (side, side)
+    how = Inference(window, (8, 8), scales=(1.0,))
+    with torch.no_grad():
+        found = how(small, image)
+        rows = torch.arange(max(size[0], side)).clamp(max=size[0] - 1)
+        columns = torch.arange(max(size[1], side)).clamp(max=size[1] - 1)
+        whole = how(small, image[:, :, rows][..., columns])
+    assert found.shape == (1, 5, *size)
+    assert torch.equal(found, whole[..., : size[0], : size[1]])
+    if side > 1:
+        with pytest.raises(RuntimeError), torch.no_grad():
+            small.predict(torch.rand(1, 3, side - 1, 64))
+
+
 def test_labels_to_train_on_are_not_looked_at_several_times():
     how = Inference((5, 6), (3, 4), 2, (0.5, 1.0), True, "logits")
     assert how.views == 4
@@ -164,6 +196,8 @@ def test_labels_to_train_on_are_not_looked_at_several_times():
 
 def test_a_vanished_probability_stays_finite():
     class Sure:
+        smallest = 1
+
         def predict(self, view: Tensor) -> Tensor:
             return torch.stack([view[:, 0] * 0 + 1000, view[:, 0] * 0], 1)
 

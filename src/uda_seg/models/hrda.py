@@ -6,6 +6,7 @@ attention, read off the low resolution, says class by class and place by place w
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, cast
@@ -274,6 +275,12 @@ class HRDASegmentor(Segmentor):
             )
         self.multiple, self.offsets = detail_multiple, detail_offsets
         self.windows, self.fixed_attention = detail_windows, fixed_attention
+
+    @property
+    def smallest(self) -> int:
+        """Height and width in pixels that an image must have for its low resolution to be large enough."""
+        enough = self.encoder.smallest
+        return next(side for side in itertools.count(enough) if round(side * self.context_scale) >= enough)
 
     def head(self, name: str = "main") -> Head:
         """The decoder of this name, without the attention."""

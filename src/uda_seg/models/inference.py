@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from uda_seg.models.segmentor import Segmentor, resize
@@ -87,9 +88,15 @@ class Inference:
                 yield self._view(network, view.flip(-1) if mirrored else view), mirrored
 
     def _view(self, network: Segmentor, view: Tensor) -> Tensor:
+        height, width = view.shape[-2:]
+        below, beside = (max(0, network.smallest - side) for side in (height, width))
+        if below or beside:  # by its own border: a strip of three pixels is an image too
+            view = F.pad(view, (0, beside, 0, below), mode="replicate")
         if self.window is None:
-            return network.predict(view)
-        return slide_logits(network.predict, view, self.window, self.stride, self.windows)
+            logits = network.predict(view)
+        else:
+            logits = slide_logits(network.predict, view, self.window, self.stride, self.windows)
+        return logits[..., :height, :width]
 
 
 def resized_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:

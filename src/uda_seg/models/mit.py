@@ -51,6 +51,7 @@ class MixVisionTransformer(Encoder):
     """
 
     strides = (4, 8, 16, 32)
+    smallest = 29  # of stride 4, so that the first stage has the 8 x 8 cells that its attention reduces to one
     first_stage = ("patch_embed1", "block1", "norm1")
 
     def __init__(

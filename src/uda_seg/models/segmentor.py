@@ -31,6 +31,7 @@ class Encoder(nn.Module):
     Attributes:
         channels: channels of each stage, fine to coarse.
         strides: input pixels per feature cell of each stage.
+        smallest: height and width in pixels below which some layer has less than its kernel to work on.
         pretrained: whether it starts from weights that know natural images: any that were loaded but the built-in ones,
             which know renderings alone (set by `weights.load_encoder`). DAFormer's feature distance needs such.
         imagenet: name of the file that `pretrained=imagenet` loads, None where there is none.
@@ -42,6 +43,7 @@ class Encoder(nn.Module):
 
     channels: tuple[int, ...]
     strides: tuple[int, ...]
+    smallest: int = 1
     pretrained: bool = False
     imagenet: str | None = None
     builtin: Path | None = None
@@ -213,6 +215,11 @@ class Segmentor(nn.Module):
             head = head(channels=self.encoder.channels, num_classes=self.num_classes)
         self.heads[name] = head
         return head
+
+    @property
+    def smallest(self) -> int:
+        """Height and width in pixels that an image must have; smaller ones are padded at test."""
+        return self.encoder.smallest
 
     def head(self, name: str = "main") -> Head:
         """The decoder of this name, without what a network may have put around it."""

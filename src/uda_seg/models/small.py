@@ -30,6 +30,7 @@ class ResidualEncoder(Encoder):
     """
 
     strides = (4, 8, 16, 32)
+    smallest = 2  # the stem's
     builtin = BUILTIN
     first_stage = ("stem", "stages.0")
 

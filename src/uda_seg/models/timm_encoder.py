@@ -64,6 +64,7 @@ class TimmEncoder(Encoder):
         self._kept = [index for index, stride in enumerate(info.reduction()) if stride >= 4]
         self.channels = tuple(info.channels()[index] for index in self._kept)
         self.strides = tuple(info.reduction()[index] for index in self._kept)
+        self.smallest = max(self.strides)  # some down-sample without padding
         if weights is not None:
             self.pretrained = True
             source = "timm's own source" if own else weights
