@@ -56,7 +56,10 @@ def srun() -> None:
     words = sys.argv[1:]
     called = words[next(i for i, word in enumerate(words) if Path(word).name.startswith("python")) :]
     ranks = [
-        subprocess.Popen(called, env=os.environ | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_NODEID": "0"})
+        subprocess.Popen(
+            called,
+            env=os.environ | {"SLURM_STEP_ID": "0", "SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_NODEID": "0"},
+        )
         for rank in map(str, range(int(os.environ["SLURM_NTASKS"])))
     ]
     index, _, checkpoints = os.environ["UDA_SEG_TEST_SIGNAL"].partition("=")

@@ -335,6 +335,14 @@ def test_hardware_that_is_not_there(train, monkeypatch):
         taken.listen()
         monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
         assert "Address already in use; choose another port" in said()
+    for port in ("0", "65536", "http", "-1"):
+        monkeypatch.setenv("MASTER_PORT", port)
+        assert f"MASTER_PORT={port} in the environment is no number from 1 to 65535" in said()
+    for name, value in {"MASTER_PORT": "29500", "MASTER_ADDR": "no such host", "NODE_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert "MASTER_ADDR=no such host is not known here" in said("trainer.num_nodes=2")
+    monkeypatch.setenv("NODE_RANK", "2")
+    assert "NODE_RANK=2 in the environment is no number from 0 to 1" in said("trainer.num_nodes=2")
 
 
 def around(config: Config, folder: Path) -> dict[str, str | None]:
@@ -351,6 +359,7 @@ def test_what_a_cluster_has_set_is_no_hindrance_to_ranks_of_one_machine(camvid, 
     assert found == {"LOCAL_RANK": "0", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"}
 
 
+STEP = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_LOCALID": "3", "SLURM_NODEID": "0"}
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}
 
 
@@ -361,7 +370,19 @@ TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}
         (1, TORCHRUN, "4 ranks were started, but trainer.devices x trainer.num_nodes is 1"),
         (2, {"SLURM_NTASKS": "4"}, "4 ranks were started, .* srun --nodes=N --ntasks-per-node=D"),
         (4, {"SLURM_NTASKS": "1", **TORCHRUN}, None),  # torchrun, once on each machine of SLURM's
-        (4, {"SLURM_NTASKS": "4"}, None),
+        (4, {"SLURM_NTASKS": "4", **STEP}, None),
+        (4, {"SLURM_NTASKS": "4"}, "SLURM starts the ranks, but this process is none of its tasks: .* srun --nodes=N"),
+        (1, {"SLURM_NTASKS": "1"}, None),  # in a shell that SLURM gave
+        (
+            4,
+            {"SLURM_NTASKS": "4", **STEP, "SLURM_PROCID": "4"},
+            "SLURM_PROCID=4 in the environment is no number from 0",
+        ),
+        (4, {"SLURM_NTASKS": "many"}, "SLURM_NTASKS=many in the environment is no number from 1"),
+        (4, {**TORCHRUN, "WORLD_SIZE": "0"}, "WORLD_SIZE=0 in the environment is no number from 1"),
+        (4, {**TORCHRUN, "RANK": "-1"}, "RANK=-1 in the environment is no number from 0 to 3"),
+        (4, {**TORCHRUN, "MASTER_PORT": "0"}, "MASTER_PORT=0 in the environment is no number from 1 to 65535"),
+        (4, {"LOCAL_RANK": "x"}, "LOCAL_RANK=x in the environment is no number from 0"),
     ],
 )
 def test_ranks_of_others_are_those_that_were_asked_for(ranks, environment, said, camvid, tmp_path, monkeypatch):
@@ -395,7 +416,7 @@ def test_a_sweep_on_two_machines_is_summed_up_on_the_first(cli, camvid, monkeypa
     """The second machine's part alone: its ranks are replaced."""
     monkeypatch.setattr(launch.Ranks, "run", lambda *_: 0.5)
     sweep = ["-m", *overrides_on(1, camvid), "trainer.num_nodes=2", "method=dacs", "hydra.sweep.dir=sweep"]
-    for name, value in {"NODE_RANK": "1", "MASTER_ADDR": "first", "MASTER_PORT": "29500"}.items():
+    for name, value in {"NODE_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
     assert cli(command.main, *sweep).code == 0
     assert not (tmp_path / "sweep" / "table.md").exists()
@@ -425,7 +446,8 @@ def as_slurm_task(train, port: int, stops: bool, run: Path, **more: str) -> int:
     for name in ("NODE_RANK", "WORLD_SIZE", "MASTER_PORT"):
         del os.environ[name]
     os.environ |= {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_JOB_ID": "123"}
-    os.environ |= {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_NODEID": "0", "MASTER_PORT": str(port), **more}
+    os.environ |= {"SLURM_STEP_ID": "0", "SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_NODEID": "0"}
+    os.environ |= {"MASTER_PORT": str(port), **more}
     rank_zero_only.rank = int(rank)
     losses = SourceOnly.losses
 

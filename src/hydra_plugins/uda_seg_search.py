@@ -49,7 +49,7 @@ class Search(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Sequence[Any]:
         """Run the search (Hydra's hook)."""
-        from uda_seg.command import fail  # here, so that a command that searches nothing does not wait for it
+        from uda_seg.cli.ending import fail  # here, so that a command that searches nothing does not wait for it
         from uda_seg.errors import UserError
 
         try:

@@ -26,9 +26,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from uda_seg.cli.arguments import parsed, read_arguments
+from uda_seg.cli.ending import ended_by, ended_by_ctrl_c, fail, full_errors, hydra_raises
 from uda_seg.cli.keys import Places, check_keys
 from uda_seg.config import CONF, Config, groups, key_of, parse
-from uda_seg.errors import UserError, user_error
+from uda_seg.errors import Interrupted, UserError, outlive_readers, told
 from uda_seg.jobs import SILENT, Jobs, Outcome
 from uda_seg.launch import first_machine, share_cores
 from uda_seg.schema import leaves, nearest, shown
@@ -95,24 +96,26 @@ def run(
         expand: turns the given overrides into those to compose (`evaluate` adds a checkpoint's).
         after: called when all jobs of a multirun are done, with how they ended.
 
-    Exits with code 1 and one line on standard error after a UserError.
+    Exits with code 1 and one line on standard error after an error of any kind, 130 after Ctrl-C.
     """
     OmegaConf.register_new_resolver("usage", lambda: str(sys.modules[work.__module__].__doc__), replace=True)
-    jobs = Jobs()
+    outlive_readers()
+    jobs, loud = Jobs(), full_errors()
     ended: SystemExit | None = None
     try:
-        said = read_arguments(sys.argv[1:])
-        overrides = said.overrides
-        if not said.explains:
-            refuse_two_weights(overrides)
-            overrides = expand(overrides) if expand is not None else overrides
-            overrides = check(said.name or name, overrides, said.folder, said.multirun)
-        sys.argv = [sys.argv[0], *said.flags, f"hydra.job.name={work.__name__}", *overrides]
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(_job(work, jobs))()
-    except UserError as error:
-        fail(error)
+        with ended_by_ctrl_c(), hydra_raises():
+            said = read_arguments(sys.argv[1:])
+            overrides = said.overrides
+            if not said.explains:
+                refuse_two_weights(overrides)
+                overrides = expand(overrides) if expand is not None else overrides
+                overrides = check(said.name or name, overrides, said.folder, said.multirun)
+            sys.argv = [sys.argv[0], *said.flags, f"hydra.job.name={work.__name__}", *overrides]
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(_job(work, jobs, loud))()
     except SystemExit as end:
         ended = end
+    except Exception as error:
+        ended = ended_by(told(error, None, loud))
     _sum_up(jobs, after)
     if ended is not None:
         raise ended
@@ -141,18 +144,12 @@ def _sum_up(jobs: Jobs, after: Callable[[Sequence[Outcome]], None] | None) -> No
         fail(UserError(f"{len(failures)} job(s) failed: {'; '.join(failures)}"))
 
 
-def fail(error: UserError) -> None:
-    """Print the line and leave with code 1."""
-    print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
-    raise SystemExit(1)
-
-
 def is_multirun() -> bool:
     """Whether this job is one of a sweep."""
     return HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def _job(work: Callable[[Config, Path], Any], jobs: Jobs) -> Callable[[DictConfig], Any]:
+def _job(work: Callable[[Config, Path], Any], jobs: Jobs, loud: bool = False) -> Callable[[DictConfig], Any]:
     """`work` on Hydra's terms. In a sweep a failing job, whatever its error, must not take the others down."""
 
     def job(raw: DictConfig) -> Any:
@@ -164,14 +161,15 @@ def _job(work: Callable[[Config, Path], Any], jobs: Jobs) -> Callable[[DictConfi
             jobs.told_elsewhere = not first_machine(config.trainer)
             share_cores()
             result = work(config, folder)
+        except Interrupted as end:
+            end.left_in(folder)
+            raise
         except Exception as error:
-            said = user_error(error)
+            line = told(error, folder, loud)
             if not is_multirun():
-                if said is None:
-                    raise
-                fail(said)
-            log.error("%s: %s", folder, said or error, exc_info=error if said is None else None)
-            jobs.note(folder, error=str(said or repr(error)))
+                fail(line)
+            log.error("%s: %s", folder, line)
+            jobs.note(folder, error=str(line))
             return float("nan")
         if is_multirun():
             jobs.note(folder, result)

@@ -60,7 +60,7 @@ class TrainerSettings:
     """Hardware, and nothing that changes the mathematics (but `precision`).
 
     Attributes:
-        accelerator: cpu, gpu or auto.
+        accelerator: cpu, gpu (or cuda, the same), mps (Apple's) or auto.
         devices: number of devices, or auto.
         num_nodes: machines.
         strategy: auto is ddp from two devices on; `ddp` is it on one device too.
@@ -74,7 +74,7 @@ class TrainerSettings:
         overfit: train on the first batch again and again.
     """
 
-    accelerator: str = "auto"
+    accelerator: Annotated[str, OneOf(("auto", "cpu", "gpu", "cuda", "mps"))] = "auto"
     devices: Any = "auto"
     num_nodes: Count = 1
     strategy: Annotated[str, OneOf(("auto", "ddp"))] = "auto"

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from uda_seg.command import fail
+from uda_seg.cli.ending import fail
 from uda_seg.data.batch import DomainBatch
 from uda_seg.data.datamodule import UDADataModule
 from uda_seg.errors import UserError

@@ -47,11 +47,12 @@ from uda_seg.errors import UserError
 from uda_seg.evaluation.depth import DepthEvaluator, DepthScores
 from uda_seg.evaluation.tables import Table
 from uda_seg.files import save_png, write_text
-from uda_seg.launch import on_all_ranks
+from uda_seg.launch import on_all_ranks, one_device
 from uda_seg.methods.depth import SelfSupervisedDepth
 from uda_seg.methods.settings import OptimizerSettings, ScheduleSettings, StepPlan
 from uda_seg.models.depth import DepthHead, PoseNetwork
 from uda_seg.models.segmentor import Segmentor
+from uda_seg.models.trial import trained, try_out
 from uda_seg.pictures import Captioned, Row, heat, panel_grid
 from uda_seg.records import write_json, write_record
 from uda_seg.runs import describe, prepare_folder, read_checkpoint, replay
@@ -101,7 +102,7 @@ def learn(config: Config, folder: Path, data: SequenceData, module: SelfSupervis
     if resume is not None:
         read_fitting(resume, module, ("network.", "pose."))
     data.prepare_data()
-    check_crop(config, data)
+    check_crop(config, data, module)
     scale = Scale(float(data.train[0][0].baseline[0]), [d.domain or d.dataset for d in data.domains.values()])
     write_record(folder, config)
     log.info("learning depth from %d images", sum(len(domain) for domain in data.train))
@@ -110,8 +111,8 @@ def learn(config: Config, folder: Path, data: SequenceData, module: SelfSupervis
     return trainer, scale
 
 
-def check_crop(config: Config, data: SequenceData) -> None:
-    """Raise UserError where `depth.crop` does not fit into the images as they are after the resize."""
+def check_crop(config: Config, data: SequenceData, module: SelfSupervisedDepth) -> None:
+    """Raise UserError where `depth.crop` does not fit into the images after the resize, or the network refuses it."""
     crop = config.depth.crop
     for name, samples in zip(data.domains, data.train, strict=True):
         height, width = samples[0].image.shape[-2:]
@@ -120,6 +121,7 @@ def check_crop(config: Config, data: SequenceData) -> None:
                 f"depth.crop={crop} is larger than the images of data.{name}, which are [{height}, {width}] (height, "
                 f"width) after the resize: make the crop smaller or data.{name}.size larger"
             )
+        try_out(module.network, trained, config.depth.batch, crop or (height, width))
 
 
 def build_data(config: Config) -> SequenceData:
@@ -276,7 +278,7 @@ def shade(metres: Tensor) -> NDArray[np.uint8]:
 
 def export(config: Config, module: SelfSupervisedDepth, scale: Scale, folder: Path) -> None:
     """Maps of every image of source and target, in `maps/<domain>`."""
-    device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
+    device = one_device(config.trainer)
     module = module.to(device).eval()
     for name, domain in (("source", config.data.source), ("target", config.data.target)):
         if name == "target" and config.data.reader == "shards":

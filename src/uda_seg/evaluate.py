@@ -35,6 +35,7 @@ from uda_seg.evaluation.servers import SERVERS, domains_of, refuse_unlabelled
 from uda_seg.evaluation.submission import Job, Submission, Writer
 from uda_seg.evaluation.tables import class_table
 from uda_seg.files import save_png, write_text
+from uda_seg.launch import devices
 from uda_seg.methods.base import UDAModule
 from uda_seg.methods.source_only import SourceOnly
 from uda_seg.pictures import confusion_heat
@@ -101,9 +102,10 @@ def trained(config: Config, data: UDADataModule, path: Path, content: Mapping[st
 
 def tester(config: Config, folder: Path) -> pl.Trainer:
     """Lightning's trainer on one device, to validate or predict."""
+    chosen = devices(config.trainer)
     return pl.Trainer(
         accelerator=config.trainer.accelerator,
-        devices=1,
+        devices=chosen[:1] if isinstance(chosen, list) else 1,
         precision=device_precision(config.trainer.precision, config.trainer.accelerator),  # type: ignore[arg-type]
         logger=False,
         enable_checkpointing=False,

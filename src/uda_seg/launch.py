@@ -12,6 +12,7 @@ import functools
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import sys
@@ -38,10 +39,12 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from uda_seg.config import Config, TrainerSettings
 from uda_seg.data.parallel import cores
-from uda_seg.errors import UserError, user_error
+from uda_seg.errors import Interrupted, RankLost, UserError, interrupt, outlive_readers, user_error
 from uda_seg.slurm import requeue_signal
 
 Work = Callable[[Config, Path], Any]
+
+PORTS = 2**16
 
 # A rank that loses another one crashes too: so long is waited for the one that was first.
 LAST_WORDS_S = 5.0
@@ -85,23 +88,61 @@ def started_by_others(wanted: int) -> bool:
         UserError: they started another number, or the ranks of a sweep, whose jobs each need ranks of their own.
     """
     if TorchElasticEnvironment.detect():
-        started, cure = int(os.environ["WORLD_SIZE"]), "torchrun --nnodes=N --nproc-per-node=D"
+        started, cure = _number("WORLD_SIZE", 1), "torchrun --nnodes=N --nproc-per-node=D"
+        _check_numbers({"RANK": started, "LOCAL_RANK": started, "MASTER_PORT": PORTS})
     elif SLURMEnvironment.detect():
-        started, cure = int(os.environ["SLURM_NTASKS"]), "srun --nodes=N --ntasks-per-node=D"
+        started, cure = _number("SLURM_NTASKS", 1), "srun --nodes=N --ntasks-per-node=D"
         if started == 1 < wanted:  # a script's one task, which may well start the others
             return False
     else:
+        if "LOCAL_RANK" in os.environ:
+            _check_numbers({"WORLD_SIZE": None, "NODE_RANK": None, "LOCAL_RANK": None, "MASTER_PORT": PORTS})
         return "LOCAL_RANK" in os.environ
     if started != wanted:
         raise UserError(
             f"{started} ranks were started, but trainer.devices x trainer.num_nodes is {wanted}: start them with {cure}"
         )
+    if not TorchElasticEnvironment.detect():
+        _check_srun(started, cure)
     sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     if sweep and started > 1 and "SUBMITIT_EXECUTOR" not in os.environ:
         raise UserError(
             f"a multirun starts the ranks of each job itself: call it without {cure.split()[0]}, or use sweep=slurm"
         )
     return True
+
+
+def _number(name: str, least: int, below: int | None = None) -> int:
+    """A whole number in the environment.
+
+    Raises:
+        UserError: it is none, or out of its range.
+    """
+    said = os.environ[name]
+    if not re.fullmatch(r"\d{1,9}", said) or int(said) < least or (below is not None and int(said) >= below):
+        upper = "" if below is None else f" to {below - 1}"
+        raise UserError(f"{name}={said} in the environment is no number from {least}{upper}: correct it, or unset it")
+    return int(said)
+
+
+def _check_numbers(below: Mapping[str, int | None]) -> None:
+    """Raise UserError where one of these variables is set and is no number below its bound; ports begin with 1."""
+    for name, bound in below.items():
+        if name in os.environ:
+            _number(name, 1 if name in ("MASTER_PORT", "WORLD_SIZE") else 0, bound)
+
+
+def _check_srun(started: int, cure: str) -> None:
+    """Raise UserError where SLURM has room for several tasks, but this process is none that `srun` started."""
+    numbers = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
+    if started == 1:  # as in the shell of `salloc`
+        os.environ.update({name: "0" for name in numbers if name not in os.environ})
+    elif not os.environ.keys() >= {*numbers, "SLURM_STEP_ID"}:
+        raise UserError(
+            f"SLURM_NTASKS={started} says that SLURM starts the ranks, but this process is none of its tasks: call the "
+            f"command with {cure}, or unset SLURM_NTASKS"
+        )
+    _check_numbers({**dict.fromkeys(numbers, started), "MASTER_PORT": PORTS})
 
 
 def this_rank() -> int:
@@ -142,17 +183,46 @@ def local_ranks(settings: TrainerSettings) -> int:
     Raises:
         UserError: devices that are not there, or an option that needs others.
     """
+    chosen = devices(settings)
+    return chosen if isinstance(chosen, int) else len(chosen)
+
+
+def devices(settings: TrainerSettings) -> int | list[int]:
+    """How many devices train on this machine, or the numbers of GPUs that were chosen: as Lightning takes them.
+
+    Raises:
+        UserError: devices that are not there, or an option that needs others.
+    """
     gpus, cuda = torch.cuda.device_count(), on_gpu(settings)
     if cuda and gpus == 0:
         raise UserError(f"trainer.accelerator={settings.accelerator}, but this machine has no GPU: use trainer=cpu")
+    if settings.accelerator == "mps" and not torch.backends.mps.is_available():
+        raise UserError("trainer.accelerator=mps, but this machine has no GPU of Apple's: use trainer=cpu")
     chosen = _devices(settings.devices, gpus if cuda else 1)
     if cuda and (beyond := [device for device in chosen if device >= gpus]):
         raise UserError(
             f"trainer.devices={settings.devices}: this machine has {gpus} GPU(s), none is number {beyond[0]}"
         )
+    if not cuda and not isinstance(chosen, range):
+        raise UserError(
+            f"trainer.devices={settings.devices} are numbers of GPUs, and this run is on none: give how many processes "
+            f"shall train, trainer.devices={len(chosen)}"
+        )
     if settings.sync_batchnorm and not cuda:
         raise UserError("trainer.sync_batchnorm=true works between GPUs alone: on a CPU leave it out")
-    return len(chosen)
+    return len(chosen) if isinstance(chosen, range) else list(chosen)
+
+
+def one_device(settings: TrainerSettings) -> torch.device:
+    """The device of a command that uses one.
+
+    Raises:
+        UserError: it is not there.
+    """
+    chosen = devices(settings)
+    if on_gpu(settings):
+        return torch.device("cuda", chosen[0] if isinstance(chosen, list) else 0)
+    return torch.device("mps" if settings.accelerator == "mps" else "cpu")
 
 
 def _devices(asked: Any, there: int) -> Sequence[int]:
@@ -166,7 +236,7 @@ def _devices(asked: Any, there: int) -> Sequence[int]:
             numbers = [int(number) for number in (asked.split(",") if isinstance(asked, str) else asked)]
     except (TypeError, ValueError):
         numbers = []
-    if not numbers or min(numbers) < 0 or isinstance(asked, bool):
+    if not numbers or min(numbers) < 0 or len(set(numbers)) < len(numbers) or isinstance(asked, bool):
         raise UserError(f"trainer.devices={asked} is no number of devices: give a number, a list of them, or auto")
     return numbers
 
@@ -184,9 +254,11 @@ def environment(settings: TrainerSettings, ranks: int) -> dict[str, str]:
                 f"trainer.num_nodes={settings.num_nodes} needs {', '.join(missing)} in the environment: the same "
                 "address and port on all machines, and each machine's own number from 0 on; or use trainer=slurm"
             )
+    _check_numbers({"MASTER_PORT": PORTS})
     node, address = "0", "127.0.0.1"  # of one machine, whatever a cluster has set
     if settings.num_nodes > 1:
-        node, address = os.environ["NODE_RANK"], os.environ["MASTER_ADDR"]
+        node, address = str(_number("NODE_RANK", 0, settings.num_nodes)), os.environ["MASTER_ADDR"]
+        _check_address(address)
     port = os.environ.get("MASTER_PORT")
     if port is None:
         port = str(_free_port())
@@ -202,19 +274,29 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def _check_address(address: str) -> None:
+    try:
+        socket.getaddrinfo(address, None)
+    except (OSError, UnicodeError) as error:
+        raise UserError(
+            f"MASTER_ADDR={address} is not known here ({error}): give the name or address of the machine with "
+            "NODE_RANK=0, as the others reach it"
+        ) from error
+
+
 def _check_port(port: str) -> None:
     try:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what a run before left is no hindrance
             probe.bind(("", int(port)))
-    except (OSError, ValueError, OverflowError) as error:
+    except OSError as error:
         raise UserError(f"MASTER_PORT={port}: {error}; choose another port, or unset it and one is chosen") from error
 
 
 # ---------------------------------------------------------------------- the process that was called
 
 
-CAUSES = ("killed", "crashed")  # of the ends of others, the surer one first
+CAUSES = ("killed", "crashed", "lost")  # of the ends of others, the surer one first
 
 
 @dataclass(frozen=True)
@@ -223,7 +305,8 @@ class Outcome:
 
     Attributes:
         kind: `done` with the result, `stopped` with an exit code, `failed` with a line for the person, `crashed` with a
-            stack of frames; `killed`, of one that said nothing, with a line.
+            stack of frames; `lost`, of one that no longer hears another, with a line; `killed`, of one that said
+            nothing, with a line.
         content: as said.
         when: seconds, by a clock that all processes of a machine share.
     """
@@ -302,9 +385,10 @@ class Ranks:
         hurt = [number for number, outcome in outcomes.items() if outcome.kind in CAUSES]
         if hurt:
             first = min(hurt, key=lambda number: (CAUSES.index(outcomes[number].kind), outcomes[number].when))
-            if outcomes[first].kind == "killed":
-                raise UserError(outcomes[first].content)
-            raise RuntimeError(f"rank {self.first + first} failed:\n{outcomes[first].content}")
+            content = outcomes[first].content
+            if outcomes[first].kind != "crashed":
+                raise UserError(content)
+            raise RuntimeError(f"rank {self.first + first}: {content.splitlines()[-1]}\n{content}")
         stopped = next((outcome for outcome in outcomes.values() if outcome.kind == "stopped"), None)
         if stopped is not None:
             raise SystemExit(stopped.content)
@@ -329,11 +413,11 @@ class Ranks:
 
     @contextmanager
     def _passing_signals_on(self) -> Iterator[None]:
-        """Within the block the ranks get what this process is sent: SIGTERM, and SLURM's signal."""
+        """Within the block the ranks get what this process is sent: SIGTERM, Ctrl-C, and SLURM's signal."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        listened = [signal.SIGTERM, *([requeue_signal()] if "SLURM_JOB_ID" in os.environ else [])]
+        listened = [signal.SIGTERM, signal.SIGINT, *([requeue_signal()] if "SLURM_JOB_ID" in os.environ else [])]
         before = {number: signal.signal(number, lambda number, _: self._pass_on(number)) for number in listened}
         try:
             yield
@@ -368,14 +452,17 @@ def _rank(
     share_cores(ranks)
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))  # or Lightning would count anew
     rank_zero_only.rank = rank  # type: ignore[attr-defined]
+    signal.signal(signal.SIGINT, interrupt)  # which a terminal sends to all, and the starter passes on besides
+    outlive_readers()
     try:
         _speak_as(rank, hydra)
         outcome = Outcome("done", work(config, folder))
     except SystemExit as stop:
         outcome = Outcome("stopped", stop.code)
+        if isinstance(stop, Interrupted) and rank == 0:
+            print(stop.line, file=sys.stderr)
     except BaseException as error:
-        said = user_error(error)
-        outcome = Outcome("crashed", traceback.format_exc()) if said is None else Outcome("failed", str(said))
+        outcome = _end_of(error)
     answer.send(outcome)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -383,6 +470,13 @@ def _rank(
         torch.distributed.destroy_process_group()
     # Others may be waiting for this rank for ever, and libraries at exit for them: nothing is left to do here.
     os._exit(0)
+
+
+def _end_of(error: BaseException) -> Outcome:
+    said = user_error(error)
+    if said is None:
+        return Outcome("crashed", traceback.format_exc())
+    return Outcome("lost" if isinstance(said, RankLost) else "failed", str(said))
 
 
 def _end_with_parent() -> None:

@@ -51,6 +51,7 @@ from uda_seg.data.transforms import Resize
 from uda_seg.errors import UserError
 from uda_seg.evaluation.label_values import LabelValues, label_values
 from uda_seg.files import save_png
+from uda_seg.launch import one_device
 from uda_seg.methods.base import Plan
 from uda_seg.models.inference import Inference
 from uda_seg.models.segmentor import Segmentor
@@ -134,7 +135,7 @@ def predict(config: Config, folder: Path) -> int:
     plan = Plan(steps=config.steps, seed=config.seed, classes=classes, eval_classes=eval_classes, crop=(1, 1))
     module = instantiate_module(config, plan)
     network = load_trained(module, read_checkpoint(checkpoint), checkpoint, teacher=config.evaluator.teacher)
-    device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
+    device = one_device(config.trainer)
     bits = input_bits(config, list(images))
     values = label_values(config.data, classes)
     for note in values.notes:

@@ -222,8 +222,9 @@ def write_results(config: Config, folder: Path, reports: Sequence[Report], class
     Table(tuple(counts[0]), tuple(tuple(map(str, c.values())) for c in counts), "domains").show()
     table = share_table(shares, classes)
     table.show()
-    titles = {option: f"{names[option]}: {domain.domain or domain.dataset}" for option, domain in domains(config)}
-    sheet = panel_grid([row for report in reports for row in scenes(report, titles[report.option], classes)])
+    found = dict(domains(config))  # more than the reports: images in shards have none
+    titles = [f"{names[r.option]}: {found[r.option].domain or found[r.option].dataset}" for r in reports]
+    sheet = panel_grid([row for r, title in zip(reports, titles, strict=True) for row in scenes(r, title, classes)])
     key = legend(classes.names, classes.palette, sheet.shape[1])
     sheet = np.concatenate([sheet, key])
     write_text(folder / "problems.txt", to_text(problems))

@@ -29,7 +29,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from uda_seg.command import fail
+from uda_seg.cli.ending import fail
 from uda_seg.config import Config, key_of, parse
 from uda_seg.errors import UserError
 from uda_seg.evaluation.tables import ABSENT, Table

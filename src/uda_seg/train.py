@@ -33,9 +33,11 @@ from uda_seg.errors import UserError
 from uda_seg.evaluation.evaluator import mean_scores
 from uda_seg.evaluation.servers import refuse_unlabelled
 from uda_seg.files import write_text
-from uda_seg.launch import local_ranks, on_all_ranks, this_rank
+from uda_seg.launch import devices, local_ranks, on_all_ranks, this_rank
 from uda_seg.methods.base import Plan, UDAModule
 from uda_seg.models.inference import Inference
+from uda_seg.models.segmentor import Segmentor
+from uda_seg.models.trial import trained, try_out
 from uda_seg.records import write_json, write_record
 from uda_seg.runs import (
     check_same,
@@ -77,6 +79,7 @@ def train(config: Config, folder: Path) -> float:
     if first:
         data.prepare_data()
         data.setup()
+        try_sizes(config, module, data)
     seen = 0
     if config.init is not None:
         log.info("init: %s", load_weights(module, Path(config.init)))
@@ -102,6 +105,17 @@ def train(config: Config, folder: Path) -> float:
         close_loggers(trainer, failed)
     trainer.strategy.barrier()  # another machine's next job must not begin before this one's results are there
     return module.miou
+
+
+def try_sizes(config: Config, module: UDAModule, data: UDADataModule) -> None:
+    """Raise UserError where the network cannot be trained on crops, or score images, of the configured sizes."""
+    network, evaluator = module.segmentor, config.evaluator
+    batches = (config.data.source_batch, data.target_batch or config.data.source_batch)
+    try_out(network, trained, min(batches) // config.optimizer.accumulate, config.data.crop)
+    window = evaluator.window if evaluator.inference == "slide" else None
+    for height, width in sorted(set(data.validation_sizes)):
+        view = (height, width) if window is None else (min(window[0], height), min(window[1], width))
+        try_out(network, Segmentor.predict, 2, view)
 
 
 def say_batch(config: Config, data: UDADataModule, world: int, before: Mapping[str, Any] | None) -> None:
@@ -133,7 +147,7 @@ def say_batch(config: Config, data: UDADataModule, world: int, before: Mapping[s
 def close_loggers(trainer: pl.Trainer, failed: bool) -> None:
     """End the W&B run, as failed where it is: the next job of a sweep would go on writing into it."""
     for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger) and trainer.is_global_zero:
+        if isinstance(logger, WandbLogger) and logger._experiment is not None and trainer.is_global_zero:
             logger.experiment.finish(exit_code=int(failed))
 
 
@@ -275,7 +289,7 @@ def lightning(
     settings = config.trainer
     trainer = pl.Trainer(
         accelerator=settings.accelerator,
-        devices=settings.devices,
+        devices=devices(settings),
         num_nodes=settings.num_nodes,
         strategy=strategy(settings),
         precision=device_precision(settings.precision, settings.accelerator),  # type: ignore[arg-type]

@@ -117,6 +117,15 @@ def test_timm_encoder_gives_a_pyramid_from_stride_4(name: str) -> None:
     assert not encoder.pretrained
 
 
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_transformers_of_timm_take_images_of_any_size(name: str) -> None:
+    encoder = TimmEncoder(name)
+    for size in ((224, 224), (64, 96)):
+        maps = encoder(torch.rand(1, 3, *size))
+        assert [size[0] // x.shape[2] for x in maps] == list(encoder.strides)
+        assert [size[1] // x.shape[3] for x in maps] == list(encoder.strides)
+
+
 def test_the_built_in_start_knows_no_natural_images() -> None:
     encoder = ResidualEncoder(weights="builtin")
     assert not encoder.pretrained

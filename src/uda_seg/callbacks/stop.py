@@ -16,20 +16,24 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 
 from uda_seg.callbacks.checkpoint import LastCheckpoint
+from uda_seg.errors import interrupt
 from uda_seg.methods.step import StepModule
 from uda_seg.slurm import requeue_signal, slurm_job
 
 log = logging.getLogger(__name__)
 
+ONE_KEY_S = 1.0  # a terminal sends Ctrl-C to every rank, and so does the process that started them
 FIRST_RANK_S = 2.0  # that the others wait for rank 0 to speak with SLURM: when the first has left, srun may end all
 
 
 class Stop(pl.Callback):
-    """On SIGTERM, or SLURM's signal: finish the step, write `last.ckpt`, and leave with 128 + the signal's number.
+    """On SIGTERM, Ctrl-C or SLURM's signal: finish the step, write `last.ckpt`, leave with 128 + the signal's number.
 
-    SLURM's is SIGUSR1, in jobs that submitit submitted the one it asks for; the job is queued again.
+    A second Ctrl-C does not wait. SLURM's signal is SIGUSR1, in jobs that submitit submitted the one it asks for; the
+    job is queued again.
 
     Several ranks have to stop after the same step. They agree on it whenever values are logged, where they wait for
     each other anyway, and on CPUs, which always wait, after every step. A validation is finished first.
@@ -45,6 +49,7 @@ class Stop(pl.Callback):
     def __init__(self, checkpoints: LastCheckpoint) -> None:
         self.checkpoints = checkpoints
         self.asked = 0
+        self._since = 0.0  # when it was
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen, in the place of Lightning, which gives the signals back to whom they belonged at the end."""
@@ -59,11 +64,19 @@ class Stop(pl.Callback):
         if threading.current_thread() is not threading.main_thread():
             return
         signal.signal(signal.SIGTERM, handler)
+        signal.signal(signal.SIGINT, handler)
         if "SLURM_JOB_ID" in os.environ:
             signal.signal(requeue_signal(), handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.asked = number
+        now = time.monotonic()
+        if number == signal.SIGINT and self.asked == number:
+            if now - self._since > ONE_KEY_S:
+                interrupt(number, frame)
+            return
+        self.asked, self._since = number, now
+        if number == signal.SIGINT:
+            _say_soon()
 
     def _leave(self, trainer: pl.Trainer, number: int, frame: FrameType | None) -> None:
         if trainer.is_global_zero:
@@ -108,3 +121,9 @@ class Stop(pl.Callback):
         if job is not None and number == requeue_signal():
             done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
             log.info("SLURM job %s: %s", job, "queued again" if done.returncode == 0 else done.stderr.strip())
+
+
+@rank_zero_only
+def _say_soon() -> None:
+    # Not by `print`, which is not made for handlers of signals.
+    os.write(2, b"\nto be stopped after this step, or the validation that goes on; Ctrl-C again: at once\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -219,7 +220,7 @@ class UDADataModule(pl.LightningDataModule):
             sampler=StepSampler(start, self.steps, self.overfit),
             num_workers=workers,
             persistent_workers=workers > 0,
-            worker_init_fn=_start_worker,
+            worker_init_fn=start_worker,
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -236,11 +237,16 @@ class UDADataModule(pl.LightningDataModule):
                 sampler=range(self.rank, len(samples), self.world) or range(1),
                 num_workers=self._workers([samples]),
                 collate_fn=_collate,
-                worker_init_fn=_start_worker,
+                worker_init_fn=start_worker,
                 pin_memory=torch.cuda.is_available(),
             )
             for name, samples in self._validation.items()
         }
+
+    @property
+    def validation_sizes(self) -> list[tuple[int, int]]:
+        """Height and width of the first image of each validation set, as the network sees it."""
+        return [samples.image_size for samples in self._validation.values()]
 
     @property
     def has_target(self) -> bool:
@@ -262,7 +268,7 @@ class UDADataModule(pl.LightningDataModule):
             batch_sampler=[list(places) for places in batches],
             num_workers=self._workers([samples]),
             collate_fn=_collate,
-            worker_init_fn=_start_worker,
+            worker_init_fn=start_worker,
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -402,8 +408,10 @@ def _margins(domain: DomainSettings, option: str) -> tuple[int, int, int, int] |
     return top, bottom, left, right
 
 
-def _start_worker(worker: int) -> None:
+def start_worker(worker: int) -> None:
+    """What a loader's process does first."""
     cv2.setNumThreads(0)  # the worker is the thread
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; the loader says when workers end
 
 
 def _collate(items: Sequence[tuple[Sample, int]]) -> DomainBatch:

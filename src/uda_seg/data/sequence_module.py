@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from uda_seg.data.custom import classes_of
-from uda_seg.data.datamodule import StepSampler, choose_workers, cores_of_rank
+from uda_seg.data.datamodule import StepSampler, choose_workers, cores_of_rank, start_worker
 from uda_seg.data.labels import ClassSet
 from uda_seg.data.sequences import VIEWS, SequenceBatch, SequenceDataset, SequenceSteps, stack
 from uda_seg.data.settings import DataSettings, DomainSettings
@@ -119,6 +119,7 @@ class SequenceData(pl.LightningDataModule):
             batch_size=None,
             sampler=StepSampler(start, self.steps),
             num_workers=workers,
+            worker_init_fn=start_worker,
             pin_memory=torch.cuda.is_available(),
         )
 

@@ -12,6 +12,7 @@ import timm
 from timm.layers.format import Format
 from timm.models import FeatureInfo, load_state_dict
 from torch import Tensor
+from torch.nn import Module
 
 from uda_seg.errors import UserError
 from uda_seg.limits import FilePath, Text
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 
 class TimmEncoder(Encoder):
     """The stages of a timm model at stride 4 and coarser (a plain ViT gives maps of one stride).
+
+    Transformers that timm would run on images of one size take all sizes here, if their kind can (ViT, Swin).
 
     Args:
         name: a timm model, e.g. "convnext_tiny".
@@ -51,9 +54,7 @@ class TimmEncoder(Encoder):
             weights = fetch(said.removeprefix("hub:"))
         try:
             start = {} if weights is None or own else _checked(name, str(weights), allow_missing)
-            self.body = timm.create_model(
-                name, features_only=True, pretrained=weights is not None, pretrained_cfg_overlay=start
-            )
+            self.body = _created(name, pretrained=weights is not None, pretrained_cfg_overlay=start)
         except UserError:
             raise
         except Exception as error:  # a download fails in as many ways as there are network stacks
@@ -75,6 +76,17 @@ class TimmEncoder(Encoder):
         maps = self.through(self.body, x)
         kept = [maps[index] for index in self._kept]
         return [x.movedim(-1, 1) for x in kept] if self._channels_last else kept
+
+
+def _created(name: str, **options: Any) -> Module:
+    """A model's features; of images of any size also where timm would take those of its weights alone (ViT, Swin)."""
+    any_size = "dynamic_img_size"
+    try:
+        return timm.create_model(name, features_only=True, **(options | {any_size: True}))
+    except TypeError as error:
+        if any_size not in str(error):
+            raise
+    return timm.create_model(name, features_only=True, **options)
 
 
 def _tagged(name: str, tag: str) -> str:
