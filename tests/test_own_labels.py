@@ -14,6 +14,8 @@ import torch
 from command_line import NETWORK, configured
 from data.trees import blocks, image_of, save
 from uda_seg import evaluate, predict, prepare, train
+from uda_seg.data.custom import classes_of
+from uda_seg.data.datasets import open_domain
 from uda_seg.errors import UserError
 from uda_seg.models.weights import load_encoder
 from uda_seg.runs import load_weights
@@ -155,3 +157,53 @@ def test_masks_of_0_and_255_stop_every_command(cli, tmp_path):
     line = cli(evaluate.main, checkpoint, "data.source.custom=own.yaml").error
     assert "data.validation.target: " in line
     assert "masks of two classes?" in line
+
+
+WRITTEN = {
+    "keys": ["data.source.custom.label_map.1000=a", "++data.source.custom.label_map.2000=b",
+             "+data.source.custom.label_map.3=c", "data.source.custom.label_map.0=ignore"],
+    "mapping": ["data.source.custom.label_map={1000:a,2000:b,3:c,0:ignore}"],
+    "pairs": ["data.source.custom.label_map=[[1000,a],[2000,b],[3,c],[0,ignore]]"],
+    "colours": ["data.source.custom.label_format=color",
+                "data.source.custom.label_map=[[[1,2,3],a],[[4,5,6],b],[[255,255,255],c],[[0,0,0],ignore]]"],
+    "hexadecimal": ["data.source.custom.label_format=color",
+                    "data.source.custom.label_map=[['#010203',a],['4,5,6',b],['#FFFFFF',c],['0,0,0',null]]"],
+}  # fmt: skip
+
+
+@pytest.fixture
+def composed(cli, monkeypatch):
+    """Calls `prepare` on data of one's own, and gives what it would have prepared."""
+    found = []
+
+    def keep(config, folder):
+        found.append(config.data)
+
+    def call(*given):
+        found.clear()
+        finished = cli(prepare.main, "data=custom", "data.classes=custom", "data.eval_classes=all", *given)
+        return finished, list(found)
+
+    monkeypatch.setattr(prepare, "prepare", keep)
+    return call
+
+
+@pytest.mark.parametrize("written", WRITTEN.values(), ids=WRITTEN)
+def test_classes_and_maps_can_be_written_on_the_command_line(composed, tmp_path, written):
+    root = tree(tmp_path / "data", "color" if "color" in written[0] else "gray")
+    names = ["data.class_set.names=[a,b,c]", "+data.class_set.subsets.few=[a,b]"]
+    finished, found = composed(f"data.source.root={root}", *names, *written)
+    assert finished.code == 0, finished
+    data, expected = found[0], blocks(0, SIZE, [0, 1, 2, 3])
+    label = open_domain(data.source, data, classes_of(data), "data.source", labeled=True).read(0).label
+    np.testing.assert_array_equal(label, np.where(expected < 3, expected, 255))
+    assert classes_of(data).subset("few") == (0, 1)
+
+
+def test_classes_can_be_swept_over_and_typos_in_them_name_the_nearest_key(composed):
+    finished, found = composed("-m", "hydra.sweep.dir=sweep", "data.class_set.names=[a,b],[a,b,c]")
+    assert finished.code == 0, finished
+    assert [classes_of(data).names for data in found] == [("a", "b"), ("a", "b", "c")]
+    for typo, right in (("class_set.nams=[a]", "class_set.names"), ("source.custom.labl=x", "source.custom.labels")):
+        finished, _ = composed(f"data.{typo}")
+        assert f"did you mean data.{right}" in finished.error
