@@ -120,6 +120,20 @@ def test_images_of_twelve_bits_are_no_night(predicted, tmp_path, caplog):
     assert cv2.imread(str(tmp_path / "out/overlay/0.png")).max() < 140  # half of it the picture, nearly black
 
 
+def test_a_dark_image_is_scaled_as_in_training(checkpoint, camvid, tmp_path):
+    save(tmp_path / "dark.png", np.full((4, 4, 3), 600, np.uint16))
+    config = configured(*small_run(camvid))
+    images = [tmp_path / "dark.png"]
+    assert predict.input_bits(config, images, None) == 10
+    assert predict.input_bits(config, images, 12) == 12
+    assert predict.input_bits(config, images, "12; import os") == 10  # a checkpoint says values of its own
+    config.data.validation["target"].bits = 14
+    assert predict.input_bits(config, images, 12) == 14
+    config.predict.bits = 16
+    assert predict.input_bits(config, images, 12) == 16
+    assert torch.load(checkpoint, weights_only=True)["uda_seg"]["bits"] is None
+
+
 def test_a_full_disk_ends_it_at_once(predicted, tmp_path, monkeypatch):
     for i in range(3):
         save(tmp_path / f"in/{i}.png", noise(i))

@@ -169,7 +169,7 @@ class PredictSettings:
     Attributes:
         size: [height, width] they are resized to fit into before the network; `auto`: that of the validation images,
             by which the network was scored; null: as they are.
-        bits: how many of 16 bits a channel the images use; null: as the validation images, or found in the images.
+        bits: how many of 16 bits a channel the images use; null: as in training, or found in the images.
     """
 
     size: Annotated[Any, PixelSize(("auto", None))] = "auto"

@@ -134,9 +134,10 @@ def predict(config: Config, folder: Path) -> int:
     eval_classes = classes.subset(config.data.eval_classes)
     plan = Plan(steps=config.steps, seed=config.seed, classes=classes, eval_classes=eval_classes, crop=(1, 1))
     module = instantiate_module(config, plan)
-    network = load_trained(module, read_checkpoint(checkpoint), checkpoint, teacher=config.evaluator.teacher)
+    content = read_checkpoint(checkpoint)
+    network = load_trained(module, content, checkpoint, teacher=config.evaluator.teacher)
     device = one_device(config.trainer)
-    bits = input_bits(config, list(images))
+    bits = input_bits(config, list(images), content["uda_seg"].get("bits"))
     values = label_values(config.data, classes)
     for note in values.notes:
         log.info("labelIds: %s", note)
@@ -210,11 +211,16 @@ def picture_names(names: Sequence[str]) -> list[Path]:
     return chosen
 
 
-def input_bits(config: Config, images: Sequence[Path]) -> int | None:
-    """How many of 16 bits a channel the images use: as configured, or found among them."""
-    said = config.predict.bits or trained_domain(config).bits
+def input_bits(config: Config, images: Sequence[Path], trained: object) -> int | None:
+    """How many of 16 bits a channel the images use: as configured, as in training, or found among them."""
     deep = [path for path in images if may_be_deep(head_of(path))]
-    return said or used_bits([partial(read_bytes, path) for path in spread(deep)], "predict.bits")
+    if not deep or config.predict.bits is not None:
+        return config.predict.bits
+    said = trained_domain(config).bits or (trained if isinstance(trained, int) and trained in range(8, 17) else None)
+    if said is not None:
+        log.info("predict.bits=%d: images of 16 bits a channel are scaled as in training", said)
+        return said
+    return used_bits([partial(read_bytes, path) for path in spread(deep)], "predict.bits")
 
 
 def trained_domain(config: Config) -> DomainSettings:

@@ -11,11 +11,13 @@ from PIL import Image, ImageOps
 from trees import blocks, image_of, noise, save
 
 from uda_seg.data.check import check_domain
+from uda_seg.data.datamodule import UDADataModule
 from uda_seg.data.datasets import SegmentationDataset, open_domain
 from uda_seg.data.disk_cache import find_cache, write_cache
 from uda_seg.data.images import decode, frames, kind_of, orientation_of, read_image, stored_size, upright
 from uda_seg.data.integrity import Damaged, check_image_file
 from uda_seg.data.labels import CITYSCAPES
+from uda_seg.data.repair import set_aside
 from uda_seg.data.settings import DataSettings, DomainSettings
 from uda_seg.data.shards import index_shards, open_shards, pack
 from uda_seg.data.specs import SPECS
@@ -184,6 +186,35 @@ def test_bits_can_be_said_and_values_beyond_them_are_told(tmp_path):
     data = open_domain(domain, DataSettings(), CITYSCAPES, "data.source", labeled=True)
     with pytest.raises(UserError, match=r"000001.png has values up to 16383, more than the 12 bits .*bits=14"):
         data.read(1)
+
+
+def test_bits_that_do_not_fit_are_found_before_training(tmp_path):
+    root = deep_tree(tmp_path / "tree", 14)
+    told = [(f"{root}/image/{i:06d}.png", "set the domain's bits=14") for i in range(4)]
+    for bits, bad in ((None, []), (12, told)):
+        report = check_domain(open_streets(root, labeled=False, bits=bits), "data.source", tmp_path, labels="none")
+        assert [(p.file, p.cure) for p in report.problems if p.kind == "bits"] == bad
+    assert set_aside(report) == []
+
+
+def test_training_and_validation_images_of_one_folder_are_to_be_scaled_alike(tmp_path, caplog):
+    deep_tree(tmp_path, 12)
+    for i in range(4):
+        save(tmp_path / f"dark/{i:06d}.png", np.full((16, 24, 3), 600, np.uint16))
+        save(tmp_path / f"dark_label/{i:06d}.png", np.zeros((16, 24), np.uint8))
+    custom = {"images": "dark", "labels": "dark_label"}
+    domain = DomainSettings("streets", str(tmp_path))
+    settings = DataSettings(
+        crop=[8, 8],
+        source=domain,
+        target=domain,
+        validation={"target": DomainSettings("custom", str(tmp_path), custom=custom)},
+    )
+    data = UDADataModule(settings, steps=1, seed=0)
+    data.find()
+    data.setup()
+    assert "data.target was found to use 12 of 16 bits a channel, data.validation.target 10" in caplog.text
+    assert data.bits == 12
 
 
 def test_a_deep_image_among_shallow_ones_is_told(tmp_path):

@@ -157,7 +157,7 @@ class Checkpoints(LastCheckpoint):
         """What `evaluate` and `predict` need to build the network, and what has been read."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         read = {"source_images": self.source_images, "source_images_per_step": data.source_images_per_step}
-        read |= {"target_images_per_step": data.target_batch * data.world, "ranks": data.world}
+        read |= {"target_images_per_step": data.target_batch * data.world, "ranks": data.world, "bits": data.bits}
         return self.content | read
 
     def on_train_batch_end(

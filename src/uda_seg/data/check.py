@@ -20,7 +20,7 @@ from uda_seg.data.counting import present_ids
 from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.declared import MANY_LOW, Contents, contradiction, converted
 from uda_seg.data.depth import DepthFiles, same_shape
-from uda_seg.data.images import orientation_of, read_bytes, stored_size
+from uda_seg.data.images import HEAD, may_be_deep, orientation_of, read_bytes, read_image, stored_size
 from uda_seg.data.integrity import Damaged, check_image_file
 from uda_seg.data.journal import Finding, Journal, stamp_of
 from uda_seg.data.parallel import in_threads
@@ -39,7 +39,7 @@ class Problem:
         file: Its path.
         what: What is wrong.
         cure: What to do.
-        kind: unreadable, label, size, missing, extra, mixed, depth, count or statistics.
+        kind: unreadable, bits, label, size, missing, extra, mixed, depth, count or statistics.
         damage: Whether training could not use the data, or would learn something else; otherwise it is worth knowing.
         index: The image it belongs to.
     """
@@ -97,7 +97,8 @@ def check_domain(dataset: SegmentationDataset, option: str, cache: Path, *, labe
     place = hashlib.sha256(str(dataset.image_root.absolute()).encode()).hexdigest()[:16]
     folder = cache / "checked" / f"{dataset.root.name}-{dataset.split}-{place}"
     report = Report(option, dataset, None, np.zeros((len(dataset), 2), np.int64))
-    _check_images(report, Journal(folder / "images.jsonl", "image"))
+    subject = "image" if dataset.bits is None else f"image of {dataset.bits} bits"
+    _check_images(report, Journal(folder / "images.jsonl", subject))
     _check_sizes(report, whole)
     if labels != "none" and _survey_labels(report, needed=labels == "needed"):
         encoding = dataset.encoding
@@ -133,21 +134,27 @@ def _look(
         journal.close()
 
 
-def _look_at_image(path: Path) -> Finding:
+def _look_at_image(path: Path, bits: int | None) -> Finding:
     try:
-        return Finding(check_image_file(path))
-    except Damaged as error:
-        return Finding(error=str(error).removeprefix(f"{path} "), broken=True)
+        found = Finding(check_image_file(path))
+        if may_be_deep(read_bytes(path, HEAD)):
+            read_image(path, bits)
+        return found
+    except UserError as error:
+        return Finding(error=str(error).removeprefix(f"{path} "), broken=isinstance(error, Damaged))
 
 
 def _check_images(report: Report, journal: Journal) -> None:
-    data = report.dataset
+    data, bits = report.dataset, report.dataset.bits
     files = {index: data.image_path(index) for index in range(len(data))}
-    for index, found in _look(journal, files, lambda i: _look_at_image(files[i]), f"checking {data.image_root}"):
-        if found.shape is None:
+    for index, found in _look(journal, files, lambda i: _look_at_image(files[i], bits), f"checking {data.image_root}"):
+        if found.shape is not None:
+            report.shapes[index] = found.shape
+        elif found.broken:
             report.problems.append(_unreadable(files[index], found, index))
         else:
-            report.shapes[index] = found.shape
+            what, _, cure = found.error.rpartition(": ")
+            report.problems.append(Problem(str(files[index]), what, cure, "bits", index=index))
 
 
 def _unreadable(path: Path, found: Finding, index: int, damage: bool = True) -> Problem:

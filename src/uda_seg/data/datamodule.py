@@ -207,6 +207,19 @@ class UDADataModule(pl.LightningDataModule):
                 self._validation[name] = self._samples(
                     domain, f"data.validation.{name}", labeled=True, resize_label=False
                 )
+                self._compare_bits(name, domain)
+
+    def _compare_bits(self, name: str, domain: DomainSettings) -> None:
+        """Warn where validation images of the target's folder are scaled otherwise than those for training."""
+        target, same = self._streams.get("target"), self._target is not None and self._target.root == domain.root
+        if target is None or not same or domain.root is None:
+            return
+        train, validation = target.samples.dataset.bits, self._validation[name].dataset.bits
+        if train and validation and train != validation:
+            log.warning(
+                "data.target was found to use %d of 16 bits a channel, data.validation.%s %d: set bits= of both alike",
+                *(train, name, validation),
+            )
 
     def train_dataloader(self) -> StepLoader:
         """One batch per item, from the trainer's step on."""
@@ -252,6 +265,13 @@ class UDADataModule(pl.LightningDataModule):
     def has_target(self) -> bool:
         """Whether unlabelled target images are at hand."""
         return self._target is not None
+
+    @property
+    def bits(self) -> int | None:
+        """How many of 16 bits a channel the images use, those of the target before all others; None: they have 8."""
+        target = [self._streams["target"].samples] if "target" in self._streams else []
+        source = [self._streams["source"].samples] if "source" in self._streams else []
+        return next((s.dataset.bits for s in (*target, *self._validation.values(), *source) if s.dataset.bits), None)
 
     @property
     def target_shape(self) -> tuple[int, int, int]:

@@ -154,14 +154,14 @@ def _convert_one(data: SegmentationDataset, index: int, goal: LabelEncoding) -> 
 def set_aside(report: Report) -> list[str]:
     """Rename what is still damaged after `repair`, if it is little, so that the rest can be trained on.
 
-    An image and its labels of all kinds go together; a label without an image goes alone. Folders, and depth, which few
-    methods read, stay.
+    An image and its labels of all kinds go together; a label without an image goes alone. Folders, depth, which few
+    methods read, and images that `bits=` has to be set for stay.
 
     Args:
         report: of a check made after the repair.
     """
     data = report.dataset
-    damage = [problem for problem in report.problems if problem.damage and problem.kind != "depth"]
+    damage = [problem for problem in report.problems if problem.damage and problem.kind not in ("depth", "bits")]
     bad = sorted({problem.index for problem in damage if problem.index is not None})
     lonely = [Path(problem.file) for problem in damage if problem.kind == "extra"]
     if not bad and not lonely:
