@@ -69,7 +69,7 @@ def test_masks_of_0_and_255_are_refused_unless_the_map_says_what_255_is(tmp_path
     assert "4 labels 4 were looked at" in line
     assert str(root / "labels/train/0.png") in line
     assert "255 is read as ignore: masks of two classes?" in line
-    assert "label_map, e.g. {0: background, 255: object}" in line
+    assert "say what they mean, e.g. {0: background, 255: object}, in data.source.custom.label_map" in line
     found = check_labels(own(root, label_map={0: "background", 255: "object"}), "data.source")
     assert found.pixels.tolist() == [sum(int((m == v).sum()) for m in MASKS) for v in (0, 255)]
     # Said by a person, 255 may be ignored.
@@ -123,7 +123,9 @@ def test_a_map_that_leaves_nearly_everything_out_is_told(tmp_path, caplog):
 def test_ids_that_a_map_does_not_name(tmp_path):
     root = tree(tmp_path, [blocks(i, SIZE, [0, 1], 4) for i in range(2)])
     line = refused(own(root, label_map={7: "background", 8: "object"}, unlisted="ignore"))
-    assert "only the ids 0, 1: labels of another encoding; leave label_map out if they are train ids" in line
+    assert (
+        "only the ids 0, 1: labels of another encoding; leave out data.source.custom.label_map if they are tr" in line
+    )
     line = refused(own(root, label_map={7: "background", 8: "object"}))
     assert "has the unknown label id" in line
 

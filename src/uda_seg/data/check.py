@@ -263,7 +263,7 @@ def _check_labels(report: Report, journal: Journal, *, needed: bool) -> None:
         areas[index] = sum(found.ids.values())
         pixels[index] = contents.add(data, index, found.ids)
     report.statistics = ClassStatistics(pixels, areas)
-    if contents.looked and (wrong := contradiction(data.encoding, len(data.classes), contents)):
+    if contents.looked and (wrong := contradiction(data, contents)):
         report.problems.append(Problem(str(data.label_root), *wrong, "label", needed))
     elif wrong := converted(data.encoding, contents):
         what, cure = f"{wrong[0]}, the first is {data.label_path(contents.low[0])}", wrong[1]

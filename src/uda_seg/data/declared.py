@@ -90,7 +90,7 @@ def check_labels(dataset: SegmentationDataset, option: str, wanted: Iterable[int
     """
     found = first_look(dataset)
     looked = f"{option}: of {dataset.spec.title}'s {len(dataset)} labels {found.looked} were looked at"
-    wrong = contradiction(dataset.encoding, len(dataset.classes), found)
+    wrong = contradiction(dataset, found)
     if len(found.low) > max(SOME_LOW, MANY_LOW * found.looked):
         wrong = wrong or converted(dataset.encoding, found)
     if wrong is not None:
@@ -106,24 +106,20 @@ def check_labels(dataset: SegmentationDataset, option: str, wanted: Iterable[int
     return found
 
 
-def contradiction(encoding: LabelEncoding, classes: int, found: Contents) -> tuple[str, str] | None:
-    """What labels together show that no single one does, as (what, cure); None: nothing.
-
-    Args:
-        encoding: what was declared.
-        classes: how many there are.
-        found: what the labels hold.
-    """
-    ids = sorted(found.ids)
+def contradiction(dataset: SegmentationDataset, found: Contents) -> tuple[str, str] | None:
+    """What labels together show that no single one does, as (what, cure); None: nothing."""
+    encoding, key = dataset.encoding, f"{dataset.option}.custom.label_map"
+    ids, names = sorted(found.ids), dataset.classes.names
     few = ", ".join(map(encoding.spelled, ids[:5])) + (", ..." if len(ids) > 5 else "")
-    if ids == [0, IGNORE] and classes > 1 and found.pixels.any() and not (encoding.mapped or encoding.is_color):
+    if ids == [0, IGNORE] and len(names) > 1 and found.pixels.any() and not (encoding.mapped or encoding.is_color):
         what = "no label has another id than 0 and 255, and 255 is read as ignore: masks of two classes?"
-        return what, "describe them (dataset=custom) with a label_map, e.g. {0: background, 255: object}"
+        means = f"say what they mean, e.g. {{0: {names[0]}, 255: {names[1]}}}, in"
+        return what, f"{means} {key}" if encoding.described else f"{means} the label_map of a dataset=custom"
     if not found.pixels.any():
         what = f"no label has a pixel of any class, only the ids {few}: labels of another encoding"
-        if encoding.mapped and not encoding.is_color and ids[-1] < classes:
-            return what, "leave label_map out if they are train ids, or name them in it"
-        return what, "name them in label_map" if encoding.described else UNPACK
+        if encoding.mapped and not encoding.is_color and ids[-1] < len(names):
+            return what, f"leave out {key} if they are train ids, or name them in it"
+        return what, f"name them in {key}" if encoding.described else UNPACK
     if _reaches_far(encoding) and max(found.ids.keys() - {IGNORE}, default=0) <= LAST_TRAIN_ID:
         what = f"no *{encoding.suffix} has an id above {LAST_TRAIN_ID}: these are train ids under the name of raw ids"
         return what, f"{UNPACK}, or describe them (dataset=custom): without a label_map they are read as train ids"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from uda_seg.data.counting import RawIds
-from uda_seg.data.images import wrong_with
+from uda_seg.data.images import read_bytes, wrong_with
 from uda_seg.errors import UserError
 
 Decoder = Callable[[Path], RawIds]
@@ -39,12 +39,12 @@ def read_ids(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
 
 def read_palette(path: Path) -> NDArray[np.uint8]:
     """The indices of a palette PNG, [H, W] (OpenCV would give the colours); plain 8-bit files too."""
-    content = _bytes(path)
+    content = read_bytes(path)
     _refuse_lossy(content, path)
     try:
         with Image.open(io.BytesIO(content)) as file:
             if file.mode not in ("P", "L", "1"):
-                label = _decoded(content, path, cv2.IMREAD_UNCHANGED)
+                label = _decoded(content, path)
                 what = f"{_kind(content, label)} (its colour mode is {file.mode})"
                 raise UserError(f"{path} is not a label with 8-bit ids but {what}: {_cure(label)}")
             return np.array(file, np.uint8) // (1 if file.mode == "1" else _step(content))
@@ -80,9 +80,9 @@ def read_color(path: Path) -> NDArray[np.uint32]:
 
 def _stored(path: Path) -> tuple[MatLike, bytes]:
     """A label's samples as the file holds them, and the file; one whose format does not keep ids is a UserError."""
-    content = _bytes(path)
+    content = read_bytes(path)
     _refuse_lossy(content, path)
-    label = _decoded(content, path, cv2.IMREAD_UNCHANGED)
+    label = _decoded(content, path)
     step = _step(content)
     return (label if step == 1 else label // np.uint8(step)), content
 
@@ -137,20 +137,9 @@ def _cure(label: MatLike) -> str:
     )
 
 
-def _decode(path: Path, flags: int) -> MatLike:
-    return _decoded(_bytes(path), path, flags)
-
-
-def _bytes(path: Path) -> bytes:
+def _decoded(content: bytes, path: Path) -> MatLike:
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be opened: {error.strerror}") from error
-
-
-def _decoded(content: bytes, path: Path, flags: int) -> MatLike:
-    try:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
         image = None
     if image is None:
