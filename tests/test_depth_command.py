@@ -276,7 +276,9 @@ def test_what_is_wrong_is_said(tree, tmp_path):
     whole = file.read_text()
     checkpoint = f"checkpoint={tmp_path / 'run/checkpoints/last.ckpt'}"
     file.write_text(whole[:20])
-    with pytest.raises(UserError, match=r"game/depth.json cannot be read: export the depth maps again with overwrite"):
+    with pytest.raises(
+        UserError, match=r"game/depth.json cannot be read .*; export the depth maps again with overwrite"
+    ):
         command.depth(configured(*first, checkpoint), tmp_path / "run")
     command.depth(configured(*first, checkpoint, "overwrite=true"), tmp_path / "run")
     assert file.read_text() == whole

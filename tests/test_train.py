@@ -572,7 +572,7 @@ def test_a_sweep_that_goes_on_begins_what_was_not_begun(tmp_path, camvid, monkey
     assert runs.prepare_folder(tmp_path / "run", config) is None
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     last.parent.mkdir()
-    torch.save({"uda_seg": {}, "state_dict": {}}, last)
+    torch.save({"uda_seg": {"choices": {}, "overrides": [], "classes": "camvid"}, "state_dict": {}}, last)
     assert runs.prepare_folder(tmp_path / "run", config) == last
 
 

@@ -11,7 +11,6 @@ What can be overridden: python -m uda_seg.train --help
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 import subprocess
@@ -33,6 +32,7 @@ from uda_seg.evaluation.tables import ABSENT, Table, percent
 from uda_seg.files import save_png, write_text
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.pictures import Captioned, Row, colorize, panel_grid
+from uda_seg.records import read_metrics
 from uda_seg.runs import load_trained, read_checkpoint, replay
 from uda_seg.train import build_data, build_module
 
@@ -68,8 +68,7 @@ class Run:
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """What the run found on the target."""
-        found: dict[str, Any] = json.loads((self.folder / "metrics.json").read_text())
-        return found
+        return read_metrics(self.folder)
 
     @property
     def miou(self) -> float:

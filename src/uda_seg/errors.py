@@ -31,6 +31,10 @@ class UserError(Exception):
     """
 
 
+class Damaged(UserError):
+    """A file that is not what it was when it was made."""
+
+
 class RankLost(UserError):
     """What a rank sees of the end of another one: the other's own words say more, where there are any."""
 
@@ -247,7 +251,7 @@ def user_error(error: BaseException | None) -> UserError | None:
         if isinstance(link, RankLost):
             return link
         if isinstance(link, UserError):
-            return UserError(str(link).rpartition(f"{UserError.__name__}: ")[2].strip())
+            return UserError(str(link).rpartition(f"{type(link).__name__}: ")[2].strip())
     return next((line for link in _chain(error) if (line := _recognised(link)) is not None), None)
 
 

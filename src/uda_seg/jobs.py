@@ -11,7 +11,8 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from uda_seg.files import write_text
+from uda_seg.errors import Damaged
+from uda_seg.files import read_json, write_text
 from uda_seg.launch import this_rank
 
 SILENT = "ended without a word: killed, or still running"
@@ -75,7 +76,7 @@ class Jobs:
             return self.here or []
         told: dict[str, Outcome] = {}
         for note in sorted(self.notes.glob("*.json")):
-            outcome = Outcome(**json.loads(note.read_text()))
+            outcome = _read(note)
             job = note.name.partition(".")[0]
             fine = (None, SILENT)
             if job not in told or (told[job].error in fine and outcome.error not in fine):
@@ -85,3 +86,19 @@ class Jobs:
     def forget(self) -> None:
         """Remove what copies left."""
         shutil.rmtree(self.notes, ignore_errors=True)
+
+
+def _read(note: Path) -> Outcome:
+    """An outcome as a copy noted it; a damaged note is an outcome that says so."""
+    try:
+        found = Outcome(**read_json(note, "see the log of the job"))
+        kinds = (
+            found.result is None or isinstance(found.result, float),
+            found.error is None or isinstance(found.error, str),
+        )
+        if isinstance(found.folder, str) and isinstance(found.sweep, str) and all(kinds):
+            return found
+        said = f"{note} is damaged: see the log of the job"
+    except (Damaged, TypeError) as error:
+        said = str(error)
+    return Outcome(str(note), str(note.parent), None, said)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import shlex
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -146,7 +147,7 @@ def unpack_archives(domain: DomainSettings, mode: str) -> None:
     archives = find_archives(root)
     if not archives:
         return
-    place = hashlib.sha256(str(root.absolute()).encode()).hexdigest()[:16]
+    place = hashlib.sha256(os.fsencode(root.absolute())).hexdigest()[:16]
     begun = user_cache() / "unpacking" / f"{root.name}-{place}"
     members = list_members(archives, folders_of(spec, domain.dataset))
     if mode == "auto" and not begun.exists() and not lacks_folders(spec, domain.split, root, members):

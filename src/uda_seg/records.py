@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
+import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -17,7 +18,8 @@ from hydra.core.hydra_config import HydraConfig
 from pytorch_lightning.utilities import rank_zero_only
 
 from uda_seg.config import Config
-from uda_seg.files import write_text
+from uda_seg.errors import Damaged, UserError
+from uda_seg.files import read_json, read_yaml, write_text
 
 PACKAGES = (
     "torch",
@@ -56,6 +58,37 @@ def write_record(folder: Path, config: Config) -> None:
         "config": asdict(config),
     }
     write_text(folder / "run.yaml", yaml.safe_dump(record, sort_keys=False))
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The configuration that a run recorded; empty where there is no record.
+
+    Raises:
+        Damaged: the record cannot be read.
+    """
+    path = folder / "run.yaml"
+    if not os.path.lexists(path):
+        return {}
+    try:
+        record = read_yaml(path)
+    except UserError as error:
+        raise Damaged(f"{error}; what the run was made of is not known") from error
+    if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
+        raise Damaged(f"{path} holds no configuration; what the run was made of is not known")
+    return dict(record["config"])
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """The numbers of a run that has ended.
+
+    Raises:
+        Damaged: there are none, or they cannot be read.
+    """
+    path, cure = folder / "metrics.json", "train the run to its end again with resume=last"
+    metrics = read_json(path, cure)
+    if not isinstance(metrics, dict) or not all(isinstance(metrics.get(key), int) for key in ("step", "seed")):
+        raise Damaged(f"{path} holds no numbers of a run; {cure}")
+    return metrics
 
 
 def _version(package: str) -> str:

@@ -9,13 +9,12 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import get_class
@@ -25,10 +24,11 @@ from torch import Tensor
 
 from uda_seg.config import CONF, Config, groups, key_of
 from uda_seg.data.custom import classes_of, contents
-from uda_seg.errors import UserError
+from uda_seg.errors import Damaged, UserError
 from uda_seg.methods.base import UDAModule
 from uda_seg.models.segmentor import Segmentor
-from uda_seg.models.weights import read_tensors
+from uda_seg.models.weights import check_tensors, read_tensors
+from uda_seg.records import read_record
 from uda_seg.schema import leaves
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,10 @@ def _resume_from(folder: Path, resume: str) -> Path:
             log.warning("%s; trying the one before", error)
             continue
         return path
-    raise UserError(f"{folder / 'checkpoints'} has no checkpoint to resume: start the run without resume=last")
+    raise UserError(
+        f"{folder / 'checkpoints'} has no checkpoint to resume: start the run without resume=last, and where "
+        "damaged ones are left, with overwrite=true"
+    )
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -99,13 +102,63 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         UserError: no such file, a truncated one, one with pickled objects, or another program's.
     """
-    content = dict(read_tensors(path))
+    content = dict(read_tensors(path, "take another checkpoint of the run, or train it again"))
     if not isinstance(content.get("uda_seg"), Mapping) or not isinstance(content.get("state_dict"), Mapping):
         raise UserError(
             f"{path} is no checkpoint of uda_seg; official ones have to be converted first: "
             "python -m uda_seg.convert official=FILE out=FILE"
         )
+    _check_said(content, path)
     return content
+
+
+FORMAT = 1  # of what a checkpoint says about itself
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_scale(value: object) -> bool:
+    """Whether it is what a depth network's checkpoint says of its unit."""
+    if not isinstance(value, Mapping) or value.keys() != {"baseline", "domains"}:
+        return False
+    return isinstance(value["baseline"], int | float) and _all_text(value["domains"])
+
+
+def _all_text(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+# What a checkpoint says about itself, and whether a value can be that.
+_SAID: Mapping[str, Callable[[Any], bool]] = {
+    "choices": lambda value: isinstance(value, Mapping) and _all_text([*value.keys(), *value.values()]),
+    "overrides": _all_text,
+    "classes": _is_text,
+    "method": _is_text,
+    "options": lambda value: isinstance(value, Mapping),
+    "depth": _is_scale,
+    **dict.fromkeys(("source_images", "source_images_per_step", "target_images_per_step", "ranks"), _is_count),
+}
+
+
+def _check_said(content: Mapping[str, Any], path: Path) -> None:
+    """Refuse a checkpoint that says nonsense about itself: what reads it takes its word."""
+    said = content["uda_seg"]
+    if isinstance(said.get("format"), int) and said["format"] > FORMAT:
+        raise UserError(f"{path} was written by a newer version, uda_seg {said.get('version')}: install that one")
+    wrong = [
+        *(key for key, fits in _SAID.items() if key in said and not fits(said[key])),
+        *(key for key in ("choices", "overrides", "classes") if key not in said),
+        *(key for key in ("global_step", "epoch") if not _is_count(content.get(key, 0))),
+        *(f"the weight {name}" for name in content["state_dict"] if not isinstance(name, str)),
+    ]
+    if wrong:
+        raise Damaged(f"{path} is damaged, {wrong[0]} is missing or nonsense: take another checkpoint of the run")
 
 
 def describe(config: Config) -> dict[str, Any]:
@@ -123,7 +176,7 @@ def describe(config: Config) -> dict[str, Any]:
                 named = "${" in override
                 overrides.append(f"{key}={OmegaConf.select(resolved, key)}" if named else override)
     return {
-        "format": 1,
+        "format": FORMAT,
         "version": importlib.metadata.version("uda_seg"),
         "choices": choices,
         "overrides": overrides,
@@ -224,22 +277,31 @@ def check_same(module: UDAModule, path: Path, config: Config) -> None:
         raise UserError(f"{path} was converted and holds weights alone: start a new run from it with init={path}")
     check_classes(content, module, path)
     said, mine = content["uda_seg"], method_options(config)
-    if said["method"] != method_name(config):
+    if said.get("method") != method_name(config):
         raise UserError(
-            f"{path} is of the method {said['method']}, this run is {method_name(config)}: resume with the same method="
+            f"{path} is of the method {said.get('method')}, this run is {method_name(config)}: resume with the same "
+            "method="
         )
     for name in sorted(mine):
-        if said["options"].get(name) != mine[name]:
+        if (theirs := said.get("options", {}).get(name)) != mine[name]:
             raise UserError(
-                f"{path} was trained with method.{name}={said['options'].get(name)}, this run has {mine[name]}: "
+                f"{path} was trained with method.{name}={theirs}, this run has {mine[name]}: "
                 "resume with the same method= and options"
             )
+    check_tensors(content["state_dict"], module.state_dict(), path)
     networks = ("segmentor.", "teacher.network.")
     wanted = {n: t.shape for n, t in module.state_dict().items() if n.startswith(networks)}
-    found = {n: t.shape for n, t in content["state_dict"].items() if n.startswith(networks)}
+    found = {n: getattr(t, "shape", None) for n, t in content["state_dict"].items() if n.startswith(networks)}
     if found != wanted:
         first = sorted(n for n in {**wanted, **found} if wanted.get(n) != found.get(n))[0]
         raise UserError(f"{path} is of another network: {first} does not match; resume with the same model=")
+    rest = {
+        n for n, t in module.state_dict().items() if getattr(content["state_dict"].get(n), "shape", None) != t.shape
+    }
+    if rest:
+        raise Damaged(
+            f"{path} is damaged, {min(rest)} is missing or of another size: take another checkpoint of the run"
+        )
 
 
 # That do not change what a run computes.
@@ -252,11 +314,12 @@ _NO_CHANGE = re.compile(
 def say_changes(path: Path, config: Config) -> None:
     """Warn in a line of what a resumed run does otherwise than the record beside its checkpoint says.
 
-    A record that is gone, or of a version with other settings, says less.
+    A record that is gone, or of a version with other settings, says less; so does a damaged one, in a warning.
     """
     try:
-        before = dict(leaves(yaml.safe_load((path.parents[1] / "run.yaml").read_text())["config"]))
-    except (OSError, KeyError, IndexError, yaml.YAMLError):
+        before = dict(leaves(read_record(path.absolute().parent.parent)))
+    except Damaged as error:
+        log.warning("%s", error)
         return
     changed = [
         f"{key}={value} (was {before[key]})"
@@ -282,6 +345,7 @@ def load_weights(module: UDAModule, path: Path) -> str:
     check_classes(content, module, path, cure)
     theirs: Mapping[str, Tensor] = content["state_dict"]
     mine = module.segmentor.state_dict()
+    check_tensors(theirs, module.state_dict(), path)
     found = {name: theirs[f"segmentor.{name}"] for name in mine if f"segmentor.{name}" in theirs}
     wrong = [n for n in found if found[n].shape != mine[n].shape]
     missing = [n for n in mine if n not in found]
@@ -325,6 +389,7 @@ def load_trained(module: UDAModule, content: Mapping[str, Any], path: Path, teac
     used = ("encoder.", *(f"heads.{name}." for name in (network.eval_head, *getattr(head, "reads", ()))))
     wanted = {n: t for n, t in network.state_dict().items() if n.startswith(used)}
     found = {n: content["state_dict"][prefix + n] for n in wanted if prefix + n in content["state_dict"]}
+    check_tensors(found, wanted, path)
     wrong = [n for n, tensor in wanted.items() if n not in found or found[n].shape != tensor.shape]
     if wrong:
         raise UserError(f"{path} does not fit the network: {wrong[0]}; leave method= and model= to the checkpoint")

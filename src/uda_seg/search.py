@@ -8,6 +8,7 @@ import fcntl
 import io
 import logging
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,9 +32,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from uda_seg.cli.ending import fail
 from uda_seg.config import Config, key_of, parse
-from uda_seg.errors import UserError
+from uda_seg.errors import Damaged, UserError
 from uda_seg.evaluation.tables import ABSENT, Table
-from uda_seg.files import write_text
+from uda_seg.files import first_line, open_file, write_text
 from uda_seg.limits import is_loss_weight
 from uda_seg.runs import method_options
 from uda_seg.schema import options
@@ -189,10 +190,11 @@ def open_study(folder: Path, fixed: list[str], objective: str, direction: str, o
     file = folder / TRIALS
     if overwrite:
         file.unlink(missing_ok=True)
-    storage, towards = JournalStorage(JournalFileBackend(str(file))), StudyDirection[direction.upper()]
-    study = optuna.create_study(storage=storage, study_name="search", direction=towards, load_if_exists=True)
+    study = _stored_study(file, StudyDirection[direction.upper()])
     wanted = {"fixed": sorted(fixed), "objective": objective, "direction": direction}
     known = study.user_attrs.get("settings", wanted)
+    if not isinstance(known, dict) or known.keys() != wanted.keys():
+        raise Damaged(f"{file} is damaged: begin anew with overwrite=true")
     if known != wanted:
         was, now = (f"{s['direction']} {s['objective']} {' '.join(s['fixed'])}" for s in (known, wanted))
         raise UserError(
@@ -201,6 +203,22 @@ def open_study(folder: Path, fixed: list[str], objective: str, direction: str, o
         )
     study.set_user_attr("settings", wanted)
     return study
+
+
+def _stored_study(file: Path, towards: StudyDirection) -> optuna.Study:
+    """The study in a file, begun if it is not there; what cannot be read is a Damaged error."""
+    try:
+        if os.path.lexists(file):
+            open_file(file).close()  # a pipe would keep Optuna waiting
+        storage = JournalStorage(JournalFileBackend(str(file)))
+        study = optuna.create_study(storage=storage, study_name="search", direction=towards, load_if_exists=True)
+        _ = study.trials
+        return study
+    except Exception as error:  # a damaged line fails wherever Optuna happens to be
+        raise Damaged(
+            f"{file} cannot be read ({type(error).__name__}: {first_line(error)}): move it away, the runs beside it "
+            "stay, or begin anew with overwrite=true"
+        ) from error
 
 
 def check_space(study: optuna.Study, space: Space, folder: Path) -> None:

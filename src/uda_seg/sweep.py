@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.hydra_config import HydraConfig
 
 from uda_seg.command import is_multirun
 from uda_seg.config import Config
-from uda_seg.errors import UserError
+from uda_seg.errors import Damaged, UserError
 from uda_seg.evaluation.tables import group_runs, runs_csv, runs_table
 from uda_seg.files import write_text
 from uda_seg.jobs import Outcome
 from uda_seg.launch import this_rank
+from uda_seg.records import read_metrics, read_record
 from uda_seg.schema import leaves, nearest
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def job_of(work: Callable[[Config, Path], Any]) -> Callable[[Config, Path], Any]
             return work(config, folder)
         if not config.overwrite and finished(folder, config):
             log.info("%s holds this very run, finished: its row is taken", folder)
-            result = json.loads((folder / "metrics.json").read_text())["miou"]
+            result = read_metrics(folder).get("miou")
         else:
             result = work(config, folder)
         wanted = objective()
@@ -72,8 +72,7 @@ def score(folder: Path, key: str) -> float:
     Raises:
         UserError: there is no such number.
     """
-    metrics = json.loads((folder / "metrics.json").read_text())
-    found = {name: value for name, value in leaves(metrics) if isinstance(value, int | float)}
+    found = {name: value for name, value in leaves(read_metrics(folder)) if isinstance(value, int | float)}
     if key not in found:
         hint = nearest(key, found)
         raise UserError(f"hydra.sweeper.objective={key} is no number of {folder / 'metrics.json'}; {hint}")
@@ -81,12 +80,21 @@ def score(folder: Path, key: str) -> float:
 
 
 def write_table(outcomes: Sequence[Outcome]) -> None:
-    """Write `table.md` and `table.csv` over the jobs of a multirun that succeeded; a search writes its own."""
+    """Write `table.md` and `table.csv` over the jobs of a multirun that succeeded; a search writes its own.
+
+    A run whose numbers are damaged is named, and costs its own row alone.
+    """
     done = [outcome for outcome in outcomes if outcome.error is None]
     if not done or (Path(done[0].sweep) / TRIALS).exists():
         return
     folder = Path(done[0].sweep)
-    groups = group_runs([read_metrics(Path(outcome.folder), folder) for outcome in done], METRICS)
+    rows = []
+    for outcome in done:
+        try:
+            rows.append(row_of(Path(outcome.folder), folder))
+        except Damaged as error:
+            log.error("not in the table: %s", error)
+    groups = group_runs(rows, METRICS)
     table = runs_table(groups, "mIoU in %, last iterate; best is chosen on the target's labels")
     write_text(folder / "table.md", table.markdown())
     write_text(folder / "table.csv", runs_csv(groups))
@@ -95,11 +103,13 @@ def write_table(outcomes: Sequence[Outcome]) -> None:
 
 
 def finished(folder: Path, config: Config) -> bool:
-    """Whether `folder` holds a run of this configuration that reached its last step."""
+    """Whether `folder` holds a run of this configuration that reached its last step; a damaged one did not."""
+    if not os.path.lexists(folder / "metrics.json"):
+        return False
     try:
-        metrics = json.loads((folder / "metrics.json").read_text())
-        recorded = yaml.safe_load((folder / "run.yaml").read_text())["config"]
-    except OSError:
+        metrics, recorded = read_metrics(folder), read_record(folder)
+    except Damaged as error:
+        log.warning("%s", error)
         return False
     wanted = asdict(config)
     # How it was started, and what it ran on, do not make it another run.
@@ -107,16 +117,16 @@ def finished(folder: Path, config: Config) -> bool:
     return same and bool(metrics["step"] == config.steps)
 
 
-def read_metrics(folder: Path, sweep: Path) -> dict[str, object]:
+def row_of(folder: Path, sweep: Path) -> dict[str, object]:
     """One run's row: its settings and its scores; the run is called as its folder in the sweep's."""
-    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics = read_metrics(folder)
     parts = folder.resolve().relative_to(sweep.resolve()).parts
     return {
         "run": "/".join(part for part in parts if part != f"seed{metrics['seed']}"),
         "seed": metrics["seed"],
         "steps": metrics["step"],
-        "source images": metrics["source_images"],
-        "miou": metrics["miou"],
-        "best": (metrics["best"] or {}).get("miou"),
-        "pixel_accuracy": metrics["pixel_accuracy"],
+        "source images": metrics.get("source_images"),
+        "miou": metrics.get("miou"),
+        "best": dict(leaves(metrics)).get("best.miou"),
+        "pixel_accuracy": metrics.get("pixel_accuracy"),
     }

@@ -32,7 +32,7 @@ from uda_seg.data.datamodule import UDADataModule
 from uda_seg.errors import UserError
 from uda_seg.evaluation.evaluator import mean_scores
 from uda_seg.evaluation.servers import refuse_unlabelled
-from uda_seg.files import write_text
+from uda_seg.files import read_text, write_text
 from uda_seg.launch import devices, local_ranks, on_all_ranks, this_rank
 from uda_seg.methods.base import Plan, UDAModule
 from uda_seg.models.inference import Inference
@@ -377,7 +377,7 @@ def wandb_id(folder: Path) -> str:
     file = folder / "wandb" / "id.txt"
     if not file.exists():
         write_text(file, uuid.uuid4().hex[:16])
-    return file.read_text()
+    return read_text(file, "delete it: the run gets a new id there").strip()
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def test_a_damaged_folder_is_told_when_it_is_opened(tmp_path, damage):
 def damage_truncated_image(root):
     file = root / "image/000001.png"
     file.write_bytes(file.read_bytes()[:200])
-    return r"image/000001.png cannot be read as an image"
+    return r"image/000001.png is cut off after 200 bytes: copy or unpack the file again"
 
 
 def damage_empty_label(root):
@@ -225,7 +225,7 @@ def test_a_line_survives_the_way_out_of_a_worker(tmp_path):
     with pytest.raises(UserError) as error:
         next(iter(loader))
     assert "\n" in str(error.value)  # torch put the worker's traceback around it
-    expected = f"{tmp_path}/lost.png cannot be opened: No such file or directory"
+    expected = f"{tmp_path}/lost.png cannot be opened: No such file or directory; copy or unpack the file again"
     assert str(user_error(error.value)) == expected
     assert str(user_error(UserError(expected))) == expected
     assert user_error(ValueError(expected)) is None

@@ -156,7 +156,7 @@ def test_other_damages_are_said(tmp_path):
         read("camvid", tmp_path / "c")
     (tmp_path / "c/maps").mkdir()
     (tmp_path / "c/maps/depth.json").write_text("[]")
-    with pytest.raises(UserError, match=r"depth.json cannot be read: export the depth maps again"):
+    with pytest.raises(UserError, match=r"depth.json does not say what the maps are: export the depth maps again"):
         read("camvid", tmp_path / "c", depth=str(tmp_path / "c/maps"))
 
 

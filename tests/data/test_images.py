@@ -15,7 +15,7 @@ from uda_seg.data.datamodule import UDADataModule
 from uda_seg.data.datasets import SegmentationDataset, open_domain
 from uda_seg.data.disk_cache import find_cache, write_cache
 from uda_seg.data.images import decode, frames, kind_of, orientation_of, read_image, stored_size, upright
-from uda_seg.data.integrity import Damaged, check_image_file
+from uda_seg.data.integrity import check_image_file
 from uda_seg.data.labels import CITYSCAPES
 from uda_seg.data.repair import set_aside
 from uda_seg.data.settings import DataSettings, DomainSettings
@@ -23,7 +23,7 @@ from uda_seg.data.shards import index_shards, open_shards, pack
 from uda_seg.data.specs import SPECS
 from uda_seg.data.stream import SampleReader
 from uda_seg.data.transforms import Resize
-from uda_seg.errors import UserError
+from uda_seg.errors import Damaged, UserError
 
 LOSSLESS = {"PNG": {}, "WebP": {"lossless": True}, "TIFF": {}}
 IDS = [*range(19), 255]

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from trees import noise
 
-from uda_seg.data.integrity import PNG, Damaged, check_image_file
+from uda_seg.data.checksums import PNG
+from uda_seg.data.integrity import check_image_file
+from uda_seg.errors import Damaged
 
 
 def png(tmp_path, **options):

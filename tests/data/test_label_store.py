@@ -60,7 +60,7 @@ def test_a_draft_is_continued_for_the_same_network_only(tmp_path):
     assert not store.has(2)
     other.finish()
     assert store.has(2)
-    assert [p.name for p in tmp_path.iterdir()] == ["round_002.npy"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["round_002.crc32", "round_002.npy"]
 
 
 @pytest.mark.parametrize(("size", "batches"), [(2, [[0, 1], [2, 3], [4]]), (4, [[0, 1, 2, 3], [4]])])
@@ -90,7 +90,7 @@ def test_later_rounds_are_forgotten(tmp_path):
         store = finished(tmp_path, labels, version)
     LabelDraft(store, 3, 1, "network").begin()
     store.forget_from(1)
-    assert [p.name for p in tmp_path.iterdir()] == ["round_000.npy"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["round_000.crc32", "round_000.npy"]
 
 
 def test_a_full_disk_is_told(tmp_path, monkeypatch):
@@ -138,5 +138,5 @@ def test_labels_are_taken_from_another_run(tmp_path):
     mine.take(tmp_path / "theirs", 2)
     assert not (tmp_path / "mine").exists()
     mine.take(tmp_path / "theirs", 3)
-    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["round_003.npy"]
+    assert sorted(p.name for p in (tmp_path / "mine").iterdir()) == ["round_003.crc32", "round_003.npy"]
     assert (np.load(mine.path(3)) == labels).all()

@@ -27,13 +27,12 @@ from command_line import configured, forked
 from uda_seg import prepare
 from uda_seg.data.datamodule import UDADataModule
 from uda_seg.data.datasets import SegmentationDataset, open_domain
-from uda_seg.data.integrity import Damaged
 from uda_seg.data.labels import CAMVID, CITYSCAPES
 from uda_seg.data.sampling import positions
 from uda_seg.data.settings import DataSettings, DomainSettings, ShardSettings
 from uda_seg.data.shards import INDEX, ShardDataset, ShardOrder, contents, index_shards, pack
 from uda_seg.data.specs import SPECS
-from uda_seg.errors import UserError
+from uda_seg.errors import Damaged, UserError
 
 open_folder = functools.partial(ShardDataset, option="data.target", count=None, cache_bytes=10**9, cure="prepare it")
 

@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from uda_seg.errors import UserError
+from uda_seg.errors import Damaged, UserError
 from uda_seg.methods.base import UDAModule
 from uda_seg.methods.step import StepModule
 
@@ -150,6 +150,9 @@ class Checkpoints(LastCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
+        kinds = {"best_miou": float, "best_step": int, "source_images": int, "wall_s": float}
+        if wrong := [key for key, kind in kinds.items() if type(state_dict.get(key)) is not kind]:
+            raise Damaged(f"the checkpoint is damaged, its {wrong[0]} is missing or nonsense: resume from another one")
         self.best_miou, self.best_step = state_dict["best_miou"], state_dict["best_step"]
         self.source_images, self._seconds_before = state_dict["source_images"], state_dict["wall_s"]
 

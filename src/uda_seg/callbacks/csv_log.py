@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
+import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,12 @@ from typing import Any
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from uda_seg.errors import UserError
-from uda_seg.files import RUN, write_text
+from uda_seg.errors import Damaged, UserError
+from uda_seg.files import RUN, read_bytes, spare_name, write_text
+
+log = logging.getLogger(__name__)
+
+HEADER = ("step", "name", "value")
 
 
 class CSVLog(Logger):
@@ -65,15 +71,57 @@ class CSVLog(Logger):
         self.rows.clear()
 
     def _open(self, step: int, name: str) -> None:
-        """Keep of an earlier file what comes before the value that is logged now, or would have."""
-        kept: list[list[str]] = []
-        if self.path.exists():
-            with self.path.open(newline="") as file:
-                # A line that a kill cut short has no three cells.
-                rows = [row for row in list(csv.reader(file))[1:] if len(row) == 3]
-            again = next((i for i, row in enumerate(rows) if int(row[0]) > step or row[:2] == [str(step), name]), None)
-            kept = rows[:again]
+        """Keep of an earlier file what comes before the value that is logged now, or would have.
+
+        What cannot be read is left out, and the file as it was is set aside: a run does not end for its log.
+        """
+        rows, whole = _rows(self.path)
+        if not whole:
+            aside = spare_name(self.path, "damaged")
+            try:
+                os.replace(self.path, aside)
+            except OSError as error:
+                raise UserError(f"cannot write {self.path}: {error.strerror or error}; {RUN}") from error
+            log.warning(
+                "%s is damaged: it is now %s, and the log goes on with what could be read", self.path, aside.name
+            )
+        again = next((i for i, row in enumerate(rows) if row[:2] == (step, name)), len(rows))
+        kept = [row for i, row in enumerate(rows) if row[0] < step or (row[0] == step and i < again)]
         text = io.StringIO()
-        csv.writer(text).writerows([("step", "name", "value"), *kept])
+        csv.writer(text).writerows([HEADER, *kept])
         write_text(self.path, text.getvalue())
         self.opened = True
+
+
+def _rows(path: Path) -> tuple[list[tuple[int, str, str]], bool]:
+    """The rows of a log, each step and name once, and whether they are all that is in it; none of a missing file.
+
+    A kill may have cut the last line short.
+    """
+    if not os.path.lexists(path):
+        return [], True
+    try:
+        lines = read_bytes(path, RUN, 2**31).decode(errors="replace").splitlines(keepends=True)
+    except Damaged:
+        return [], False
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+    rows: dict[tuple[int, str], str] = {}
+    whole = [line.strip() for line in lines[:1]] in ([], [",".join(HEADER)])
+    for line in lines[1:] if whole else lines:
+        row = None if "\ufffd" in line else _row(line)
+        if row is None or row[:2] in rows:
+            whole = False
+        else:
+            rows[row[:2]] = row[2]
+    return [(*key, value) for key, value in rows.items()], whole
+
+
+def _row(line: str) -> tuple[int, str, str] | None:
+    """Step, name and value; None where a line holds something else."""
+    try:
+        step, name, value = next(csv.reader([line]), [])
+        float(value)
+        return int(step), name, value
+    except (csv.Error, ValueError):
+        return None

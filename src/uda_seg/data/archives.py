@@ -6,8 +6,7 @@ import logging
 import shutil
 import stat
 import zipfile
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
@@ -16,8 +15,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from uda_seg.data.depth import LAYOUTS
 from uda_seg.data.parallel import in_threads
 from uda_seg.data.specs import DatasetSpec
-from uda_seg.errors import UserError
-from uda_seg.files import write_whole
+from uda_seg.errors import Damaged, UserError
+from uda_seg.files import CHUNK, first_line, open_file, written_whole
 
 log = logging.getLogger(__name__)
 
@@ -88,11 +87,11 @@ def list_members(archives: Sequence[Path], folders: frozenset[str]) -> list[Memb
 
 def _members(archive: Path, folders: frozenset[str]) -> list[Member]:
     try:
-        with zipfile.ZipFile(archive) as file:
+        with open_file(archive) as content, zipfile.ZipFile(content) as file:
             infos = [info for info in file.infolist() if not info.is_dir()]
-    except (OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged table of contents fails wherever its reader happens to be
         raise UserError(
-            f"{archive} cannot be read as a ZIP ({error}): it is cut off or damaged, copy it again"
+            f"{archive} cannot be read as a ZIP ({first_line(error)}): it is cut off or damaged, copy it again"
         ) from error
     paths = [(info, _safe(archive, info)) for info in infos]
     levels = [level for _, path in paths for level in _levels(path, folders)]
@@ -153,10 +152,19 @@ def unpack(members: Sequence[Member], root: Path) -> None:
 
 
 def _extract(file: zipfile.ZipFile, root: Path, member: Member) -> None:
+    with written_whole(root / member.target, ROOM) as part, part.open("wb") as target:
+        for piece in _pieces(file, member):  # one at a time: a small ZIP may hold more than the memory does
+            target.write(piece)
+
+
+def _pieces(file: zipfile.ZipFile, member: Member) -> Iterator[bytes]:
+    """What a file in a ZIP holds; the last piece comes with its checksum verified."""
     try:
-        content = file.read(member.name)
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{member.archive}: {member.name} is damaged ({error}): copy the ZIP again") from error
+        with file.open(member.name) as content:
+            while piece := content.read(CHUNK):
+                yield piece
     except (NotImplementedError, RuntimeError) as error:  # another compression, or a password
         raise UserError(f"{member.archive}: {member.name}: {error}: unpack it by hand, with 7z") from error
-    write_whole(root / member.target, content, cure=ROOM)
+    except Exception as error:  # damaged data fail wherever their reader happens to be
+        said = first_line(error)
+        raise Damaged(f"{member.archive}: {member.name} is damaged ({said}): copy the ZIP again") from error

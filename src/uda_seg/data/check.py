@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,12 +22,12 @@ from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.declared import MANY_LOW, Contents, contradiction, converted
 from uda_seg.data.depth import DepthFiles, same_shape
 from uda_seg.data.images import HEAD, may_be_deep, orientation_of, read_bytes, read_image, stored_size
-from uda_seg.data.integrity import Damaged, check_image_file
+from uda_seg.data.integrity import check_image_file
 from uda_seg.data.journal import Finding, Journal, stamp_of
 from uda_seg.data.parallel import in_threads
 from uda_seg.data.specs import LabelEncoding
 from uda_seg.data.statistics import ClassStatistics
-from uda_seg.errors import UserError
+from uda_seg.errors import Damaged, UserError
 
 STRANGE = 16  # ids of a label that its encoding does not name and that are told apart
 
@@ -94,7 +95,7 @@ def check_domain(dataset: SegmentationDataset, option: str, cache: Path, *, labe
         labels: "needed"; "optional": what is wrong with them is no damage, and there may be none; or "none".
         whole: Whether all of the data set's images are used, so that their number says something.
     """
-    place = hashlib.sha256(str(dataset.image_root.absolute()).encode()).hexdigest()[:16]
+    place = hashlib.sha256(os.fsencode(dataset.image_root.absolute())).hexdigest()[:16]
     folder = cache / "checked" / f"{dataset.root.name}-{dataset.split}-{place}"
     report = Report(option, dataset, None, np.zeros((len(dataset), 2), np.int64))
     subject = "image" if dataset.bits is None else f"image of {dataset.bits} bits"

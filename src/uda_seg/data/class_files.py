@@ -18,13 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uda_seg.data.datasets import SegmentationDataset
-from uda_seg.errors import UserError
-from uda_seg.files import write_text
+from uda_seg.errors import Damaged
+from uda_seg.files import first_line, read_json, read_text, spare_name, write_text
 
 log = logging.getLogger(__name__)
 
 FILES = ("sample_class_stats.json", "samples_with_class.json", "sample_class_stats_dict.json")
 Counts = dict[str, dict[int, int]]  # label file as it is written -> train id -> pixels
+CURE = "move it away, the classes are counted then"
+MOST_PIXELS = 2**40  # of a class in a label; what is more was never counted
 
 
 def find_class_files(root: Path) -> list[Path]:
@@ -38,26 +40,31 @@ def read_class_file(file: Path) -> Counts:
     Raises:
         UserError: the file cannot be read, or says something else.
     """
+    content = read_json(file, CURE)
     try:
-        content = json.loads(file.read_text())
         if file.name == "sample_class_stats.json":
             return {str(entry["file"]): _numbers(entry) for entry in content}
         if file.name == "samples_with_class.json":
             counts: Counts = {}
             for train, samples in content.items():
                 for label, pixels in samples:
-                    counts.setdefault(str(label), {})[int(train)] = int(pixels)
+                    counts.setdefault(str(label), {})[int(train)] = _pixels(pixels)
             return counts
         return {str(label): _numbers(entry) for label, entry in content.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{file} is no file of class statistics ({type(error).__name__}: {error}): move it away, the classes are "
-            "counted then"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(
+            f"{file} is no file of class statistics ({type(error).__name__}: {first_line(error)}): {CURE}"
         ) from error
 
 
 def _numbers(entry: Mapping[str, Any]) -> dict[int, int]:
-    return {int(train): int(pixels) for train, pixels in entry.items() if train != "file"}
+    return {int(train): _pixels(pixels) for train, pixels in entry.items() if train != "file"}
+
+
+def _pixels(value: object) -> int:
+    if not isinstance(value, int) or not 0 <= value < MOST_PIXELS:
+        raise ValueError(f"{value!r} is no number of pixels")
+    return value
 
 
 def uses_back_slashes(counts: Counts) -> bool:
@@ -81,7 +88,7 @@ def official_pixels(dataset: SegmentationDataset) -> NDArray[np.int64] | None:
     for file in find_class_files(dataset.root):
         try:
             counts = read_class_file(file)
-        except UserError as error:
+        except Damaged as error:
             log.warning("%s", error)
             continue
         pixels, why = match_images(dataset, counts)
@@ -126,9 +133,10 @@ def _stem(dataset: SegmentationDataset, label: str) -> str:
 
 def mend_back_slashes(file: Path) -> Path:
     """Rewrite a statistics file with forward slashes; the original stays beside it, and its place is returned."""
-    content = json.loads(file.read_text())
+    text = read_text(file, CURE)
+    content = json.loads(text)
     kept = spare_name(file, "original")
-    write_text(kept, file.read_text())
+    write_text(kept, text)
     write_text(file, json.dumps(_forward(content)))
     return kept
 
@@ -141,12 +149,3 @@ def _forward(node: Any) -> Any:
     if isinstance(node, dict):
         return {_forward(key): _forward(value) for key, value in node.items()}
     return node
-
-
-def spare_name(path: Path, word: str) -> Path:
-    """`path.word`, or `path.word2`, ... where that is taken."""
-    spare, number = path.with_name(f"{path.name}.{word}"), 1
-    while spare.exists():
-        number += 1
-        spare = path.with_name(f"{path.name}.{word}{number}")
-    return spare

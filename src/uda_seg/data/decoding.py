@@ -13,6 +13,7 @@ from cv2.typing import MatLike
 from numpy.typing import NDArray
 from PIL import Image
 
+from uda_seg.data.checksums import check_sums
 from uda_seg.data.counting import RawIds
 from uda_seg.data.images import read_bytes, wrong_with
 from uda_seg.errors import UserError
@@ -48,7 +49,9 @@ def read_palette(path: Path) -> NDArray[np.uint8]:
                 what = f"{_kind(content, label)} (its colour mode is {file.mode})"
                 raise UserError(f"{path} is not a label with 8-bit ids but {what}: {_cure(label)}")
             return np.array(file, np.uint8) // (1 if file.mode == "1" else _step(content))
-    except (OSError, SyntaxError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # PIL's plugins raise whatever they like on damaged files
         raise UserError(f"{path} {wrong_with(content)}") from error
 
 
@@ -110,7 +113,7 @@ def _lossy(content: bytes) -> str | None:
     if content[4:8] == b"ftyp" and content[8:12] in (b"avif", b"avis", b"heic", b"heix", b"mif1"):
         return "an AVIF or HEIC picture"
     if content[:4] in (b"II*\0", b"MM\0*"):
-        with contextlib.suppress(OSError, SyntaxError), Image.open(io.BytesIO(content)) as file:
+        with contextlib.suppress(Exception), Image.open(io.BytesIO(content)) as file:
             if file.info.get("compression") in ("jpeg", "tiff_jpeg", "webp"):
                 return "a TIFF with JPEG inside"
     return None

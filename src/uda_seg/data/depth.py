@@ -12,10 +12,13 @@ factor of disparity, which has no unit, or what is wrong with single files.
 
 from __future__ import annotations
 
-import json
 import logging
+import os
+import struct
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import cv2
@@ -23,9 +26,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from uda_seg.data.checksums import CURE, check_sums
 from uda_seg.data.folders import without_end
+from uda_seg.data.integrity import read_file
 from uda_seg.data.settings import DataSettings, DomainSettings
-from uda_seg.errors import UserError
+from uda_seg.errors import Damaged, UserError
+from uda_seg.files import first_line, read_json
 from uda_seg.ops.depth import INVALID, inverse_depth
 
 log = logging.getLogger(__name__)
@@ -35,6 +41,7 @@ DESCRIPTION = "depth.json"  # what `python -m uda_seg.depth` leaves beside the m
 SAMPLES = 9  # files of a data set whose scale is looked at before training
 INVERTED = 1.25  # median z of upper over that of lower image halves: from here on far is near; rendered streets: 0.37
 STRETCH = 1.15  # a depth file may be squeezed by so much against its image: 2:1 maps of GTA's 1.82:1 pictures
+MOST_UNPACKED = 2**30  # bytes of a MATLAB file: 64 times one of Cityscapes
 
 
 @dataclass(frozen=True)
@@ -56,10 +63,10 @@ class DepthEncoding:
 
 def read_uint16(path: Path) -> NDArray[np.uint16]:
     """A 16-bit PNG [H, W]; three equal channels, as SYNTHIA's have, count as one."""
+    content = read_file(path)
+    check_sums(content, str(path))
     try:
-        raw = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
-    except OSError as error:
-        raise UserError(f"{path} cannot be opened: {error.strerror}") from error
+        raw = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
         raw = None
     if raw is None:
@@ -93,14 +100,45 @@ def read_sfsu(path: Path) -> Floats:
     from scipy.io import loadmat  # no other data set needs it
 
     try:
-        metres = np.asarray(loadmat(path)["depth_map"], np.float64)
-    except (OSError, ValueError, NotImplementedError) as error:
-        raise UserError(f"{path} cannot be read as a MATLAB file: copy or unpack it again") from error
+        metres = np.asarray(
+            loadmat(BytesIO(_inflated(read_file(path))), variable_names=["depth_map"])["depth_map"], np.float64
+        )
     except KeyError as error:
         raise UserError(f"{path} holds no depth_map: is it SFSU's depth_stereoscopic?") from error
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file fails wherever its reader happens to be
+        raise Damaged(f"{path} cannot be read as a MATLAB file ({first_line(error)}): {CURE}") from error
     if metres.ndim != 2:
         raise UserError(f"{path}: depth_map has the shape {metres.shape}, not height x width")
     return metric(np.where(metres < 0.1, 0.0, metres))
+
+
+def _inflated(content: bytes) -> bytes:
+    """A MATLAB file of version 5 with its elements unpacked, their checksums verified, which SciPy does not do to all.
+
+    Others, as versions 4 and 7.3, come back as they are. An element is its kind and its length, 4 bytes each, and what
+    it holds; kind 15 is packed by zlib (MAT-File Format, MathWorks, chapter 1).
+    """
+    order = {b"IM": "<", b"MI": ">"}.get(content[126:128])
+    if order is None:
+        return content
+    parts, at, room = [content[:128]], 128, MOST_UNPACKED
+    while at + 8 <= len(content):
+        kind, length = struct.unpack(f"{order}II", content[at : at + 8])
+        end = at + 8 + length
+        if end > len(content):
+            raise ValueError(f"it is cut off after {len(content)} bytes")
+        if kind == 15:
+            inflate = zlib.decompressobj()
+            parts.append(inflate.decompress(content[at + 8 : end], max(room, 1)))
+            room -= len(parts[-1])
+            if not inflate.eof:
+                raise ValueError("a part of it is cut off, or unpacks to far more than depth")
+        else:
+            parts.append(content[at:end])
+        at = end
+    return b"".join(parts)
 
 
 def metric(metres: NDArray[np.float64]) -> Floats:
@@ -289,14 +327,14 @@ def _cure(domain: DomainSettings, settings: DataSettings, option: str) -> str:
 
 def described(folder: Path) -> Mapping[str, str]:
     """What a folder's `depth.json` says, nothing where there is none; a damaged one is a UserError."""
-    file = folder / DESCRIPTION
-    if not file.is_file():
+    file, cure = folder / DESCRIPTION, "export the depth maps again with overwrite=true"
+    if not os.path.lexists(file):
         return {}
     try:
-        said = {str(key): str(value) for key, value in json.loads(file.read_text()).items()}
+        said = {str(key): str(value) for key, value in read_json(file, cure).items()}
         encoding = said["encoding"]
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{file} cannot be read: export the depth maps again with overwrite=true") from error
+    except (KeyError, AttributeError) as error:
+        raise UserError(f"{file} does not say what the maps are: {cure}") from error
     if encoding not in ENCODINGS:
         raise UserError(
             f"{file} names the unknown encoding {encoding}: export the depth maps again with overwrite=true"

@@ -20,7 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from uda_seg.data.checksums import check_sums
 from uda_seg.errors import UserError
+from uda_seg.files import open_file
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +131,7 @@ def _quiet() -> warnings.catch_warnings[None]:
 def read_bytes(path: Path, count: int = -1) -> bytes:
     """The first `count` bytes of a file, -1 for all; one that cannot be opened is a UserError that names it."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return file.read(count)
     except OSError as error:
         raise UserError(f"{path} cannot be opened: {error.strerror or error}") from error
@@ -150,6 +152,7 @@ def read_image(path: Path, bits: int | None = None) -> NDArray[np.uint8]:
 
 def image_of(content: bytes, bits: int | None, name: str) -> NDArray[np.uint8]:
     """The same of the content of a file called `name`."""
+    check_sums(content, name)
     return eight_bits(upright(decode(content, name), orientation_of(content)), bits, name)
 
 

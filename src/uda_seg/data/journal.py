@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TextIO
 from uda_seg.errors import UserError
 from uda_seg.files import CACHE, write_text
 
-VERSION = 3  # of the checks: findings of another version are not used
+VERSION = 4  # of the checks, and of these lines: findings of another version are not used
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,9 @@ class Finding:
 
 
 class Journal:
-    """Findings of earlier checks, a line of JSON each, appended as they are made.
+    """Findings of earlier checks, a line of JSON and its checksum each, appended as they are made.
 
-    The last line may be torn, where a check was killed; it is dropped, and its file is read again.
+    A line that is torn, where a check was killed, or damaged is dropped, and its file is read again.
 
     Args:
         file: Where it lies.
@@ -46,12 +47,10 @@ class Journal:
         self.file, self._header = file, json.dumps({"checks": VERSION, "of": subject})
         self._lines: dict[str, str] = {}
         self._open: TextIO | None = None
-        lines = file.read_text(errors="replace").splitlines() if file.is_file() else []
-        for line in lines[1:] if lines[:1] == [self._header] else []:
-            try:
-                self._lines[json.loads(line)["file"]] = line
-            except (ValueError, KeyError, TypeError):
-                continue
+        for line in _lines_of(file, self._header):
+            content, _, checksum = line.rpartition("\t")
+            if checksum == _checksum(content):  # then it is as `note` wrote it
+                self._lines[json.loads(content)["file"]] = line
         write_text(file, "\n".join([self._header, *self._lines.values(), ""]), cure=CACHE)
 
     def recall(self, name: str, path: Path) -> Finding | None:
@@ -59,7 +58,7 @@ class Journal:
         line = self._lines.pop(name, None)  # it is asked for once
         if line is None:
             return None
-        entry = json.loads(line)
+        entry = json.loads(line.rpartition("\t")[0])
         if entry["stamp"] != stamp_of(path):
             return None
         shape = None if entry["shape"] is None else (entry["shape"][0], entry["shape"][1])
@@ -71,7 +70,7 @@ class Journal:
         line = json.dumps({"file": name, "stamp": stamp, **finding.__dict__})
         try:
             self._open = self._open or self.file.open("a")
-            self._open.write(line + "\n")
+            self._open.write(f"{line}\t{_checksum(line)}\n")
             self._open.flush()
         except OSError as error:
             raise UserError(f"cannot write {self.file}: {error.strerror or error}; {CACHE}") from error
@@ -80,6 +79,21 @@ class Journal:
         """Nothing more will be noted."""
         if self._open is not None:
             self._open.close()
+
+
+def _lines_of(file: Path, header: str) -> list[str]:
+    """The lines below a header; none of a file with another one, or of none."""
+    if not file.is_file():
+        return []
+    try:
+        lines = file.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return []
+    return lines[1:] if lines[:1] == [header] else []
+
+
+def _checksum(line: str) -> str:
+    return f"{zlib.crc32(line.encode()):08x}"
 
 
 def stamp_of(path: Path) -> list[int]:

@@ -13,11 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from uda_seg.data.labels import IGNORE
-from uda_seg.errors import UserError
+from uda_seg.errors import Damaged, UserError
+from uda_seg.files import checksum, first_line, open_file, read_text, write_text
+
+PLANES = {"label": np.uint8, "level": np.int16, "selected": np.uint8}  # of a draft
 
 
 class LabelStore:
     """Versions of labels uint8 [N, H, W], each a memory-mapped file that is there whole or not at all.
+
+    Beside each lies its CRC-32, verified when a process opens it: 1.5 s per GB, once a round.
 
     Args:
         folder: where the files lie.
@@ -33,13 +38,17 @@ class LabelStore:
         """The finished file of a version."""
         return self.folder / f"round_{version:03d}.npy"
 
+    def sum_path(self, version: int) -> Path:
+        """The checksum of a finished version; those of an earlier release have none."""
+        return self.path(version).with_suffix(".crc32")
+
     def has(self, version: int) -> bool:
         """Whether a version is finished and can be read; a broken file is as good as none."""
         if not self.path(version).is_file():
             return False
         try:
             self._map(version)
-        except _Unreadable:
+        except Damaged:
             return False
         return True
 
@@ -51,15 +60,18 @@ class LabelStore:
         part = self.folder / f".{self.path(version).name}.tmp"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(other.path(version), part)
-            os.replace(part, self.path(version))
+            for theirs, mine in ((other.sum_path, self.sum_path), (other.path, self.path)):
+                if theirs(version).is_file():
+                    shutil.copyfile(theirs(version), part)
+                    os.replace(part, mine(version))
         except OSError as error:
             raise _no_room(self.folder, error) from error
 
     def forget_from(self, version: int) -> None:
         """Delete this version and later ones, unfinished ones too."""
         for path in self.folder.glob("round_*"):
-            if int(path.stem.removeprefix("round_")) >= version:
+            number = path.stem.removeprefix("round_")
+            if number.isdecimal() and int(number) >= version:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def read(self, version: int, index: Tensor, window: Tensor, crop: tuple[int, int]) -> Tensor:
@@ -85,20 +97,19 @@ class LabelStore:
     def _map(self, version: int) -> NDArray[np.uint8]:
         if self._open is None or self._open[0] != version:
             path = self.path(version)
+            cure = "resume=last makes them anew"
             try:
+                open_file(path).close()  # a pipe would keep the next line waiting
                 labels = np.lib.format.open_memmap(path, "r")
-            except (OSError, ValueError) as error:
-                raise _Unreadable(
-                    f"cannot read the pseudo-labels {path}: {error}; resume=last makes them anew"
-                ) from error
+            except Exception as error:  # a damaged header fails wherever its reader happens to be
+                raise Damaged(f"cannot read the pseudo-labels {path}: {first_line(error)}; {cure}") from error
+            known = self.sum_path(version)
+            if labels.dtype != np.uint8 or (known.exists() and read_text(known, cure).strip() != checksum(path, cure)):
+                raise Damaged(f"the pseudo-labels {path} are damaged; {cure}")
             if labels.shape != (self.count, *self.size):
                 raise UserError(f"{path} holds labels of other target images: start the run anew with overwrite=true")
             self._open = (version, labels)
         return self._open[1]
-
-
-class _Unreadable(UserError):
-    """A file that holds no labels at all."""
 
 
 def _no_room(folder: Path, error: OSError) -> UserError:
@@ -127,17 +138,27 @@ class LabelDraft:
     def begin(self) -> None:
         """Make the files, or leave those of an interrupted draft of the same identity."""
         tag = self.folder / "identity.txt"
-        if tag.is_file() and tag.read_text() == self.identity:
+        if tag.is_file() and tag.read_bytes() == self.identity.encode() and self._is_whole():
             return
         shutil.rmtree(self.folder, ignore_errors=True)
         try:
             self.folder.mkdir(parents=True)
-            for name, kind in (("label", np.uint8), ("level", np.int16), ("selected", np.uint8)):
+            for name, kind in PLANES.items():
                 np.lib.format.open_memmap(self.folder / f"{name}.npy", "w+", np.dtype(kind), self.shape).flush()
             np.save(self.folder / "done.npy", np.zeros(len(self.batches), np.uint8))
             tag.write_text(self.identity)
         except OSError as error:
             raise _no_room(self.folder, error) from error
+
+    def _is_whole(self) -> bool:
+        """Whether the planes are there as they were begun."""
+        shapes = {**dict.fromkeys(PLANES, self.shape), "done": (len(self.batches),)}
+        try:
+            planes = {name: self.plane(name) for name in shapes}
+        except Exception:  # a damaged header fails wherever its reader happens to be
+            return False
+        kinds = all(planes[name].dtype == PLANES.get(name, np.uint8) for name in shapes)
+        return kinds and all(planes[name].shape == shape for name, shape in shapes.items())
 
     def plane(self, name: str) -> np.memmap[Any, np.dtype[Any]]:
         """`label`, `level`, `selected` [N, H, W] or `done` [batches], mapped for reading."""
@@ -160,6 +181,8 @@ class LabelDraft:
             raise _no_room(self.folder, error) from error
 
     def finish(self) -> None:
-        """Put `selected` in its place and drop the rest."""
-        os.replace(self.folder / "selected.npy", self.store.path(self.version))
+        """Put `selected` in its place, its checksum beside it, and drop the rest."""
+        selected = self.folder / "selected.npy"
+        write_text(self.store.sum_path(self.version), checksum(selected, "run it again") + "\n")
+        os.replace(selected, self.store.path(self.version))
         shutil.rmtree(self.folder)

@@ -11,13 +11,13 @@ import numpy as np
 
 from uda_seg.data.archives import Member, find_archives, folders_of, list_members, unpack
 from uda_seg.data.check import Report
-from uda_seg.data.class_files import find_class_files, mend_back_slashes, read_class_file, spare_name, uses_back_slashes
+from uda_seg.data.class_files import find_class_files, mend_back_slashes, read_class_file, uses_back_slashes
 from uda_seg.data.datasets import SegmentationDataset
-from uda_seg.data.integrity import Damaged, check_image_file
+from uda_seg.data.integrity import check_image_file
 from uda_seg.data.labels import lookup_table
 from uda_seg.data.specs import LabelEncoding
-from uda_seg.errors import UserError
-from uda_seg.files import save_png
+from uda_seg.errors import Damaged, UserError
+from uda_seg.files import save_png, spare_name
 
 log = logging.getLogger(__name__)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +24,8 @@ from uda_seg.data.labels import ClassSet
 from uda_seg.data.sampling import ShuffledOrder, positions
 from uda_seg.data.settings import DataSettings, DomainSettings
 from uda_seg.data.transforms import fit_inside
-from uda_seg.errors import UserError
+from uda_seg.errors import Damaged, UserError
+from uda_seg.files import read_json
 from uda_seg.ops.depth import INVALID, Z_SCALE
 from uda_seg.ops.geometry import scale_intrinsics
 
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 
 VIEWS = {"stereo": ("right",), "monocular": ("previous", "next"), "both": ("previous", "next", "right")}
 KEEP_BYTES = 2**30  # samples are kept in memory up to here
+_CURE = "it belongs to the images beside it, fetch or render them again"
 
 
 @dataclass
@@ -82,18 +84,26 @@ def _streets_view(root: Path, split: str, name: str, view: str) -> Path:
 
 
 def _streets_camera(root: Path, split: str, name: str) -> Camera:
-    content = _read_json(root / "camera" / Path(name).with_suffix(".json"))
-    return Camera(torch.tensor(content["intrinsics"]), _read_json(root / "world.json")["baseline"])
+    path, world = root / "camera" / Path(name).with_suffix(".json"), root / "world.json"
+    content, said = _read_json(path), _read_json(world)
+    try:
+        camera = Camera(torch.tensor(content["intrinsics"], dtype=torch.float32), float(said["baseline"]))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise Damaged(f"{path} or {world} holds no intrinsics or baseline: {_CURE}") from error
+    return _possible(camera, path)
 
 
 @functools.lru_cache(maxsize=4096)
 def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read: it belongs to the images beside it, fetch or render them again"
-        ) from error
+    return read_json(path, _CURE)
+
+
+def _possible(camera: Camera, path: Path) -> Camera:
+    """The camera, if there can be such a one: a damaged file is still text."""
+    k, flat = camera.intrinsics, camera.intrinsics.shape == (3, 3)
+    if not (flat and k.isfinite().all() and k[0, 0] > 0 and k[1, 1] > 0 and 0 <= camera.baseline < math.inf):
+        raise Damaged(f"{path} describes no camera: {_CURE}")
+    return camera
 
 
 def _cityscapes_view(root: Path, split: str, name: str, view: str) -> Path:
@@ -113,9 +123,10 @@ def _cityscapes_camera(root: Path, split: str, name: str) -> Camera:
     content = _read_json(path)
     try:
         inner, outer = content["intrinsic"], content["extrinsic"]
-        return pinhole(inner["fx"], inner["fy"], inner["u0"], inner["v0"], outer["baseline"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} holds no intrinsic and extrinsic calibration: unpack it again") from error
+        fx, fy, cx, cy = (float(inner[key]) for key in ("fx", "fy", "u0", "v0"))
+        return _possible(pinhole(fx, fy, cx, cy, float(outer["baseline"])), path)
+    except (KeyError, TypeError, ValueError) as error:
+        raise Damaged(f"{path} holds no intrinsic and extrinsic calibration: unpack it again") from error
 
 
 def _viper_view(root: Path, split: str, name: str, view: str) -> Path:

@@ -8,13 +8,15 @@ stream is a function of the position, as for files. The root is a folder, or an 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -26,12 +28,12 @@ from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.fetched import FetchedFiles
 from uda_seg.data.folders import ends_in, is_clutter
 from uda_seg.data.images import HEAD, SUFFIXES, image_of, may_be_deep, spread, used_bits
-from uda_seg.data.integrity import Damaged, check_image, read_file
+from uda_seg.data.integrity import check_image, read_file
 from uda_seg.data.parallel import in_threads
 from uda_seg.data.sampling import Draw, Pick, generator
 from uda_seg.data.settings import DataSettings, DomainSettings, prepare_command
-from uda_seg.errors import UserError
-from uda_seg.files import write_text, written_whole
+from uda_seg.errors import Damaged, UserError
+from uda_seg.files import first_line, open_file, unsealed, write_sealed, written_whole
 
 INDEX = "index.json"
 OPEN_TABLES = 64  # shards whose tables of contents a process remembers: 16 bytes an image
@@ -42,11 +44,15 @@ _NAME = re.compile(r"[\w.-]+\.tar")  # a plain file name: nothing that a remote 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar: its file name, its images, its size in bytes."""
+    """One tar: its file name, its images, its size in bytes, and the CRC-32 of every image in eight hexadecimal digits.
+
+    An index of an earlier version has no checksums: "".
+    """
 
     name: str
     images: int
     bytes: int
+    sums: str = ""
 
 
 def is_address(root: str) -> bool:
@@ -65,17 +71,31 @@ def read_index(root: str, cure: str) -> list[Shard]:
         UserError: there is none, or it is none.
     """
     try:
-        content = _fetch_small(f"{root}/{INDEX}") if is_address(root) else (Path(root) / INDEX).read_bytes()
+        content = _fetch_small(f"{root}/{INDEX}") if is_address(root) else _content_of(Path(root) / INDEX)
     except OSError as error:
         raise UserError(f"{root} has no {INDEX} that says how many images its shards hold: {cure}") from error
-    try:
-        shards = [Shard(str(s["name"]), int(s["images"]), int(s["bytes"])) for s in json.loads(content)["shards"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{root}/{INDEX} is damaged: delete it, then {cure}") from error
+    shards = _parsed(content, f"{root}/{INDEX}", f"delete it, then {cure}")
     strange = [shard.name for shard in shards if not _NAME.fullmatch(shard.name) or shard.images < 1]
     if strange or not shards:
         what = f"{strange[0]!r}, which is no name of a shard with images" if strange else "no shard"
         raise UserError(f"{root}/{INDEX} lists {what}: delete it, then {cure}")
+    return shards
+
+
+def _content_of(path: Path) -> bytes:
+    with open_file(path) as file:
+        return file.read()
+
+
+def _parsed(content: bytes, name: str, cure: str) -> list[Shard]:
+    """The shards that the content of an index lists."""
+    try:
+        found = unsealed(json.loads(content.decode()), frozenset(("shards",)), name, cure)["shards"]
+        shards = [Shard(str(s["name"]), int(s["images"]), int(s["bytes"]), str(s.get("sums", ""))) for s in found]
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise Damaged(f"{name} is damaged: {cure}") from error
+    if any(s.sums and (len(s.sums) != 8 * s.images or not re.fullmatch("[0-9a-f]*", s.sums)) for s in shards):
+        raise Damaged(f"{name} is damaged, it has other checksums than images: {cure}")
     return shards
 
 
@@ -102,7 +122,7 @@ def contents(path: Path) -> list[tuple[str, int, int]]:
 
 def _open(path: Path) -> BinaryIO:
     try:
-        return path.open("rb")
+        return open_file(path)
     except OSError as error:
         raise Damaged(f"{path} cannot be opened: {error.strerror or error}") from error
 
@@ -110,9 +130,17 @@ def _open(path: Path) -> BinaryIO:
 def _members(file: BinaryIO, name: str) -> list[tuple[str, int, int]]:
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
-            return [(m.name, m.offset_data, m.size) for m in tar if m.isfile() and _is_image(m.name)]
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise Damaged(f"{name} is no whole, uncompressed tar ({error}): copy or pack the shard again") from error
+            found = [(m.name, m.offset_data, m.size) for m in tar if m.isfile() and _is_image(m.name)]
+            # A damaged header ends the list in silence; after the last one there are zeros.
+            file.seek(tar.offset)
+            rest, size = file.read(tarfile.BLOCKSIZE), file.seek(0, os.SEEK_END)
+    except Exception as error:  # a damaged header fails wherever its reader happens to be
+        raise Damaged(
+            f"{name} is no whole, uncompressed tar ({first_line(error)}): copy or pack the shard again"
+        ) from error
+    if any(rest) or any(start + length > size for _, start, length in found):
+        raise Damaged(f"{name} is damaged behind its image {len(found)}: copy or pack the shard again")
+    return found
 
 
 def _is_image(name: str) -> bool:
@@ -168,8 +196,12 @@ class ShardDataset:
             UserError: names the shard, and the place in it, of what cannot be read.
         """
         content, name = self._content(index), self._name(index)
+        shard, place = self._place(index)
         if not content:
-            raise UserError(f"{name} is cut off: copy or pack the shard again")
+            raise Damaged(f"{name} is cut off: {self._cure(shard)}")
+        said = self.shards[shard].sums[8 * place : 8 * place + 8]
+        if said and _sum(content) != said:
+            raise Damaged(f"{name} is damaged: {self._cure(shard)}")
         # Asked for only where it counts: it may fetch the first shard.
         return Sample(image_of(content, self.bits if may_be_deep(content[:HEAD]) else None, name))
 
@@ -200,6 +232,10 @@ class ShardDataset:
         sample = [functools.partial(self._content, index) for index in spread(range(self.shards[0].images))]
         return used_bits(sample, f"{self.option}.bits")
 
+    def _cure(self, shard: int) -> str:
+        here = self._fetched.folder / self.shards[shard].name
+        return f"delete {here}, it is fetched again" if is_address(self.root) else "copy or pack the shard again"
+
     def _read_table(self, shard: int) -> NDArray[np.int64]:
         with self._open(shard) as file:
             found = _members(file, f"{self.root}/{self.shards[shard].name}")
@@ -223,7 +259,7 @@ def _first(shards: Sequence[Shard], count: int | None) -> list[Shard]:
     kept, left = [], count if count is not None else sum(shard.images for shard in shards)
     for shard in shards:
         if left > 0:
-            kept.append(Shard(shard.name, min(shard.images, left), shard.bytes))
+            kept.append(replace(shard, images=min(shard.images, left)))
         left -= shard.images
     return kept
 
@@ -335,7 +371,7 @@ def index_shards(root: str) -> list[Shard]:
         )
         raise UserError(f"{folder} has no shard *.tar{packed}")
     part = folder / f".{INDEX}.part"
-    known = {(shard.name, shard.bytes): shard for shard in (*_known(folder / INDEX), *_known(part))}
+    known = {(s.name, s.bytes): s for s in (*_known(folder / INDEX), *_known(part)) if s.sums}
     shards: list[Shard] = []
     for shard in in_threads(functools.partial(_check_shard, known=known), paths, "shards"):
         shards.append(shard)
@@ -348,30 +384,34 @@ def index_shards(root: str) -> list[Shard]:
 
 def _known(path: Path) -> Iterator[Shard]:
     """What an index file, if there is a good one, says."""
-    try:
-        yield from (Shard(**entry) for entry in json.loads(path.read_bytes())["shards"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return
+    with contextlib.suppress(OSError, Damaged):
+        yield from _parsed(_content_of(path), str(path), "")
 
 
 def _check_shard(path: Path, known: dict[tuple[str, int], Shard]) -> Shard:
-    size = path.stat().st_size
+    size = os.path.getsize(path) if os.path.isfile(path) else 0
     if (path.name, size) in known:
         return known[path.name, size]
     if not _NAME.fullmatch(path.name):
         raise UserError(f"{path}: name shards with letters, digits, '_', '-' and '.' alone")
-    found = contents(path)
-    with path.open("rb") as file:
+    found, sums = contents(path), []
+    with _open(path) as file:
         for name, start, length in found:
             file.seek(start)
-            check_image(file.read(length), f"{path}: {name}")
+            content = file.read(length)
+            check_image(content, f"{path}: {name}")
+            sums.append(_sum(content))
     if not found:
         raise UserError(f"{path} holds no image ({', '.join(SUFFIXES)}): take it out of the folder")
-    return Shard(path.name, len(found), size)
+    return Shard(path.name, len(found), size, "".join(sums))
+
+
+def _sum(content: bytes) -> str:
+    return f"{zlib.crc32(content):08x}"
 
 
 def _write_index(path: Path, shards: Sequence[Shard]) -> None:
-    write_text(path, json.dumps({"shards": [asdict(shard) for shard in shards]}, indent=0), cure=ROOM)
+    write_sealed(path, {"shards": [asdict(shard) for shard in shards]}, ROOM)
 
 
 def pack(dataset: SegmentationDataset, out: Path, images: int) -> list[Shard]:
@@ -408,13 +448,15 @@ def _pack_one(dataset: SegmentationDataset, indices: range, path: Path) -> Shard
     if path.exists():
         if [name for name, _, _ in contents(path)] != [f"{key}.{suffix}" for key, suffix in names]:
             raise UserError(f"{path} holds other images: delete it, or choose another pack.out=FOLDER")
-        return Shard(path.name, len(names), path.stat().st_size)
+        return _check_shard(path, {})
+    sums = []
     with written_whole(path, ROOM) as part, TarWriter(str(part), encoder=False, mtime=0.0, format="PAX_FORMAT") as tar:
         for index, (key, suffix) in zip(indices, names, strict=True):
             content = read_file(dataset.image_path(index))
             check_image(content, str(dataset.image_path(index)))
             tar.write({"__key__": key, suffix: content})
-    return Shard(path.name, len(names), os.path.getsize(path))
+            sums.append(_sum(content))
+    return Shard(path.name, len(names), os.path.getsize(path), "".join(sums))
 
 
 def _member(index: int, name: str) -> tuple[str, str]:

@@ -19,8 +19,8 @@ from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.parallel import in_threads
 from uda_seg.data.sampling import RareClassOrder, rare_class_probabilities
 from uda_seg.data.settings import RareClassSettings
-from uda_seg.errors import UserError
-from uda_seg.files import CACHE, write_text
+from uda_seg.errors import Damaged, UserError
+from uda_seg.files import CACHE, first_line, open_file, read_sealed, write_sealed
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def class_statistics(dataset: SegmentationDataset, cache: Path, prepare: str = "
         prepare: the command that counts beforehand, told where much is counted now; empty: there is none.
     """
     file = statistics_file(dataset, cache)
-    if (kept := _read(file, len(dataset))) is not None:
+    if (kept := _read(file, len(dataset), len(dataset.classes))) is not None:
         return kept
     if (official := official_statistics(dataset)) is None:
         if prepare and len(dataset) > MANY:
@@ -68,7 +68,7 @@ def kept_statistics(dataset: SegmentationDataset, cache: Path) -> ClassStatistic
     start = f"{dataset.root.name}-{dataset.split}-"
     if not any(path.name.startswith(start) for path in cache.glob("statistics/*")):
         return None  # without a look at every file
-    return _read(statistics_file(dataset, cache), len(dataset))
+    return _read(statistics_file(dataset, cache), len(dataset), len(dataset.classes))
 
 
 def statistics_file(dataset: SegmentationDataset, cache: Path) -> Path:
@@ -79,7 +79,7 @@ def statistics_file(dataset: SegmentationDataset, cache: Path) -> Path:
 def save_statistics(dataset: SegmentationDataset, cache: Path, statistics: ClassStatistics) -> None:
     """Keep counts for `class_statistics`."""
     content = {"pixels": statistics.pixels.tolist(), "areas": statistics.areas.tolist()}
-    write_text(statistics_file(dataset, cache), json.dumps(content), cure=CACHE)
+    write_sealed(statistics_file(dataset, cache), content, CACHE)
 
 
 def official_statistics(dataset: SegmentationDataset) -> ClassStatistics | None:
@@ -89,8 +89,14 @@ def official_statistics(dataset: SegmentationDataset) -> ClassStatistics | None:
         return None
 
     def area(index: int) -> int:
-        with Image.open(dataset.label_path(index)) as label:  # its header alone
-            return label.width * label.height
+        path = dataset.label_path(index)
+        try:
+            with open_file(path) as file, Image.open(file) as label:  # its header alone
+                return label.width * label.height
+        except Exception as error:  # a damaged header fails wherever its reader happens to be
+            raise Damaged(
+                f"{path} cannot be read as an image ({first_line(error)}): copy or unpack it again"
+            ) from error
 
     areas = list(in_threads(area, range(len(dataset)), f"sizes of the labels in {dataset.label_root}"))
     return ClassStatistics(pixels, np.array(areas, np.int64))
@@ -145,7 +151,10 @@ def _digest(dataset: SegmentationDataset) -> str:
     files = []
     for name in dataset.names:  # as text: a Path object for each would take longer than the look at the file
         path = f"{dataset.label_root.absolute()}/{dataset.label_name(name, dataset.encoding)}"
-        status = os.stat(path)
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise Damaged(f"{path} cannot be opened: {error.strerror}; copy or unpack it again") from error
         files.append([path, status.st_size, status.st_mtime_ns])
     # What a person may change.
     own = [len(dataset.classes), dataset.encoding.identity] if dataset.encoding.described else []
@@ -153,14 +162,14 @@ def _digest(dataset: SegmentationDataset) -> str:
     return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 
-def _read(file: Path, count: int) -> ClassStatistics | None:
+def _read(file: Path, count: int, classes: int) -> ClassStatistics | None:
     """What was kept; None where there is nothing, or nothing that can be read."""
+    if not os.path.lexists(file):
+        return None
     try:
-        content = json.loads(file.read_text())
+        content = read_sealed(file, frozenset(("pixels", "areas")), "it is made anew")
         kept = ClassStatistics(np.array(content["pixels"], np.int64), np.array(content["areas"], np.int64))
-    except FileNotFoundError:
+    except (Damaged, ValueError, TypeError, OverflowError) as error:
+        log.warning("%s: the classes are counted anew", error)
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("%s cannot be read (%s): it is made anew", file, error)
-        return None
-    return kept if len(kept.areas) == count else None
+    return kept if kept.areas.shape == (count,) and kept.pixels.shape == (count, classes) else None

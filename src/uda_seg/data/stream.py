@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,9 @@ from uda_seg.data.disk_cache import DiskCache
 from uda_seg.data.sampling import Draw, Order, generator, positions
 from uda_seg.data.shards import ShardDataset
 from uda_seg.data.transforms import CropRule, RareClass, Resize, training_crop
+from uda_seg.errors import Damaged
+
+log = logging.getLogger(__name__)
 
 AUTO_CACHE_BYTES = 512 * 2**20
 SLAB_BYTES = 64 * 2**20
@@ -68,6 +72,7 @@ class SampleReader:
         self.stored = stored
         self._kept: dict[int, Sample] = {}
         self._slabs = Slabs()
+        self._told: set[int] = set()
         self._valid: dict[tuple[int, int], Array] = {}
         first = self._read(0)
         planes = (first.image, first.label, first.valid, first.depth)
@@ -87,14 +92,25 @@ class SampleReader:
         return sample
 
     def _read(self, index: int) -> Sample:
-        if self.stored is not None:
-            sample, size = self.stored.sample(index), self.stored.disk_size(index)
+        kept = None if self.stored is None else self._kept_on_disk(self.stored, index)
+        if kept is not None:
+            sample, size = kept
         else:
             raw = self.dataset.read(index)
             size = (raw.image.shape[0], raw.image.shape[1])
             sample = raw if self.resize is None else self.resize(raw)
             sample = sample if self.resize_label else replace(sample, label=raw.label)
         return sample if self.margins is None else replace(sample, valid=self._inside(self.margins, size))
+
+    def _kept_on_disk(self, stored: DiskCache, index: int) -> tuple[Sample, tuple[int, int]] | None:
+        """The sample and its file's (H, W) from the cache; None, and a warning once, where it is damaged there."""
+        try:
+            return stored.sample(index), stored.disk_size(index)
+        except Damaged as error:
+            if index not in self._told:
+                log.warning("%s; until then it is decoded from its file", error)
+            self._told.add(index)
+            return None
 
     def _inside(self, margins: tuple[int, int, int, int], size: tuple[int, int]) -> Array:
         """`valid` of an image whose file has `size` (H, W): one array for all of them."""

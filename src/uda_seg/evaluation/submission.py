@@ -16,10 +16,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from uda_seg.data.batch import Sample
+from uda_seg.data.checksums import check_sums
 from uda_seg.data.datasets import SegmentationDataset
+from uda_seg.data.integrity import read_file
 from uda_seg.data.labels import ClassSet
 from uda_seg.data.transforms import Resize
-from uda_seg.errors import UserError
+from uda_seg.errors import Damaged, UserError
 from uda_seg.evaluation.servers import Server, raw_ids
 from uda_seg.files import save_png, write_text, write_zip
 from uda_seg.models.inference import Inference, resized_argmax
@@ -88,10 +90,11 @@ class Submission:
         if path.is_file() and path.read_bytes() == record.encode():
             return
         # The record goes first: without it, whatever is left of the folder is never taken for this network's.
-        path.unlink(missing_ok=True)
-        self.archive.unlink(missing_ok=True)
-        for inside in self._inside():
-            (self.folder / inside).unlink(missing_ok=True)
+        for stale in (path, self.archive, *(self.folder / inside for inside in self._inside())):
+            try:
+                stale.unlink(missing_ok=True)
+            except OSError as error:
+                raise UserError(f"cannot replace {stale}: {error.strerror or error}; move it away") from error
         write_text(path, record)
 
     @property
@@ -100,8 +103,16 @@ class Submission:
         return self.folder.with_name(f"{self.folder.name}.zip")
 
     def missing(self) -> list[int]:
-        """Places of the images that are not predicted yet. Of an image's files the first is the last to be written."""
-        return [place for place, (labels, _) in enumerate(self.files) if not (self.folder / labels[0]).is_file()]
+        """Places of the images that are not predicted yet, or whose files are damaged."""
+        return [place for place, files in enumerate(self.files) if not all(map(self._is_whole, _names(files)))]
+
+    def _is_whole(self, inside: str) -> bool:
+        path = self.folder / inside
+        try:
+            check_sums(read_file(path), str(path))
+        except Damaged:
+            return False
+        return True
 
     def write(self, place: int, label: NDArray[np.uint8], confidence: NDArray[np.uint16] | None) -> None:
         """Write an image's files.
@@ -123,7 +134,13 @@ class Submission:
         return self.archive
 
     def _inside(self) -> list[str]:
-        return [path for labels, certain in self.files for path in (*labels, certain) if path is not None]
+        return [path for files in self.files for path in _names(files)]
+
+
+def _names(files: tuple[list[str], str | None]) -> list[str]:
+    """All files of an image."""
+    labels, certain = files
+    return [*labels, *([] if certain is None else [certain])]
 
 
 @dataclass

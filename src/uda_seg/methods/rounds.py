@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from uda_seg.data.batch import DomainBatch
 from uda_seg.data.datamodule import UDADataModule
 from uda_seg.data.label_store import LabelDraft, LabelStore
-from uda_seg.errors import UserError
+from uda_seg.errors import Damaged, UserError
 from uda_seg.methods.base import UDAModule
 from uda_seg.models.compilation import as_written
 from uda_seg.models.norm import batch_norms, batch_statistics, frozen_statistics
@@ -104,7 +104,13 @@ class StaticLabels:
 
     def resume(self, state: Mapping[str, Any] | None) -> None:
         """Go on from such a state; None: of a run that says nothing."""
-        self.begun = None if state is None else RoundSchedule(**state)
+        if state is None:
+            return
+        said = state if isinstance(state, Mapping) else {}
+        steps, warmup, rounds = (said.get(key) for key in ("steps", "warmup", "rounds"))
+        if not (isinstance(steps, int) and isinstance(warmup, int | float) and isinstance(rounds, int) and rounds > 0):
+            raise Damaged("the checkpoint is damaged, rounds is nonsense: resume from another one, or use init=")
+        self.begun = RoundSchedule(steps, warmup, rounds)
 
     def start(self) -> None:
         """Find or make the labels of the step that training starts at; drop what another run left for later rounds.

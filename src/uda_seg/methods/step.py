@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from uda_seg.errors import UserError
+from uda_seg.methods.resume import check_optimizer, check_progress
 from uda_seg.methods.settings import StepPlan
 from uda_seg.models.norm import batch_norms
 from uda_seg.ops.schedule import warmup_poly
@@ -187,18 +188,20 @@ class StepModule(pl.LightningModule):
         are configured now take their places.
 
         Raises:
-            UserError: the state is another optimiser's, or of other groups of parameters.
+            UserError: the state is another optimiser's, of other groups of parameters, or damaged.
         """
-        progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress", {})
-        progress["is_last_batch"] = False
-        for state in checkpoint.get("optimizer_states", []):
-            saved, given = state["param_groups"], self.configure_optimizers().state_dict()["param_groups"]
+        check_progress(checkpoint, self.trainer.fit_loop.state_dict())
+        checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
+        for state in checkpoint["optimizer_states"]:
+            optimizer = self.configure_optimizers()
+            saved, given = state["param_groups"], optimizer.state_dict()["param_groups"]
             if [_kind(group) for group in saved] != [_kind(group) for group in given]:
                 raise UserError(
                     "the checkpoint's optimiser has other groups of parameters: resume with the same optimizer.name, "
                     "optimizer.head_lr_multiplier, optimizer.weight_decay and method.encoder_updates, or start a new "
                     "run with init="
                 )
+            check_optimizer(state, optimizer)
             for before, now in zip(saved, given, strict=True):
                 before.update({name: value for name, value in now.items() if name not in ("params", "lr")})
 

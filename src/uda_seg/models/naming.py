@@ -52,7 +52,7 @@ def from_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     joined: dict[str, Tensor] = {}
     for name, tensor in renamed.items():
         value = renamed.get(name.replace(".attn.k.", ".attn.v."))
-        if ".attn.k." in name and value is not None:
+        if ".attn.k." in name and value is not None and value.shape == tensor.shape:
             joined[name.replace(".attn.k.", ".attn.kv.")] = torch.cat([tensor, value])  # rows: all of K, then all of V
         elif ".attn.v." not in name:
             joined[name] = tensor

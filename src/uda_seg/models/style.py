@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torchvision.models.inception import BasicConv2d, InceptionA, InceptionB, InceptionC
 
 from uda_seg.errors import UserError
-from uda_seg.models.weights import read_tensors
+from uda_seg.models.weights import check_tensors, read_tensors
 
 EMBEDDING = 100
 STATISTICS = ("pbn_embedding_mean", "pbn_embedding_covariance", "imagenet_embedding_mean")
@@ -151,12 +152,14 @@ class RandomStyle:
             content = read_tensors(predictor)
             self.predictor = _load(StylePredictor(), content, "state_dict_stylepredictor", predictor)
         found = {name: value for name, value in read_tensors(embeddings).items() if isinstance(value, Tensor)}
-        missing = [name for name in STATISTICS if name not in found]
+        sizes = (EMBEDDING, EMBEDDING**2, EMBEDDING)
+        missing = [n for n, size in zip(STATISTICS, sizes, strict=True) if n not in found or found[n].numel() != size]
         if missing:
-            raise UserError(f"{embeddings} has no {missing[0]}: it is no file of style-augmentation")
+            raise UserError(f"{embeddings} has no {missing[0]} of its size: it is no file of style-augmentation")
+        check_tensors(found, {name: torch.zeros(found[name].shape) for name in STATISTICS}, embeddings)
         mean, covariance, typical = (found[name] for name in STATISTICS)
         self.mean, self.typical = mean.reshape(1, EMBEDDING).float(), typical.reshape(1, EMBEDDING).float()
-        vectors, variances, _ = torch.linalg.svd(covariance.double())
+        vectors, variances, _ = torch.linalg.svd(covariance.reshape(EMBEDDING, EMBEDDING).double())
         self.root = (vectors * variances.sqrt()).float()
 
     @torch.no_grad()
@@ -172,9 +175,10 @@ class RandomStyle:
 
 
 def _load(network: nn.Module, content: Mapping[str, object], key: str, path: Path) -> nn.Module:
-    found = content.get(key, content)
-    assert isinstance(found, Mapping)
+    inner = content.get(key, content)
+    found: Mapping[str, Any] = inner if isinstance(inner, Mapping) else {}
     wanted = network.state_dict()
+    check_tensors(found, wanted, path)
     wrong = [n for n, tensor in wanted.items() if n not in found or found[n].shape != tensor.shape]
     wrong = [n for n in wrong if not n.endswith("num_batches_tracked")]  # older than batch norm's counter
     if wrong:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor
 
 from uda_seg.cache import user_cache
-from uda_seg.errors import UserError
-from uda_seg.files import CACHE, write_whole
+from uda_seg.errors import Damaged, UserError
+from uda_seg.files import CACHE, LARGEST, check_zip, first_line, open_file, write_whole
+
+log = logging.getLogger(__name__)
 
 SHIPPED = Path(__file__).with_name("class_text_minilm.npz")
 SOURCES = ("openclip", "file", "shuffled", "openclip-shuffled", "random")
@@ -92,15 +95,7 @@ def load_text(path: Path, prompts: Sequence[str]) -> TextEmbeddings:
     Raises:
         UserError: the file is missing or broken, or a prompt is not in it.
     """
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            rows = {str(prompt): row for row, prompt in enumerate(content["prompts"])}
-            vectors = torch.from_numpy(np.asarray(content["vectors"], dtype=np.float32))
-            provenance = str(content["provenance"])
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file of class-text vectors (method.text_file)") from None
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise UserError(f"{path}: not a file of class-text vectors ({error}); write it anew with save_text") from error
+    rows, vectors, provenance = _read(path)
     missing = [prompt for prompt in prompts if prompt not in rows]
     if missing:
         raise UserError(
@@ -111,6 +106,27 @@ def load_text(path: Path, prompts: Sequence[str]) -> TextEmbeddings:
     return TextEmbeddings(vectors[[rows[prompt] for prompt in prompts]], provenance)
 
 
+def _read(path: Path) -> tuple[dict[str, int], Tensor, str]:
+    """Row of every prompt, vectors [K, D] and provenance of a file of `save_text`, its checksums verified."""
+    cure = "write it anew with save_text"
+    try:
+        with open_file(path) as file:
+            check_zip(file, path, cure, LARGEST)
+            with np.load(file, allow_pickle=False) as content:
+                prompts = [str(prompt) for prompt in content["prompts"]]
+                vectors = torch.from_numpy(np.asarray(content["vectors"], dtype=np.float32))
+                provenance = str(content["provenance"])
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file of class-text vectors (method.text_file)") from None
+    except Exception as error:  # arrays of another kind fail wherever their reader happens to be
+        raise Damaged(f"{path}: not a file of class-text vectors ({first_line(error)}); {cure}") from error
+    if vectors.dim() != 2 or len(vectors) != len(prompts) or not vectors.numel() or not vectors.isfinite().all():
+        raise Damaged(f"{path}: not a file of one finite vector for each of its prompts; {cure}")
+    return {prompt: row for row, prompt in enumerate(prompts)}, vectors, provenance
+
+
 def _cached_openclip(prompts: list[str], model: str, tag: str, cache: Path) -> TextEmbeddings:
     weights = Path(tag)
     identity = [model, tag, *prompts]
@@ -119,10 +135,14 @@ def _cached_openclip(prompts: list[str], model: str, tag: str, cache: Path) -> T
         identity += [str(stat.st_size), str(stat.st_mtime_ns)]
     digest = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:16]
     path = cache / "text" / f"{model.replace('/', '_')}-{digest}.npz"
-    if not path.exists():
-        vectors = _encode_openclip(prompts, model, tag)
-        provenance = f"OpenCLIP {model} {weights.name if weights.is_file() else tag}"
-        save_text(path, prompts, vectors, provenance, "see the licence of these OpenCLIP weights")
+    if path.exists():
+        try:
+            return load_text(path, prompts)
+        except Damaged as error:
+            log.warning("%s: it is made anew", error)
+    vectors = _encode_openclip(prompts, model, tag)
+    provenance = f"OpenCLIP {model} {weights.name if weights.is_file() else tag}"
+    save_text(path, prompts, vectors, provenance, "see the licence of these OpenCLIP weights")
     return load_text(path, prompts)
 
 

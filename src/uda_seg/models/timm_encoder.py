@@ -18,7 +18,7 @@ from uda_seg.errors import UserError
 from uda_seg.limits import FilePath, Text
 from uda_seg.models.hub import fetch
 from uda_seg.models.segmentor import Encoder
-from uda_seg.models.weights import split_missing
+from uda_seg.models.weights import check_tensors, read_tensors, split_missing
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,8 @@ class TimmEncoder(Encoder):
         try:
             start = {} if weights is None or own else _checked(name, str(weights), allow_missing)
             self.body = _created(name, pretrained=weights is not None, pretrained_cfg_overlay=start)
+            wanted = self.body.state_dict()
+            check_tensors(wanted, wanted, Path(str(weights)))
         except UserError:
             raise
         except Exception as error:  # a download fails in as many ways as there are network stacks
@@ -103,6 +105,7 @@ def _tagged(name: str, tag: str) -> str:
 
 def _checked(name: str, path: str, allow_missing: Sequence[str]) -> dict[str, Any]:
     """Where timm is to read from; KeyError where it would leave a tensor at its random start unasked."""
+    read_tensors(Path(path))  # it is whole, and timm, which looks at no checksum, may read it
     found = load_state_dict(path)
     model = timm.create_model(name, num_classes=0).state_dict()
     missing, allowed = split_missing([key for key in model if key not in found], model, allow_missing)

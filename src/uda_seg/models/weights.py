@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import logging
+import os
 import pickle
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +20,17 @@ import torch
 from torch import Tensor
 
 from uda_seg.cache import user_cache
-from uda_seg.errors import UserError
+from uda_seg.errors import Damaged, UserError
+from uda_seg.files import check_zip, first_line, open_file
 from uda_seg.models.hub import fetch
 from uda_seg.models.naming import from_transformers
 from uda_seg.models.segmentor import Encoder
 
 log = logging.getLogger(__name__)
 
+ZIP = b"PK\x03\x04"  # how the archives begin that torch.save writes
+# Names that tell a file's SHA-256; of digits alone it would be a date.
+HASHED = re.compile(r"([0-9a-f]{64})|.*-(?=[a-f]*[0-9])(?=[0-9]*[a-f])([0-9a-f]{8,64})\.\w+")
 # Classifiers that ImageNet / COCO files carry besides the encoder (SegFormer, torchvision, DeepLab, transformers).
 CLASSIFIERS = ("head.", "fc.", "layer5.", "layer6.", "classifier.")
 # Wrappers, outer to inner: DataParallel, self-training's students (ours, and the released ones'), transformers, the
@@ -103,6 +110,7 @@ def load_encoder(encoder: Encoder, path: str | Path, allow_missing: Sequence[str
                 f"{path}: {name} is {tuple(found[name].shape)}, the encoder wants {tuple(tensor.shape)}; "
                 "give weights of the same variant (pretrained=FILE)"
             )
+    check_tensors(found, wanted, path)
     encoder.load_state_dict({name: found.get(name, tensor) for name, tensor in wanted.items()})
     encoder.pretrained = not rendered
     extra = [name for name in found if name not in wanted]
@@ -169,34 +177,99 @@ def start_of(encoder: Encoder, name: str) -> Path:
     return path
 
 
-def read_tensors(path: Path) -> Mapping[str, object]:
+def read_tensors(path: Path, cure: str = "fetch it again") -> Mapping[str, object]:
     """Read a file that holds nothing but tensors and plain values: safetensors, or PyTorch's in either format.
 
+    PyTorch does not look at the checksums of its archives, so that damage inside a tensor would pass: they are
+    verified here. safetensors and PyTorch's format before 1.6 have none; see `check_digest` for what can be checked.
+
     Raises:
-        UserError: the file is missing, broken, or holds pickled objects (which could run code).
+        UserError: the file is missing, damaged, or holds pickled objects (which could run code).
     """
     try:
         content: object
-        if path.suffix == ".safetensors":
-            content = safetensors.torch.load_file(path)
-        else:
-            with torch.serialization.safe_globals(HARMLESS):
-                content = torch.load(path, map_location="cpu", weights_only=True)
+        with open_file(path) as file:
+            zipped = file.read(len(ZIP)) == ZIP
+            file.seek(0)
+            if zipped:
+                # As they are, in all versions: an archive that unpacks to more was not written by PyTorch.
+                checked = check_zip(file, path, cure, most=os.fstat(file.fileno()).st_size)
+            else:
+                checked = check_digest(path, file, cure)
+            if path.suffix == ".safetensors":
+                content = safetensors.torch.load_file(path)
+            else:
+                with torch.serialization.safe_globals(HARMLESS):
+                    content = torch.load(file, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"{path}: no such weights file; correct pretrained=FILE or leave it out") from None
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         holds = f"pickled objects ({named[1]})" if named else "pickled objects"
         raise UserError(
-            f"{path}: not loaded, because it is broken or holds {holds} that could run code; fetch it again, or "
+            f"{path}: not loaded, because it is broken or holds {holds} that could run code; {cure}, or "
             "save its state_dict alone with torch.save"
         ) from error
     except Exception as error:  # a file that was cut short fails wherever its reader happens to be
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
-        raise UserError(f"{path}: not a readable weights file, maybe cut short ({reason}); fetch it again") from error
+        raise Damaged(f"{path}: not a readable weights file, maybe cut short ({first_line(error)}); {cure}") from error
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a state_dict; save a state_dict")
+    if not checked:
+        log.info("%s has no checksums: damage inside a tensor would not be seen", path)
     return content
+
+
+def check_digest(path: Path, file: BufferedReader, cure: str) -> bool:
+    """Hold a file without checksums against the SHA-256 in its name; returns whether it has one there.
+
+    The hub's cache calls files by it, and `torch.hub` puts its first digits before the suffix
+    (`resnet101-5d3b4d8f.pth`).
+
+    Raises:
+        Damaged: it is another file than its name says.
+    """
+    found = HASHED.fullmatch(path.resolve().name)
+    if found is None:
+        return False
+    digest = found[1] or found[2]
+    if not hashlib.file_digest(file, "sha256").hexdigest().startswith(digest):
+        raise Damaged(
+            f"{path} is damaged: its SHA-256 does not begin with {digest[:16]}, which its name says; {cure}, or rename "
+            "it if that is no digest"
+        )
+    file.seek(0)
+    return True
+
+
+def check_tensors(found: Mapping[str, object], wanted: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse what cannot be the weight of its name, whatever its shape; names that one of them lacks are passed over.
+
+    Raises:
+        UserError: a tensor that is none, or is not a finite number in memory of the kind that is wanted.
+    """
+    for name, tensor in wanted.items():
+        if name in found and (wrong := _complaint(found[name], tensor)) is not None:
+            raise Damaged(f"{path}: {name} {wrong}: damaged, or saved by a run that diverged; use another file")
+
+
+def _complaint(found: object, wanted: Tensor) -> str | None:
+    if not isinstance(found, Tensor):
+        return f"is a {type(found).__name__}, not a tensor"
+    if found.is_meta or found.layout != torch.strided or found.is_quantized or found.is_nested:
+        return "is not a plain tensor in memory"
+    if (found.is_floating_point(), found.is_complex()) != (wanted.is_floating_point(), wanted.is_complex()):
+        return f"holds {found.dtype}, not {wanted.dtype}"
+    if found.is_floating_point() and found.shape == wanted.shape and not is_finite(found):
+        return "is not finite (NaN or infinity)"
+    return None
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all values are; mostly their sum tells, without a mask as large as the tensor."""
+    tensor = tensor if tensor.element_size() > 1 else tensor.float()
+    return bool(tensor.sum(dtype=torch.float32).isfinite() or tensor.float().isfinite().all())
 
 
 def tensors_of(content: Mapping[str, object]) -> dict[str, Tensor]:

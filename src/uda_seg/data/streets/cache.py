@@ -73,7 +73,7 @@ def ensure_rendered(
         raise UserError(f"streets has {SPLIT_SIZE} scenes in a split: count={count} is too many")
     name = f"v{VERSION}_seed{world_seed}_{domain.replace(':', '-')}_{size[0]}x{size[1]}"
     folder = (cache or user_cache()) / "streets" / name / split
-    missing = [i for i in range(count) if not all(_paths(folder, i, view)[-1].exists() for view in views)]
+    missing = [i for i in range(count) if not all(_is_there(folder, i, view) for view in views)]
     if missing:
         draw = partial(_render_to, folder, world_seed, domain, split, size, tuple(views))
         try:
@@ -130,14 +130,19 @@ def _paths(folder: Path, index: int, view: str) -> list[Path]:
     return [folder / f"camera{suffix}" / f"{index:06d}.json", *(folder / kind / f"{index:06d}.png" for kind in kinds)]
 
 
+def _is_there(folder: Path, index: int, view: str) -> bool:
+    """Whether a view is rendered: of a damaged file that was deleted, it is rendered again."""
+    return all(path.exists() for path in _paths(folder, index, view))
+
+
 def _render_to(
     folder: Path, seed: int, domain: str, split: str, size: tuple[int, int], views: tuple[str, ...], index: int
 ) -> None:
     """Render and write all views of one scene."""
     for view in views:
-        camera, *paths = _paths(folder, index, view)
-        if paths[-1].exists():
+        if _is_there(folder, index, view):
             continue
+        camera, *paths = _paths(folder, index, view)
         frame = render(seed, domain, FIRST_INDEX[split] + index, size, view)
         planes: list[Picture] = [frame.image]
         if view == "left":

@@ -16,7 +16,7 @@ from uda_seg.data.streets.layouts import LAYOUTS, Layout, Size
 from uda_seg.data.streets.styles import style_of
 from uda_seg.data.streets.world import render
 from uda_seg.errors import UserError
-from uda_seg.files import write_text, write_whole
+from uda_seg.files import read_json, write_text, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -114,10 +114,7 @@ def _describe(
     }  # fmt: skip
     file = out / DESCRIPTION
     if file.is_file():
-        try:
-            found = json.loads(file.read_text())
-        except ValueError as error:
-            raise UserError(f"{file} cannot be read: choose another folder with streets.out=...") from error
+        found = read_json(file, "choose another folder with streets.out=...")
         if found != said:
             different = next(key for key in said if not isinstance(found, dict) or found.get(key) != said[key])
             raise UserError(
