@@ -152,7 +152,6 @@ def read_image(path: Path, bits: int | None = None) -> NDArray[np.uint8]:
 
 def image_of(content: bytes, bits: int | None, name: str) -> NDArray[np.uint8]:
     """The same of the content of a file called `name`."""
-    check_sums(content, name)
     return eight_bits(upright(decode(content, name), orientation_of(content)), bits, name)
 
 
@@ -163,6 +162,7 @@ def decode(content: bytes, name: str) -> Pixels:
     """
     if name.lower().endswith(RAW):
         raise UserError(f"{name} {_SAID['raw']}")
+    check_sums(content, name)
     kind = kind_of(content[:HEAD])
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION | (cv2.IMREAD_ANYDEPTH if kind in _DEEP else 0)
     image = None
