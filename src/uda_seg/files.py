@@ -153,36 +153,53 @@ def read_json(path: Path, cure: str, most: int = LARGEST) -> Any:
         raise Damaged(f"{path} cannot be read as JSON: {first_line(error)}; {cure}") from error
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """Without merge keys: nested ones make a few lines fill the memory."""
+def read_yaml(path: Path, what: str = "") -> Any:
+    """The content of a YAML file that a person wrote, in plain values.
 
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Leave `<<` to be refused as a key."""
+    Args:
+        path: of the file.
+        what: the setting that names it, for messages.
 
-
-def read_yaml(path: Path, cure: str, most: int = LARGEST_YAML) -> Any:
-    """The content of a YAML file, plain values; see `read_bytes`.
-
-    Aliases are followed, but not where they make a small file a huge tree, or one without an end.
+    Raises:
+        UserError: it cannot be opened, is no YAML in UTF-8, says a key twice, or grows out of all bounds through
+            aliases of aliases.
     """
-    text = read_text(path, cure, most)
+    name = f"{what}={path}" if what else str(path)
     try:
-        content = yaml.load(text, _PlainLoader)
+        with open_file(path) as file:
+            content = file.read(LARGEST_YAML + 1)
+        if len(content) > LARGEST_YAML:
+            raise UserError(f"{name} is no configuration: it has more than {LARGEST_YAML} bytes")
+        text = content.decode("utf-8-sig")
+        node = yaml.compose(text, yaml.SafeLoader)
+        if node is not None and _count(node, {}, name, 0) > MOST_NODES:
+            raise UserError(
+                f"{name} grows to more than {MOST_NODES} values through its aliases: write out what is meant"
+            )
+        return yaml.safe_load(text)
+    except OSError as error:
+        raise UserError(f"{name} cannot be opened: {error.strerror}") from error
+    except UserError:
+        raise
     except Exception as error:  # a damaged date, number or nesting fails wherever its reader happens to be
-        raise Damaged(f"{path} is no YAML: {' '.join(str(error).split())}; {cure}") from error
-    if _values(content, {}) > VALUES:
-        raise Damaged(f"{path} is YAML whose aliases stand for more than {VALUES} values; {cure}")
-    return content
+        reason = " ".join(str(error).split()) or "nested too deeply"
+        raise UserError(f"{name} is no YAML in UTF-8: {reason}") from error
 
 
-def _values(node: object, known: dict[int, int]) -> int:
-    """How many values a tree has that is written out."""
-    if not isinstance(node, dict | list):
-        return 1
+def _count(node: yaml.Node, known: dict[int, int], name: str, depth: int) -> int:
+    """How many values a node stands for; every node is looked at once."""
+    if depth > DEEPEST_YAML:
+        raise UserError(f"{name} is nested more than {DEEPEST_YAML} deep, or in itself: write out what is meant")
     if id(node) not in known:
-        known[id(node)] = VALUES  # what holds itself has no end
-        parts = node.values() if isinstance(node, dict) else node
-        known[id(node)] = 1 + sum(_values(part, known) for part in parts)
+        if isinstance(node, yaml.MappingNode):
+            keys = Counter((key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+            if twice := [value for (_, value), times in keys.items() if times > 1]:
+                where = f"in the mapping that begins in line {node.start_mark.line + 1}"
+                raise UserError(f"{name} says {twice[0]}: twice, {where}: leave one out")
+            parts = [part for pair in node.value for part in pair]
+        else:
+            parts = node.value if isinstance(node, yaml.SequenceNode) else []
+        known[id(node)] = 1 + sum(_count(part, known, name, depth + 1) for part in parts)
     return known[id(node)]
 
 
@@ -276,58 +293,3 @@ def checksum(path: Path, cure: str) -> str:
     except OSError as error:
         raise Damaged(f"{path} cannot be read: {error.strerror or error}; {cure}") from error
     return f"{value:08x}"
-
-
-LARGEST_YAML = 2**18  # bytes
-MOST_NODES = 100_000  # of a YAML file, each alias counted as what it stands for
-DEEPEST_YAML = 50
-
-
-def read_yaml(path: Path, what: str = "") -> Any:
-    """The content of a YAML file that a person wrote, in plain values.
-
-    Args:
-        path: of the file.
-        what: the setting that names it, for messages.
-
-    Raises:
-        UserError: it cannot be opened, is no YAML in UTF-8, says a key twice, or grows out of all bounds through
-            aliases of aliases.
-    """
-    name = f"{what}={path}" if what else str(path)
-    try:
-        with open_file(path) as file:
-            content = file.read(LARGEST_YAML + 1)
-        if len(content) > LARGEST_YAML:
-            raise UserError(f"{name} is no configuration: it has more than {LARGEST_YAML} bytes")
-        text = content.decode("utf-8-sig")
-        node = yaml.compose(text, yaml.SafeLoader)
-        if node is not None and _count(node, {}, name, 0) > MOST_NODES:
-            raise UserError(
-                f"{name} grows to more than {MOST_NODES} values through its aliases: write out what is meant"
-            )
-        return yaml.safe_load(text)
-    except OSError as error:
-        raise UserError(f"{name} cannot be opened: {error.strerror}") from error
-    except UserError:
-        raise
-    except Exception as error:  # a damaged date, number or nesting fails wherever its reader happens to be
-        reason = " ".join(str(error).split()) or "nested too deeply"
-        raise UserError(f"{name} is no YAML in UTF-8: {reason}") from error
-
-
-def _count(node: yaml.Node, known: dict[int, int], name: str, depth: int) -> int:
-    """How many values a node stands for; every node is looked at once."""
-    if depth > DEEPEST_YAML:
-        raise UserError(f"{name} is nested more than {DEEPEST_YAML} deep, or in itself: write out what is meant")
-    if id(node) not in known:
-        if isinstance(node, yaml.MappingNode):
-            keys = Counter((key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-            if twice := [value for (_, value), times in keys.items() if times > 1]:
-                where = f"in the mapping that begins in line {node.start_mark.line + 1}"
-                raise UserError(f"{name} says {twice[0]}: twice, {where}: leave one out")
-            parts = [part for pair in node.value for part in pair]
-        else:
-            parts = node.value if isinstance(node, yaml.SequenceNode) else []
-        known[id(node)] = 1 + sum(_count(part, known, name, depth + 1) for part in parts)
-    return known[id(node)]
