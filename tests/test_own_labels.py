@@ -123,7 +123,9 @@ def module_of(*classes: str):
 @pytest.mark.parametrize("name_of_classes", [True, False])
 def test_init_from_other_classes_names_the_way_that_works(tmp_path, name_of_classes):
     there, here = module_of("a", "b", "c"), module_of("a", "b")
-    said = {"choices": {}, "overrides": [], "classes": "custom", "source_images": 0} | ({"class_names": ["a", "b", "c"]} if name_of_classes else {})
+    said = {"choices": {}, "overrides": [], "classes": "custom", "source_images": 0} | (
+        {"class_names": ["a", "b", "c"]} if name_of_classes else {}
+    )
     state = {"state_dict": there.state_dict(), "uda_seg": said, "global_step": 0}
     torch.save(state, tmp_path / "last.ckpt")
     with pytest.raises(UserError) as caught:
