@@ -41,6 +41,7 @@ def read_ids(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
 def read_palette(path: Path) -> NDArray[np.uint8]:
     """The indices of a palette PNG, [H, W] (OpenCV would give the colours); plain 8-bit files too."""
     content = read_bytes(path)
+    check_sums(content, str(path))
     _refuse_lossy(content, path)
     try:
         with Image.open(io.BytesIO(content)) as file:
@@ -84,6 +85,7 @@ def read_color(path: Path) -> NDArray[np.uint32]:
 def _stored(path: Path) -> tuple[MatLike, bytes]:
     """A label's samples as the file holds them, and the file; one whose format does not keep ids is a UserError."""
     content = read_bytes(path)
+    check_sums(content, str(path))
     _refuse_lossy(content, path)
     label = _decoded(content, path)
     step = _step(content)
