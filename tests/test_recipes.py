@@ -142,6 +142,14 @@ def test_a_recipe_has_the_values_of_its_release(recipe: str) -> None:
     data = config.data
     assert (data.source_batch, data.target_batch, config.optimizer.clip_norm) == (2, 2, None)
     assert (data.rare_class.temperature, data.rare_class.min_pixels, data.rare_class.tries) == (0.01, 3000, 10)
+    filters = (data.source.image_resize, data.target.image_resize)
+    pil = {"corda": ("pil_bicubic", "pil_bilinear"), "bicl": ("pil_bicubic", "pil_bicubic")}
+    pil["dacs_released"] = pil["corda"]
+    family = next((name for name in pil if recipe.startswith(name)), None)
+    assert filters == pil.get(family, ("bilinear", "bilinear"))
+    assert [test.image_resize for test in data.validation.values()] == [
+        "pil_bilinear" if family in ("corda", "dacs_released") else "bilinear"
+    ]
     assert data.crop_tries == 11  # the release looks at ten crops, then takes another
     if not recipe.startswith("source_only") and not recipe.startswith("bicl"):
         assert config.method["augment_draws"] == "released"

@@ -113,6 +113,7 @@ def test_changed_files_and_other_sizes_ask_for_another_cache(tmp_path):
     assert find_cache(open_tree(root, labeled=False), resize, cache) is not None
     assert find_cache(open_tree(root), Resize((16, 20)), cache) is None
     assert find_cache(open_tree(root), Resize((16, 24), keep_ratio=False), cache) is None
+    assert find_cache(open_tree(root), Resize((16, 24), filter="pil_bicubic"), cache) is None
     assert find_cache(open_tree(root), None, cache) is None
     save(root / "label/000001.png", np.zeros((32, 48), np.uint8))
     assert find_cache(open_tree(root), resize, cache) is None

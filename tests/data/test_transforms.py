@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from trees import blocks, image_of
 
 from uda_seg.data import transforms
@@ -35,6 +37,22 @@ def test_resize_interpolates_the_image_and_repeats_the_label():
     grown = Resize((8, 8))(Sample(np.repeat(label[..., None], 3, 2), label))
     np.testing.assert_array_equal(grown.label, np.kron(label, np.ones((4, 4), np.uint8)))
     assert len(np.unique(grown.image)) > 4
+
+
+@pytest.mark.parametrize("size", [(31, 47), (52, 95), (120, 200)])
+def test_resizes_as_pil_does(size):
+    """Images by its own filters, where that is asked for; planes at the pixels that its nearest one takes, always."""
+    rng = np.random.default_rng(0)
+    image, label = rng.integers(0, 256, (*size, 3), np.uint8), rng.integers(0, 34, size).astype(np.uint8)
+    found = []
+    for name in ("bilinear", "pil_bilinear", "pil_bicubic"):
+        resize = Resize((36, 64), keep_ratio=False, filter=name)
+        found.append(resize(Sample(image, label)))
+        np.testing.assert_array_equal(found[-1].label, np.asarray(Image.fromarray(label).resize((64, 36), 0)))
+    for sample, code in zip(found[1:], (2, 3), strict=True):  # Pillow's numbers for them
+        np.testing.assert_array_equal(sample.image, np.asarray(Image.fromarray(image).resize((64, 36), code)))
+    assert (found[0].image != found[1].image).any()
+    np.testing.assert_array_equal(found[0].image, cv2.resize(image, (64, 36), interpolation=cv2.INTER_LINEAR))
 
 
 def test_resize_keeps_image_and_label_aligned():

@@ -416,7 +416,7 @@ def resize_of(domain: DomainSettings) -> Resize | None:
     if domain.size is None:
         return None
     height, width = domain.size
-    return Resize((height, width), domain.keep_ratio, domain.depth_resize)
+    return Resize((height, width), domain.keep_ratio, domain.depth_resize, domain.image_resize)
 
 
 def _margins(domain: DomainSettings, option: str) -> tuple[int, int, int, int] | None:

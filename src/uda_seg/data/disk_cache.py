@@ -69,7 +69,9 @@ def planes(dataset: SegmentationDataset, resize: Resize | None, cache: Path, dis
     `disk`, (H, W) of every image file, int64 [N, 2], is needed to decode depth alone, which takes the image's size.
     """
     keep: Callable[[Pixels], Pixels] = lambda array: array  # noqa: E731
-    rule = None if resize is None else [list(resize.box), resize.keep_ratio]
+    rule: list[Any] | None = None if resize is None else [list(resize.box), resize.keep_ratio]
+    if rule is not None and resize is not None and resize.filter != Resize.filter:  # which older caches do not say
+        rule.append(resize.filter)
     image, plane, depth = (resize.image, resize.plane, resize.inverse_depth) if resize else (keep, keep, keep)
     count, files = len(dataset), dataset.depth
 

@@ -41,6 +41,8 @@ class DomainSettings:
             None: as on disk.
         keep_ratio: False: images are squeezed into all of `size`, as some of the papers' codes do. (Depth is learnt and
             exported with the ratio kept.)
+        image_resize: How images follow the resize: `bilinear` by OpenCV (that of DAFormer), or `pil_bilinear`,
+            `pil_bicubic`, which do not alias (those of DACS, CorDA and BiCL).
         count: Use the first `count` images; streets: how many to render.
         bits: How many of 16 bits a channel the images use: a camera's 12 bits, read as 16, would be nearly black. None:
             found in a sample of them, and said in the log. Images of 8 bits are what they are.
@@ -60,6 +62,7 @@ class DomainSettings:
     split: Text = "train"
     size: Size | None = None
     keep_ratio: bool = True
+    image_resize: Annotated[str, OneOf(("bilinear", "pil_bilinear", "pil_bicubic"))] = "bilinear"
     count: Count | None = None
     bits: BitDepth | None = None
     margins: Margins | None = None

@@ -13,6 +13,7 @@ from typing import TypeVar
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from uda_seg.data.batch import Array, Sample
 from uda_seg.data.counting import count_ids
@@ -22,6 +23,8 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would ask t
 import albumentations.augmentations.crops.functional as crops
 import albumentations.augmentations.geometric.functional as geometric
 
+# PIL's filters weigh all pixels that one covers; OpenCV's looks at four, however far they are apart.
+PIL_FILTERS = {"pil_bilinear": Image.Resampling.BILINEAR, "pil_bicubic": Image.Resampling.BICUBIC}
 Pixel = TypeVar("Pixel", np.uint8, np.float32)
 
 
@@ -62,17 +65,19 @@ def fit_inside(size: tuple[int, int], box: tuple[int, int]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Resize:
-    """Brings a sample to a size: the image bilinear, the planes nearest.
+    """Brings a sample to a size: the image smoothly, the planes nearest.
 
     Args:
         box: (H, W).
         keep_ratio: Whether the image fits inside the box with its aspect ratio, or is squeezed into all of it.
         depth: How inverse depth is sampled: nearest, or bilinear, which blends invalid pixels with their neighbours.
+        filter: How the image is sampled: bilinear (OpenCV's), or one of `PIL_FILTERS`.
     """
 
     box: tuple[int, int]
     keep_ratio: bool = True
     depth: str = "nearest"
+    filter: str = "bilinear"
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """(H, W) that an image of `height` x `width` gets."""
@@ -80,13 +85,16 @@ class Resize:
 
     def image(self, image: Array) -> Array:
         """An image uint8 [H, W, 3] at its new size."""
-        resized: Array = geometric.resize(image, self.size(*image.shape[:2]), cv2.INTER_LINEAR)
+        height, width = self.size(*image.shape[:2])
+        if self.filter in PIL_FILTERS:
+            return np.asarray(Image.fromarray(image).resize((width, height), PIL_FILTERS[self.filter]))
+        resized: Array = geometric.resize(image, (height, width), cv2.INTER_LINEAR)
         return resized
 
     def plane(self, plane: NDArray[Pixel]) -> NDArray[Pixel]:
         """A plane [H, W] at its new size, every pixel one of its own.
 
-        The exact variant samples at pixel centres like the bilinear one; INTER_NEAREST is half a pixel off.
+        The exact variant samples at pixel centres, like the bilinear one and PIL; INTER_NEAREST is half a pixel off.
         """
         resized: NDArray[Pixel] = geometric.resize(plane, self.size(*plane.shape[:2]), cv2.INTER_NEAREST_EXACT)
         return resized

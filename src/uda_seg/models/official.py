@@ -245,7 +245,7 @@ def _corda(student: dict[str, Tensor], teacher: dict[str, Tensor], path: Path, s
             *("model.encoder.freeze_norm=true", "model.align_corners=true", "method.dilations=[6,12]", *initial),
             *("method.depth_weight=batch_mean", "method.depth_start=0.0", "method.jitter_order=bgr"),
             *("method.mix_classes=image_and_ignore", "method.encoder_updates=released", "teacher.batch_norm=train"),
-            "method.augment_draws=released",
+            *("method.augment_draws=released", "data.validation.cityscapes.image_resize=pil_bilinear"),
         ),
         student=renamed,
         teacher=_with_statistics(averaged, renamed),
