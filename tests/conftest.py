@@ -139,3 +139,11 @@ def official(tmp_path_factory):
 def cli(monkeypatch, capfd, tmp_path):
     """Calls a command as a person does, in an empty folder."""
     return CommandLine(monkeypatch, capfd, tmp_path)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What fuzzers tried, with the number of cases."""
+    for report in terminalreporter.getreports("passed"):
+        for name, said in report.user_properties:
+            if name == "fuzz":
+                terminalreporter.write_line(f"{report.nodeid.rpartition('::')[2]}: {said}")

@@ -20,7 +20,7 @@ from uda_seg.errors import UserError
         (["method.txet=none"], "did you mean method.text?"),
         (["data.srouce.root=x"], "did you mean data.source.root?"),
         (["trainer.max_step=2"], "did you mean trainer.max_steps?"),
-        (["steps=[1"], "cannot read the overrides"),
+        (["steps=[1"], "cannot read steps=[1: "),
         (["method=dacs,lcmsm", "method.temperature=1"], "method.temperature is no key of the configuration with m"),
     ],
 )  # fmt: skip

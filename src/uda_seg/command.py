@@ -208,9 +208,10 @@ def check(name: str, overrides: Sequence[str], folder: Path | None = None, multi
 
 def refuse_two_weights(overrides: Sequence[str]) -> None:
     """Raise UserError where both settings are given that say what the encoder starts from: one would be lost."""
-    given = {key_of(o): o for o in overrides}
-    if {"pretrained", "model.encoder.weights"} <= given.keys():
-        both = f"{shown(given['pretrained'])} and {shown(given['model.encoder.weights'])}"
+    keys = ("pretrained", "model.encoder.weights")
+    given = {key_of(o): o.partition("=")[2] for o in overrides if key_of(o) in keys}
+    if len(given) == 2 and len(set(given.values())) == 2:
+        both = " and ".join(f"{key}={shown(given[key])}" for key in keys)
         raise UserError(f"{both} both say what the encoder starts from: leave one of them out")
 
 

@@ -63,7 +63,8 @@ def _class(target: object, where: str) -> type:
     if module.partition(".")[0] == "uda_seg":  # nothing else is even imported
         with contextlib.suppress(ImportError, ValueError):
             found = getattr(importlib.import_module(module), name, None)
-    if not isinstance(found, type) or found.__module__.partition(".")[0] != "uda_seg":
+    built_in = isinstance(found, type) and "__init__" not in vars(found) and issubclass(found, BaseException)
+    if not isinstance(found, type) or built_in or found.__module__.partition(".")[0] != "uda_seg":
         raise UserError(f"{where}._target_={shown(target)}: only classes of uda_seg can be configured")
     return found
 

@@ -91,7 +91,7 @@ def test_help_needs_no_readable_override():
         (["steps=" + "[" * 60], "too long or too deep"),
         (["steps=[" + "1," * 30_000 + "1]"], "too long or too deep"),
         (["steps=" + "9" * 5000], "cannot read"),
-        (["steps=[1"], "cannot read the overrides"),
+        (["steps=[1"], "cannot read steps=[1: "),
     ],
 )
 def test_what_is_wrong_with_words_is_said_in_a_line(words, said):

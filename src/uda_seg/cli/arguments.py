@@ -127,9 +127,9 @@ def parsed(overrides: Sequence[str]) -> list[Override]:
         try:
             found += parser.parse_overrides([override])
         except (HydraException, ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits
-            reason = shown(" ".join(str(error).split()))
+            lines = [line for line in str(error).splitlines() if not line.startswith(("Error parsing", "See http"))]
             cure = "put a value that has '=', ',' or brackets of its own in quotes: \"key='value'\""
-            raise UserError(f"cannot read the overrides: {reason}; {cure}") from error
+            raise UserError(f"cannot read {shown(override, 80)}: {shown(' '.join(lines))}; {cure}") from error
     return found
 
 
