@@ -114,6 +114,8 @@ def run(
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(_job(work, jobs, loud))()
     except SystemExit as end:
         ended = end
+    except (HydraException, OmegaConfBaseException) as error:  # of no job: these end otherwise
+        ended = ended_by(told(as_user_error(error), None, loud))
     except Exception as error:
         ended = ended_by(told(error, None, loud))
     _sum_up(jobs, after)

@@ -25,7 +25,7 @@ import pytorch_lightning as pl
 from uda_seg.cli.arguments import as_override, given_path
 from uda_seg.command import run
 from uda_seg.config import Config
-from uda_seg.data.datamodule import UDADataModule, choose_workers, resize_of
+from uda_seg.data.datamodule import UDADataModule, bound_workers, choose_workers, resize_of
 from uda_seg.data.datasets import SegmentationDataset, open_domain
 from uda_seg.data.parallel import cores
 from uda_seg.data.settings import DomainSettings
@@ -174,8 +174,9 @@ def write(config: Config, folder: Path, writer: Writer, dataset: SegmentationDat
     """Predict what is missing of one validation set, then pack it."""
     left = len(set().union(*writer.missing))
     log.info("%d of %d images are predicted already", len(dataset) - left, len(dataset))
-    workers = config.data.workers
-    loader = writer.loader(dataset, resize_of(domain), choose_workers(False, cores()) if workers is None else workers)
+    asked = config.data.workers
+    workers = choose_workers(False, cores()) if asked is None else bound_workers(asked, left)
+    loader = writer.loader(dataset, resize_of(domain), workers)
     if left:
         tester(config, folder).predict(writer, loader, return_predictions=False)
     for job in writer.jobs:

@@ -74,6 +74,7 @@ def train(config: Config, folder: Path) -> float:
             "data.validation is empty: nothing is scored, metrics.json holds no scores, best.ckpt is not written"
         )
     module = build_module(config, data)
+    check_crop(config, module.segmentor)
     module.setup("fit")  # what cannot be had (weights, class text) is told before anything is rendered
     # The other ranks wait for it in `fit`, which does the same once a machine.
     if first:
@@ -105,6 +106,16 @@ def train(config: Config, folder: Path) -> float:
         close_loggers(trainer, failed)
     trainer.strategy.barrier()  # another machine's next job must not begin before this one's results are there
     return module.miou
+
+
+def check_crop(config: Config, network: Segmentor) -> None:
+    """Raise UserError where training crops are smaller than a cell of the network's coarsest map."""
+    cell = max(network.smallest, *network.encoder.strides)
+    if min(config.data.crop) < cell:
+        raise UserError(
+            f"data.crop={config.data.crop} is smaller than what one cell of the network's coarsest map sees, {cell} x "
+            f"{cell} pixels: make the crop larger"
+        )
 
 
 def try_sizes(config: Config, module: UDAModule, data: UDADataModule) -> None:
@@ -240,7 +251,12 @@ def build_module(config: Config, data: UDADataModule) -> UDAModule:
 
 def instantiate_module(config: Config, plan: Plan) -> UDAModule:
     """The configured method on the configured network."""
-    segmentor = instantiate(config.model, num_classes=len(plan.classes))
+    segmentor: Segmentor = instantiate(config.model, num_classes=len(plan.classes))
+    if config.evaluator.inference == "slide" and min(config.evaluator.window) < segmentor.smallest:
+        raise UserError(
+            f"evaluator.window={config.evaluator.window}: the network needs {segmentor.smallest} pixels each way: make "
+            "the window larger"
+        )
     options = {key: value for key, value in config.method.items() if key != "_target_"}
     # Not through `instantiate`: it would take the plan apart as configuration.
     module: UDAModule = method_class(config)(segmentor, plan, **options)

@@ -69,13 +69,16 @@ def check_keys(tree: Mapping[str, Any], overrides: Sequence[Override], chosen: S
         UserError: names the key and the nearest that there is.
     """
     tree = _with_added_sets(tree, overrides)
-    present = {key for key, _ in leaves(tree)}
+    values = dict(leaves(tree))
+    present = set(values)
     for override in overrides:
         key = str(override.key_or_group)
         known = present if override.is_delete() else present.union(accepted(tree, key))
         if key not in known:
             where = f" with {' '.join(chosen)}" if chosen else ""
             raise UserError(f"{shown(key)} is no key of the configuration{where}; {nearest(key, known)}")
+        if override.is_delete() and values[key] is None:
+            raise UserError(f"{key} is null already: there is nothing to delete")
         _check_parents(tree, key, overrides)
     return {str(o.key_or_group) for o in overrides} - present
 

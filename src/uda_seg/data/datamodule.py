@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
@@ -49,6 +50,22 @@ def choose_workers(in_memory: bool, cores: int) -> int:
     small machine. Otherwise decoding dominates: up to 4, with a core left for the rank's training process.
     """
     return 0 if in_memory else min(4, max(1, cores - 1))
+
+
+def bound_workers(asked: int, items: int) -> int:
+    """`data.workers` as far as another process helps: two for each core, and one for each item there is to load."""
+    most = min(2 * cores(), items)
+    if asked > most:
+        _tell_bound(asked, cores(), items)
+    return min(asked, most)
+
+
+@functools.cache  # once for all loaders that are alike
+def _tell_bound(asked: int, machine: int, items: int) -> None:
+    log.warning(
+        "data.workers=%d: %d are started, for %d cores and %d items to load: more would only wait",
+        *(asked, min(2 * machine, items), machine, items),
+    )
 
 
 def cores_of_rank(trainer: pl.Trainer | None) -> int:
@@ -226,7 +243,7 @@ class UDADataModule(pl.LightningDataModule):
         start = self.trainer.global_step if self.trainer else 0
         read = ("source", "target") if self.target_in_step else ("source",)
         streams = {name: self._of_rank(stream) for name, stream in self._streams.items() if name in read}
-        workers = self._workers([stream.samples for stream in streams.values()])
+        workers = self._workers([stream.samples for stream in streams.values()], max(0, self.steps - start))
         return StepLoader(
             PairedSteps(streams, self.steps),
             batch_size=None,
@@ -248,7 +265,7 @@ class UDADataModule(pl.LightningDataModule):
                 batch_size=self.settings.val_batch,
                 # Lightning would leave a rank without images out, and the others would wait for it.
                 sampler=range(self.rank, len(samples), self.world) or range(1),
-                num_workers=self._workers([samples]),
+                num_workers=self._workers([samples], -(-len(samples) // self.settings.val_batch)),
                 collate_fn=_collate,
                 worker_init_fn=start_worker,
                 pin_memory=torch.cuda.is_available(),
@@ -286,7 +303,7 @@ class UDADataModule(pl.LightningDataModule):
         return DataLoader(
             ValidationImages(samples),
             batch_sampler=[list(places) for places in batches],
-            num_workers=self._workers([samples]),
+            num_workers=self._workers([samples], len(batches)),
             collate_fn=_collate,
             worker_init_fn=start_worker,
             pin_memory=torch.cuda.is_available(),
@@ -304,9 +321,9 @@ class UDADataModule(pl.LightningDataModule):
     def _of_rank(self, stream: DomainStream) -> DomainStream:
         return replace(stream, rank=self.rank, world=self.world)
 
-    def _workers(self, readers: Sequence[SampleReader]) -> int:
+    def _workers(self, readers: Sequence[SampleReader], items: int) -> int:
         if self.settings.workers is not None:
-            return self.settings.workers
+            return bound_workers(self.settings.workers, items)
         return choose_workers(all(r.in_memory for r in readers), cores_of_rank(self.trainer))
 
     def _samples(

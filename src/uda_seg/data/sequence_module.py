@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from uda_seg.data.custom import classes_of
-from uda_seg.data.datamodule import StepSampler, choose_workers, cores_of_rank, start_worker
+from uda_seg.data.datamodule import StepSampler, bound_workers, choose_workers, cores_of_rank, start_worker
 from uda_seg.data.labels import ClassSet
 from uda_seg.data.sequences import VIEWS, SequenceBatch, SequenceDataset, SequenceSteps, stack
 from uda_seg.data.settings import DataSettings, DomainSettings
@@ -111,9 +111,11 @@ class SequenceData(pl.LightningDataModule):
         trainer = self.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         start = trainer.global_step if trainer else 0
-        workers = self.settings.workers
-        if workers is None:
+        asked = self.settings.workers
+        if asked is None:
             workers = choose_workers(all(d.in_memory for d in self.train), cores_of_rank(trainer))
+        else:
+            workers = bound_workers(asked, max(0, self.steps - start))
         return SequenceLoader(
             SequenceSteps(self.train, self.batch, self.steps, self.seed, rank, world),
             batch_size=None,

@@ -144,7 +144,8 @@ class DataSettings:
         target: The unlabelled domain; None: there is none (domain generalisation).
         validation: Name -> labelled images to evaluate on.
         rare_class: How source images are drawn.
-        workers: Loader processes; None: chosen by `uda_seg.data.datamodule.choose_workers`.
+        workers: Loader processes, as many as two a core at most; None: chosen by
+            `uda_seg.data.datamodule.choose_workers`.
         cache: "memory": keep decoded images (small sets); "none": decode each time; "disk": crop from the file of
             resized images that `python -m uda_seg.prepare ... data.cache=disk` writes; "auto": that file where it is
             there, else memory for a domain of at most 512 MiB.
@@ -188,7 +189,7 @@ class StreetsSettings:
         val: validation scenes, of data sets that have them.
         views: write stereo partners and neighbouring frames too, where the data set has them: four renderings a scene.
         domain: the domain of streets that is rendered; null: one that suits the data set.
-        workers: processes; null: one per core.
+        workers: processes, two a core at most; null: one per core.
     """
 
     export: Text | None = None

@@ -89,6 +89,7 @@ def in_processes(draw: Callable[[int], None], indices: Sequence[int], workers: i
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=title is None) as bar:
         task = bar.add_task(title or "", total=len(indices))
+        workers = min(workers, 2 * cores(), len(indices))  # more would only wait
         if workers == 1 or len(indices) < 4:
             for index in indices:
                 draw(index)

@@ -1,0 +1,152 @@
+"""Every key that the schema or a class has can be overridden; a misspelt one names the nearest, wherever it stands."""
+
+from __future__ import annotations
+
+import pytest
+
+from command_line import composed_once
+from uda_seg import command, evaluate, train
+from uda_seg.cli.keys import Places
+from uda_seg.command import check, composed
+from uda_seg.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def composed_as_before(monkeypatch):
+    monkeypatch.setattr(command, "_compose", composed_once)
+
+
+CLASSES = ("data.classes=custom", "data.eval_classes=all")
+OWN = ("data=custom", "data.source.root=x", "data.target.root=x")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [*CLASSES, "data.class_set.names=[road,car]"],
+        [*CLASSES, "+data.class_set.names=[road,car]", "++data.class_set.things=[car]"],
+        [*CLASSES, "data.class_set={names: [road, car]}", "data.class_set.subsets.few=[car]"],
+        [*OWN, "data.source.custom.label_map={7: road, 8: car}"],
+        [*OWN, "data.source.custom.label_map.7=road", "data.source.custom.unlisted=ignore"],
+        [*OWN, "++data.source.custom.labels=null"],
+        ["data.validation.target.keep_ratio=false"],
+        ["+data.validation.night.dataset=streets", "data.validation.night.size=[64,64]"],
+        ["model.encoder.drop_path=0.2", "method=dacs", "model=daformer_mitb0"],
+        ["~data.validation.target", "~data.rare_class.tries"],
+        ["seed=1", "++seed=2", "steps=3"],
+    ],
+)
+def test_a_key_that_exists_is_accepted(overrides):
+    checked = check("config", overrides)
+    assert len(checked) == len(overrides)
+    composed(checked)
+
+
+def test_what_no_file_sets_arrives():
+    config = composed(
+        check("config", [*CLASSES, "data.class_set.names=[road,car]", "data.validation.target.keep_ratio=false"])
+    )
+    assert config.data.class_set["names"] == ["road", "car"]
+    assert not config.data.validation["target"].keep_ratio
+    config = composed(check("config", [*OWN, "data.source.custom.label_map={7: road, 8: car}"]))
+    assert config.data.validation["target"].custom["label_map"] == {7: "road", 8: "car"}  # it follows the source
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.class_set.nmaes=[a]", "did you mean data.class_set.names?"),
+        ("data.source.custom.lable_map={7: road}", "did you mean data.source.custom.label_map?"),
+        ("data.validation.target.keep_rato=false", "did you mean data.validation.target.keep_ratio?"),
+        ("data.validation.tagret.size=[8,8]", "did you mean data.validation.target.size?"),
+        ("+data.sorce.root=x", "did you mean data.source.root?"),
+        ("++optimizer.lrr=1", "did you mean optimizer.lr?"),
+        ("+data.validation.night.sise=[8,8]", "did you mean data.validation.night.size?"),
+        ("~data.valdation", "did you mean data.validation?"),
+        ("~data.validation.night", "data.validation.night is no key"),
+        ("+model.encodr.widths=[4]", "did you mean model.encoder.widths?"),
+        ("method._target_=os.system", "only classes of uda_seg can be configured"),
+        ("data._target_=os.system", "data._target_ is no key"),
+        ("~method.width", "method.width is null already"),
+        ("data.crop.0=5", "did you mean data.crop?"),
+    ],
+)
+def test_a_misspelt_key_names_the_nearest(override, said):
+    with pytest.raises(UserError) as caught:
+        composed(check("config", [override]))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_keys_below_a_value_that_is_no_mapping_are_refused_before_hydra_replaces_it():
+    with pytest.raises(UserError, match=r"lies in data.target.custom=\$\{data.source.custom\}, which is no mapping"):
+        check("config", ["data=custom", "data.target.custom.unlisted=ignore"])
+    with pytest.raises(UserError, match=r"data.source.custom=my.yaml has no keys below it"):
+        check("config", ["data=custom", "data.source.custom=my.yaml", "data.source.custom.unlisted=ignore"])
+
+
+@pytest.mark.parametrize("override", ["seed=1,2", "method=dacs,mic", "seed=range(1,3)", "optimizer.lr=choice(1,2)"])
+def test_several_values_need_a_multirun(override):
+    with pytest.raises(UserError, match="has several values: add -m"):
+        check("config", [override], multirun=False)
+    assert check("config", [override], multirun=True) == [override]
+    assert check("config", ["sweep=controls", "seed=1,2"], multirun=False) == ["sweep=controls", "seed=1,2"]
+
+
+def test_one_setting_alone_says_what_the_encoder_starts_from(cli):
+    line = cli(train.main, "pretrained=imagenet", "model.encoder.weights=x.pt").error
+    assert "pretrained=imagenet and model.encoder.weights=x.pt both say what the encoder starts from" in line
+
+
+# ---------------------------------------------------------------------- files of one's own
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A folder of configuration beside the package's, with an awkward name."""
+    folder = tmp_path / "it's mine, a=b"
+    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults: [streets]\ndata: {name: mine, source: {root: '~/data'}}\n"
+    )
+    return folder
+
+
+def test_a_folder_of_configuration_adds_choices(own, cli, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/her")
+    assert "mine" in Places.of(own).choices("data")
+    shown = cli(train.main, "data=mine", "--config-dir", str(own), "--cfg", "job", "-p", "data.source")
+    assert shown.code == 0, shown.err
+    assert "root: ~/data" in shown.out
+    assert "did you mean mine?" in cli(train.main, "data=mime", f"--config-dir={own}").error
+    line = cli(train.main, "data=mine", f"--config-dir={own}", "overwrite=true").error
+    assert "/home/her/data" in line
+
+
+def test_a_checkpoint_is_wanted_beside_a_folder_of_configuration(own, cli):
+    assert "checkpoint= is missing" in cli(evaluate.main, f"--config-dir={own}", "data=mine").error
+
+
+# Eight lines of ten aliases each stand for a hundred million values.
+LAUGHS = b"a: &a [1, 2]\n" + b"".join(
+    b"%c: &%c [%s]\n" % (c, c, b", ".join([b"*%c" % (c - 1)] * 10)) for c in b"bcdefghi"
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"data:\n\tname: x\n", "is no YAML in UTF-8"),
+        (b"data: {name: caf\xe9}\n", "is no YAML in UTF-8"),
+        (b"steps: 1\nsteps: 2\n", "says steps: twice"),
+        (LAUGHS, "through its aliases"),
+        (b"a: &a [*a]\n", "nested more than"),
+        (b"[" * 2000, "is no YAML"),
+        (b"a: 2020-99-99\n", "is no YAML"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_configuration_is_named(own, cli, content, said):
+    (own / "data" / "mine.yaml").write_bytes(content)
+    line = cli(train.main, "data=mine", f"--config-dir={own}").error
+    assert said in line
+    assert "mine.yaml" in line
