@@ -11,6 +11,7 @@ from trees import blocks, image_of, save
 
 from uda_seg.data.custom import CustomData, classes_of, label_table
 from uda_seg.data.datasets import SegmentationDataset, open_domain
+from uda_seg.data.decoding import read_color, read_gray, read_ids, read_palette, read_red
 from uda_seg.data.disk_cache import find_cache, write_cache
 from uda_seg.data.labels import CITYSCAPES, CITYSCAPES_RAW, ClassSet
 from uda_seg.data.settings import DataSettings, DomainSettings
@@ -177,6 +178,25 @@ def test_other_kinds_of_files_are_called_what_they_are(tmp_path):
     assert "is not a label of 8-bit colours but grey of 8 bits" in said(label_format="color")
     save(file, np.zeros(SIZE, np.uint16))
     assert "is not a label with 8-bit ids but grey of 16 bits" in said(label_format="palette")
+
+
+@pytest.mark.filterwarnings("ignore")  # PIL's, about odd metadata
+@pytest.mark.parametrize("kind", ["BMP", "GIF", "PNG", "TIFF"])
+def test_damage_is_one_line_whatever_its_decoder_raises(tmp_path, kind):
+    file, rng = tmp_path / "label", np.random.default_rng(0)
+    Image.fromarray(train_ids()).convert("P").save(file, format=kind)
+    whole, said = file.read_bytes(), []
+    for _ in range(40):
+        content = np.frombuffer(whole, np.uint8).copy()
+        content[rng.integers(0, 80, 3)] = rng.integers(0, 256, 3)
+        file.write_bytes(content.tobytes())
+        for read in (read_gray, read_ids, read_palette, read_red, read_color):
+            try:
+                read(file)
+            except UserError as error:
+                said.append(str(error))
+    assert len(said) > 40
+    assert all(line.startswith(str(file)) and "\n" not in line for line in said)
 
 
 @pytest.mark.parametrize(

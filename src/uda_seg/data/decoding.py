@@ -45,15 +45,15 @@ def read_palette(path: Path) -> NDArray[np.uint8]:
     _refuse_lossy(content, path)
     try:
         with Image.open(io.BytesIO(content)) as file:
-            if file.mode not in ("P", "L", "1"):
-                label = _decoded(content, path)
-                what = f"{_kind(content, label)} (its colour mode is {file.mode})"
-                raise UserError(f"{path} is not a label with 8-bit ids but {what}: {_cure(label)}")
-            return np.array(file, np.uint8) // (1 if file.mode == "1" else _step(content))
-    except UserError:
-        raise
+            mode = file.mode
+            ids = np.array(file, np.uint8) if mode in ("P", "L", "1") else None
     except Exception as error:  # PIL's plugins raise whatever they like on damaged files
         raise UserError(f"{path} {wrong_with(content)}") from error
+    if ids is None:
+        label = _decoded(content, path)
+        what = f"{_kind(content, label)} (its colour mode is {mode})"
+        raise UserError(f"{path} is not a label with 8-bit ids but {what}: {_cure(label)}")
+    return ids if mode == "1" else ids // np.uint8(_step(content))
 
 
 def read_red(path: Path) -> NDArray[np.uint16]:
