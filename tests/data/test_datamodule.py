@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader
 from trees import camvid_tree, streets_tree
 
 from uda_seg.data import stream
-from uda_seg.data.datamodule import StepSampler, UDADataModule, choose_workers, cores_of_rank
+from uda_seg.data.datamodule import StepSampler, UDADataModule, choose_workers, cores_of_rank, resize_of
 from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.parallel import cores
 from uda_seg.data.settings import DataSettings, DomainSettings, RareClassSettings
-from uda_seg.data.transforms import CropRule
+from uda_seg.data.transforms import CropRule, Resize
 from uda_seg.errors import UserError, user_error
 
 STEPS = 6
@@ -48,6 +48,12 @@ def make(settings, trainer=None, **options):
     module.prepare_data()
     module.setup()
     return module
+
+
+def test_a_domain_says_how_it_is_resized():
+    domain = DomainSettings(size=[4, 8], keep_ratio=False, depth_resize="bilinear", image_resize="pil_bicubic")
+    assert resize_of(domain) == Resize((4, 8), keep_ratio=False, depth="bilinear", filter="pil_bicubic")
+    assert resize_of(DomainSettings(size=[4, 8])) == Resize((4, 8))
 
 
 def test_only_source_crops_are_drawn_anew(settings):
