@@ -443,7 +443,10 @@ def test_the_command_packs_the_target_and_indexes_shards(camvid, tmp_path, caplo
     where = f"data.reader=shards data.target.root={tmp_path / 'tars'}"
     assert f"{where} data.validation.target.root={camvid}" in caplog.text
     (tmp_path / "tars" / INDEX).unlink()
-    prepare.index_target(configured(*given[:1], f"data.target.root={tmp_path / 'tars'}").data.target)
+    shards = ["data.reader=shards", f"data.target.root={tmp_path / 'tars'}", f"data.validation.target.root={camvid}"]
+    source = [f"data.source.root={camvid}", "data.source.dataset=camvid", "data.source.domain=null"]
+    prepare.prepare(configured(*given[:1], "trainer=cpu", *source, *shards), tmp_path / "prepared")
+    assert (tmp_path / "prepared" / "index.html").is_file()
     assert [shard.images for shard in open_folder(str(tmp_path / "tars")).shards] == [3, 3, 2]
     packed = configured(*given, "data.reader=shards", f"pack.out={tmp_path}")
     with pytest.raises(UserError, match=r"needs data\.reader=files"):
