@@ -57,6 +57,7 @@ def test_links_are_followed_and_never_in_circles(tmp_path):
     touch(tmp_path / "other", "c.png")
     (tmp_path / "root/linked").symlink_to(tmp_path / "other")
     (tmp_path / "root/sub/up").symlink_to(tmp_path / "root")
+    (tmp_path / "root/sub/further_up").symlink_to(tmp_path)
     (tmp_path / "other/self").symlink_to(tmp_path / "other")
     (tmp_path / "root/itself").symlink_to(tmp_path / "root/itself")
     (tmp_path / "root/gone.png").symlink_to(tmp_path / "nowhere.png")
@@ -82,7 +83,7 @@ def test_other_files_are_counted_and_named(tmp_path, caplog):
     touch(root / "image", "b.jpg", "a.jpg", "c.GIF", "notes.txt", "._x.png", "Thumbs.db")
     data = opened(DomainSettings("streets", str(root)))
     assert len(data) == 2
-    said = "data.source: left out of {}, not *.png: 4 files (2 .jpg, 1 .gif, 1 .txt): a.jpg, b.jpg, c.GIF, ..."
+    said = "left out of {}, whose images end in .png: 4 files (2 .jpg, 1 .gif, 1 .txt): a.jpg, b.jpg, c.GIF, ..."
     assert said.format(root / "image") in caplog.text
     assert kinds_of(["a"]) == "1 file (1 without a suffix): a"
 

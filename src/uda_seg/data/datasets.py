@@ -394,7 +394,11 @@ def open_domain(
     )
     if data.left_out:
         log.warning(
-            "%s: left out of %s, not *%s: %s", option, data.image_root, spec.image_suffix, kinds_of(data.left_out)
+            "%s: left out of %s, whose images end in %s: %s",
+            option,
+            data.image_root,
+            spec.image_suffix,
+            kinds_of(data.left_out),
         )
     say_frames(data)
     return data

@@ -79,11 +79,9 @@ def files_below(folder: Path, within: tuple[str, ...] = (), without: Path | None
 
     def enter(place: Path, prefix: str, depth: int, above: frozenset[tuple[int, int]]) -> None:
         try:
-            entries = list(os.scandir(place))
-            own = os.stat(place)
+            entries, here = list(os.scandir(place)), _identity(place)
         except OSError as error:
             raise UserError(f"cannot look into the folder {place}: {error.strerror or error}") from error
-        here = (own.st_dev, own.st_ino)
         if here in above or (passed is not None and place.resolve() == passed):
             return  # `above`: a link to a folder that it lies in
         for entry in entries:
@@ -95,8 +93,14 @@ def files_below(folder: Path, within: tuple[str, ...] = (), without: Path | None
             elif depth >= len(within):
                 found.append(prefix + entry.name)
 
-    enter(folder, "", 0, frozenset())
+    above = folder.absolute().resolve().parents if folder.is_dir() else ()
+    enter(folder, "", 0, frozenset(map(_identity, above)))
     return sorted(found)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
