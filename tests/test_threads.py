@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import uda_seg
-from uda_seg import launch
+from uda_seg import threads as waiting
 from uda_seg.data import parallel
-from uda_seg.launch import share_cores
+from uda_seg.threads import Watch, needed, share_cores
 
 SAY = "print(*(f'{name}={os.environ.get(name)}' for name in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT', 'KMP_BLOCKTIME')))"
 OURS = "OMP_WAIT_POLICY=None GOMP_SPINCOUNT={GOMP_SPINCOUNT} KMP_BLOCKTIME={KMP_BLOCKTIME}".format(**uda_seg.WAITING)
@@ -63,9 +65,10 @@ def threads(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     told = []
     monkeypatch.setattr(torch, "set_num_threads", told.append)
+    monkeypatch.setattr(waiting, "_watch", lambda: None)
 
     def share(cores: int, processes: int) -> int:
-        monkeypatch.setattr(launch, "cores", lambda: cores)
+        monkeypatch.setattr(waiting, "cores", lambda: cores)
         share_cores(processes)
         return told.pop()
 
@@ -81,6 +84,113 @@ def test_threads_that_the_user_chose_stay(threads, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     with pytest.raises(IndexError):  # nothing was told
         threads(2, 1)
+
+
+# ---------------------------------------------------------------------- how they wait
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """`watched(shares)`: how many idlers there are after periods of which threads waited for such shares."""
+
+    class Fake:
+        def __init__(self):
+            self.ended = False
+
+        def end(self):
+            self.ended = True
+
+    monkeypatch.setattr(waiting, "Idler", Fake)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(waiting, "affinity", lambda: 2)
+
+    def run(*shares: float) -> list[int]:
+        looks, clock, seen, watch = [0.0, *itertools.accumulate(shares)], [0.0], [], Watch()
+
+        def queued():
+            seen.append(len(watch.idlers))
+            return looks.pop(0) if looks else None
+
+        def sleep(seconds):
+            clock[0] += 1.0
+
+        monkeypatch.setattr(waiting, "queued", queued)
+        monkeypatch.setattr(waiting, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: clock[0]))
+        watch.run()
+        return seen[2:]  # after each period
+
+    return run
+
+
+def test_threads_sleep_while_others_want_their_cores_and_spin_again_once_they_are_gone(watched, caplog):
+    with caplog.at_level("INFO"):
+        assert watched(0.01, 0.5, 0.0, 0.0, 0.0, 0.3, 0.0, 0.0, 0.0, 0.0, 0.0) == [0, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0]
+    assert caplog.text.count("other processes use these cores") == 1
+
+
+@pytest.mark.parametrize("threads", [2, 3, 4, 24])
+@pytest.mark.parametrize("cores", [1, 2, 4, 48, 64])
+def test_idlers_make_more_threads_than_cores_and_no_more_of_them_than_that_takes(threads, cores):
+    count = needed(threads, cores)
+    assert threads + count * (threads - 1) > cores
+    assert count == 1 or threads + (count - 1) * (threads - 1) <= cores
+
+
+REAL = """
+import os, time, torch
+torch.set_num_threads(2)
+from uda_seg.threads import Watch, needed, queued
+tasks = lambda: len(os.listdir('/proc/self/task'))
+torch.zeros(1 << 20).exp_()
+watch, before = Watch(), tasks()
+torch.manual_seed(0)
+x = torch.rand(3, 200, 300)
+sums = [x.matmul(x.mT).sum().item()]
+watch.sleep()
+watch.sleep()
+end = time.monotonic() + 60
+while tasks() != before + 2 * needed(2, len(os.sched_getaffinity(0))) and time.monotonic() < end: time.sleep(0.01)
+print(tasks() - before == 2 * needed(2, len(os.sched_getaffinity(0))), torch.get_num_threads())
+sums.append(x.matmul(x.mT).sum().item())
+watch.spin()
+while tasks() != before and time.monotonic() < end: time.sleep(0.01)
+print(tasks() - before, sums[0] == sums[1], queued() >= 0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="as Linux counts threads")
+def test_idlers_have_openmp_threads_that_end_with_them():
+    done = subprocess.run([sys.executable, "-c", REAL], capture_output=True, text=True, timeout=200, check=True)
+    assert done.stdout.split() == ["True", "2", "0", "True", "True"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "threads", "watched"),
+    [
+        ({}, 2, True),
+        ({}, 1, False),
+        (uda_seg.WAITING, 2, True),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, 2, False),
+        ({"GOMP_SPINCOUNT": "7"}, 2, False),
+    ],
+)
+def test_waiting_is_watched_unless_the_user_says_how(environment, threads, watched, monkeypatch):
+    for name in ("OMP_WAIT_POLICY", *uda_seg.WAITING):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    begun = []
+    monkeypatch.setattr(waiting, "_watch", lambda: begun.append(True))
+    monkeypatch.setattr(waiting, "queued", lambda: 0.0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    share_cores()
+    assert begun == [True] * watched
+    monkeypatch.setattr(waiting, "queued", lambda: None)
+    share_cores()
+    assert len(begun) == watched
+
+
+# ---------------------------------------------------------------------- what a container is granted
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,9 @@ from uda_seg.cli.keys import Places, check_keys
 from uda_seg.config import CONF, Config, groups, key_of, parse
 from uda_seg.errors import Interrupted, UserError, outlive_readers, told
 from uda_seg.jobs import SILENT, Jobs, Outcome
-from uda_seg.launch import first_machine, share_cores
+from uda_seg.launch import first_machine
 from uda_seg.schema import leaves, nearest, shown
+from uda_seg.threads import share_cores
 
 log = logging.getLogger(__name__)
 

@@ -38,9 +38,9 @@ from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 
 from uda_seg.config import Config, TrainerSettings
-from uda_seg.data.parallel import cores
 from uda_seg.errors import Interrupted, RankLost, UserError, interrupt, outlive_readers, user_error
 from uda_seg.slurm import requeue_signal
+from uda_seg.threads import share_cores
 
 Work = Callable[[Config, Path], Any]
 
@@ -156,20 +156,6 @@ def first_machine(settings: TrainerSettings) -> bool:
 
 
 # ---------------------------------------------------------------------- what the machine has
-
-
-def share_cores(processes: int = 1) -> None:
-    """Let PyTorch calculate on this process's share of the cores: as many threads; a user's OMP_NUM_THREADS stays.
-
-    By itself it has a thread for every core of the machine, or of the process's affinity, whatever a container is
-    granted and however many ranks there are. Loader workers have one each (PyTorch's own rule). None is set aside for
-    them: they decode for a small part of a step (docs/benchmarks.md).
-
-    Args:
-        processes: that calculate at the same time on the cores of this one.
-    """
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, min(torch.get_num_threads(), cores()) // processes))
 
 
 def on_gpu(settings: TrainerSettings) -> bool:

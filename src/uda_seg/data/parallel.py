@@ -26,8 +26,12 @@ class Items(Sized, Iterable[_Out], Protocol[_Out]):
 
 def cores() -> int:
     """Cores that this process may use: what SLURM and `taskset` leave of the machine's, and a container's limit."""
-    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.ceil(min(there, quota())))
+    return max(1, math.ceil(min(affinity(), quota())))
+
+
+def affinity() -> int:
+    """Cores that this process may be on, however little of their time it is granted."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def quota(root: Path = Path("/")) -> float:
