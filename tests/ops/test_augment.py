@@ -14,6 +14,10 @@ import torch
 from reference import blur, jitter_pixel
 from uda_seg.ops.augment import COLOUR_OPERATIONS, StrongDraw, draw_strong, gaussian_blur, strong_augment
 
+# Of values up to 1: some ten operations in float32, or the nine taps of a blur, lose a few eps, and never 80 of them. A
+# grey level is 400 times as much.
+ROUNDING = 1e-5
+
 
 def draw(batch: int, seed: int = 0, **switches: object) -> StrongDraw:
     drawn = draw_strong(batch, torch.Generator().manual_seed(seed))
@@ -51,7 +55,7 @@ def jittered_slowly(image: torch.Tensor, drawn: StrongDraw) -> torch.Tensor:
 def test_jitter_in_every_order(order):
     image = images(2, 6)
     drawn = draw(2, seed=3, jitter=True, order=(order, order))
-    assert strong_augment(image, drawn).numpy() == pytest.approx(jittered_slowly(image, drawn).numpy(), abs=2e-6)
+    assert strong_augment(image, drawn).numpy() == pytest.approx(jittered_slowly(image, drawn).numpy(), abs=ROUNDING)
 
 
 @pytest.mark.parametrize("name", COLOUR_OPERATIONS)
@@ -61,7 +65,7 @@ def test_one_operation_at_the_ends_of_its_range(name, end):
     factors = {n: torch.full((2,), v + (0.5 * end if n == name else 0.0)) for n, v in neutral.items()}
     drawn = draw(2, jitter=True, order=((name,), (name,)), **factors)
     image = images(2, 6, seed=1)
-    assert strong_augment(image, drawn).numpy() == pytest.approx(jittered_slowly(image, drawn).numpy(), abs=2e-6)
+    assert strong_augment(image, drawn).numpy() == pytest.approx(jittered_slowly(image, drawn).numpy(), abs=ROUNDING)
 
 
 def test_nothing_drawn_changes_nothing():
@@ -74,7 +78,7 @@ def test_an_image_does_not_depend_on_its_neighbours():
     whole = strong_augment(image, drawn)
     for b in range(3):
         alone = strong_augment(image[b : b + 1], drawn.of(b))
-        assert alone.numpy() == pytest.approx(whole[b : b + 1].numpy(), abs=1e-6)
+        assert alone.numpy() == pytest.approx(whole[b : b + 1].numpy(), abs=ROUNDING)
 
 
 def test_images_with_orders_of_their_own():
@@ -84,7 +88,7 @@ def test_images_with_orders_of_their_own():
     assert len(set(drawn.order)) > 2
     assert all(sorted(order) == sorted(COLOUR_OPERATIONS) for order in drawn.order)
     image = images(5, 6)
-    assert strong_augment(image, drawn).numpy() == pytest.approx(jittered_slowly(image, drawn).numpy(), abs=2e-6)
+    assert strong_augment(image, drawn).numpy() == pytest.approx(jittered_slowly(image, drawn).numpy(), abs=ROUNDING)
 
 
 def test_what_a_batch_shares():
@@ -128,7 +132,7 @@ def test_each_image_has_its_own_sigma():
     for b, sigma in enumerate([0.3, 1.1]):
         for c in range(3):
             slow = blur(image[b, c].double().numpy(), torch.tensor(sigma).item(), 9)
-            assert both[b, c].numpy() == pytest.approx(slow, abs=1e-6)
+            assert both[b, c].numpy() == pytest.approx(slow, abs=ROUNDING)
 
 
 def test_float32_even_under_autocast():
