@@ -105,3 +105,9 @@ def test_a_training_that_fails_ends_the_demo(trainings):
     assert code == 1
     assert len(calls) == 1
     assert "class by class" not in said
+
+
+@pytest.mark.parametrize("override", ["~data.validation.target", "data.validation={}", "data.validation.target=null"])
+def test_a_demo_without_scores_is_refused_before_it_trains(trainings, override):
+    code, _, calls = trainings(override)
+    assert (code, calls) == (1, [])

@@ -12,6 +12,7 @@ What can be overridden: python -m uda_seg.train --help
 from __future__ import annotations
 
 import math
+import re
 import shlex
 import subprocess
 import sys
@@ -41,6 +42,7 @@ SCENES = 4
 TITLE = "target IoU in %, last iterates"
 # Less than the defaults of data=streets: installing, rendering and all trainings have to fit into ten minutes.
 SHORT = ["steps=120", "data.source.count=300", "data.target.count=300"]
+_UNSCORED = re.compile(r"^~data\.validation\b|^\+*data\.validation(\.\w+)?=(null|\{\})$")
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ def main() -> None:
     try:
         for stray in (a for a in overrides if "=" not in a and not a.startswith("~")):
             raise UserError(f"{stray} is no override: write key=value, or --help")
+        for unscored in filter(_UNSCORED.search, overrides):
+            raise UserError(f"{unscored}: the demo compares scores, which need the validation images")
         before = train(Run("before", "source only"), "source_only", overrides)
         start = [f"init={before.checkpoint}", *overrides]
         control = train(Run("control", "source only, continued"), "source_only", start)

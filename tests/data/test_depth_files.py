@@ -122,7 +122,7 @@ def picture(root):
 
 def empty(root):
     (root / "depth/000000.png").write_bytes(b"")
-    return r"depth/000000.png cannot be read as an image"
+    return r"depth/000000.png is empty: copy or unpack the file again"
 
 
 def far(root):

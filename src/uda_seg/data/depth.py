@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from uda_seg.data.checksums import CURE, check_sums
 from uda_seg.data.folders import without_end
+from uda_seg.data.images import wrong_with
 from uda_seg.data.integrity import read_file
 from uda_seg.data.settings import DataSettings, DomainSettings
 from uda_seg.errors import Damaged, UserError
@@ -70,7 +71,7 @@ def read_uint16(path: Path) -> NDArray[np.uint16]:
     except cv2.error:
         raw = None
     if raw is None:
-        raise UserError(f"{path} cannot be read as an image: copy or unpack the file again")
+        raise UserError(f"{path} {wrong_with(content)}")
     if raw.dtype != np.uint16:
         raise UserError(
             f"{path} is {raw.dtype}, not 16-bit depth: a program saved it that cuts it (PIL), unpack it again"
