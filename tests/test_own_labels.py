@@ -105,6 +105,11 @@ def test_a_description_that_is_given_now_wins_over_the_checkpoints(cli, tmp_path
     assert "predicts 3 classes (ground's, object, sky $1), this run 3 (sky $1, object, ground's)" in line
     content = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
     assert content["uda_seg"]["described"]["data.class_set"]["names"] == NAMES
+    content["uda_seg"]["described"]["data.validation.a b.custom"] = {"label_map": {7: "object"}}  # which no key is
+    content["uda_seg"]["described"]["hydra.run.dir"] = {"label_map": {7: "object"}}
+    torch.save(content, tmp_path / "run/checkpoints/last.ckpt")
+    assert cli(evaluate.main, checkpoint, f"data.class_set={{names: {json.dumps(NAMES)}}}").code == 0
+    assert (tmp_path / "run/evaluation/custom/scores.json").is_file()
     content["uda_seg"]["described"]["data.class_set"]["names"][0] = "${oc.env:HOME}"
     torch.save(content, tmp_path / "run/checkpoints/last.ckpt")
     assert "not loaded" in cli(evaluate.main, checkpoint).error

@@ -248,10 +248,11 @@ def _with_contents(stored: list[str], described: Mapping[str, Any], given: set[s
     touched = {"class_set" if g.startswith("data.class_set") else "custom" for g in given if _DESCRIBED.match(g)}
     for key, content in described.items():
         text = json.dumps(content)
-        if "${" in text or not _DESCRIBED.fullmatch(key):
+        if "${" in text:
             raise UserError(f"the checkpoint describes {key} by {text}: not loaded")
-        if "data" in given or key.rpartition(".")[2] in touched:
-            continue  # of `custom`, others may follow the one that is given
+        # No override can name other keys, and of `custom` others may follow the one that is given.
+        if not _DESCRIBED.fullmatch(key) or "data" in given or key.rpartition(".")[2] in touched:
+            continue
         stored = [o for o in stored if key_of(o) != key and not key_of(o).startswith(f"{key}.")]
         # As JSON's escapes, what Hydra would read as its own, or as the end of the value.
         stored.append("++{}='{}'".format(key, text.replace("'", "\\u0027").replace("$", "\\u0024")))
