@@ -209,7 +209,7 @@ def _stored_study(file: Path, towards: StudyDirection) -> optuna.Study:
     """The study in a file, begun if it is not there; what cannot be read is a Damaged error."""
     try:
         if os.path.lexists(file):
-            open_file(file).close()  # a pipe would keep Optuna waiting
+            _drop_torn_end(file)
         storage = JournalStorage(JournalFileBackend(str(file)))
         study = optuna.create_study(storage=storage, study_name="search", direction=towards, load_if_exists=True)
         _ = study.trials
@@ -219,6 +219,16 @@ def _stored_study(file: Path, towards: StudyDirection) -> optuna.Study:
             f"{file} cannot be read ({type(error).__name__}: {first_line(error)}): move it away, the runs beside it "
             "stay, or begin anew with overwrite=true"
         ) from error
+
+
+def _drop_torn_end(file: Path) -> None:
+    """Take away a line that a kill cut short: Optuna would write the next one behind it."""
+    with open_file(file) as study:  # not of a pipe, for which Optuna would wait
+        content = study.read()
+    end = content.rfind(b"\n") + 1
+    if end < len(content):
+        log.warning("%s ends in the middle of a line, which is taken away", file)
+        os.truncate(file, end)
 
 
 def check_space(study: optuna.Study, space: Space, folder: Path) -> None:

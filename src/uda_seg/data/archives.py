@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import BinaryIO
 
 from uda_seg.data.depth import LAYOUTS
 from uda_seg.data.parallel import in_threads
@@ -89,6 +90,8 @@ def _members(archive: Path, folders: frozenset[str]) -> list[Member]:
     try:
         with open_file(archive) as content, zipfile.ZipFile(content) as file:
             infos = [info for info in file.infolist() if not info.is_dir()]
+            if strange := [info.filename for info in infos if not _named_twice(content, info)]:
+                raise zipfile.BadZipFile(f"{strange[0]!r} has another name where it lies")
     except Exception as error:  # a damaged table of contents fails wherever its reader happens to be
         raise UserError(
             f"{archive} cannot be read as a ZIP ({first_line(error)}): it is cut off or damaged, copy it again"
@@ -103,6 +106,13 @@ def _members(archive: Path, folders: frozenset[str]) -> list[Member]:
         for info, path in paths
         if len(path.parts) > level + 1 and path.parts[level] in folders and path.parts[0] != "__MACOSX"
     ]
+
+
+def _named_twice(content: BinaryIO, info: zipfile.ZipInfo) -> bool:
+    """Whether the name in a ZIP's table of contents, which has no checksum, is that before the file itself."""
+    content.seek(info.header_offset + 26)  # of the local header, which has 30 bytes
+    length = int.from_bytes(content.read(4)[:2], "little")
+    return content.read(length) == info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437")
 
 
 def _levels(path: PurePosixPath, folders: frozenset[str]) -> list[int]:
