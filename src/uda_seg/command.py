@@ -19,7 +19,7 @@ import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -200,6 +200,9 @@ def check(name: str, overrides: Sequence[str], folder: Path | None = None, multi
     read, places = parsed(overrides), Places.of(folder)
     if not multirun:
         _refuse_sweeps(name, read, places)
+    for override in read:
+        if override.value_type == ValueType.GLOB_CHOICE_SWEEP and override.key_or_group not in places.groups():
+            raise UserError(f"{shown(override.input_line)} names no files to choose from: give the values one by one")
     choices = [o for o in read if o.key_or_group in places.groups() and not o.is_delete()]
     # Hydra answers for its own keys.
     keys = [o for o in read if o.key_or_group not in places.groups() and not o.key_or_group.startswith("hydra")]

@@ -93,6 +93,11 @@ def test_several_values_need_a_multirun(override):
     assert check("config", ["sweep=controls", "seed=1,2"], multirun=False) == ["sweep=controls", "seed=1,2"]
 
 
+def test_a_pattern_of_files_needs_files():
+    with pytest.raises(UserError, match=r"seed=glob\(\*\) names no files to choose from"):
+        check("config", ["seed=glob(*)"])
+
+
 def test_one_setting_alone_says_what_the_encoder_starts_from(cli):
     line = cli(train.main, "pretrained=imagenet", "model.encoder.weights=x.pt").error
     assert "pretrained=imagenet and model.encoder.weights=x.pt both say what the encoder starts from" in line
