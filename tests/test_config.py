@@ -186,6 +186,34 @@ def test_the_packaged_conf_is_found_where_the_package_lies():
         ("depth.domains=[sauce]", "depth.domains=['sauce'] is none of source, target; did you mean source?"),
         ("depth.widths=[]", "depth.widths=[] must have 1 to 16 entries, not 0"),
         ("depth.widths=[8,0]", "depth.widths=[8, 0] must lie between 1 and 16384"),
+        ("schedule.power=1e30", "schedule.power=1e+30 must lie between 0 and 100"),
+        ("optimizer.lr=1e-300", "optimizer.lr=1e-300 must lie between 1e-15 and 1000"),
+        ("optimizer.lr=.inf", "optimizer.lr=inf must lie between"),
+        ("steps=99999999999999999999", "steps=99999999999999999999 must be at most 2147483647"),
+        ("steps=${steps}", "steps"),
+        ("steps=${oc.env:NOBODY_HAS_THIS}", "steps: KeyError raised while resolving interpolation"),
+        ("trainer.deterministic=maybe", "trainer.deterministic=maybe is none of false, true, warn"),
+        ("data.flip=7", "data.flip=7 is of the wrong type: expected true or false"),
+        ("data.name=true", "data.name=True is of the wrong type: expected text"),
+        ("data.name=../x", "data.name=../x is no name for a folder"),
+        ("data.source.root=''", "data.source.root= is empty"),
+        ("optimizer=3", "optimizer=3 is of the wrong type: expected keys with their values"),
+        ("data.validation.target=5", "data.validation.target"),
+        ("data.class_set={names: [a]}", "data.class_set is given, but data.classes=cityscapes"),
+        ("model.encoder.widths=[]", "model.encoder.widths=[] must have 4 entries, not 0"),
+        ("model.encoder.widths=[-4,8,8,8]", "model.encoder.widths=[-4, 8, 8, 8] must lie between 2 and 8192"),
+        ("model.encoder.blocks=[0,1,1,1]", "model.encoder.blocks=[0, 1, 1, 1] must lie between 1 and 1000"),
+        ("model.head.dilations=[]", "model.head.dilations=[] must have 1 to 32 entries, not 0"),
+        ("model.head.dilations=[-1]", "model.head.dilations=[-1] must lie between 1 and 1024"),
+        ("model.std=[0,0,0]", "model.std=[0, 0, 0] must lie between 1e-06 and 1e+06"),
+        ("model.encoder=5", "model.encoder=5 is of the wrong type: expected Encoder"),
+        ("model.head=5", "model.head=5 is of the wrong type: expected a class to build"),
+        ("model.head._partial_=false", "model.head._partial_=False must be true here"),
+        ("model.encoder._target_=uda_seg.models.daformer.DAFormerHead", "is no Encoder that can be built"),
+        ("model.encoder._target_=uda_seg.models.segmentor.Encoder", "is no Encoder that can be built"),
+        ("model.head._target_=uda_seg.models.mit.MixVisionTransformer", "is no head of a network"),
+        ("method._target_=uda_seg.methods.depth.SelfSupervisedDepth", "is no UDAModule that can be built"),
+        ("depth.nearest=200", "depth.nearest=200.0 must be below depth.farthest=100.0"),
         ("stepz=3", "did you mean steps?"),
         ("trainer.max_step=3", "did you mean trainer.max_steps?"),
         ("method.mask_ration=0.1", "method.mask_ration is unknown; did you mean mask_ratio?"),
@@ -301,3 +329,17 @@ def test_nearest_names_one_or_lists_what_there_is():
 @pytest.mark.parametrize("override", ["a.b=1", "+a.b=1", "++a.b=x=y", "~a.b"])
 def test_key_of(override):
     assert key_of(override) == "a.b"
+
+
+def test_a_class_needs_what_it_is_built_from():
+    with pytest.raises(UserError, match=r"model\.encoder is missing: Segmentor needs it"):
+        check_target({"_target_": "uda_seg.models.segmentor.Segmentor"}, "model")
+
+
+def test_the_home_folder_stands_for_a_tilde_in_every_path(parsed, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/her")
+    paths = ("data.source.root", "data.validation.target.depth", "init", "pretrained", "method.text_file")
+    config = parsed(*(f"{path}=~/x" for path in paths))
+    assert (config.data.source.root, config.init, config.pretrained) == ("/home/her/x",) * 3
+    assert config.data.validation["target"].depth == config.method["text_file"] == "/home/her/x"
+    assert config.model["encoder"]["weights"] == "/home/her/x"  # which follows pretrained

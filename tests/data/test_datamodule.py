@@ -13,8 +13,15 @@ from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from torch.utils.data import DataLoader
 from trees import camvid_tree, streets_tree
 
-from uda_seg.data import stream
-from uda_seg.data.datamodule import StepSampler, UDADataModule, choose_workers, cores_of_rank, resize_of
+from uda_seg.data import datamodule, stream
+from uda_seg.data.datamodule import (
+    StepSampler,
+    UDADataModule,
+    bound_workers,
+    choose_workers,
+    cores_of_rank,
+    resize_of,
+)
 from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.parallel import cores
 from uda_seg.data.settings import DataSettings, DomainSettings, RareClassSettings
@@ -379,3 +386,11 @@ def test_streets_source_for_camvid_is_mapped_to_eleven_classes(settings, tmp_pat
     mapped = {0: 3, 1: 4, 2: 1, 13: 8, 255: 255}
     expected = batch["source"].image[:, 0].clone().apply_(lambda value: mapped[value])
     assert torch.equal(expected, batch["source"].label)
+
+
+def test_loader_processes_are_bounded_by_cores_and_by_what_there_is_to_load(monkeypatch, caplog):
+    monkeypatch.setattr(datamodule, "cores", lambda: 3)
+    datamodule._tell_bound.cache_clear()
+    assert [bound_workers(asked, 100) for asked in (0, 4, 6, 1000, 1000)] == [0, 4, 6, 6, 6]
+    assert [bound_workers(1000, items) for items in (0, 5)] == [0, 5]
+    assert caplog.text.count("data.workers=1000: 6 are started, for 3 cores and 100 items to load") == 1
