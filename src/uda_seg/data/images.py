@@ -211,14 +211,23 @@ def _exif(content: bytes) -> bytes:
     """The EXIF block of a file, empty where there is none; OpenCV itself turns TIFF and AVIF, whatever it is asked."""
     kind = kind_of(content[:HEAD])
     if kind == "PNG":
-        at = content.find(b"eXIf")
-        return b"Exif\0\0" + content[at + 4 :][: int.from_bytes(content[at - 4 : at], "big")] if at > 0 else b""
+        return _png_exif(content)
     if (kind == "JPEG" and content.find(b"Exif", 0, _EARLY) > 0) or (kind == "WebP" and b"EXIF" in content):
         try:
             with _quiet(), Image.open(io.BytesIO(content)) as file:
                 return bytes(file.info.get("exif", b""))
         except Exception:  # PIL's plugins raise whatever they like on damaged files
             return b""
+    return b""
+
+
+def _png_exif(content: bytes) -> bytes:
+    at = 8
+    while at < len(content) - 8:
+        length, kind = int.from_bytes(content[at : at + 4], "big"), content[at + 4 : at + 8]
+        if kind == b"eXIf":
+            return b"Exif\0\0" + content[at + 8 : at + 8 + length]
+        at += 12 + length
     return b""
 
 
