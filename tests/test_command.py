@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from command_line import in_a_fork
 from uda_seg import bench, demo, evaluate, predict, train
 from uda_seg.cli.arguments import quoted
-from uda_seg.command import check, composed, variant
+from uda_seg.command import check, composed, plain_name, variant
 from uda_seg.errors import UserError
 
 
@@ -62,17 +66,93 @@ def test_a_validation_set_can_be_added_and_deleted():
         ([], ""),
         (["method=dacs", "data=streets", "seed=3", "trainer.max_steps=2", "logger=wandb", "resume=last"], ""),
         (["sweep=controls", "method=dacs"], ""),
-        (["data.target.root=/x", "data.workers=2", "evaluator.teacher=true", "hydra/launcher=basic"], ""),
+        (["data.workers=2", "evaluator.teacher=true", "hydra/launcher=basic", "trainer=auto", "data.cache=disk"], ""),
+        (["data.target.root=cityscapes"], ",data.target.root=cityscapes"),
+        (["data.target.root=/data/gta"], ",data.target.root=gta-7b36d902"),  # equal on every machine
         (["method.text=none", "steps=5"], ",method.text=none,steps=5"),
         (["steps=5", "++method.text=none"], ",method.text=none,steps=5"),
         (["debug=two_steps"], ",debug=two_steps"),  # so that it never overwrites a real run
-        (["init=outputs/streets/source_only_small/seed0/checkpoints/last.ckpt"], ",init=source_only_small"),
+        (["trainer=cpu", "trainer.precision=bf16-mixed"], ",trainer.precision=bf16-mixed,trainer=cpu"),
+        (["~data.validation.target"], ",data.validation.target="),
         (["init=last.ckpt"], ",init=last.ckpt"),
         (["data.crop=[64,64]"], ",data.crop=-64-64-"),
     ],
 )
 def test_variant_says_how_a_run_differs(overrides, name):
     assert variant(overrides) == name
+
+
+INIT = "init=outputs/{}/{}/seed{}/checkpoints/{}.ckpt"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("data.source.root=/a/gta", "data.source.root=/b/gta"),
+        ("data.source.root=a", "data.source.root=b"),
+        ("data.validation.target.root=x/a", "data.validation.target.root=y/a"),
+        ("data.target.depth=/a/maps/game", "data.target.depth=/b/maps/game"),
+        ("data.class_set=a/classes.yaml", "data.class_set=b/classes.yaml"),
+        ("method.text_file=a/text.npz", "method.text_file=b/text.npz"),
+        ("pretrained=a/mit.pth", "pretrained=b/mit.pth"),
+        ("pretrained=hub:a/b", "pretrained=hub-a-b"),
+        ("a=x/y", "a=x-y"),
+        ("a=x y", "a=x-y"),
+        ("a=x?", "a=x!"),
+        ("a=[1,2]", "a=-1-2-"),
+        ("a=[1-2]", "a=[1,2]"),
+        ("a=[-1,2]", "a=[1,-2]"),
+        ("a={x: 1}", "a=[x,1]"),
+        ("a=ViT", "a=vit"),  # one folder on some disks
+        ("a=é", "a=è"),
+        ("a=''", "~a"),
+        (INIT.format("streets", "dacs_small", 0, "last"), INIT.format("streets", "dacs_small", 1, "last")),
+        (INIT.format("streets", "dacs_small", 0, "last"), INIT.format("gta2cs", "dacs_small", 0, "last")),
+        (INIT.format("streets", "dacs_small", 0, "last"), INIT.format("streets", "dacs_small", 0, "best")),
+        *(
+            (f"{key}={one}", f"{key}={other}")
+            for key, one, other in [
+                ("trainer.precision", "32-true", "bf16-mixed"),
+                ("trainer.sync_batchnorm", "false", "true"),
+                ("trainer.overfit", "false", "true"),
+                ("trainer.devices", "1", "2"),
+                ("trainer.num_nodes", "1", "2"),
+                ("trainer.accelerator", "cpu", "gpu"),
+                ("trainer", "cpu", "ddp"),
+                ("evaluator", "whole", "slide"),
+                ("evaluator.flip", "false", "true"),
+                ("evaluator.window", "[64,64]", "[64,128]"),
+                ("data.reader", "files", "shards"),
+            ]
+        ),
+    ],
+)
+def test_variant_tells_apart_what_changes_a_result(first, second):
+    names = {variant([first]), variant([second])}
+    assert len({name.lower() for name in names}) == 2
+    for name in names:
+        assert re.fullmatch(r"[\w.,=+-]+", name, re.ASCII)  # no file system minds
+
+
+def test_one_path_has_one_name_however_it_is_written():
+    for path in ("/data/gta/", "'/data/gta'", "/data//gta", "/data/x/../gta"):
+        assert variant([f"data.source.root={path}"]) == variant(["data.source.root=/data/gta"])
+    assert variant(["data.source.root=./a/"]) == variant(["data.source.root=a"])
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.text(min_size=1)), min_size=1))
+def test_variant_is_a_folder_whatever_the_values_are(overrides):
+    name = variant([f"{key}={value}" for key, value in overrides])
+    assert name == "" or re.fullmatch(r"[\w.,=+-]{1,80}", name, re.ASCII)
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc", "..", ".", "", "a/b", "a\0b", "${x}", "a'b", "x" * 300])
+def test_a_name_that_a_checkpoint_brings_is_one_part_of_a_path(name):
+    plain = plain_name(name)
+    assert re.fullmatch(r"[\w.=+-]{1,100}", plain, re.ASCII)
+    assert plain.strip(".")
+    assert plain_name("streets2camvid") == "streets2camvid"
+    assert plain != plain_name(name + "x")
 
 
 def test_variant_stays_short_and_tells_long_ones_apart():

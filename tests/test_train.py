@@ -14,6 +14,7 @@ import signal
 import struct
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,8 +27,8 @@ import yaml
 from hydra.types import RunMode
 from PIL import Image
 
-from command_line import configured, forked, small_run, with_depth
-from uda_seg import evaluate, runs
+from command_line import NETWORK, configured, forked, small_run, with_depth
+from uda_seg import evaluate, run_folder
 from uda_seg import train as command
 from uda_seg.callbacks.checkpoint import Checkpoints
 from uda_seg.callbacks.csv_log import CSVLog
@@ -36,6 +37,7 @@ from uda_seg.errors import UserError
 from uda_seg.methods.source_only import SourceOnly
 from uda_seg.methods.step import Loss
 from uda_seg.models.segmentor import Segmentor
+from uda_seg.sweep import finished
 
 METHODS = ("source_only", "dacs", "lcmsm", "bicl", "t2sda", "corda")
 
@@ -313,6 +315,12 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(train, tmp_path,
     assert_same(checkpoint(tmp_path / "whole")["state_dict"], checkpoint(tmp_path / "run")["state_dict"])
 
 
+def resumed(folder: Path, config) -> Path | None:
+    """The checkpoint that a run with this configuration would go on from there."""
+    with run_folder.run_folder(folder, config, config.steps) as place:
+        return place.resume
+
+
 def refused(said: str) -> pytest.RaisesExc[UserError]:
     return pytest.raises(UserError, match=re.escape(said))
 
@@ -339,7 +347,9 @@ def test_what_cannot_be_resumed(train, tmp_path):
     last.write_bytes(pickle.dumps({"state_dict": os.system}, protocol=2))
     with refused("pickled objects"):
         train("run", "method=dacs", f"resume={last}")
-    with refused("has no checkpoint to resume"):
+    for name in ("previous", "best"):
+        (last.parent / f"{name}.ckpt").write_bytes(b"no checkpoint")
+    with refused("has no checkpoint to resume, all are damaged"):
         train("run", "method=dacs", *again)
 
 
@@ -380,8 +390,8 @@ def test_a_run_that_slurm_queued_again_goes_on_with_its_own_checkpoint(train, mo
     train("second", "method=source_only", "steps=2", begin)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     config = configured("method=source_only", begin)
-    assert runs.prepare_folder(tmp_path / "second", config) == tmp_path / "second/checkpoints/last.ckpt"
-    assert runs.prepare_folder(tmp_path / "third", config) == tmp_path / "first/checkpoints/last.ckpt"
+    assert resumed(tmp_path / "second", config) == tmp_path / "second/checkpoints/last.ckpt"
+    assert resumed(tmp_path / "third", config) == tmp_path / "first/checkpoints/last.ckpt"
 
 
 def test_what_was_killed_before_its_first_checkpoint_can_be_begun_again(train, tmp_path):
@@ -563,17 +573,89 @@ def test_a_sweep_leaves_a_table_and_outlives_a_failing_job(cli, camvid, tmp_path
     assert (folder / "table.md").read_text().count("\n| ") == 3
 
 
+def rows(table: Path) -> list[dict[str, str]]:
+    with table.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def sweep_of(camvid: Path, *choices: str) -> list[str]:
+    """A multirun of runs of one step, whose source lies in `data.source.root`."""
+    given = [o for o in small_run(camvid) if not o.startswith(("data.source.root=", "model=", "model.", "steps="))]
+    return ["-m", *given, *NETWORK, "method=source_only", "steps=1", *choices]
+
+
+def test_a_sweep_over_roots_has_a_folder_and_a_row_for_each(cli, camvid, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).symlink_to(camvid)
+    for more in ((), ("overwrite=true",)):
+        finished = cli(command.main, *sweep_of(camvid, "data.source.root=a,b", *more))
+        assert finished.code == 0, finished.err
+        found = rows(tmp_path / "outputs/streets2camvid/table.csv")
+        assert [row["runs"] for row in found] == ["1", "1"]
+        assert ["data.source.root=a" in row["run"] for row in found] == [True, False]
+        assert ["data.source.root=b" in row["run"] for row in found] == [False, True]
+        assert len(list(tmp_path.glob("outputs/streets2camvid/*/seed0/metrics.json"))) == 2
+
+
+def test_a_sweep_over_data_sets_has_one_table(cli, camvid, tmp_path):
+    finished = cli(command.main, *sweep_of(camvid, f"data.source.root={camvid}", "data.name=one,two"))
+    assert finished.code == 0, finished.err
+    found = rows(tmp_path / "outputs/table.csv")
+    assert [row["run"].partition("/")[0] for row in found] == ["one", "two"]
+
+
+def test_jobs_that_share_a_folder_are_told_and_the_first_is_kept(cli, camvid, tmp_path):
+    given = sweep_of(camvid, f"data.source.root={camvid}", "data.workers=0,1", "overwrite=true")
+    finished = cli(command.main, *given)
+    assert "1 job(s) failed: " in finished.error
+    assert "is the folder of another job of this multirun too" in finished.error
+    assert [row["runs"] for row in rows(tmp_path / "outputs/streets2camvid/table.csv")] == ["1"]
+    text = (tmp_path / "outputs/streets2camvid/table.md").read_text()
+    assert "failed: " in text.splitlines()[-1]
+
+
+def test_a_failed_job_costs_neither_the_table_nor_the_list_of_failures(cli, camvid, tmp_path, monkeypatch):
+    given = sweep_of(camvid, f"data.source.root={camvid}", "seed=0,1,2")
+    score = command.collect
+
+    def broken(config, *more):
+        if config.seed == 1:
+            raise RuntimeError("the second one")
+        return score(config, *more) if config.seed == 0 else {"step": 1}
+
+    monkeypatch.setattr(command, "collect", broken)
+    finished = cli(command.main, *given)
+    [line] = [line for line in finished.err.splitlines() if line.startswith("error: ")]
+    assert "1 job(s) failed: " in line
+    assert "RuntimeError('the second one')" in line
+    assert "the table lacks 1 of 2 runs" in line
+    assert [row["runs"] for row in rows(tmp_path / "outputs/streets2camvid/table.csv")] == ["1"]
+
+
+def test_a_run_from_other_files_is_another_run(train, camvid, tmp_path):
+    train("before", "method=source_only", "steps=1")
+    init = f"init={tmp_path}/before/checkpoints/last.ckpt"
+    train("run", "method=source_only", "steps=1", init)
+    config = configured(*small_run(camvid), "method=source_only", "steps=1", init)
+    assert finished(tmp_path / "run", config)
+    assert finished(tmp_path / "run", replace(config, resume="last"))
+    assert not finished(tmp_path / "run", replace(config, trainer=replace(config.trainer, precision="bf16-mixed")))
+    assert not finished(tmp_path / "run", replace(config, init=None))
+    train("before", "method=source_only", "steps=1", "seed=1", "overwrite=true")
+    assert not finished(tmp_path / "run", config)
+
+
 def test_a_sweep_that_goes_on_begins_what_was_not_begun(tmp_path, camvid, monkeypatch):
     config = configured(*small_run(camvid), "resume=last")
     with refused("has no checkpoint to resume"):
-        runs.prepare_folder(tmp_path / "run", config)
-    monkeypatch.setattr(runs.HydraConfig, "initialized", lambda: True)
-    monkeypatch.setattr(runs.HydraConfig, "get", lambda: SimpleNamespace(mode=RunMode.MULTIRUN))
-    assert runs.prepare_folder(tmp_path / "run", config) is None
+        resumed(tmp_path / "run", config)
+    monkeypatch.setattr(run_folder.HydraConfig, "initialized", lambda: True)
+    monkeypatch.setattr(run_folder.HydraConfig, "get", lambda: SimpleNamespace(mode=RunMode.MULTIRUN))
+    assert resumed(tmp_path / "run", config) is None
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     last.parent.mkdir()
     torch.save({"uda_seg": {"choices": {}, "overrides": [], "classes": "camvid"}, "state_dict": {}}, last)
-    assert runs.prepare_folder(tmp_path / "run", config) == last
+    assert resumed(tmp_path / "run", config) == last
 
 
 # ---------------------------------------------------------------------- a target that nobody labelled

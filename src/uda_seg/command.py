@@ -37,35 +37,74 @@ from uda_seg.threads import share_cores
 
 log = logging.getLogger(__name__)
 
-# Overrides that do not change what is computed, or that have a place of their own in the folder's name.
+# Overrides that do not change what is computed, or that have a place of their own in the folder's path.
 _NOT_IN_NAME = re.compile(
-    r"^(method|model|data|seed|resume|overwrite|trainer|logger|callbacks|evaluator|sweep|hydra|checkpoint|export)$"
-    r"|^model\.(compile|compile_backend|channels_last)$"
-    r"|^(trainer|logger|callbacks|evaluator|hydra|bench|predict)[./]|\.root$|\.workers$|\.cache$|^depth\.supervision$"
+    r"^(method|model|data|seed|resume|overwrite|logger|callbacks|sweep|hydra|checkpoint|export)$"
+    r"|^model\.(compile|compile_backend|channels_last)$|\.workers$|\.cache$|^depth\.supervision$"
+    r"|^trainer\.(?!(accelerator|devices|num_nodes|precision|sync_batchnorm|overfit)$)"
+    r"|^evaluator\.(windows_per_batch|teacher)$|^(logger|callbacks|hydra|bench|predict)[./]"
 )
+_LONGEST_NAME, _LONGEST_VALUE = 80, 40  # of the 255 bytes that a file system takes
 
 
 def variant(overrides: Sequence[str]) -> str:
-    """The part of a run folder's name that says how a run differs from its method's defaults; empty for none."""
-    parts = []
-    for override in overrides:
-        key, value = key_of(override), override.partition("=")[2]
-        if not _NOT_IN_NAME.search(key):
-            value = _run_name(value) if key == "init" else value
-            parts.append(f"{key}={value}")
-    name = "".join("," + re.sub(r"[^\w.=+-]+", "-", part) for part in sorted(parts))
-    if len(name) <= 80:
+    """The part of a run folder's name that says how a run differs from its method's defaults; empty for none.
+
+    Two that differ in what changes a result never have one name, be it in the folder of a path alone, in letters that
+    no file name takes, or in upper and lower case, which some disks do not tell apart.
+    """
+    values = {key_of(o): "" if o.startswith("~") else _in_name(key_of(o), o.partition("=")[2]) for o in overrides}
+    parts = [f"{k}={v}" for k, v in values.items() if not _NOT_IN_NAME.search(k) and (k, v) != ("trainer", "auto")]
+    name = "".join("," + _plain(part) for part in sorted(parts))
+    if len(name) <= _LONGEST_NAME:
         return name
-    return f"{name[:70]},{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return f"{name[:70]},{_digest(name)}"
 
 
-def _run_name(checkpoint: str) -> str:
+def _in_name(key: str, value: str) -> str:
+    """A value as a folder's name shows it: of a path the last part, and a digest where that does not say it all."""
+    value = shown = _unquoted(value)
+    if "/" in value and value[0] not in "[{":
+        value = value if "://" in value else os.path.normpath(value)
+        shown = _short(key, value)
+    # Brackets and commas become hyphens: of a flat list of numbers or words that leaves no doubt.
+    plain = re.fullmatch(r"(?!-.*-$)[a-z0-9_.=+-]+|\[[a-z0-9_.]+(, ?[a-z0-9_.]+)*\]", shown)
+    if plain and shown == value:
+        return shown
+    return f"{_plain(shown)[:_LONGEST_VALUE]}-{_digest(value)}"
+
+
+def _short(key: str, path: str) -> str:
     """`<method>_<model>` of `<method>_<model>/seed<k>/checkpoints/last.ckpt`; the file's name of any other path."""
-    parts = Path(checkpoint.strip("'\"")).parts
-    return parts[-4] if len(parts) >= 4 and parts[-2] == "checkpoints" else parts[-1]
+    parts = Path(path).parts
+    if key == "init" and len(parts) >= 4 and parts[-2] == "checkpoints":
+        return parts[-4]
+    return parts[-1] if parts else path
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^\w.=+-]+", "-", text, flags=re.ASCII)
+
+
+def _unquoted(value: str) -> str:
+    """A value without the quotes that the command line may have put around it."""
+    if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
+        return value[1:-1].replace("\\" + value[0], value[0])
+    return value
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:8]
+
+
+def plain_name(name: str) -> str:
+    """A name as one part of a path, for names that a checkpoint brings: nothing else may choose where is written."""
+    plain = _plain(name)[:_LONGEST_NAME]
+    return plain if plain == name and plain.strip(".") else f"{plain.strip('.-')}-{_digest(name)}".lstrip("-")
 
 
 OmegaConf.register_new_resolver("variant", variant, replace=True)
+OmegaConf.register_new_resolver("plain_name", plain_name, replace=True)
 
 
 def listed_choices() -> str:
@@ -137,14 +176,18 @@ def _sum_up(jobs: Jobs, after: Callable[[Sequence[Outcome]], None] | None) -> No
     """What is left to do and to say after the jobs of a multirun, be it that they were stopped."""
     outcomes = jobs.outcomes()
     jobs.forget()
+    failures = [f"{outcome.name}: {outcome.error}" for outcome in outcomes if outcome.error is not None]
+    said = [f"{len(failures)} job(s) failed: {'; '.join(failures)}"] if failures else []
     try:
         if outcomes and after is not None and not jobs.told_elsewhere:
             after(outcomes)
-    except UserError as error:
-        fail(error)
-    failures = [f"{outcome.name}: {outcome.error}" for outcome in outcomes if outcome.error is not None]
-    if failures:
-        fail(UserError(f"{len(failures)} job(s) failed: {'; '.join(failures)}"))
+    except Exception as error:  # must not cost what is known of the jobs
+        found = user_error(error)
+        if found is None:
+            log.exception("the summary of the jobs failed")
+        said.append(str(found or repr(error)))
+    if said:
+        fail(UserError("; ".join(said)))
 
 
 def is_multirun() -> bool:
@@ -163,6 +206,8 @@ def _job(work: Callable[[Config, Path], Any], jobs: Jobs, loud: bool = False) ->
             config = parse(raw)
             jobs.told_elsewhere = not first_machine(config.trainer)
             share_cores()
+            if is_multirun():
+                jobs.take(folder)
             result = work(config, folder)
         except Interrupted as end:
             end.left_in(folder)

@@ -38,7 +38,7 @@ from uda_seg.callbacks.csv_log import CSVLog
 from uda_seg.callbacks.progress import ProgressBar
 from uda_seg.callbacks.stop import Stop
 from uda_seg.cli.arguments import as_override, given_path
-from uda_seg.command import run
+from uda_seg.command import plain_name, run
 from uda_seg.config import Config
 from uda_seg.data.sequence_module import SequenceData
 from uda_seg.data.sequences import SequenceDataset, stack
@@ -55,7 +55,8 @@ from uda_seg.models.segmentor import Segmentor
 from uda_seg.models.trial import trained, try_out
 from uda_seg.pictures import Captioned, Row, heat, panel_grid
 from uda_seg.records import write_json, write_record
-from uda_seg.runs import describe, prepare_folder, read_checkpoint, replay
+from uda_seg.run_folder import RunFolder, alone_in, run_folder
+from uda_seg.runs import describe, read_checkpoint, replay
 from uda_seg.train import interval, lightning, quiet_lightning
 
 log = logging.getLogger(__name__)
@@ -86,27 +87,35 @@ def depth(config: Config, folder: Path) -> float:
     data = build_data(config)
     module = build_module(config, data)
     if config.checkpoint is None:
-        trainer, scale = learn(config, folder, data, module)
+        with run_folder(folder, config, config.depth.steps) as place:
+            trainer, scale = learn(config, place, data, module)
+            report(module, data, trainer, folder)
     else:
-        data.setup("validate")
-        trainer, scale = build_trainer(config, folder, {}), load(module, Path(config.checkpoint))
-    report(module, data, trainer, folder if config.checkpoint is None else folder / "evaluation" / config.data.name)
+        scores = folder / "evaluation" / plain_name(config.data.name)
+        with alone_in(scores, "an evaluation"):
+            data.setup("validate")
+            trainer, scale = build_trainer(config, folder, {}), load(module, Path(config.checkpoint))
+            report(module, data, trainer, scores)
     if config.export and trainer.is_global_zero:
-        export(config, module, scale, folder)
-    return next((scores.abs_rel for scores in module.scores.values()), float("nan"))
+        with alone_in(folder / "maps", "an export of depth maps"):
+            export(config, module, scale, folder)
+    return next((found.abs_rel for found in module.scores.values()), float("nan"))
 
 
-def learn(config: Config, folder: Path, data: SequenceData, module: SelfSupervisedDepth) -> tuple[pl.Trainer, Scale]:
+def learn(
+    config: Config, place: RunFolder, data: SequenceData, module: SelfSupervisedDepth
+) -> tuple[pl.Trainer, Scale]:
     """Train; returns the trainer and what the network's unit of depth is."""
-    resume = prepare_folder(folder, config)
+    folder, resume = place.folder, place.resume
     if resume is not None:
         read_fitting(resume, module, ("network.", "pose."))
     data.prepare_data()
     check_crop(config, data, module)
     scale = Scale(float(data.train[0][0].baseline[0]), [d.domain or d.dataset for d in data.domains.values()])
+    place.begin()
     write_record(folder, config)
     log.info("learning depth from %d images", sum(len(domain) for domain in data.train))
-    trainer = build_trainer(config, folder, describe(config) | {"depth": asdict(scale)})
+    trainer = build_trainer(config, folder, describe(config) | {"depth": asdict(scale)}, place.tenant())
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     return trainer, scale
 
@@ -165,14 +174,14 @@ def build_module(config: Config, data: SequenceData) -> SelfSupervisedDepth:
     )
 
 
-def build_trainer(config: Config, folder: Path, content: dict[str, Any]) -> pl.Trainer:
+def build_trainer(config: Config, folder: Path, content: dict[str, Any], *more: pl.Callback) -> pl.Trainer:
     """Lightning's trainer; a batch is a step. `content` goes into checkpoints, to build the network again."""
     steps = config.depth.steps
     callbacks: list[pl.Callback] = [ProgressBar()] if config.callbacks.progress else []
     loggers: list[Logger] = []
     if config.checkpoint is None:  # it trains
         checkpoints = LastCheckpoint(folder / "checkpoints", interval(steps, config.callbacks.checkpoints), content)
-        callbacks += [checkpoints, Stop(checkpoints)]
+        callbacks += [checkpoints, *more, Stop(checkpoints)]
         loggers.append(CSVLog(folder / "metrics.csv"))
     return lightning(config, folder, steps, loggers, callbacks)
 
@@ -284,7 +293,7 @@ def export(config: Config, module: SelfSupervisedDepth, scale: Scale, folder: Pa
         if name == "target" and config.data.reader == "shards":
             log.info("data.reader=shards: no maps of the target, which no method would read beside shards")
         elif domain is not None:
-            place = folder / "maps" / (domain.domain or domain.dataset)
+            place = folder / "maps" / plain_name(domain.domain or domain.dataset)
             export_domain(config, module, domain, f"data.{name}", place, scale)
 
 

@@ -96,9 +96,11 @@ def describe_maps(folder: Path, said: dict[str, str], overwrite: bool) -> None:
     """Write `depth.json`, after making sure that maps already there are of the same network, or removing them.
 
     Raises:
-        UserError: they are of another one, or nothing readable says of which.
+        UserError: they are of another one, or nothing says that they are maps of this command.
     """
     maps = list(folder.rglob("*.png"))
+    if maps and not (folder / DESCRIPTION).is_file():
+        raise UserError(f"{folder} holds pictures that no {DESCRIPTION} of this command describes: move them away")
     if maps and not overwrite and described(folder) != said:
         raise UserError(f"{folder} holds maps of another network: replace them with overwrite=true")
     if overwrite:

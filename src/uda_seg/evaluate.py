@@ -23,7 +23,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from uda_seg.cli.arguments import as_override, given_path
-from uda_seg.command import run
+from uda_seg.command import plain_name, run
 from uda_seg.config import Config
 from uda_seg.data.datamodule import UDADataModule, bound_workers, choose_workers, resize_of
 from uda_seg.data.datasets import SegmentationDataset, open_domain
@@ -34,12 +34,13 @@ from uda_seg.evaluation.evaluator import Scores, mean_scores
 from uda_seg.evaluation.servers import SERVERS, domains_of, refuse_unlabelled
 from uda_seg.evaluation.submission import Job, Submission, Writer
 from uda_seg.evaluation.tables import class_table
-from uda_seg.files import save_png, write_text
+from uda_seg.files import remove_parts, save_png, write_text
 from uda_seg.launch import devices
 from uda_seg.methods.base import UDAModule
 from uda_seg.methods.source_only import SourceOnly
 from uda_seg.pictures import confusion_heat
 from uda_seg.records import write_json
+from uda_seg.run_folder import alone_in
 from uda_seg.runs import device_precision, load_trained, read_checkpoint, replay
 from uda_seg.train import build_data, build_module, quiet_lightning
 
@@ -59,7 +60,7 @@ def expand(given: list[str]) -> list[str]:
     folder = path.resolve().parent.parent / "evaluation"
     replayed = replay(read_checkpoint(path), given)
     # Nothing is cropped here, so no crop can be too large for other data.
-    return [as_override("hydra.run.dir", str(folder), "/${data.name}"), *replayed, "data.crop=[1,1]"]
+    return [as_override("hydra.run.dir", str(folder), "/${plain_name:${data.name}}"), *replayed, "data.crop=[1,1]"]
 
 
 def evaluate(config: Config, folder: Path) -> float:
@@ -70,9 +71,16 @@ def evaluate(config: Config, folder: Path) -> float:
     quiet_lightning()
     path = Path(str(config.checkpoint))
     content = read_checkpoint(path)
-    if config.submission is not None:
-        submit(config, folder, path, content)
-        return math.nan
+    with alone_in(folder, "an evaluation"):
+        remove_parts(folder.rglob(".*.tmp"))
+        if config.submission is not None:
+            submit(config, folder, path, content)
+            return math.nan
+        return score(config, folder, path, content)
+
+
+def score(config: Config, folder: Path, path: Path, content: Mapping[str, Any]) -> float:
+    """Score the checkpoint, show it and write it down; returns the mIoU, in [0, 1]."""
     if not config.data.validation:
         raise UserError(
             "data.validation is empty: there are no labelled images to score on; give data= of a pair that has some, "
@@ -134,7 +142,7 @@ def show(found: Mapping[str, Scores], folder: Path, title: str) -> None:
     write_json(folder / "scores.json", {name: as_json(scores) for name, scores in found.items()})
     for name, scores in found.items():
         picture = confusion_heat(scores.confusion.numpy(), tuple(scores.per_class))
-        save_png(folder / f"confusion_{name.replace(' (teacher)', '_teacher')}.png", picture)
+        save_png(folder / f"confusion_{plain_name(name.replace(' (teacher)', '_teacher'))}.png", picture)
 
 
 def submit(config: Config, folder: Path, path: Path, content: Mapping[str, Any]) -> None:
@@ -150,7 +158,7 @@ def submit(config: Config, folder: Path, path: Path, content: Mapping[str, Any])
         dataset = open_domain(domain, config.data, data.classes, f"data.validation.{name}", labeled=False)
         jobs = []
         for suffix, network in networks.items():
-            place = folder / "submission" / f"{name}_{domain.split}{suffix}"
+            place = folder / "submission" / plain_name(f"{name}_{domain.split}{suffix}")
             record = made_by(config, path, domain, suffix)
             jobs.append(Job(network, Submission(SERVERS[server], place, dataset.names, data.classes, record)))
         write(config, folder, Writer(jobs, scorer.infer), dataset, domain)

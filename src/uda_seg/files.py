@@ -7,12 +7,14 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
+import time
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +25,7 @@ import yaml
 from numpy.typing import NDArray
 
 from uda_seg.errors import Damaged, UserError
+from uda_seg.storage.owner import born, machine
 
 # What to do where a disk does not take a file.
 RUN = "make room or choose another folder with hydra.run.dir=..."
@@ -56,7 +59,7 @@ def write_whole(path: Path, content: bytes, cure: str = RUN) -> None:
 @contextlib.contextmanager
 def written_whole(path: Path, cure: str) -> Iterator[Path]:
     """The temporary name to write under; at the end it is renamed, or removed where something went wrong."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    part = part_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
@@ -66,6 +69,49 @@ def written_whole(path: Path, cure: str) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+# The longest name that a file system takes is 255 bytes.
+_PART = re.compile(r"\.(?P<name>.+?)(?:\.(?P<machine>[0-9a-f]{8}))?(?:\.(?P<pid>\d+))?\.tmp", re.DOTALL)
+_LONGEST = 220
+ABANDONED_S = 3600.0  # no file takes so long to be written
+
+
+def part_of(path: Path) -> Path:
+    """The temporary name beside `path`: it says which process writes there, on which machine."""
+    name = path.name
+    if len(os.fsencode(name)) > _LONGEST:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return path.with_name(f".{name}.{machine()}.{os.getpid()}.tmp")
+
+
+def remove_parts(paths: Iterable[Path], alone: bool = False) -> None:
+    """Delete the temporary files among `paths` that a process which was killed left.
+
+    Args:
+        paths: files; those of other names are left alone.
+        alone: no other process writes any of them, as where the folder is locked.
+    """
+    for path in paths:
+        found = _PART.fullmatch(path.name)
+        if found is not None and (alone or _is_left(path, found["machine"], found["pid"])):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _is_left(path: Path, where: str | None, pid: str | None) -> bool:
+    """Whether who wrote this is known to be dead; of another machine, or of nobody, by the file's age."""
+    if where == machine() and pid is not None:
+        return born(int(pid)) is None
+    with contextlib.suppress(OSError):
+        return time.time() - path.stat().st_mtime > ABANDONED_S
+    return False
+
+
+def part_name(path: Path) -> str | None:
+    """The name of the file that a temporary one was to become; None where it is none of ours."""
+    found = _PART.fullmatch(path.name)
+    return None if found is None else found["name"]
 
 
 def write_text(path: Path, text: str, cure: str = RUN) -> None:

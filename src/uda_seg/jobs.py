@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import os
 import shutil
 import uuid
 from dataclasses import asdict, dataclass
@@ -11,7 +14,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from uda_seg.errors import Damaged
+from uda_seg.errors import Damaged, UserError
 from uda_seg.files import read_json, write_text
 from uda_seg.launch import this_rank
 
@@ -53,11 +56,33 @@ class Jobs:
     def __init__(self) -> None:
         self.notes = Path.cwd() / f".jobs-{uuid.uuid4().hex[:8]}"
         self.here: list[Outcome] | None = []
+        self.taken: dict[str, int] = {}
         self.told_elsewhere = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Of what a copy needs."""
-        return {"notes": self.notes, "here": None, "told_elsewhere": False}
+        return {"notes": self.notes, "here": None, "taken": {}, "told_elsewhere": False}
+
+    def take(self, folder: Path) -> None:
+        """Take a folder for the running job; what it makes there is no other job's of the same multirun.
+
+        Raises:
+            UserError: another job has it.
+        """
+        job, name = int(HydraConfig.get().job.num), str(folder.resolve())
+        if self.here is not None:
+            first = self.taken.setdefault(name, job)
+        else:
+            file = self.notes / f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}.folder"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError), file.open("x") as made:
+                made.write(str(job))
+            first = int(file.read_text() or job)
+        if first != job:
+            raise UserError(
+                f"{folder} is the folder of another job of this multirun too, for they differ in nothing that it is "
+                "named by: tell them apart, e.g. with hydra.sweep.subdir='${hydra:job.num}'"
+            )
 
     def note(self, folder: Path, result: object = None, error: str | None = None) -> None:
         """Take down how the running job ended; before it begins, a copy notes that it is `SILENT`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -20,6 +22,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from uda_seg.config import Config
 from uda_seg.errors import Damaged, UserError
 from uda_seg.files import read_json, read_yaml, write_text
+from uda_seg.schema import leaves
 
 PACKAGES = (
     "torch",
@@ -46,6 +49,22 @@ def _without_nan(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
+def digests_of_files(config: Config) -> dict[str, str]:
+    """SHA-256 of every file that a configuration names (checkpoints, weights, class text, descriptions), by its key."""
+    found = {}
+    for key, value in leaves(asdict(config)):
+        if isinstance(value, str) and key not in _NOT_READ:
+            path = Path(value).expanduser()
+            with contextlib.suppress(OSError, ValueError):
+                if path.is_file():
+                    with path.open("rb") as file:
+                        found[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+_NOT_READ = ("resume", "checkpoint", "input", "output", "out", "official", "bench.output")  # by a training
+
+
 @rank_zero_only
 def write_record(folder: Path, config: Config) -> None:
     """Write `run.yaml`: resolved configuration, overrides, versions and the state of the code."""
@@ -55,6 +74,7 @@ def write_record(folder: Path, config: Config) -> None:
         "versions": {"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}},
         "uda_seg": importlib.metadata.version("uda_seg"),
         "git": _git(),
+        "files": digests_of_files(config),
         "config": asdict(config),
     }
     write_text(folder / "run.yaml", yaml.safe_dump(record, sort_keys=False))

@@ -1,4 +1,4 @@
-"""A run's folder: what is in it, what a checkpoint says about itself, and how either is read back."""
+"""What a checkpoint says about itself, and how it is read back; what makes two runs the same."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import importlib.metadata
 import inspect
 import json
 import logging
-import os
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,10 +14,8 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from hydra.utils import get_class
 from omegaconf import OmegaConf
-from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from uda_seg.config import CONF, Config, groups, key_of
@@ -32,68 +28,6 @@ from uda_seg.records import read_record
 from uda_seg.schema import leaves
 
 log = logging.getLogger(__name__)
-
-MADE = (
-    *("checkpoints", "pseudo_labels", "panels", "evaluation", "profile", "wandb", "tensorboard"),
-    *("metrics.csv", "metrics.json", "run.yaml"),
-)
-
-
-def prepare_folder(folder: Path, config: Config) -> Path | None:
-    """Make sure that nothing in `folder` gets lost; returns the checkpoint to resume from, if any.
-
-    Raises:
-        UserError: the folder holds a run and neither `resume` nor `overwrite` says what to do with it, or there is no
-            readable checkpoint to resume.
-    """
-    begun = any((folder / "checkpoints").glob("*.ckpt"))
-    if begun and _queued_again():  # whatever it was begun from
-        return _resume_from(folder, "last")
-    # A sweep that goes on has jobs that were not begun.
-    if config.resume is not None and (begun or config.resume != "last" or not _one_of_many()):
-        return _resume_from(folder, config.resume)
-    _make_room(folder, config.overwrite)
-    return None
-
-
-def _queued_again() -> bool:
-    """Whether SLURM starts this very job anew, with the command it had."""
-    return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
-
-
-def _one_of_many() -> bool:
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-
-
-@rank_zero_only
-def _make_room(folder: Path, overwrite: bool) -> None:
-    # One that was killed before its first checkpoint left nothing to lose.
-    if any((folder / "checkpoints").glob("*.ckpt")) and not overwrite:
-        raise UserError(f"{folder} already holds a run: continue it with resume=last or replace it with overwrite=true")
-    for name in MADE:
-        path = folder / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
-
-
-def _resume_from(folder: Path, resume: str) -> Path:
-    if resume != "last":
-        read_checkpoint(Path(resume))
-        return Path(resume)
-    for name in ("last.ckpt", "fresh.ckpt", "previous.ckpt"):
-        path = folder / "checkpoints" / name
-        if not path.exists():
-            continue
-        try:
-            read_checkpoint(path)
-        except UserError as error:
-            log.warning("%s; trying the one before", error)
-            continue
-        return path
-    raise UserError(
-        f"{folder / 'checkpoints'} has no checkpoint to resume: start the run without resume=last, and where "
-        "damaged ones are left, with overwrite=true"
-    )
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -201,10 +135,11 @@ def method_options(config: Config) -> dict[str, Any]:
     return defaults | {name: value for name, value in config.method.items() if name != "_target_"}
 
 
-# Not taken from a checkpoint: where a run was, how it was started, and what its network started from.
+# Not taken from a checkpoint: where a run was, how it was started, what its network started from, and what to write.
 _NOT_REPLAYED = re.compile(
     r"^(init|resume|overwrite|checkpoint|input|output|pretrained|trainer|logger|callbacks|sweep|debug)$"
-    r"|^(hydra|trainer|logger|callbacks)[./]|^model\..*weights$"
+    r"|^(submission|export|official|out|fix|unpack)$|^(hydra|trainer|logger|callbacks|streets|pack|bench|convert)[./]"
+    r"|^model\..*weights$"
 )
 
 
@@ -310,6 +245,26 @@ _NO_CHANGE = re.compile(
     r"^(resume|overwrite|init|logger|callbacks|predict|bench|convert|depth|streets|export|fix|unpack|input|output)(\.|$)"
     r"|^trainer\.(max_steps|devices|num_nodes|strategy|timeout|profiler)$|\.(root|workers|cache)$"
 )
+
+
+# Where data lie, and on what it is computed: of a run that may be resumed from other places, or on other hardware.
+_MOVED = re.compile(r"^trainer\.|\.(root|depth)$")
+_NOT_IDENTITY = re.compile(
+    r"^(resume|overwrite|checkpoint|logger|callbacks|predict|bench|convert|streets|pack|export|fix|unpack|input|output"
+    r"|official|out|submission)(\.|$)|\.(workers|cache)$|^evaluator\.(teacher|windows_per_batch)$"
+    r"|^trainer\.(?!(accelerator|devices|num_nodes|precision|sync_batchnorm|overfit)$)"
+)
+
+
+def settings_of(config: Mapping[str, Any], moved: bool = False) -> dict[str, Any]:
+    """What a run's result depends on, of a configuration as plain values: two runs in which it is equal are one.
+
+    Args:
+        config: of `run.yaml`, or `asdict(config)`.
+        moved: leave out where data lie, and the hardware.
+    """
+    found = {k: v for k, v in leaves(config) if not isinstance(v, Mapping) and not _NOT_IDENTITY.search(k)}
+    return {k: v for k, v in found.items() if not (moved and _MOVED.search(k))}
 
 
 def say_changes(path: Path, config: Config) -> None:

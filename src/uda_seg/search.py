@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import fcntl
 import io
+import json
 import logging
 import math
 import os
@@ -36,13 +36,16 @@ from uda_seg.errors import Damaged, UserError
 from uda_seg.evaluation.tables import ABSENT, Table
 from uda_seg.files import first_line, open_file, write_text
 from uda_seg.limits import is_loss_weight
+from uda_seg.run_folder import alone_in
 from uda_seg.runs import method_options
 from uda_seg.schema import options
+from uda_seg.storage.aside import Aside
 from uda_seg.sweep import TRIALS, refuse_unscored
 
 log = logging.getLogger(__name__)
 
 Space = dict[str, BaseDistribution]
+REPLACED = "replaced_search"
 HOPELESS = 3  # trials that fail before the first one succeeds end a search
 
 # How trials are run and where their data lie: a search may go on with others.
@@ -84,7 +87,7 @@ def search(
         refuse_unscored(_job_config(config), objective)
         fixed, space = split([*(f"{key}={value}" for key, value in (params or {}).items()), *arguments])
         space = space or default_space(_job_config(config), factor)
-        with _alone_in(folder):
+        with _held(folder):
             settings = [override for override in fixed if not _NOT_SETTINGS.search(key_of(override))]
             study = open_study(folder, settings, objective, direction, config.overwrite)
             check_space(study, space, folder)
@@ -166,17 +169,46 @@ def _said(found: BaseDistribution) -> str:
 
 
 @contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Within the block no other process searches in `folder`: it would take this one's trials for interrupted ones."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
+def _held(folder: Path) -> Iterator[None]:
+    """Within the block no other process searches in `folder`: it would take this one's trials for interrupted ones.
+
+    A search that was to be replaced comes back where the new one has not had a trial that succeeded.
+    """
+    with alone_in(folder, "a search", "choose another folder with hydra.sweep.dir=..."):
+        _settle(folder)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another process is searching in {folder}: choose another with hydra.sweep.dir=..."
-            ) from error
-        yield
+            yield
+        finally:
+            _settle(folder)
+
+
+def _settle(folder: Path) -> None:
+    aside, file = Aside(folder, REPLACED), folder / TRIALS
+    if aside.state == "aside" and file.exists() and _has_succeeded(file):
+        aside.drop()
+    if aside.state == "done":
+        aside.drop()
+    elif aside.state:
+        aside.bring_back([file] if file.exists() else [])
+
+
+def _has_succeeded(file: Path) -> bool:
+    """Whether a study has a trial that succeeded."""
+    try:
+        storage = JournalStorage(JournalFileBackend(str(file)))
+        trials = (trial for study in storage.get_all_studies() for trial in storage.get_all_trials(study._study_id))
+        return any(trial.state == TrialState.COMPLETE for trial in trials)
+    except Exception:  # a damaged line fails wherever Optuna happens to be
+        return False
+
+
+def _is_study(file: Path) -> bool:
+    """Whether a file is Optuna's journal."""
+    try:
+        with file.open("rb") as opened:
+            return "op_code" in json.loads(opened.readline() or b"{}")
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def open_study(folder: Path, fixed: list[str], objective: str, direction: str, overwrite: bool) -> optuna.Study:
@@ -188,8 +220,12 @@ def open_study(folder: Path, fixed: list[str], objective: str, direction: str, o
     if direction not in ("maximize", "minimize"):
         raise UserError(f"hydra.sweeper.direction={direction}: choose maximize or minimize")
     file = folder / TRIALS
-    if overwrite:
-        file.unlink(missing_ok=True)
+    if overwrite and file.exists():
+        if _is_study(file):
+            Aside(folder, REPLACED).put([file])
+        else:
+            os.replace(file, file.with_name(f"{TRIALS}.damaged"))
+            log.warning("%s is no search that can be read: it is kept as %s.damaged", file, TRIALS)
     study = _stored_study(file, StudyDirection[direction.upper()])
     wanted = {"fixed": sorted(fixed), "objective": objective, "direction": direction}
     known = study.user_attrs.get("settings", wanted)

@@ -6,7 +6,6 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ from uda_seg.evaluation.tables import group_runs, runs_csv, runs_table
 from uda_seg.files import write_text
 from uda_seg.jobs import Outcome
 from uda_seg.launch import this_rank
-from uda_seg.records import read_metrics, read_record
+from uda_seg.records import read_metrics
+from uda_seg.run_folder import same_run
 from uda_seg.schema import leaves, nearest
 
 log = logging.getLogger(__name__)
@@ -82,45 +82,47 @@ def score(folder: Path, key: str) -> float:
 def write_table(outcomes: Sequence[Outcome]) -> None:
     """Write `table.md` and `table.csv` over the jobs of a multirun that succeeded; a search writes its own.
 
-    A run whose numbers are damaged is named, and costs its own row alone.
+    Raises:
+        UserError: what a job left cannot be read; the table is over the others.
     """
     done = [outcome for outcome in outcomes if outcome.error is None]
     if not done or (Path(done[0].sweep) / TRIALS).exists():
         return
-    folder = Path(done[0].sweep)
-    rows = []
+    # Jobs on several data sets have sweep folders of their own.
+    folder = Path(os.path.commonpath([outcome.sweep for outcome in done]))
+    rows, unreadable = [], []
     for outcome in done:
         try:
             rows.append(row_of(Path(outcome.folder), folder))
         except Damaged as error:
-            log.error("not in the table: %s", error)
+            unreadable.append(str(error))
     groups = group_runs(rows, METRICS)
     table = runs_table(groups, "mIoU in %, last iterate; best is chosen on the target's labels")
-    write_text(folder / "table.md", table.markdown())
+    failed = "".join(f"- {outcome.name} failed: {outcome.error}\n" for outcome in outcomes if outcome.error is not None)
+    write_text(folder / "table.md", table.markdown() + (f"\n{failed}" if failed else ""))
     write_text(folder / "table.csv", runs_csv(groups))
     table.show()
     log.info("table: %s", folder / "table.md")
+    if unreadable:
+        raise UserError(f"the table lacks {len(unreadable)} of {len(done)} runs: {'; '.join(unreadable)}")
 
 
 def finished(folder: Path, config: Config) -> bool:
-    """Whether `folder` holds a run of this configuration that reached its last step; a damaged one did not."""
+    """Whether `folder` holds a run of this configuration, from the same files, that reached its last step."""
     if not os.path.lexists(folder / "metrics.json"):
         return False
     try:
-        metrics, recorded = read_metrics(folder), read_record(folder)
+        metrics = read_metrics(folder)
     except Damaged as error:
         log.warning("%s", error)
         return False
-    wanted = asdict(config)
-    # How it was started, and what it ran on, do not make it another run.
-    same = all(recorded.get(key) == wanted[key] for key in wanted if key not in ("resume", "overwrite", "trainer"))
-    return same and bool(metrics["step"] == config.steps)
+    return bool(metrics["step"] == config.steps) and same_run(folder, config)
 
 
 def row_of(folder: Path, sweep: Path) -> dict[str, object]:
     """One run's row: its settings and its scores; the run is called as its folder in the sweep's."""
     metrics = read_metrics(folder)
-    parts = folder.resolve().relative_to(sweep.resolve()).parts
+    parts = Path(os.path.relpath(folder.resolve(), sweep.resolve())).parts
     return {
         "run": "/".join(part for part in parts if part != f"seed{metrics['seed']}"),
         "seed": metrics["seed"],

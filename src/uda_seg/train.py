@@ -39,12 +39,12 @@ from uda_seg.models.inference import Inference
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.models.trial import trained, try_out
 from uda_seg.records import write_json, write_record
+from uda_seg.run_folder import RunFolder, run_folder
 from uda_seg.runs import (
     check_same,
     describe,
     device_precision,
     load_weights,
-    prepare_folder,
     read_checkpoint,
     say_changes,
 )
@@ -62,8 +62,13 @@ def train(config: Config, folder: Path) -> float:
     """Train and evaluate one run; returns the mIoU of the last iterate, in [0, 1], nan without validation sets."""
     quiet_lightning()
     refuse_unlabelled(config.data)
-    resume = prepare_folder(folder, config)
-    first = this_rank() == 0
+    with run_folder(folder, config, config.steps) as place:
+        return train_in(place, config)
+
+
+def train_in(place: RunFolder, config: Config) -> float:
+    """Train in a folder that is this run's; what it takes the place of is touched when all is built and checked."""
+    folder, resume, first = place.folder, place.resume, this_rank() == 0
     if first and (changed := departures(config)):
         log.info("otherwise than the method's own recipe (in brackets): %s", ", ".join(changed))
     pl.seed_everything(config.seed, workers=True, verbose=False)
@@ -88,8 +93,9 @@ def train(config: Config, folder: Path) -> float:
     if resume is not None:
         check_same(module, resume, config)
         say_changes(resume, config)
+    place.begin()
     write_record(folder, config)
-    trainer = build_trainer(config, folder, data, seen)
+    trainer = build_trainer(config, folder, data, seen, place.tenant())
     say_batch(config, data, trainer.world_size, None if resume is None else read_checkpoint(resume)["uda_seg"])
     failed = True
     try:
@@ -278,7 +284,7 @@ def inference(config: Config) -> Inference:
     )
 
 
-def build_trainer(config: Config, folder: Path, data: UDADataModule, seen: int = 0) -> pl.Trainer:
+def build_trainer(config: Config, folder: Path, data: UDADataModule, seen: int = 0, *more: pl.Callback) -> pl.Trainer:
     """Lightning's trainer with our callbacks; a batch is a step, so validation counts optimiser steps."""
     often = config.callbacks
     callbacks: list[pl.Callback] = [
@@ -291,7 +297,7 @@ def build_trainer(config: Config, folder: Path, data: UDADataModule, seen: int =
         callbacks.append(Panels(folder / "panels", interval(config.steps, often.panels), data.classes))
     if often.progress:
         callbacks.append(ProgressBar())
-    callbacks.append(Stop(checkpoints))
+    callbacks += [*more, Stop(checkpoints)]
     return lightning(config, folder, config.steps, build_loggers(config, folder), callbacks)
 
 

@@ -28,6 +28,8 @@ from uda_seg.data.parallel import in_threads
 from uda_seg.data.transforms import Resize
 from uda_seg.errors import Damaged, UserError
 from uda_seg.files import CACHE, open_file, read_json, unsealed, write_sealed
+from uda_seg.storage.lock import FolderLock
+from uda_seg.storage.owner import Owner
 
 log = logging.getLogger(__name__)
 
@@ -210,7 +212,9 @@ def write_cache(dataset: SegmentationDataset, resize: Resize | None, cache: Path
         _Draft(plane, shapes).begin()
     _check_room(cache, sum(_Draft(plane, shapes).remaining() for plane in missing))
     for plane in missing:
-        _write_plane(plane, shapes, sizes, f"resizing {plane.name}s of {dataset.root.name}")
+        with FolderLock(cache / "resized", Owner("a prepare"), CACHE, f".{plane.folder.name}.lock"):
+            if not plane.folder.is_dir():
+                _write_plane(plane, shapes, sizes, f"resizing {plane.name}s of {dataset.root.name}")
     return int(sum(plane.nbytes(shapes).sum() for plane in wanted))
 
 

@@ -1,0 +1,1 @@
+"""What keeps files whole and folders to one process."""

@@ -1,0 +1,154 @@
+"""One process at a time in a folder, also where several machines share the disk."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import uuid
+from dataclasses import asdict, fields
+from pathlib import Path
+from types import TracebackType
+
+from uda_seg.errors import UserError
+from uda_seg.storage.owner import Owner
+
+NAME = ".uda_seg.lock"
+BEAT_S = 10.0  # between two signs of life
+# Without one for so long, a process on another machine counts as dead; NFS may show a change a minute late.
+SILENT_S = 180.0
+
+
+class FolderLock:
+    """Holds a folder as long as the block lasts: a file in it names the process, whose time is renewed as it lives.
+
+    What a dead process left is taken over. On one machine its number, its start and the boot tell; of another machine
+    the file's age does. A file of that name can only be made by one process, and is complete when it appears.
+
+    Args:
+        folder: it is made as needed.
+        owner: this process.
+        elsewhere: how to choose another folder, for the message.
+        name: of the file; another one where only a part of the folder is held.
+
+    Attributes:
+        taken: whether another process has taken the folder over, which is told by looking now and then.
+    """
+
+    def __init__(self, folder: Path, owner: Owner, elsewhere: str, name: str = NAME) -> None:
+        self.folder, self.owner, self.elsewhere = folder, owner, elsewhere
+        self.path = folder / name
+        self.content = json.dumps(asdict(owner) | {"key": uuid.uuid4().hex}).encode()
+        self.taken = False
+        self._ended = threading.Event()
+
+    def __enter__(self) -> FolderLock:
+        """Take the folder.
+
+        Raises:
+            UserError: another process has it (names machine and process), or the disk does not take the file.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._take()
+        except OSError as error:
+            raise UserError(f"cannot write into {self.folder}: {error.strerror or error}; {self.elsewhere}") from error
+        threading.Thread(target=self._beat, daemon=True, name=f"lock of {self.folder}").start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Give the folder back."""
+        self._ended.set()
+        if self.owner.pid == os.getpid():  # a fork that leaves the block has not taken it
+            with contextlib.suppress(OSError):
+                if self.path.read_bytes() == self.content:
+                    self.path.unlink()
+
+    def raise_if_taken(self) -> None:
+        """Raise UserError where another process has taken the folder over: this one must write nothing more there."""
+        if self.taken:
+            raise UserError(
+                f"{self.folder} was taken over by another process while this one gave no sign of life, or its "
+                f"{self.path.name} was deleted: this run ends here, the other one goes on"
+            )
+
+    def _take(self) -> None:
+        draft = self.folder / f"{self.path.name}.{self.owner.machine}.{self.owner.pid}.tmp"
+        try:
+            while True:
+                draft.write_bytes(self.content)
+                if self._create(draft):
+                    return
+                self._bury(draft.stat().st_mtime)
+        finally:
+            draft.unlink(missing_ok=True)
+
+    def _create(self, draft: Path) -> bool:
+        """Make the file, unless it is there; a link to a finished one, where the disk has links."""
+        try:
+            os.link(draft, self.path)
+        except FileExistsError:
+            return False
+        except OSError:
+            try:
+                file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            except FileExistsError:
+                return False
+            with os.fdopen(file, "wb") as opened:
+                opened.write(self.content)
+        return True
+
+    def _bury(self, now: float) -> None:
+        """Set a dead process's file aside, by the disk's own time.
+
+        Raises:
+            UserError: the process lives, or may do so.
+        """
+        try:
+            found, age = self.path.read_bytes(), now - self.path.stat().st_mtime
+        except FileNotFoundError:
+            return
+        owner = _parsed(found)
+        lives = None if owner is None else owner.lives()
+        if lives or (lives is None and age < SILENT_S and not (owner is not None and owner.before(self.owner))):
+            raise UserError(self._refusal(owner, None if lives else age))
+        grave = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex[:8]}.tmp")
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(self.path, grave)
+            if grave.read_bytes() != found:  # another process was faster, and this is its own
+                with contextlib.suppress(OSError):
+                    os.link(grave, self.path)
+            grave.unlink()
+
+    def _refusal(self, owner: Owner | None, age: float | None) -> str:
+        said = "by a process that does not say its name"
+        if owner is not None:
+            said = f"by {owner.what} on {owner.host}, process {owner.pid}, since {owner.since}"
+        cure = f"wait for its end, or {self.elsewhere}"
+        if age is not None:
+            cure = (
+                f"its last sign of life is {max(age, 0):.0f} s old; if it has died, delete {self.path} or wait until "
+                f"{SILENT_S:.0f} s have passed, else {self.elsewhere}"
+            )
+        return f"{self.folder} is in use {said}: {cure}"
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT_S):
+            try:
+                self.taken = self.path.read_bytes() != self.content
+                if not self.taken:
+                    os.utime(self.path)
+            except FileNotFoundError:
+                self.taken = not self._ended.is_set()
+            except OSError:  # a shared disk that is away for a while
+                continue
+
+
+def _parsed(content: bytes) -> Owner | None:
+    """The process that a file names; None where it names none."""
+    try:
+        said = json.loads(content)
+        return Owner(**{field.name: said[field.name] for field in fields(Owner)})
+    except (ValueError, TypeError, KeyError):
+        return None
