@@ -47,7 +47,7 @@ def command_line(main: Callable[[], None], folder: Path, *arguments: str) -> Non
 def evaluated(*overrides: str) -> dict:
     """The scores that `evaluate` writes, without composing a configuration for each test."""
     given = evaluate.expand(list(overrides))
-    folder = Path(given[0].partition("=")[2].strip("'").replace("${data.name}", "here"))
+    folder = Path(given[0].partition("=")[2].strip("'").replace("${plain_name:${data.name}}", "here"))
     evaluate.evaluate(configured(*given), folder)
     return json.loads((folder / "scores.json").read_text())
 
@@ -77,6 +77,33 @@ def test_evaluate_finds_what_training_measured(runs, monkeypatch, capsys, method
     assert all(name in table for name in CAMVID.names)
     assert f"{100 * said['miou']:.2f}" in capsys.readouterr().out
     assert cv2.imread(str(runs / method / "evaluation" / "here" / "confusion_target.png")) is not None
+
+
+def test_nothing_that_a_checkpoint_says_chooses_where_is_written(runs, camvid, tmp_path):
+    content = torch.load(runs / "adabn" / "checkpoints" / "last.ckpt", weights_only=True)
+    validation = [o for o in content["uda_seg"]["overrides"] if not o.startswith("data.name=")]
+    content["uda_seg"]["overrides"] = [
+        *validation,
+        f"+data.validation.more={{dataset: camvid, root: '{camvid}', split: val, size: [32,48]}}",
+        "submission=cityscapes",
+        f"output={tmp_path}/y",
+        f"hydra.run.dir={tmp_path}/z",
+        "export=true",
+    ]
+    stranger = tmp_path / "stranger" / "checkpoints" / "last.ckpt"
+    stranger.parent.mkdir(parents=True)
+    torch.save(content, stranger)
+    command_line(evaluate.main, tmp_path, f"checkpoint={stranger}", "evaluator.teacher=false")
+    content["uda_seg"]["overrides"].append("data.name=../../../x")
+    torch.save(content, stranger)
+    with pytest.raises(SystemExit):
+        command_line(evaluate.main, tmp_path, f"checkpoint={stranger}", "evaluator.teacher=false")
+    written = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()} - {
+        stranger.relative_to(tmp_path)
+    }
+    assert {path.parent.parent for path in written} == {Path("stranger/evaluation")}
+    assert {path.name for path in written} >= {"scores.json", "confusion_target.png", "confusion_more.png"}
+    assert not [path for path in tmp_path.parent.iterdir() if path.name in ("x", "y", "z")]
 
 
 def test_evaluate_scores_the_teacher_beside_the_student(runs):

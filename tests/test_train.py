@@ -592,8 +592,8 @@ def test_a_sweep_over_roots_has_a_folder_and_a_row_for_each(cli, camvid, tmp_pat
         assert finished.code == 0, finished.err
         found = rows(tmp_path / "outputs/streets2camvid/table.csv")
         assert [row["runs"] for row in found] == ["1", "1"]
-        assert ["data.source.root=a" in row["run"] for row in found] == [True, False]
-        assert ["data.source.root=b" in row["run"] for row in found] == [False, True]
+        assert [row["data.source.root"] for row in found] == ["a", "b"]  # names of so many overrides are cut short
+        assert len({row["run"] for row in found}) == 2
         assert len(list(tmp_path.glob("outputs/streets2camvid/*/seed0/metrics.json"))) == 2
 
 
@@ -627,7 +627,7 @@ def test_a_failed_job_costs_neither_the_table_nor_the_list_of_failures(cli, camv
     finished = cli(command.main, *given)
     [line] = [line for line in finished.err.splitlines() if line.startswith("error: ")]
     assert "1 job(s) failed: " in line
-    assert "RuntimeError('the second one')" in line
+    assert "the second one" in line
     assert "the table lacks 1 of 2 runs" in line
     assert [row["runs"] for row in rows(tmp_path / "outputs/streets2camvid/table.csv")] == ["1"]
 

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import itertools
 import logging
+import os
 import re
 import sys
 import textwrap
@@ -54,11 +55,16 @@ def variant(overrides: Sequence[str]) -> str:
     no file name takes, or in upper and lower case, which some disks do not tell apart.
     """
     values = {key_of(o): "" if o.startswith("~") else _in_name(key_of(o), o.partition("=")[2]) for o in overrides}
-    parts = [f"{k}={v}" for k, v in values.items() if not _NOT_IN_NAME.search(k) and (k, v) != ("trainer", "auto")]
+    parts = [f"{k}={v}" for k, v in values.items() if is_named(k) and (k, v) != ("trainer", "auto")]
     name = "".join("," + _plain(part) for part in sorted(parts))
     if len(name) <= _LONGEST_NAME:
         return name
     return f"{name[:70]},{_digest(name)}"
+
+
+def is_named(key: str) -> bool:
+    """Whether a run's folder is named by what is given for this key."""
+    return not _NOT_IN_NAME.search(key)
 
 
 def _in_name(key: str, value: str) -> str:
@@ -158,7 +164,7 @@ def run(
         ended = ended_by(told(as_user_error(error), None, loud))
     except Exception as error:
         ended = ended_by(told(error, None, loud))
-    _sum_up(jobs, after)
+    _sum_up(jobs, after, loud)
     if ended is not None:
         raise ended
 
@@ -172,7 +178,7 @@ def as_user_error(error: Exception) -> UserError:
     return UserError(f"configuration: {shown('; '.join(dict.fromkeys(words)), 400)}")
 
 
-def _sum_up(jobs: Jobs, after: Callable[[Sequence[Outcome]], None] | None) -> None:
+def _sum_up(jobs: Jobs, after: Callable[[Sequence[Outcome]], None] | None, loud: bool = False) -> None:
     """What is left to do and to say after the jobs of a multirun, be it that they were stopped."""
     outcomes = jobs.outcomes()
     jobs.forget()
@@ -182,10 +188,7 @@ def _sum_up(jobs: Jobs, after: Callable[[Sequence[Outcome]], None] | None) -> No
         if outcomes and after is not None and not jobs.told_elsewhere:
             after(outcomes)
     except Exception as error:  # must not cost what is known of the jobs
-        found = user_error(error)
-        if found is None:
-            log.exception("the summary of the jobs failed")
-        said.append(str(found or repr(error)))
+        said.append(str(told(error, None, loud)))
     if said:
         fail(UserError("; ".join(said)))
 

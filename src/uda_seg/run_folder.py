@@ -376,6 +376,12 @@ def record_of(folder: Path) -> Mapping[str, Any]:
     return content if isinstance(content, Mapping) and isinstance(content.get("config"), Mapping) else {}
 
 
+def overrides_of(folder: Path) -> list[str]:
+    """What a run was given on the command line."""
+    said = record_of(folder).get("overrides")
+    return [str(override) for override in said] if isinstance(said, list) else []
+
+
 def same_run(folder: Path, config: Config, moved: bool = False) -> bool:
     """Whether a folder's record is of a run with these settings, from files with this content.
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from uda_seg.command import is_multirun
+from uda_seg.command import is_multirun, is_named
 from uda_seg.config import Config
 from uda_seg.errors import Damaged, UserError
-from uda_seg.evaluation.tables import group_runs, runs_csv, runs_table
+from uda_seg.evaluation.tables import ABSENT, group_runs, runs_csv, runs_table
 from uda_seg.files import write_text
 from uda_seg.jobs import Outcome
 from uda_seg.launch import this_rank
 from uda_seg.records import read_metrics
-from uda_seg.run_folder import same_run
+from uda_seg.run_folder import overrides_of, same_run
 from uda_seg.schema import leaves, nearest
 
 log = logging.getLogger(__name__)
@@ -93,10 +93,10 @@ def write_table(outcomes: Sequence[Outcome]) -> None:
     rows, unreadable = [], []
     for outcome in done:
         try:
-            rows.append(row_of(Path(outcome.folder), folder))
+            rows.append((Path(outcome.folder), row_of(Path(outcome.folder), folder)))
         except Damaged as error:
             unreadable.append(str(error))
-    groups = group_runs(rows, METRICS)
+    groups = group_runs(_told_apart(rows), METRICS)
     table = runs_table(groups, "mIoU in %, last iterate; best is chosen on the target's labels")
     failed = "".join(f"- {outcome.name} failed: {outcome.error}\n" for outcome in outcomes if outcome.error is not None)
     write_text(folder / "table.md", table.markdown() + (f"\n{failed}" if failed else ""))
@@ -105,6 +105,21 @@ def write_table(outcomes: Sequence[Outcome]) -> None:
     log.info("table: %s", folder / "table.md")
     if unreadable:
         raise UserError(f"the table lacks {len(unreadable)} of {len(done)} runs: {'; '.join(unreadable)}")
+
+
+def _told_apart(rows: Sequence[tuple[Path, Mapping[str, object]]]) -> list[dict[str, object]]:
+    """Runs' rows, each after its name with what was given for it and is not in a name that was cut short."""
+    given = [dict(o.split("=", 1) for o in overrides_of(folder) if "=" in o) for folder, _ in rows]
+    found = [
+        key
+        for key in dict.fromkeys(key for overrides in given for key in overrides)
+        if is_named(key) and len({overrides.get(key) for overrides in given}) > 1
+        if not all(f",{key}=" in str(row["run"]) for _, row in rows)
+    ]
+    return [
+        {"run": row["run"], **{key: overrides.get(key, ABSENT) for key in found}, **row}
+        for overrides, (_, row) in zip(given, rows, strict=True)
+    ]
 
 
 def finished(folder: Path, config: Config) -> bool:
