@@ -1,10 +1,10 @@
 """Strong augmentation of mixed and masked images: colour jitter and blur (DACS, Tranheden et al. 2021).
 
-Everything is batched with one factor per image. The draw is made on the host, so that neither the order of
-the operations nor the switches ever make the host wait for the device.
+Everything is batched, with one factor per image. Parameters are drawn on the host, so that neither the order of the
+operations nor the on/off switches force a device synchronisation.
 
-DACS and its heirs augment mixed images one by one, and MIC and LC-MSM masked images together: hence the choice of what
-a batch shares.
+DACS and its successors draw parameters per mixed image, MIC and LC-MSM per masked batch, hence `own_order` and
+`own_sigma`.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from uda_seg.ops.image import upload
 
 @dataclass(frozen=True)
 class StrongDraw:
-    """What one strong augmentation does: switches hold for the batch, orders and factors each for one image.
+    """Parameters of one strong augmentation: switches are per batch, orders and factors per image.
 
     Attributes:
         jitter: whether colours are jittered.
         blur: whether the image is blurred.
-        order: of each image, the names of the four colour operations in the order of their application.
+        order: names of the four colour operations of each image, in the order in which they are applied.
         brightness: float32 [B], added.
-        contrast: float32 [B], times the raw value (no mean).
-        saturation: float32 [B], times the S of HSV.
+        contrast: float32 [B], multiplies the raw value (no mean is subtracted).
+        saturation: float32 [B], multiplies the S of HSV.
         hue: float32 [B], added to the H of HSV, in turns (1.0 = 2 pi).
         sigma: float32 [B], standard deviation of the blur in pixels.
         radius: half width of the blur's kernel in pixels.
@@ -46,7 +46,7 @@ class StrongDraw:
     radius: int
 
     def of(self, image: int) -> StrongDraw:
-        """What is drawn for one image of the batch, by its place."""
+        """Return the draw of a single image of the batch, by its index."""
         one = slice(image, image + 1)
         factors = {name: getattr(self, name)[one] for name in (*COLOUR_OPERATIONS, "sigma")}
         return replace(self, order=self.order[one], **factors)
@@ -71,13 +71,13 @@ def draw_strong(
     Args:
         batch: number of images B.
         generator: on the CPU whatever the device; None = the default CPU generator.
-        device: where the factors are wanted.
+        device: of the returned factors.
         strength: half width of the four uniform draws.
-        jitter_probability: that colours change (the released "0.2" is a threshold, hence 0.8).
-        blur_probability: that the image is blurred.
+        jitter_probability: of colour jitter (the released "0.2" is a threshold, hence 0.8).
+        blur_probability: of blur.
         sigma: range of the blur's standard deviation in pixels.
-        own_order: each image's colour operations in an order of its own; otherwise the batch shares one.
-        own_sigma: each image has a standard deviation of its own; otherwise the batch shares one.
+        own_order: draw the order of colour operations per image instead of per batch.
+        own_sigma: draw the blur's standard deviation per image instead of per batch.
     """
     use_jitter, use_blur = torch.rand(2, generator=generator).tolist()
     names = tuple(COLOUR_OPERATIONS)
@@ -110,7 +110,7 @@ def strong_augment(image: Tensor, draw: StrongDraw) -> Tensor:
     without a mean, saturation and hue in HSV, each clamped to [0, 1].
 
     Args:
-        image: float32 [B, 3, H, W], RGB in [0, 1]; H and W above the kernel's radius.
+        image: float32 [B, 3, H, W], RGB in [0, 1]; H and W larger than the blur's radius.
         draw: of `draw_strong(B, ...)`.
 
     Returns:
@@ -122,7 +122,7 @@ def strong_augment(image: Tensor, draw: StrongDraw) -> Tensor:
 
 
 def jitter(image: Tensor, draw: StrongDraw) -> Tensor:
-    """The colour operations of a draw, of the whole batch at once where its images share an order."""
+    """Apply the colour operations of a draw, in one pass over the batch if its images share an order."""
     if len(set(draw.order)) > 1:
         return torch.cat([jitter(image[i : i + 1], draw.of(i)) for i in range(len(image))])
     for name in draw.order[0]:
@@ -153,16 +153,16 @@ def adjust_saturation(image: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_hue(image: Tensor, turns: Tensor) -> Tensor:
-    """Turn the H of HSV by `turns` [B, 1, 1, 1] (1.0 = 2 pi); saturation and value stay."""
+    """Rotate the H of HSV by `turns` [B, 1, 1, 1] (1.0 = 2 pi); saturation and value stay."""
     red, green, blue = image.unsqueeze(2).unbind(1)
     value, chroma = image.amax(1, keepdim=True), image.amax(1, keepdim=True) - image.amin(1, keepdim=True)
-    safe = chroma.clamp_min(1e-8)  # grey has no hue, and no chroma to show it
+    safe = chroma.clamp_min(1e-8)  # grey has zero chroma and an undefined hue
     sextant = torch.where(
         value == red,
         (green - blue) / safe,
         torch.where(value == green, 2.0 + (blue - red) / safe, 4.0 + (red - green) / safe),
     )
-    # Red, green and blue are one curve over the hue circle, seen 5, 3 and 1 sextants ahead.
+    # Red, green and blue are the same curve over the hue circle, shifted by 5, 3 and 1 sextants.
     sextant = sextant + 6.0 * turns
     position = torch.cat([sextant + 5.0, sextant + 3.0, sextant + 1.0], dim=1).remainder_(6.0)
     return value - chroma * torch.minimum(position, 4.0 - position).clamp_(0.0, 1.0)
@@ -183,7 +183,7 @@ def gaussian_blur(image: Tensor, sigma: Tensor, radius: int) -> Tensor:
     offset = torch.arange(-radius, radius + 1, device=image.device, dtype=torch.float32)
     kernel = torch.softmax(-0.5 * (offset / sigma.float().unsqueeze(1)) ** 2, dim=1).to(image.dtype)
     kernel = kernel.repeat_interleave(channels, dim=0, output_size=batch * channels).unsqueeze(1)
-    # B * C planes in one depthwise convolution: every image its own kernel. bfloat16 would lose grey levels.
+    # One depthwise convolution over B * C planes gives every image its own kernel. bfloat16 would lose grey levels.
     with torch.autocast(image.device.type, enabled=False):
         planes = F.pad(image.reshape(1, batch * channels, height, width), (radius,) * 4, mode="reflect")
         planes = F.conv2d(planes, kernel.unsqueeze(2), groups=batch * channels)

@@ -1,4 +1,4 @@
-"""Which predictions are sure enough to be labels: class-balanced and per-image shares (CCM, Li et al., ECCV 2020)."""
+"""Selection of confident predictions as pseudo-labels, per class and per image (CCM, Li et al., ECCV 2020)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor
 
 from uda_seg.ops.losses import IGNORE
 
-LEVELS = 2**15  # certainties are stored as 0..LEVELS, fit for int16 apart from the last, which is never given
-NATS = 32.0  # the certainty that the highest level stands for
+LEVELS = 2**15  # levels 0..LEVELS - 1 fit int16; LEVELS itself is a threshold that no pixel reaches
+NATS = 32.0  # certainty of the highest level
 
 
 class Certainty(NamedTuple):
-    """A prediction with a fine measure of its confidence.
+    """A prediction with a finely quantised confidence.
 
     Attributes:
         label: uint8 [B, H, W], the most probable class.
-        level: int16 [B, H, W] in 0..LEVELS - 1: -log(1 - p) of its probability p, in steps of NATS / LEVELS. Orders as
-            p does, and still tells 0.9999 from 0.99999.
+        level: int16 [B, H, W] in 0..LEVELS - 1: -log(1 - p) of its probability p, in steps of NATS / LEVELS. It has the
+            order of p and still separates 0.9999 from 0.99999.
     """
 
     label: Tensor
@@ -29,7 +29,7 @@ class Certainty(NamedTuple):
 
 @torch.no_grad()
 def certainty(logits: Tensor) -> Certainty:
-    """Label every pixel by the arg max of logits [B, K, H, W], K > 1, and measure how sure that is."""
+    """Label every pixel by the arg max of logits [B, K, H, W], K > 1, and quantise its confidence."""
     logits = logits.float()
     label = logits.argmax(1)
     others = logits.scatter(1, label.unsqueeze(1), -torch.inf).logsumexp(1)
@@ -39,13 +39,13 @@ def certainty(logits: Tensor) -> Certainty:
 
 
 def histogram(label: Tensor, level: Tensor, num_classes: int) -> Tensor:
-    """Count pixels by class and level, int64 [K, LEVELS]; any shape of the two, labels at or above K do not count."""
+    """Count pixels by class and level, int64 [K, LEVELS]; both of any one shape; labels >= K are skipped."""
     code = label.flatten().clamp(max=num_classes).long() * LEVELS + level.flatten().long()
     return torch.bincount(code, minlength=(num_classes + 1) * LEVELS).view(-1, LEVELS)[:num_classes]
 
 
 def top_share(counts: Tensor, share: float) -> Tensor:
-    """The highest level at or above which at least `share` of each row's pixels lie.
+    """Find the highest level at or above which at least `share` of each row's pixels lie.
 
     Args:
         counts: int64 [..., LEVELS].
@@ -54,14 +54,14 @@ def top_share(counts: Tensor, share: float) -> Tensor:
     Returns:
         int64 [...]; LEVELS, which no pixel reaches, for a row without pixels.
     """
-    above = counts.flip(-1).cumsum(-1).flip(-1)  # pixels at or above a level: falls with it
+    above = counts.flip(-1).cumsum(-1).flip(-1)  # number of pixels at or above each level, non-increasing
     enough = (above > 0) & (above >= share * above[..., :1])
     highest = enough.sum(-1) - 1
     return torch.where(highest >= 0, highest, LEVELS) if share > 0 else torch.full_like(highest, LEVELS)
 
 
 def select(label: Tensor, level: Tensor, class_level: Tensor, image_level: Tensor) -> Tensor:
-    """Keep a label where it reaches its class's level or its image's; 255 elsewhere.
+    """Keep a label where it reaches the threshold of its class or of its image, and set 255 elsewhere.
 
     Args:
         label: uint8 [B, H, W], 255 = ignore.

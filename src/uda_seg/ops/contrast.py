@@ -1,6 +1,6 @@
 """Contrast between pixels and class prototypes, and between pixels and sampled pixels.
 
-Nothing here is pixels x pixels: similarities are pixels x classes, or between two samples of fixed size.
+No similarity matrix is pixels x pixels: all are pixels x classes, or between two samples of fixed size.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from uda_seg.ops.losses import IGNORE
 
-OUT = -1e4  # a logit whose softmax is exactly 0 in float32, and finite, so that no gradient becomes NaN
+OUT = -1e4  # a logit whose softmax is exactly 0 in float32; finite, so that no gradient becomes NaN
 
 
 def similarity(
@@ -24,15 +24,15 @@ def similarity(
     temperature: float,
     absent: Literal["masked", "opposite", "farthest"] = "masked",
 ) -> Tensor:
-    """Cosine of every pixel with every prototype of its image, over the temperature (BiCL, Lee et al. 2022).
+    """Compute cosine similarity / temperature of every pixel with its image's prototypes (BiCL, Lee et al. 2022).
 
     Args:
         features: [B, D, h, w].
         prototypes: [B, K, D].
         present: bool [B, K], which prototypes exist.
         temperature: tau.
-        absent: the logit of a class without a prototype: "masked" takes it out of the softmax, "opposite" gives it
-            the cosine -1, as the released code does, "farthest" that of the least similar prototype of the image.
+        absent: logit of a class without a prototype: "masked" removes the class from the softmax, "opposite" sets the
+            cosine to -1 as the released code does, "farthest" to that of the image's least similar prototype.
 
     Returns:
         float32 logits [B, K, h, w].
@@ -47,15 +47,15 @@ def similarity(
 
 
 def prototype_contrast(logits: Tensor, label: Tensor, shared: Tensor) -> Tensor:
-    """Pull every pixel to the prototype of its class and away from the others (BiCL's FCL and BCL).
+    """Pull every pixel to the prototype of its class and push it from the others (BiCL's FCL and BCL).
 
     Args:
         logits: [B, K, h, w] of `similarity`.
         label: uint8 [B, h, w], 255 = ignore.
-        shared: bool [B, K], the classes C* that both images of a pair have; pixels of others do not count.
+        shared: bool [B, K], the classes C* present in both images of a pair; pixels of other classes are skipped.
 
     Returns:
-        float32 [B], the mean over each image's counting pixels of -log softmax; 0 where there are none.
+        float32 [B], per image the mean of -log softmax over its counted pixels; 0 where there are none.
     """
     loss = F.cross_entropy(logits, label.long(), ignore_index=IGNORE, reduction="none")
     table = F.pad(shared, (0, IGNORE + 1 - shared.shape[1]))
@@ -65,12 +65,12 @@ def prototype_contrast(logits: Tensor, label: Tensor, shared: Tensor) -> Tensor:
 
 @torch.no_grad()
 def transfer_labels(logits: Tensor, threshold: float) -> Tensor:
-    """Label every pixel by its nearest prototype where the softmax is sure (BiCL's dynamic labels y_D).
+    """Label every pixel by its nearest prototype where the softmax exceeds T (BiCL's dynamic labels y_D).
 
     Args:
-        logits: [B, K, h, w] of `similarity`; with "masked" absent classes an image of one class gives it to every
-            pixel, with "farthest" ones to none, as long as T is 1/K or more.
-        threshold: T; a pixel with a largest softmax value of at most T stays unlabelled.
+        logits: [B, K, h, w] of `similarity`; with absent="masked" an image of a single class labels all of its pixels
+            with it; with "farthest" it labels none, provided T >= 1/K.
+        threshold: T; pixels whose largest softmax value is at most T stay unlabelled.
 
     Returns:
         uint8 [B, h, w], 255 where unsure.
@@ -81,12 +81,12 @@ def transfer_labels(logits: Tensor, threshold: float) -> Tensor:
 
 @dataclass(frozen=True)
 class ByClass:
-    """The pixels of every image in the order of their classes.
+    """Pixels of every image, sorted by class.
 
     Attributes:
-        order: int64 [B, N], pixel positions: class 0 first, in random order within a class, unlabelled ones last.
-        start: int64 [B, K], where in `order` a class begins.
-        count: int64 [B, K], how many pixels it has.
+        order: int64 [B, N], pixel positions by class, in random order within a class, unlabelled pixels last.
+        start: int64 [B, K], index into `order` of each class's first pixel.
+        count: int64 [B, K], number of pixels per class.
     """
 
     order: Tensor
@@ -95,9 +95,9 @@ class ByClass:
 
 
 def group_by_class(label: Tensor, num_classes: int, generator: torch.Generator | None = None) -> ByClass:
-    """Sort the pixels of labels uint8 [B, h, w] by class; labels at or above `num_classes` have none."""
+    """Sort the pixels of labels uint8 [B, h, w] by class; labels >= `num_classes` belong to none."""
     classes = label.flatten(1).clamp(max=num_classes).long()
-    # Half a unit of noise: a whole one could round up to the next class.
+    # Noise below 0.5: in float32, label + noise close to 1 could round up to the next class.
     noise = 0.5 * torch.rand(classes.shape, generator=generator, device=label.device)
     count = torch.zeros(len(classes), num_classes + 1, dtype=torch.int64, device=label.device)
     count = count.scatter_add(1, classes, torch.ones_like(classes))[:, :num_classes]
@@ -105,9 +105,9 @@ def group_by_class(label: Tensor, num_classes: int, generator: torch.Generator |
 
 
 def draw_of_class(pixels: ByClass, number: int) -> Tensor:
-    """Positions int64 [B, K, number] of random pixels of each class: distinct ones while there are enough.
+    """Draw random pixels of each class, int64 positions [B, K, number], without repetition while enough exist.
 
-    For a class without a pixel the positions are of other pixels: `pixels.count` says where.
+    For a class without pixels (`pixels.count` is 0) the positions are arbitrary.
     """
     turn = torch.arange(number, device=pixels.order.device)
     place = pixels.start.unsqueeze(2) + turn % pixels.count.clamp_min(1).unsqueeze(2)
@@ -115,16 +115,16 @@ def draw_of_class(pixels: ByClass, number: int) -> Tensor:
 
 
 def draw_of_others(pixels: ByClass, number: int, generator: torch.Generator | None = None) -> Tensor:
-    """Positions int64 [B, K, number] of pixels drawn uniformly, with replacement, from all *other* classes.
+    """Draw pixels uniformly, with replacement, from all *other* classes: int64 positions [B, K, number].
 
-    Where an image has no other class the positions mean nothing.
+    For an image without other classes the positions are arbitrary.
     """
     others = pixels.count.sum(1, keepdim=True) - pixels.count
     shape = (*others.shape, number)
     uniform = torch.rand(shape, generator=generator, device=others.device)
     others, start, count = others.unsqueeze(2), pixels.start.unsqueeze(2), pixels.count.unsqueeze(2)
     place = torch.minimum((uniform * others).long(), (others - 1).clamp_min(0))
-    return _at(pixels, place + count * (place >= start))  # step over the class itself
+    return _at(pixels, place + count * (place >= start))  # skip the class itself
 
 
 def _at(pixels: ByClass, place: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ def _at(pixels: ByClass, place: Tensor) -> Tensor:
 
 
 def take(features: Tensor, position: Tensor) -> Tensor:
-    """The features [B, D, N] at positions [B, K, n]: [B, K, n, D]."""
+    """Gather features [B, D, N] at positions [B, K, n] into [B, K, n, D]."""
     pixels = features.transpose(1, 2)
     index = position.flatten(1).unsqueeze(2).expand(-1, -1, pixels.shape[2])
     return pixels.gather(1, index).view(*position.shape, -1)
@@ -142,18 +142,18 @@ def take(features: Tensor, position: Tensor) -> Tensor:
 def draw_equal_negatives(
     own: ByClass, other: ByClass | None, number: int, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw negatives for every class of an image, as many from its own pixels as from another image's (T2S-DA).
+    """Draw negatives for every class of an image, half from its own pixels and half from another image's (T2S-DA).
 
     Args:
-        own: the pixels of the first images, [B, N].
-        other: the pixels of the second images, [B, N']; None: there are none, all negatives are drawn from the first.
-        number: m, per class; the first half is the first image's. A side without pixels of other classes leaves all of
-            them to the other side.
+        own: pixels of the first images, [B, N].
+        other: pixels of the second images, [B, N']; None draws all negatives from the first.
+        number: m per class, the first half from the first image. If one side has no pixels of other classes, all
+            negatives come from the other side.
         generator: of the device.
 
     Returns:
-        Positions int64 [B, K, m] in the first image's pixels followed by the second's; bool [B, K], where there are any
-        negatives; and bool [B, K], where one side alone gave them.
+        Positions int64 [B, K, m] into the first image's pixels followed by the second's; bool [B, K], true where
+        negatives exist; and bool [B, K], true where all come from one side.
     """
     mine = draw_of_others(own, number, generator)
     has_mine = own.count.sum(1, keepdim=True) > own.count
@@ -167,7 +167,7 @@ def draw_equal_negatives(
 
 
 def info_nce(query: Tensor, positive: Tensor, negative: Tensor, usable: Tensor, temperature: float) -> Tensor:
-    """Pull queries to one positive per class and push them from sampled negatives (T2S-DA, Wang et al.).
+    """Compute InfoNCE with one positive per class and sampled negatives (T2S-DA, Wang et al.).
 
     -log( e^{q.z/tau} / (e^{q.z/tau} + sum_k e^{q.k/tau}) ), all vectors of unit length.
 
@@ -175,7 +175,7 @@ def info_nce(query: Tensor, positive: Tensor, negative: Tensor, usable: Tensor, 
         query: [B, K, n, D].
         positive: [K, D], the prototypes z.
         negative: [B, K, m, D], shared by the queries of a class.
-        usable: bool [B, K]; elsewhere there are no negatives, and the loss is 0.
+        usable: bool [B, K], true where negatives exist; the loss is 0 elsewhere.
         temperature: tau.
 
     Returns:

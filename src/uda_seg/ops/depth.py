@@ -17,22 +17,22 @@ Z_SCALE = 655.36  # z = 655.36 / (metres + 0.01): 655.35 m, the farthest that 16
 
 
 def inverse_depth(metres: Tensor) -> Tensor:
-    """Metres (any shape, float) -> z; unknown depth (0 or less, infinite, nan) and 655.35 m on become exactly 1.0."""
+    """Convert metres (float, any shape) to z; unknown depth (<= 0, inf, NaN) and 655.35 m or more give exactly 1.0."""
     known = torch.isfinite(metres) & (metres > 0)
     z = Z_SCALE / (metres.clamp(0.0, Z_SCALE - 0.01) + 0.01)
     return torch.where(known, z, torch.full_like(z, INVALID)).clamp_min(INVALID)
 
 
 def berhu(prediction: Tensor, z: Tensor, maximum: Reduction = same, mean: Reduction = same) -> Tensor:
-    """Inverse Huber loss of inverse depth: linear up to c, a fifth of the largest error, then square.
+    """Compute the inverse Huber loss of inverse depth: linear up to c, a fifth of the largest error, then quadratic.
 
-    The largest error and the number of pixels are those of the whole batch, hence the reductions.
+    The largest error and the number of pixels are taken over the whole batch on all ranks, hence the reductions.
 
     Args:
         prediction: [B, 1, H, W].
-        z: [B, 1, H, W]; pixels of exactly 1.0 do not count.
-        maximum: takes a 0-dim tensor to its maximum over ranks.
-        mean: takes a 0-dim tensor to its mean over ranks.
+        z: [B, 1, H, W]; pixels of exactly 1.0 are skipped.
+        maximum: reduces a 0-dim tensor to its maximum over ranks.
+        mean: reduces a 0-dim tensor to its mean over ranks.
 
     Returns:
         float32, 0-dim: the mean over valid pixels; 0, with zero gradient, where there is none.
@@ -48,15 +48,15 @@ def berhu(prediction: Tensor, z: Tensor, maximum: Reduction = same, mean: Reduct
 
 @torch.no_grad()
 def agreement(source_depth: Tensor, target_depth: Tensor, z: Tensor) -> Tensor:
-    """How far the depth decoders of the two domains agree: clip(relu(1 - |D_s - D_t| / z) + 0.001 + [z invalid], 0, 1).
+    """Compare the two domains' depth decoders: clip(relu(1 - |D_s - D_t| / z) + 0.001 + [z invalid], 0, 1).
 
     Args:
         source_depth: [B, 1, H, W], the source decoder's inverse depth.
         target_depth: [B, 1, H, W], the target decoder's.
-        z: [B, 1, H, W], the inverse depth both are measured by; 1.0 = invalid, where they count as agreed.
+        z: [B, 1, H, W], the reference inverse depth; where it is 1.0 (invalid) the agreement is 1.
 
     Returns:
-        float32 [B, H, W] in [0.001, 1], no gradient; 1 - it is the adaptation difficulty.
+        float32 [B, H, W] in [0.001, 1], no gradient; one minus it is the adaptation difficulty.
     """
     near = torch.relu(1 - (source_depth.float() - target_depth.float()).abs() / z) + 1e-3
     return (near + (z == INVALID)).clamp(0.0, 1.0)[:, 0]
@@ -64,13 +64,13 @@ def agreement(source_depth: Tensor, target_depth: Tensor, z: Tensor) -> Tensor:
 
 @torch.no_grad()
 def discrepancy_weight(agreed: Tensor, share: Literal["own", "batch_mean"] = "own", mean: Reduction = same) -> Tensor:
-    """The agreement as a weight of each pixel: divided by its mean over the whole batch.
+    """Turn the agreement into a pixel weight by dividing it by its mean over the whole batch.
 
     Args:
         agreed: [B, H, W] of `agreement`.
-        share: "own" weighs each image by its own map. "batch_mean" is what the released code does by a broadcast: each
-            image is weighed by the average of all images' maps at the same place.
-        mean: takes a tensor to its mean over ranks.
+        share: "own" weights each image by its own map; "batch_mean", the effect of a broadcast in the released code,
+            weights every image by the average of all maps at the same position.
+        mean: reduces a tensor to its mean over ranks.
 
     Returns:
         float32 [B, H, W], mean 1 over the batch, no gradient.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def ema_decay(step: int, alpha: float) -> float:
-    """Share of the teacher that stays at update `step` (0-based): min(1 - 1 / (step + 1), alpha).
+    """Compute the decay of update `step` (0-based): min(1 - 1 / (step + 1), alpha).
 
     Update 0 copies the student; then the teacher is the plain mean of all students so far, until the decay
     reaches alpha.
@@ -22,9 +22,9 @@ def ema_update(teacher: Iterable[Tensor], student: Iterable[Tensor], decay: floa
     """Move the teacher in place: teacher = decay * teacher + (1 - decay) * student, in one fused call.
 
     Args:
-        teacher: parameters, and buffers where they are averaged too.
-        student: the tensors to follow, in the same order, shapes and dtypes. Integer ones (batch norm's
-            counter) have no mean and are copied.
+        teacher: parameters, and buffers if these are averaged too.
+        student: the tensors to follow, of the same order, shapes and dtypes. Integer tensors (batch norm's counter) are
+            copied.
         decay: in [0, 1], from `ema_decay`.
     """
     pairs = list(zip(teacher, student, strict=True))

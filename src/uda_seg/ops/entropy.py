@@ -1,4 +1,4 @@
-"""How undecided a prediction is, as losses on unlabelled images."""
+"""Entropy losses on unlabelled images."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor
 
 
 def entropy(logits: Tensor, kind: Literal["shannon", "double_softmax"] = "shannon") -> Tensor:
-    """Mean over pixels of the prediction's entropy, in nats.
+    """Compute the entropy of a prediction in nats, averaged over pixels.
 
-    "double_softmax" is what the released code of CCM (Li et al. 2020), and of BiCL after it, computes under this name:
-    the log-softmax of the *probabilities* p takes the place of log p. Hence logsumexp(p) - sum p^2: close to the
-    maximum-squares loss (Chen et al. 2019) up to a constant; between 2.03 and 2.94 for 19 classes.
+    "double_softmax" is what the released code of CCM (Li et al. 2020) and of BiCL computes under this name: the
+    log-softmax of the *probabilities* p in place of log p. It equals logsumexp(p) - sum p^2, the maximum-squares loss
+    (Chen et al. 2019) up to a nearly constant term, and lies between 2.03 and 2.94 for 19 classes.
 
     Args:
         logits: [B, K, h, w], any float type; computed in float32.
-        kind: which of the two.
+        kind: "shannon" or "double_softmax".
 
     Returns:
         float32, 0-dim.

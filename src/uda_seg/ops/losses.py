@@ -1,4 +1,4 @@
-"""The losses that self-training shares: weighted cross-entropy and the thing-class feature distance."""
+"""Losses of self-training: pixel-weighted cross-entropy and the thing-class feature distance."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from uda_seg.ops.reduction import Reduction, same
 
 
 def cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Pixel-weighted cross-entropy (DAFormer, Hoyer et al. 2022, sec. 3.1), in float32 even under autocast.
+    """Compute pixel-weighted cross-entropy (DAFormer, Hoyer et al. 2022, sec. 3.1), in float32 also under autocast.
 
-    The mean is over *all* B * H * W pixels: ignored pixels give 0 but stay in the denominator, and weights
-    are not normalised. So a batch with few sure pixels pulls weakly, which is the point of the weight.
+    The mean is over *all* B * H * W pixels: ignored pixels contribute 0 but stay in the denominator, and weights are
+    not normalised. A batch with few confident pixels therefore has a small loss, as the weight intends.
 
     Args:
         logits: [B, C, H, W].
         label: uint8 [B, H, W], 255 = ignore.
-        weight: [B, H, W] or broadcastable to it (a 0-dim quality too); None = 1.
+        weight: broadcastable to [B, H, W] (also a 0-dim quality); None = 1.
 
     Returns:
         float32, 0-dim.
@@ -40,19 +40,19 @@ def feature_distance(
     num_classes: int,
     mean: Reduction = same,
 ) -> Tensor:
-    """Distance of the student's features from the ImageNet network's on thing classes (DAFormer, sec. 3.3).
+    """Compute the feature distance of the student to the ImageNet network on thing classes (DAFormer, sec. 3.3).
 
-    The L2 norm over channels, averaged over the masked cells; 0 (with zero gradient) where the mask is empty. The cells
-    are those of the whole batch, hence the reduction: ranks have different numbers of them.
+    The L2 norm over channels, averaged over the masked cells; 0 with zero gradient if the mask is empty. The mean is
+    over the cells of the whole batch, whose number differs between ranks, hence the reduction.
 
     Args:
-        student: [B, D, h, w], features that are trained.
+        student: [B, D, h, w], trained features.
         reference: [B, D, h, w], features of the frozen ImageNet network.
         label: uint8 [B, H, W], source labels; a cell is H // h by W // w pixels.
-        things: class ids that count.
-        min_ratio: the share of its cell's pixels that the commonest class needs for the cell to count (0.75).
-        num_classes: labels at or above it are "ignore", which can win a cell too and then leaves it out.
-        mean: takes a 0-dim tensor to its mean over ranks.
+        things: ids of the thing classes.
+        min_ratio: minimum share of a cell's pixels that its most frequent class must cover (0.75).
+        num_classes: labels >= it are "ignore"; a cell where "ignore" is the most frequent is left out.
+        mean: reduces a 0-dim tensor to its mean over ranks.
 
     Returns:
         float32, 0-dim.

@@ -20,10 +20,10 @@ def draw_block_mask(
     Args:
         batch: number of images B.
         size: (H, W) in pixels.
-        block: edge of a block in pixels; the grid is round(H / block) x round(W / block), at least 1 x 1.
-        ratio: expected share of hidden blocks, in [0, 1].
+        block: side of a block in pixels; the grid is round(H / block) x round(W / block), at least 1 x 1.
+        ratio: expected share of masked blocks, in [0, 1].
         generator: of `device`; None = that device's default generator.
-        device: where the mask is made.
+        device: of the mask.
 
     Returns:
         bool [B, 1, H, W], true = visible.
@@ -34,12 +34,12 @@ def draw_block_mask(
 
 
 def mask_image(image: Tensor, visible: Tensor, fill: Tensor) -> Tensor:
-    """Hide pixels behind one colour: with the mean colour they are 0 after normalisation, as in the papers.
+    """Fill masked pixels with one colour; the mean colour is 0 after normalisation, as in the papers.
 
     Args:
         image: [B, 3, H, W].
         visible: bool [B, 1, H, W].
-        fill: [3], colour of the hidden pixels in the image's own range.
+        fill: [3], colour of the masked pixels, in the image's range.
 
     Returns:
         [B, 3, H, W].

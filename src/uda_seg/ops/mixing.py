@@ -1,6 +1,6 @@
-"""Class mixing: half of the source's classes pasted over the target.
+"""Class mixing: half of the source's classes are pasted over the target.
 
-ClassMix, Olsson et al. 2021; across domains: DACS, Tranheden et al. 2021.
+ClassMix: Olsson et al. 2021; across domains: DACS, Tranheden et al. 2021.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from uda_seg.ops.reduction import Reduction, same
 
-LABEL_VALUES = 256  # a label is uint8: a table with 256 columns has an entry for every value it can take
+LABEL_VALUES = 256  # labels are uint8, so a table of 256 columns covers every value
 
 
 def draw_classes(
@@ -22,17 +22,17 @@ def draw_classes(
     generator: torch.Generator | None = None,
     maximum: Reduction = same,
 ) -> Tensor:
-    """Draw which classes of each source image are pasted: half of those present, rounded up.
+    """Draw the classes of each source image to paste: half of those present, rounded up.
 
     Args:
         label: uint8 [B, H, W], source train ids.
-        num_classes: labels at or above it (255 = ignore) are no class.
-        per: "image" draws from the classes of that very image, as DACS describes. "batch" is the quirk of the
-            released code of DAFormer and its heirs: every image draws from the labels of the whole batch, and
-            the ignore label counts as one, so that an image may give fewer than half of its own classes.
-            "image_and_ignore" is that of CorDA's: the image's own labels, the ignore label among them.
+        num_classes: labels >= it (255 = ignore) are not classes.
+        per: "image" draws from the classes of the image itself, as DACS describes. "batch" is a quirk of the released
+            code of DAFormer and its successors: every image draws from the labels of the whole batch, ignore among
+            them, so an image may give fewer than half of its own classes. "image_and_ignore" is that of CorDA's
+        code: the image's own labels, ignore among them.
         generator: of the label's device; None = that device's default generator.
-        maximum: takes a tensor to its maximum over the ranks, which share a whole batch.
+        maximum: reduces a tensor to its maximum over the ranks that share a batch.
 
     Returns:
         bool [B, 256], true where pixels of that label value are pasted.
@@ -47,13 +47,13 @@ def draw_classes(
         present[:, num_classes:] = False
     half = (present.sum(1, keepdim=True) + 1) // 2
     scores = torch.rand(present.shape, generator=generator, device=label.device)
-    # Absent labels score below every draw, so the first ranks are a uniform permutation of the present ones.
+    # Absent labels score below every draw, so the top-ranked labels are a uniform permutation of those present.
     rank = scores.masked_fill(~present, -1.0).argsort(1, descending=True).argsort(1)
     return rank < half
 
 
 def class_mask(label: Tensor, keep: Tensor) -> Tensor:
-    """Look every pixel's label up in the drawn table.
+    """Look up every pixel's label in the drawn table.
 
     Args:
         label: uint8 [B, H, W].

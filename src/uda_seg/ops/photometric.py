@@ -1,4 +1,4 @@
-"""How well one view explains another (Monodepth2, Godard et al., ICCV 2019, section 3)."""
+"""Photometric losses of self-supervised depth (Monodepth2, Godard et al., ICCV 2019, section 3)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def ssim_distance(x: Tensor, y: Tensor) -> Tensor:
-    """(1 - SSIM) / 2, clamped to [0, 1], of images [B, C, H, W] in [0, 1]: 3x3 averages, reflected border."""
+    """Compute (1 - SSIM) / 2, clamped to [0, 1], of images [B, C, H, W] in [0, 1]; 3x3 means, reflected border."""
     x, y = (F.pad(image, (1, 1, 1, 1), mode="reflect") for image in (x, y))
     mean_x, mean_y = F.avg_pool2d(x, 3, 1), F.avg_pool2d(y, 3, 1)
     variance_x = F.avg_pool2d(x * x, 3, 1) - mean_x**2
@@ -23,12 +23,12 @@ def ssim_distance(x: Tensor, y: Tensor) -> Tensor:
 
 
 def photometric_error(prediction: Tensor, target: Tensor, alpha: float = 0.85) -> Tensor:
-    """The error alpha (1 - SSIM) / 2 + (1 - alpha) |difference|, averaged over channels.
+    """Compute alpha (1 - SSIM) / 2 + (1 - alpha) |difference|, averaged over channels.
 
     Args:
         prediction: float32 [B, 3, H, W] in [0, 1].
         target: as `prediction`.
-        alpha: share of the structural term.
+        alpha: weight of the SSIM term.
 
     Returns:
         [B, 1, H, W].
@@ -38,17 +38,17 @@ def photometric_error(prediction: Tensor, target: Tensor, alpha: float = 0.85) -
 
 
 def least_error(warped: Sequence[Tensor], unwarped: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
-    """Per-pixel minimum over the other views, and where it lies in a warped one.
+    """Take the per-pixel minimum over the other views, with auto-masking.
 
-    A pixel that an unwarped view explains better (the scene moves with the camera, or has no texture) is masked: its
-    error has no gradient towards depth (auto-masking).
+    A pixel that an unwarped view explains better (it moves with the camera, or has no texture) is masked: its error has
+    no gradient with respect to depth.
 
     Args:
         warped: errors [B, 1, H, W], one per view.
-        unwarped: errors of the views as they are; empty switches auto-masking off.
+        unwarped: errors of the unwarped views; empty switches auto-masking off.
 
     Returns:
-        The minimum [B, 1, H, W], and a bool mask [B, 1, H, W], true where depth is learnt.
+        The minimum [B, 1, H, W], and a bool mask [B, 1, H, W], true where a warped view attains it.
     """
     errors = torch.cat([*unwarped, *warped], dim=1)
     least, which = errors.min(dim=1, keepdim=True)
@@ -56,11 +56,11 @@ def least_error(warped: Sequence[Tensor], unwarped: Sequence[Tensor] = ()) -> tu
 
 
 def smoothness(disparity: Tensor, image: Tensor) -> Tensor:
-    """Edge-aware |gradient of d*| exp(-|gradient of the image|), d* = d / mean d, averaged along both axes and added.
+    """Compute edge-aware smoothness |grad d*| exp(-|grad I|), d* = d / mean d, averaged per axis and summed.
 
     Args:
         disparity: [B, 1, H, W], positive.
-        image: [B, 3, H, W] in [0, 1], at the same size.
+        image: [B, 3, H, W] in [0, 1], of the same size.
 
     Returns:
         0-dim.

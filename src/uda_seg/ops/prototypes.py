@@ -12,11 +12,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ClassSums:
-    """Features summed by class; sums of images, batches and ranks add up, means do not.
+    """Features summed per class; unlike means, sums can be added over images, batches and ranks.
 
     Attributes:
         total: float32 [..., K, D].
-        count: float32 [..., K], how many pixels each class has.
+        count: float32 [..., K], number of pixels per class.
     """
 
     total: Tensor
@@ -29,24 +29,24 @@ class ClassSums:
 
     @property
     def present(self) -> Tensor:
-        """Bool [..., K], which classes have a pixel."""
+        """Classes with at least one pixel, bool [..., K]."""
         return self.count > 0
 
 
 def class_sums(features: Tensor, label: Tensor, num_classes: int) -> ClassSums:
-    """Sum the features of every class in every image, by one scatter: no loop over classes, no mask per class.
+    """Sum features per class and image by one scatter, without a loop over classes.
 
     Args:
-        features: [B, D, h, w]; gradients flow into them. Summed in float32.
-        label: uint8 [B, h, w] at the features' resolution; labels at or above `num_classes` belong to no class.
+        features: [B, D, h, w], differentiable; summed in float32.
+        label: uint8 [B, h, w] at the features' resolution; labels >= `num_classes` belong to no class.
         num_classes: K.
 
     Returns:
-        Sums over each image, [B, K, D] and [B, K].
+        Sums per image, [B, K, D] and [B, K].
     """
     batch, width = features.shape[:2]
     pixels = features.float().flatten(2).transpose(1, 2).reshape(-1, width)
-    rows = num_classes + 1  # the last one takes what has no class
+    rows = num_classes + 1  # the last row collects pixels without a class
     offset = rows * torch.arange(batch, device=label.device).unsqueeze(1)
     index = (label.flatten(1).clamp(max=num_classes).long() + offset).flatten()
     total = torch.zeros(batch * rows, width, device=features.device).index_add(0, index, pixels)
@@ -55,13 +55,13 @@ def class_sums(features: Tensor, label: Tensor, num_classes: int) -> ClassSums:
 
 
 def nearest(plane: Tensor, size: Sequence[int], exact: bool = True) -> Tensor:
-    """Sample a plane [B, H, W] (labels, weights) at another resolution (h, w): [B, h, w].
+    """Resample a plane [B, H, W] (labels, weights) to [B, h, w] by nearest neighbour.
 
     Args:
-        plane: what is sampled.
+        plane: labels or weights.
         size: (h, w).
-        exact: at the pixel centres; false: at the corners towards the first pixel, half a cell off, as PyTorch's older
-            `nearest` does, and with it the released BiCL.
+        exact: sample at cell centres ("nearest-exact"); false samples at the top-left corners, half a cell off, like
+            PyTorch's older "nearest" and hence the released BiCL.
     """
     if plane.shape[-2:] == tuple(size):
         return plane
@@ -70,7 +70,7 @@ def nearest(plane: Tensor, size: Sequence[int], exact: bool = True) -> Tensor:
 
 
 def crowding(prototypes: Tensor, present: Tensor) -> Tensor:
-    """Mean cosine between the prototypes [K, D], unit vectors, of different present classes [K]; NaN below two."""
+    """Average the cosine between unit prototypes [K, D] of different present classes [K]; NaN for fewer than two."""
     with torch.autocast(prototypes.device.type, enabled=False):
         cosine = prototypes @ prototypes.T
     pairs = (present.unsqueeze(0) & present.unsqueeze(1)).float().fill_diagonal_(0.0)

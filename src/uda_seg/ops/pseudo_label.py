@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class PseudoLabel(NamedTuple):
-    """A teacher's opinion of a batch.
+    """A teacher's prediction for a batch.
 
     Attributes:
         label: uint8 [B, H, W], the most probable class; not thresholded.
@@ -24,7 +24,7 @@ class PseudoLabel(NamedTuple):
 
 @torch.no_grad()
 def pseudo_label(logits: Tensor, threshold: float) -> PseudoLabel:
-    """Label a batch by the arg max of the softmax and weigh it by how often the softmax is sure.
+    """Label a batch by the arg max of the softmax and weight it by the share of confident pixels.
 
     Args:
         logits: [B, C, H, W], any float type; compared in float32 (bfloat16 is too coarse near 0.968).

@@ -1,4 +1,4 @@
-"""How a quantity of the whole batch is found where this process has a part of it."""
+"""Reductions of batch-level quantities over ranks."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ Reduction = Callable[[Tensor], Tensor]
 
 
 def same(value: Tensor) -> Tensor:
-    """The reduction over one rank."""
+    """Return the value as it is: the reduction over a single rank."""
     return value

@@ -1,4 +1,4 @@
-"""Which classes a network is still bad at, without target labels (T2S-DA's dynamic re-weighting)."""
+"""Class weights from per-class performance without target labels (T2S-DA's dynamic re-weighting)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def class_weights(score: Tensor, power: float) -> Tensor:
-    """w_c = ((1 - r_c) / max_j (1 - r_j))^power, in [0, 1]: the worst class has 1, and at power 0 all have.
+    """Compute w_c = ((1 - r_c) / max_j (1 - r_j))^power in [0, 1]: 1 for the worst class, and for all at power 0.
 
     Args:
-        score: float32 [K], r_c in [0, 1], how well each class does.
+        score: float32 [K], r_c in [0, 1], the performance of each class.
         power: beta.
     """
     lack = (1.0 - score).clamp_min(1e-6)
@@ -18,7 +18,7 @@ def class_weights(score: Tensor, power: float) -> Tensor:
 
 
 def confidence_by_class(logits: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Largest softmax values of logits [B, K, h, w], summed over the pixels predicted as each class, and their number.
+    """Sum the largest softmax values of logits [B, K, h, w] per predicted class, and count the pixels.
 
     Returns:
         Two float32 [K].
@@ -28,7 +28,7 @@ def confidence_by_class(logits: Tensor, num_classes: int) -> tuple[Tensor, Tenso
 
 
 def overlap_by_class(logits: Tensor, label: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Intersection and union of the prediction of logits [B, K, h, w] and label uint8 [B, h, w], each float32 [K]."""
+    """Count intersection and union of predictions [B, K, h, w] (logits) and label uint8 [B, h, w], each float32 [K]."""
     valid = (label < num_classes).float()
     predicted, true = logits.argmax(1), label.clamp(max=num_classes - 1).long()
     both = _by_class(true, valid * (predicted == true), num_classes)
@@ -36,7 +36,7 @@ def overlap_by_class(logits: Tensor, label: Tensor, num_classes: int) -> tuple[T
 
 
 def share_by_class(label: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Pixels of each class in label uint8 [B, h, w], and of all classes, each float32 [K]."""
+    """Count the pixels of each class in label uint8 [B, h, w], and of all classes, each float32 [K]."""
     valid = (label < num_classes).float()
     count = _by_class(label.clamp(max=num_classes - 1).long(), valid, num_classes)
     return count, count.sum().expand(num_classes)

@@ -1,16 +1,16 @@
-"""The learning rate over training."""
+"""Learning-rate schedule."""
 
 from __future__ import annotations
 
 
 def warmup_poly(step: int, steps: int, warmup_steps: int, power: float = 1.0, warmup_ratio: float = 1e-6) -> float:
-    """Factor on the base learning rate: polynomial decay to 0, times a linear warm-up (DAFormer's schedule).
+    """Compute the factor on the base learning rate: polynomial decay to 0 times a linear warm-up (DAFormer).
 
     (1 - t/T)^power * [1 - (1 - t/W)(1 - ratio)  while t < W].
 
     Args:
         step: t, 0-based.
-        steps: T, the length of training; from there on the factor is 0.
+        steps: T, the length of training; beyond it the factor is 0.
         warmup_steps: W; 0 = none.
         power: of the decay.
         warmup_ratio: the warm-up's factor at step 0.
