@@ -5,10 +5,13 @@ A damage is `silent` where a format with checksums did not show it, `unnoticed` 
 
 from __future__ import annotations
 
+import copy
 import csv
 import functools
 import hashlib
 import json
+import os
+import re
 import shutil
 import zipfile
 import zlib
@@ -21,12 +24,14 @@ import safetensors.torch
 import torch
 from scipy.io import savemat
 
-from damage import ANEW, Reader, try_out
+from command_line import configured, small_run
+from damage import ANEW, Reader, time_limit, try_out
 from data.trees import blocks, image_of, save, save_palette, sequence_tree, streets_tree
-from uda_seg import jobs
+from uda_seg import evaluate, jobs, predict, train
 from uda_seg.callbacks.checkpoint import AtomicCheckpointIO
 from uda_seg.callbacks.csv_log import CSVLog
 from uda_seg.data.archives import list_members, unpack
+from uda_seg.data.check import check_domain, to_text
 from uda_seg.data.class_files import read_class_file
 from uda_seg.data.custom import CustomClasses
 from uda_seg.data.custom import described as class_set_of
@@ -44,12 +49,15 @@ from uda_seg.data.shards import ShardDataset, pack
 from uda_seg.data.specs import SPECS
 from uda_seg.data.statistics import class_statistics, save_statistics
 from uda_seg.data.stream import SampleReader
+from uda_seg.errors import UserError
+from uda_seg.files import write_text
 from uda_seg.models.small import ResidualEncoder
 from uda_seg.models.text import load_text, save_text
 from uda_seg.models.weights import load_encoder
 from uda_seg.records import read_metrics, read_record
-from uda_seg.runs import read_checkpoint
+from uda_seg.runs import load_trained, load_weights, read_checkpoint
 from uda_seg.search import open_study
+from uda_seg.sweep import write_table
 
 SIZE = (16, 24)
 
@@ -371,3 +379,214 @@ def test_what_is_damaged_is_refused_in_a_line(name, tmp_path, monkeypatch, recor
 @pytest.mark.parametrize("name", READERS)
 def test_thousands_of_damages_are_refused_in_a_line(name, tmp_path, monkeypatch, record_property):
     bears(name, range(180), tmp_path, monkeypatch, record_property)
+
+
+# ---------------------------------------------------------------------- sound archives with the wrong content
+
+
+def flipped_inside(path: Path, name: str) -> None:
+    """Flip two bits of a tensor, as a disk does: no table of contents is touched."""
+    with zipfile.ZipFile(path) as archive:
+        member = next(info for info in archive.infolist() if info.filename.endswith(name))
+    content = bytearray(path.read_bytes())
+    start = member.header_offset + 30
+    lengths = int.from_bytes(content[start - 4 : start - 2], "little") + int.from_bytes(
+        content[start - 2 : start], "little"
+    )
+    content[start + lengths + 1] ^= 0x40
+    content[start + lengths + 9] ^= 0x40
+    path.write_bytes(bytes(content))
+
+
+@pytest.fixture
+def run(camvid, tmp_path) -> Path:
+    """The folder of a run of three of four steps."""
+    overrides = ("method=dacs", "steps=4", "callbacks.checkpoints=4", "trainer.max_steps=3")
+    train.train(configured(*small_run(camvid), *overrides), tmp_path / "run")
+    return tmp_path / "run"
+
+
+def resumed(camvid: Path, folder: Path, how: str = "last") -> None:
+    overrides = ("method=dacs", "steps=4", "callbacks.checkpoints=4", f"resume={how}")
+    train.train(configured(*small_run(camvid), *overrides), folder)
+
+
+def test_two_flipped_bits_of_a_tensor_are_seen_by_all_who_read_it(cli, run, camvid, tmp_path, caplog):
+    whole = tmp_path / "whole"
+    shutil.copytree(run, whole)
+    resumed(camvid, whole)
+    last = run / "checkpoints" / "last.ckpt"
+    flipped_inside(last, "/data/0")
+    torch.load(last, weights_only=True)  # says nothing
+    for main, more in ((evaluate.main, ()), (predict.main, (f"input={camvid}/val", "output=out"))):
+        assert re.search(
+            r"last\.ckpt is damaged: .*; take another checkpoint of the run",
+            cli(main, f"checkpoint={last}", *more).error,
+        )
+    with pytest.raises(UserError, match=r"last\.ckpt is damaged: Bad CRC-32 for file"):
+        resumed(camvid, run, str(last))
+    resumed(camvid, run)
+    assert "last.ckpt is damaged" in caplog.text
+    assert "trying the one before" in caplog.text
+    states = [torch.load(f / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for f in (whole, run)]
+    assert all(torch.equal(states[0][name], tensor) for name, tensor in states[1].items())
+
+
+def other_weight(change):
+    def damage(content: dict) -> None:
+        name = next(n for n, t in content["state_dict"].items() if n.startswith("segmentor.") and t.dim() == 4)
+        content["state_dict"][name] = change(content["state_dict"][name])
+
+    return damage
+
+
+def said(key: str, value: object):
+    return lambda content: content["uda_seg"].__setitem__(key, value)
+
+
+NONSENSE = {
+    "text for a weight": (other_weight(lambda t: "weights"), "is a str, not a tensor"),
+    "NaN": (other_weight(lambda t: t * torch.nan), "is not finite"),
+    "one infinite value": (other_weight(lambda t: t.index_fill(0, torch.tensor([0]), torch.inf)), "is not finite"),
+    "int8": (other_weight(lambda t: t.to(torch.int8)), "holds torch.int8, not torch.float32"),
+    "complex": (other_weight(lambda t: t.to(torch.complex64)), "holds torch.complex64"),
+    "no memory": (other_weight(lambda t: t.to("meta")), "is not a plain tensor in memory"),
+    "sparse": (other_weight(lambda t: t.to_sparse()), "is not a plain tensor in memory"),
+    "another shape": (other_weight(lambda t: t[:1]), "does not match|does not fit"),
+    "huge and empty": (other_weight(lambda t: torch.zeros(1).expand(10**15)), "does not match|does not fit"),
+    "no weights": (lambda c: c["state_dict"].clear(), "does not match|does not fit"),
+    "numbered weights": (
+        lambda c: c["state_dict"].__setitem__(3, torch.zeros(1)),
+        "the weight 3 is missing or nonsense",
+    ),
+    "weights in a list": (lambda c: c.__setitem__("state_dict", []), "is no checkpoint of uda_seg"),
+    "choices in a list": (said("choices", ["method"]), "choices is missing or nonsense"),
+    "a choice that is a number": (said("choices", {"method": 3}), "choices is missing or nonsense"),
+    "overrides as text": (said("overrides", "steps=3"), "overrides is missing or nonsense"),
+    "numbers for overrides": (said("overrides", [3]), "overrides is missing or nonsense"),
+    "no classes": (lambda c: c["uda_seg"].pop("classes"), "classes is missing or nonsense"),
+    "options as text": (said("options", "none"), "options is missing or nonsense"),
+    "images as text": (said("source_images", "8"), "source_images is missing or nonsense"),
+    "half a step": (lambda c: c.__setitem__("global_step", 0.5), "global_step is missing or nonsense"),
+    "another version": (said("format", 99), "was written by a newer version"),
+}
+
+
+@pytest.fixture(scope="module")
+def sound(camvid, tmp_path_factory):
+    """A checkpoint's content, and an untrained module of the same network."""
+    folder = tmp_path_factory.mktemp("sound")
+    config = configured(*small_run(camvid), "method=dacs", "steps=1", "callbacks.checkpoints=1")
+    train.train(config, folder)
+    module = train.build_module(config, train.build_data(config))
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True), module
+
+
+@pytest.mark.parametrize("name", NONSENSE)
+def test_nonsense_in_a_sound_checkpoint_is_refused_by_all_who_read_it(sound, tmp_path, name):
+    change, expected = NONSENSE[name]
+    content, module = sound
+    content = {**content, "state_dict": dict(content["state_dict"]), "uda_seg": dict(content["uda_seg"])}
+    change(content)
+    path = tmp_path / "last.ckpt"
+    torch.save(content, path)
+    for read in (lambda: load_trained(module, read_checkpoint(path), path), lambda: load_weights(module, path)):
+        with time_limit(20), pytest.raises(UserError, match=expected) as caught:
+            read()
+        assert "\n" not in str(caught.value)
+        assert str(path) in str(caught.value)
+
+
+def first_state(content: dict) -> dict:
+    return content["optimizer_states"][0]["state"][0]
+
+
+PROGRESS = {
+    "no optimiser": lambda c: c.pop("optimizer_states"),
+    "an optimiser as text": lambda c: c.__setitem__("optimizer_states", ["adam"]),
+    "groups as text": lambda c: c["optimizer_states"][0].__setitem__("param_groups", "all"),
+    "a moment of NaN": lambda c: first_state(c)["exp_avg"].fill_(torch.nan),
+    "a moment of another shape": lambda c: first_state(c).__setitem__("exp_avg_sq", torch.zeros(7)),
+    "a moment that is text": lambda c: first_state(c).__setitem__("exp_avg", "zero"),
+    "no moment": lambda c: first_state(c).pop("exp_avg"),
+    "loops as text": lambda c: c.__setitem__("loops", {"fit_loop": "done"}),
+    "no progress": lambda c: c["loops"]["fit_loop"].pop("epoch_loop.batch_progress"),
+    "progress as text": lambda c: c["loops"]["fit_loop"].__setitem__("epoch_progress", {"total": "all"}),
+    "callbacks in a list": lambda c: c.__setitem__("callbacks", []),
+    "a callback's number as text": lambda c: c["callbacks"]["Checkpoints"].__setitem__("source_images", "8"),
+    "no update count": lambda c: c["state_dict"].pop("teacher.update_count"),
+    "a list for the version": lambda c: c.__setitem__("pytorch-lightning_version", []),
+    "no version": lambda c: c.pop("pytorch-lightning_version"),
+}
+
+
+def test_nonsense_in_what_a_run_goes_on_from_is_refused(run, camvid):
+    last = run / "checkpoints" / "last.ckpt"
+    sound = torch.load(last, weights_only=True)
+    for name, change in PROGRESS.items():
+        content = copy.deepcopy(sound)
+        change(content)
+        torch.save(content, last)
+        with time_limit(60), pytest.raises(UserError) as caught:
+            resumed(camvid, run, str(last))
+        assert "\n" not in str(caught.value), name
+        assert "damaged" in str(caught.value), f"{name}: {caught.value}"
+
+
+def test_a_damaged_record_or_result_of_one_run_does_not_cost_the_table(cli, camvid, tmp_path):
+    sweep = (*small_run(camvid, steps=1), "method=source_only", "callbacks.checkpoints=1", "hydra.sweep.dir=sweep")
+    assert cli(train.main, "-m", *sweep, "seed=0,1,2").code == 0
+    results = sorted((tmp_path / "sweep").rglob("metrics.json"))
+    assert len(results) == 3
+    results[0].write_text('{"step": ')
+    (results[1].parent / "run.yaml").write_bytes(b"\xff\xfe")
+    finished = cli(train.main, "-m", *sweep, "seed=0,1,2")
+    assert "2 job(s) failed" in finished.error
+    assert "seed2" not in finished.error
+    assert runs_in(tmp_path / "sweep" / "table.csv") == ["1"]
+    write_table([jobs.Outcome(str(path.parent), str(tmp_path / "sweep"), 0.5, None) for path in results])
+    assert runs_in(tmp_path / "sweep" / "table.csv") == ["2"]
+
+
+def runs_in(table: Path) -> list[str]:
+    with table.open(newline="") as file:
+        return [row["runs"] for row in csv.DictReader(file)]
+
+
+def test_a_damaged_log_is_set_aside_and_goes_on(tmp_path, caplog):
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(
+        b"step,name,value\r\n1,loss,0.1\r\n2,lo\xff\xfes,0.2\r\n2,lr,x\r\n2,loss,0.2\r\n1,loss,0.1\r\n3,lo"
+    )
+    rows = log_goes_on(path)
+    assert rows == [["step", "name", "value"], ["1", "loss", "0.1"], ["2", "loss", "0.2"], ["3", "loss", "0.3"]]
+    assert "metrics.csv.damaged" in caplog.text
+    assert (tmp_path / "metrics.csv.damaged").read_bytes().endswith(b"3,lo")
+
+
+def test_archives_without_checksums_and_of_other_names_are_read(tmp_path, caplog):
+    """PyTorch can leave checksums out, dates are no digests, and a resumed name may be anything."""
+    state = encoder().state_dict()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(state, tmp_path / "unsummed.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    torch.save(state, tmp_path / "net-20240131.pth", _use_new_zipfile_serialization=False)
+    with caplog.at_level("INFO"):
+        for name in ("unsummed.pth", "net-20240131.pth"):
+            caplog.clear()
+            assert of_encoder(tmp_path / name).keys() == state.keys()
+            assert f"{name} has no checksums: damage inside a tensor would not be seen" in caplog.text
+
+
+def test_files_whose_names_are_no_utf8_are_read_and_told(tmp_path):
+    root = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    streets_tree(tmp_path / "tree", 2, SIZE).rename(root)
+    data = SegmentationDataset(SPECS["streets"], root, "train", CITYSCAPES, labeled=False)
+    report = check_domain(data, "data.source", tmp_path / "cache", labels="needed")
+    assert not report.damaged
+    (root / "image" / "000001.png").write_bytes(b"x")
+    report = check_domain(data, "data.source", tmp_path / "cache", labels="needed")
+    write_text(tmp_path / "problems.txt", to_text(report.problems))
+    assert r"caf\udce9/image/000001.png" in (tmp_path / "problems.txt").read_text()

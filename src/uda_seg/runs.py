@@ -224,6 +224,10 @@ def check_same(module: UDAModule, path: Path, config: Config) -> None:
                 f"{path} was trained with method.{name}={theirs}, this run has {mine[name]}: "
                 "resume with the same method= and options"
             )
+    if not re.match(r"\d+\.\d+", str(content.get("pytorch-lightning_version"))):
+        raise Damaged(
+            f"{path} is damaged, Lightning's version is missing or nonsense: take another checkpoint of the run"
+        )
     check_tensors(content["state_dict"], module.state_dict(), path)
     networks = ("segmentor.", "teacher.network.")
     wanted = {n: t.shape for n, t in module.state_dict().items() if n.startswith(networks)}
