@@ -1,9 +1,8 @@
-"""`model.compile=true`: the network's parts through `torch.compile`, in place, so that its state keeps its names.
+"""`model.compile=true`: compile the network's parts in place with `torch.compile`; names in the state dict stay.
 
-What runs in every step is compiled: the encoder and the heads' methods, each as one graph. The sizes of a step are few
-(crops, HRDA's two resolutions, the teacher's sliding windows), so each gets a graph of its own, and none has to be
-general. What runs between steps, validation above all, runs as it is written: there every image size would have
-to be compiled for a few images.
+The encoder and the heads' methods, which run in every step, are compiled as one graph each. A step has few input sizes
+(crops, HRDA's two resolutions, the teacher's sliding windows), so every size gets a static graph. Validation and all
+else between steps runs eagerly, because it would compile every image size for a few images.
 """
 
 from __future__ import annotations
@@ -17,19 +16,19 @@ from torch import nn
 from uda_seg.errors import UserError
 from uda_seg.models.segmentor import Backend, Head, Segmentor
 
-# Graphs of one piece of code: sizes times batch-norm modes times what the student and the teacher differ in.
+# Limit of graphs per code object: sizes x batch-norm modes x differences between student and teacher.
 GRAPHS = 64
 
 
 def check_compiler(backend: Backend, device: torch.device) -> None:
-    """Compile a sum, before minutes of work rest on it.
+    """Compile a trivial function, to find a missing compiler before minutes of work.
 
     Raises:
-        UserError: it cannot be done here: no C++ compiler for a CPU, no Triton for a GPU.
+        UserError: compilation fails: no C++ compiler for a CPU, no Triton for a GPU.
     """
     try:
         torch.compile(_sum, backend=backend)(torch.zeros(8, device=device))
-    except Exception as error:  # of many kinds, most of them private
+    except Exception as error:  # of many types, most of them private
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(
             f"model.compile=true: {backend} does not work on this machine ({reason}): install g++ (CPU) or "
@@ -42,10 +41,10 @@ def _sum(x: torch.Tensor) -> torch.Tensor:
 
 
 def compile_network(network: Segmentor) -> None:
-    """Compile a segmentor's parts in place, if it is to be; copies that are made of it later are not compiled.
+    """Compile a segmentor's parts in place if its `compile` is set; later copies are not compiled.
 
     Args:
-        network: with all of its heads attached.
+        network: a segmentor with all heads attached.
     """
     if network.backend is None:
         return
@@ -59,18 +58,18 @@ def compile_network(network: Segmentor) -> None:
 
 
 def compile_module(module: nn.Module, backend: Backend) -> None:
-    """Compile a module's `forward` in place, a graph for each size."""
+    """Compile a module's `forward` in place, one graph per input size."""
     from torch import _dynamo
 
     _dynamo.config.recompile_limit = max(GRAPHS, _dynamo.config.recompile_limit)
-    # It would cut graphs where DDP all-reduces during the backward pass; ours does so once, after it.
+    # This option splits graphs where DDP all-reduces during the backward pass; we all-reduce once, after it.
     _dynamo.config.optimize_ddp = False
     module.compile(backend=backend, dynamic=False)
 
 
 @contextmanager
 def as_written(network: Segmentor) -> Iterator[None]:
-    """Within the block nothing is compiled and nothing compiled runs."""
+    """Run everything within the block eagerly, without compiling."""
     if network.backend is None:
         yield
         return

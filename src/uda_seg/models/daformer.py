@@ -20,8 +20,8 @@ class DAFormerHead(Head):
         channels: channels of the encoder's stages.
         num_classes: C.
         width: channels of each embedding, of each ASPP branch and of the fused map.
-        dilations: one ASPP branch each; 1 is a plain 1x1 convolution. No image pooling.
-        dropout: of whole channels, before the classifier.
+        dilations: one per ASPP branch; 1 means a 1x1 convolution. No image pooling.
+        dropout: of channels, before the classifier.
     """
 
     def __init__(
@@ -41,14 +41,14 @@ class DAFormerHead(Head):
         self.conv_seg = classifier(width, num_classes)
 
     def fuse(self, stages: list[Tensor]) -> Tensor:
-        """Stages -> [B, width, h, w] at the finest stage's resolution."""
+        """Fuse the stages into [B, width, h, w] at the finest stage's resolution."""
         size = stages[0].shape[-2:]
         embedded = [resize(embed(x), size) for embed, x in zip(self.embed_layers, stages, strict=True)]
         fused: Tensor = self.fuse_layer(torch.cat(embedded, dim=1))
         return fused
 
     def classify(self, fused: Tensor) -> Tensor:
-        """[B, width, h, w] -> logits [B, C, h, w]."""
+        """Map the fused map [B, width, h, w] to logits [B, C, h, w]."""
         logits: Tensor = self.conv_seg(self.dropout(fused))
         return logits
 
@@ -105,7 +105,7 @@ class SeparableASPP(nn.Module):
 
 
 def classifier(inputs: int, num_classes: int) -> nn.Conv2d:
-    """A 1x1 convolution to logits that starts near zero: weights N(0, 0.01), bias 0."""
+    """Build a 1x1 convolution to logits, initialised with weights N(0, 0.01) and bias 0."""
     conv = nn.Conv2d(inputs, num_classes, 1)
     nn.init.normal_(conv.weight, std=0.01)
     nn.init.zeros_(conv.bias)  # type: ignore[arg-type]

@@ -17,18 +17,18 @@ EXPANSION = 4
 
 
 class ResNet101(Encoder):
-    """ResNet-101 whose last two stages dilate instead of striding: maps at strides 4, 8, 8, 8.
+    """ResNet-101 with dilation instead of stride in the last two stages: maps at strides 4, 8, 8, 8.
 
     Args:
-        stem: "caffe" is one 7x7 convolution, and with it a max-pool that rounds up and strides on the first
-            1x1 convolution of a block (the papers' DeepLab-V2); "v1c" is three 3x3 convolutions, and with it
-            strides on the 3x3 convolution and half the dilation in the first block of a dilated stage.
-        blocks: bottlenecks of each stage, if not ResNet-101's.
+        stem: "caffe" (the papers' DeepLab-V2) has one 7x7 convolution, a max-pool with ceil mode, and the stride of a
+            block on its first 1x1 convolution; "v1c" has three 3x3 convolutions, the stride on the 3x3 convolution, and
+            half the dilation in the first block of a dilated stage.
+        blocks: bottlenecks per stage; default: ResNet-101's.
         width: channels of the first stage's 3x3 convolutions.
-        freeze_norm: batch norm's scale and shift are not trained; its running statistics still move.
+        freeze_norm: do not train batch norm's scale and shift; its running statistics are still updated.
         weights: a file of ImageNet or COCO weights, or None for a random start. The papers' DeepLab-V2 starts from
-            `DeepLab_resnet_pretrained_init-f81d91e8.pth` (ImageNet) or `resnet101COCO-41f33a49.pth`, both in Caffe's
-            form.
+            `DeepLab_resnet_pretrained_init-f81d91e8.pth` (ImageNet) or `resnet101COCO-41f33a49.pth`, both in the Caffe
+            layout.
         allow_missing: names of tensors or modules that the file may lack.
     """
 
@@ -74,7 +74,7 @@ class ResNet101(Encoder):
             load_encoder(self, weights, allow_missing)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Normalised images [B, 3, H, W] -> the maps of the four layers."""
+        """Encode normalised images [B, 3, H, W] into the maps of the four stages."""
         x = self.stem(x) if hasattr(self, "stem") else self.relu(self.bn1(self.conv1(x)))
         x = self.maxpool(x)
         maps = []
@@ -114,15 +114,15 @@ class Bottleneck(nn.Module):
 
 
 class DeepLabV2Head(Head):
-    """The classifier of DeepLab-V2 on the last stage: dilated 3x3 convolutions whose logits are summed.
+    """The DeepLab-V2 classifier on the last stage: dilated 3x3 convolutions whose logits are summed.
 
-    Its fused map is the last stage itself.
+    The fused map is the last stage itself.
 
     Args:
         channels: channels of the encoder's stages.
         num_classes: C.
-        dilations: one convolution each. The papers say (6, 12, 18, 24); CorDA's released code returns from
-            inside its loop and so uses (6, 12) alone.
+        dilations: one per convolution: (6, 12, 18, 24) in the papers; CorDA's released code returns from inside its
+            loop and uses only (6, 12).
     """
 
     def __init__(self, channels: Sequence[int], num_classes: int, dilations: Dilations = (6, 12, 18, 24)) -> None:
@@ -137,15 +137,15 @@ class DeepLabV2Head(Head):
                 nn.init.normal_(module.weight, std=0.01)
 
     def fuse(self, stages: list[Tensor]) -> Tensor:
-        """Stages -> the last one, [B, channels[-1], h, w]."""
+        """Return the last stage, [B, channels[-1], h, w]."""
         return stages[-1]
 
     def branches(self, fused: Tensor) -> Tensor:
-        """[B, channels[-1], h, w] -> the logits of every dilation, [B, dilations, C, h, w]."""
+        """Compute the logits of every dilation, [B, dilations, C, h, w], from [B, channels[-1], h, w]."""
         return torch.stack([conv(fused) for conv in self.conv2d_list], dim=1)
 
     def classify(self, fused: Tensor) -> Tensor:
-        """[B, channels[-1], h, w] -> logits [B, C, h, w]."""
+        """Map the last stage [B, channels[-1], h, w] to logits [B, C, h, w]."""
         return self.branches(fused).sum(dim=1)
 
 

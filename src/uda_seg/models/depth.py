@@ -1,4 +1,4 @@
-"""Networks of self-supervised depth: a U-shaped disparity decoder and the camera's motion between two frames.
+"""Networks for self-supervised depth: a U-Net disparity decoder and a pose network.
 
 After Monodepth2 (Godard et al., ICCV 2019), on any encoder of this package.
 """
@@ -16,18 +16,17 @@ from uda_seg.models.segmentor import Encoder, Head
 
 
 class DepthHead(Head):
-    """Encoder stages -> sigmoid disparity, as the segmentor's only head.
+    """A decoder of encoder stages to sigmoid disparity, used as the segmentor's only head.
 
-    Coarse to fine, each level is a convolution, a step up and a convolution over that and the encoder's stage; two more
-    levels without a stage lead to full resolution.
+    From coarse to fine, each level applies a convolution, up-sampling, and a convolution over the result and the
+    encoder's stage; two more levels without a skip connection lead to full resolution.
 
     Args:
         channels: channels of the encoder's stages.
-        num_classes: 1; what the segmentor hands every head.
-        widths: channels of the decoder at full resolution and each level below, finest first: one more than the levels
-            above stride 4, and one for each stage but the coarsest.
-        start: disparity that an untrained network gives everywhere. Monodepth2's 0.5 is a fifth of a unit away; 0.05,
-            two units, is nearer to what a street camera sees, and training starts in reach of the right match.
+        num_classes: 1; an argument of every head.
+        widths: channels of the decoder at full resolution and each level below, finest first.
+        start: disparity that an untrained network predicts everywhere. Monodepth2's 0.5 is a depth of a fifth of a
+            unit; 0.05, two units, is closer to street scenes, so training starts within reach of the right match.
     """
 
     def __init__(
@@ -38,7 +37,7 @@ class DepthHead(Head):
         start: float = 0.05,
     ) -> None:
         super().__init__()
-        levels = [*reversed(channels[:-1]), 0, 0]  # what each level takes from the encoder, coarse to fine
+        levels = [*reversed(channels[:-1]), 0, 0]  # channels of each level's skip connection, coarse to fine
         outputs = [widths[min(len(levels) - 1 - i, len(widths) - 1)] for i in range(len(levels))]
         inputs = [channels[-1], *outputs[:-1]]
         self.width = outputs[-1]
@@ -52,7 +51,7 @@ class DepthHead(Head):
             nn.init.constant_(conv.bias, math.log(start / (1 - start)))
 
     def maps(self, stages: list[Tensor]) -> list[Tensor]:
-        """The decoder's features at every level, finest first, the finest at full resolution."""
+        """Compute the decoder's features at every level, finest first, the finest at full resolution."""
         skips: list[Tensor | None] = [*reversed(stages[:-1]), None, None]
         x, found = stages[-1], []
         for before, after, skip in zip(self.before, self.after, skips, strict=True):
@@ -64,20 +63,20 @@ class DepthHead(Head):
         return found[::-1]
 
     def fuse(self, stages: list[Tensor]) -> Tensor:
-        """Stages -> features [B, D, H, W]."""
+        """Decode the stages into features [B, D, H, W]."""
         return self.maps(stages)[0]
 
     def classify(self, fused: Tensor) -> Tensor:
-        """[B, D, H, W] -> disparity [B, 1, H, W] in [0, 1]."""
+        """Map features [B, D, H, W] to disparity [B, 1, H, W] in [0, 1]."""
         return self._disparity(fused, -1)
 
     def disparities(self, stages: list[Tensor], scales: int) -> list[Tensor]:
-        """Disparity in [0, 1] at the `scales` finest levels, finest first, [B, 1, H / 2^s, W / 2^s]."""
+        """Predict disparity in [0, 1] at the `scales` finest levels, finest first, [B, 1, H / 2^s, W / 2^s]."""
         maps = self.maps(stages)[:scales]
         return [self._disparity(features, -1 - i) for i, features in enumerate(maps)]
 
     def _disparity(self, features: Tensor, level: int) -> Tensor:
-        with torch.autocast(features.device.type, enabled=False):  # bfloat16 has two digits for distances
+        with torch.autocast(features.device.type, enabled=False):  # bfloat16 has only two significant digits
             return torch.sigmoid(self.disparity[level](F.pad(features.float(), (1, 1, 1, 1), mode="reflect")))
 
 
@@ -94,11 +93,11 @@ class ReflectConv(nn.Module):
 
 
 class PoseNetwork(nn.Module):
-    """The camera's motion between two frames, from an encoder that sees both at once.
+    """Camera motion between two frames, from an encoder of both images stacked.
 
     Args:
-        encoder: its first convolution is widened to two stacked images, its weights tiled and halved.
-        width: channels of the three convolutions behind it.
+        encoder: its first convolution is widened to two stacked images; weights are tiled and halved.
+        width: channels of the three convolutions after the encoder.
     """
 
     def __init__(self, encoder: Encoder, width: int = 256) -> None:
@@ -110,7 +109,7 @@ class PoseNetwork(nn.Module):
         self.motion = nn.Conv2d(width, 6, 1)
 
     def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised frames [B, 3, H, W] in the order of time -> axis-angle [B, 3] and translation [B, 3]."""
+        """Predict axis-angle [B, 3] and translation [B, 3] between consecutive normalised frames [B, 3, H, W]."""
         x = F.relu(self.squeeze(self.encoder(torch.cat([first, second], dim=1))[-1]))
         for conv in self.mix:
             x = F.relu(conv(x))
@@ -119,7 +118,7 @@ class PoseNetwork(nn.Module):
 
 
 def widen_input(encoder: nn.Module, images: int) -> None:
-    """Let the first convolution take several stacked images, and give for equal ones what it gave for one."""
+    """Widen the first convolution to several stacked images; for equal images its output stays the same."""
     for module in encoder.modules():
         for name, conv in module.named_children():
             if isinstance(conv, nn.Conv2d) and conv.in_channels == 3:

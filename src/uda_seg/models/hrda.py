@@ -1,7 +1,7 @@
 """HRDA: context at low and detail at high resolution, with a learnt scale attention (Hoyer et al., ECCV 2022).
 
-One encoder and one decoder see the whole image at half of its resolution and, of a part of it, every pixel. The
-attention, read off the low resolution, says class by class and place by place which of the two to believe.
+One encoder and one decoder process the whole image at half resolution and a window of it at full resolution. The
+attention, predicted from the low resolution, weights the two per class and position.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Box:
-    """A window of an image of `size` (H, W), all in pixels."""
+    """A window of an image of `size` (H, W); all values in pixels."""
 
     top: int
     left: int
@@ -47,19 +47,19 @@ class Box:
     size: Size
 
     def at(self, size: Sequence[int]) -> tuple[slice, slice]:
-        """The rows and columns that the box covers of a map of the whole image with another size (h, w).
+        """Return the rows and columns that the box covers in a map (h, w) of the whole image.
 
-        Boxes that touch in the image touch in the map, whatever does not divide.
+        Boxes adjacent in the image are adjacent in the map, even where sizes are not divisible.
         """
         rows = _cells(self.top, self.height, self.size[0], size[0])
         return rows, _cells(self.left, self.width, self.size[1], size[1])
 
     def cut(self, image: Tensor) -> Tensor:
-        """The box's part of [..., h, w] of any resolution."""
+        """Crop the box from a map [..., h, w] of any resolution."""
         return image[(..., *self.at(image.shape[-2:]))]
 
     def place(self, part: Tensor, size: Sequence[int]) -> Tensor:
-        """A map [B, C, h, w] of the box in a map of the whole image [B, C, *size], zero around it."""
+        """Place a map [B, C, h, w] of the box into a zero map of the whole image [B, C, *size]."""
         rows, columns = self.at(size)
         part = resize(part, (rows.stop - rows.start, columns.stop - columns.start))
         return F.pad(part, (columns.start, size[1] - columns.stop, rows.start, size[0] - rows.stop))
@@ -71,14 +71,14 @@ def _cells(start: int, length: int, pixels: int, cells: int) -> slice:
 
 
 def draw_box(size: Size, detail: Size, multiple: int, offsets: Literal["all", "released"] = "all") -> Box:
-    """A random window, the same for a whole batch, from PyTorch's generator on the CPU.
+    """Draw a random window, shared by the batch, with PyTorch's CPU generator.
 
     Args:
         size: (H, W) of the image.
         detail: (h, w) of the window; clipped to the image.
-        multiple: of what its corner is in pixels, so that it lies on the cells of the low resolution.
-        offsets: `all` that leave it inside; `released` stops one short of the last where that is a multiple: of 1024
-            pixels and 512, 504.
+        multiple: corner coordinates are multiples of it in pixels, so that windows align with low-resolution cells.
+        offsets: `all` valid ones; `released` leaves out the last if it is a multiple: at most 504 for a window of 512
+            in 1024 pixels.
     """
 
     def draw(whole: int, part: int) -> int:
@@ -90,7 +90,7 @@ def draw_box(size: Size, detail: Size, multiple: int, offsets: Literal["all", "r
 
 
 def blend(context: Tensor, detail: Tensor, attention: Tensor) -> Tensor:
-    """Z = up((1 - A) Z_LR) + up(A) Z_HR (section 3.3); the context is attenuated before it is up-sampled.
+    """Z = up((1 - A) Z_LR) + up(A) Z_HR (section 3.3); the context is attenuated before up-sampling.
 
     Args:
         context: Z_LR, float32 [B, C, h, w].
@@ -105,13 +105,13 @@ def blend(context: Tensor, detail: Tensor, attention: Tensor) -> Tensor:
 
 
 class ScaleAttention(DAFormerHead):
-    """A small DAFormer head whose fusion is one 1x1 convolution: stages -> logits of the attention.
+    """A small DAFormer head with a 1x1 convolution as fusion: stages -> logits of the attention.
 
     Args:
         channels: channels of the encoder's stages.
-        outputs: one for each class, or 1.
+        outputs: number of classes, or 1.
         width: channels of each embedding and of the fused map.
-        dropout: of whole channels, before the last convolution.
+        dropout: of channels, before the last convolution.
     """
 
     def __init__(
@@ -122,12 +122,12 @@ class ScaleAttention(DAFormerHead):
 
 
 class HRDAHead(Head):
-    """The main decoder and, beside it, the scale attention of all decoders: a pair, named as in the published weights.
+    """The main decoder together with the scale attention of all decoders, named as in the published weights.
 
-    As a head it is the decoder.
+    As a head it delegates to the decoder.
     """
 
-    parts = ()  # its own methods only pass on
+    parts = ()  # its own methods only delegate
 
     def __init__(self, head: Head, scale_attention: ScaleAttention) -> None:
         super().__init__()
@@ -136,22 +136,22 @@ class HRDAHead(Head):
         self.scale_attention = scale_attention
 
     def fuse(self, stages: list[Tensor]) -> Tensor:
-        """Stages -> the decoder's [B, width, h, w]."""
+        """Fuse the stages with the decoder, [B, width, h, w]."""
         return self.head.fuse(stages)
 
     def classify(self, fused: Tensor, **context: Tensor | None) -> Tensor:
-        """[B, width, h, w] -> the decoder's logits [B, C, h, w]."""
+        """Map [B, width, h, w] to the decoder's logits [B, C, h, w]."""
         return self.head.classify(fused, **context)
 
 
 @dataclass
 class ContextView(Features):
-    """The whole image at low resolution, with the attention A, float32 [B, C or 1, h, w] in [0, 1]."""
+    """Features of the whole image at low resolution, and the attention A, float32 [B, C or 1, h, w] in [0, 1]."""
 
     attention: Tensor
 
     def attention_of(self, logits: Tensor) -> Tensor:
-        """A of the class that logits [B, C, h', w'] say, place by place, [B, 1, h, w]: a map to look at."""
+        """Select A of the class predicted by logits [B, C, h', w'] at every position, [B, 1, h, w], for display."""
         if self.attention.shape[1] == 1:
             return self.attention
         said = resize(logits.float(), self.attention.shape[-2:]).argmax(1, keepdim=True)
@@ -160,19 +160,19 @@ class ContextView(Features):
 
 @dataclass
 class DetailView(Features):
-    """A window of the image at full resolution, and where it lies."""
+    """Features of a window of the image at full resolution, and its box."""
 
     box: Box
 
 
 @dataclass
 class BlendedPrediction(Prediction):
-    """The blended logits of the whole image, and those of the detail [B, C, h, w], which are trained on their own too.
+    """Blended logits of the whole image, and logits of the detail [B, C, h, w] for a loss of their own.
 
     Attributes:
         detail: Z_HR.
-        box: where it lies.
-        share: of the loss that is the detail's (0.1).
+        box: window of the detail.
+        share: weight of the detail's loss (0.1).
     """
 
     detail: Tensor
@@ -180,7 +180,7 @@ class BlendedPrediction(Prediction):
     share: float
 
     def loss(self, label: Tensor, weight: Tensor | None = None) -> Tensor:
-        """0.9 CE(Z, y) + 0.1 CE(Z_HR, the detail of y), with the detail's own weights, 0-dim float32."""
+        """Compute 0.9 CE(Z, y) + 0.1 CE(Z_HR, y in the box) with pixel weights, 0-dim float32."""
         own = self.box.cut(label)
         own_weight = None if weight is None else self.box.cut(weight.expand(label.shape))
         detail = cross_entropy(resize(self.detail.float(), own.shape[-2:]), own, own_weight)
@@ -188,14 +188,15 @@ class BlendedPrediction(Prediction):
 
 
 class HRDASegmentor(Segmentor):
-    """A Segmentor that sees every image at two resolutions.
+    """A Segmentor that processes every image at two resolutions.
 
-    Every segmentation head is used at both and blended, and trained with the loss on the detail; all share the main
-    head's scale attention. `features` and `decode` are of the low resolution alone, and so is what works on features:
-    the feature distance (as published), projections and contrast, depth heads (our choice, which bounds memory).
+    Every segmentation head is applied at both resolutions, blended, and trained with the additional loss on the detail;
+    all share the main head's scale attention. `features` and `decode` cover the low resolution only, and so do the
+    losses on features: the feature distance (as published), projections and contrast, and depth heads (our choice, to
+    bound memory).
 
-    In training the detail is one random window a forward; at test, and for the teacher's labels, windows slide over the
-    whole image, and their logits are averaged.
+    In training the detail is one random window per forward; at test and for the teacher's labels, windows slide over
+    the whole image and their logits are averaged.
 
     Args:
         encoder: a feature pyramid.
@@ -208,21 +209,21 @@ class HRDASegmentor(Segmentor):
         compile: see Segmentor.
         compile_backend: see Segmentor.
         channels_last: see Segmentor.
-        context_scale: of the low resolution (0.5).
+        context_scale: scale of the low resolution (0.5).
         detail: height and width of the detail window in pixels (512 of crops of 1024); clipped to the image.
-        detail_loss: share of the loss on the detail (0.1).
+        detail_loss: weight of the loss on the detail (0.1).
         detail_multiple: corners of random windows are multiples of it: pixels per cell of the low resolution's logits
             (8; ours for DeepLab, whose cells are twice as large: 16).
-        detail_offsets: which of them, see `draw_box`.
-        detail_stride: pixels from one sliding window to the next, vertical and horizontal; None: half a window.
-        detail_windows: sliding windows of every image that one forward takes; None: all, as released. Fewer save memory
-            and give the same logits, except where batch norm uses the statistics of the batch.
+        detail_offsets: valid corners of random windows, see `draw_box`.
+        detail_stride: pixels from one sliding window to the next, vertical and horizontal; default: half a window.
+        detail_windows: sliding windows per image in one forward; None: all, as released. Fewer save memory and give the
+            same logits, unless batch norm uses batch statistics.
         attention_width: channels of the scale attention (256).
-        attention: a map for each `class`, or one that all `shared`.
-        fixed_attention: A everywhere, instead of a learnt one: 0 is the low resolution alone, 1 the high; the control.
+        attention: `class` predicts one map per class, `shared` a single one.
+        fixed_attention: constant A instead of a learnt one, as a control: 0 uses only the low resolution, 1 the high.
 
     Raises:
-        UserError: sizes that are no pairs, or a stride that leaves gaps.
+        UserError: sizes that are not pairs, or a stride that leaves gaps.
     """
 
     def __init__(
@@ -278,23 +279,23 @@ class HRDASegmentor(Segmentor):
 
     @property
     def smallest(self) -> int:
-        """Height and width in pixels that an image must have for its low resolution to be large enough."""
+        """Smallest height and width in pixels of an image, so that its low resolution suffices for the encoder."""
         enough = self.encoder.smallest
         return next(side for side in itertools.count(enough) if round(side * self.context_scale) >= enough)
 
     def head(self, name: str = "main") -> Head:
-        """The decoder of this name, without the attention."""
+        """Return the decoder of this name, without the attention."""
         head = super().head(name)
         return head.head if isinstance(head, HRDAHead) else head
 
     def encoder_input(self, image: Tensor) -> Tensor:
-        """Images [B, 3, H, W] at low resolution, normalised."""
+        """Down-sample images [B, 3, H, W] to the low resolution and normalise them."""
         height, width = image.shape[-2:]
         small = (max(1, round(height * self.context_scale)), max(1, round(width * self.context_scale)))
         return self.normalize(resize(image, small))
 
     def attend(self, features: Features) -> Tensor:
-        """The attention A, float32 [B, C or 1, h, w] in [0, 1], of low-resolution features."""
+        """Predict the attention A, float32 [B, C or 1, h, w] in [0, 1], from low-resolution features."""
         if self.fixed_attention is not None:
             finest = features.stages[0]
             return finest.new_full((len(finest), 1, *finest.shape[-2:]), self.fixed_attention, dtype=torch.float32)
@@ -302,21 +303,21 @@ class HRDASegmentor(Segmentor):
         return torch.sigmoid(logits.float())
 
     def canvas(self, context: Tensor) -> Size:
-        """The size (h, w) of blended logits, from logits of the low resolution."""
+        """Compute the size (h, w) of blended logits from low-resolution logits."""
         height, width = context.shape[-2:]
         return round(height / self.context_scale), round(width / self.context_scale)
 
     # ------------------------------------------------------------------ training
 
     def views(self, image: Tensor) -> list[Features]:
-        """The whole image at low resolution and a random window of it at full resolution, a new one every time."""
+        """Encode the whole image at low resolution, and a newly drawn window at full resolution."""
         context = self.features(image)
         box = draw_box((image.shape[2], image.shape[3]), self.detail, self.multiple, self.offsets)
         detail = self.encoder(self.normalize(box.cut(image)))
         return [ContextView(context.stages, self.attend(context)), DetailView(detail, box)]
 
     def combine(self, views: Sequence[Features], logits: Sequence[Tensor]) -> BlendedPrediction:
-        """Blend some head's logits of the two views; the attention counts inside of the window alone."""
+        """Blend a head's logits of the two views; the attention is zero outside of the window."""
         context, detail = views
         assert isinstance(context, ContextView)
         assert isinstance(detail, DetailView)
@@ -330,14 +331,14 @@ class HRDASegmentor(Segmentor):
     # ------------------------------------------------------------------ test and pseudo-labels
 
     def logits(self, image: Tensor, head: str, **context: Tensor | None) -> Tensor:
-        """Blended logits [B, C, h, w] of whole images [B, 3, H, W], with detail everywhere."""
+        """Compute blended logits [B, C, h, w] of whole images [B, 3, H, W], with detail everywhere."""
         features = self.features(image)
         low = self.decode(features, head, **context)[0].float()
         attention = resize(self.attend(features), low.shape[-2:])
         return blend(low, self.sliding(image, self.canvas(low), head, **context), attention)
 
     def sliding(self, image: Tensor, size: Size, head: str, **context: Tensor | None) -> Tensor:
-        """Mean float32 logits [B, C, *size] of overlapping detail windows of images [B, 3, H, W]."""
+        """Average float32 logits [B, C, *size] of overlapping detail windows of images [B, 3, H, W]."""
         whole = (image.shape[2], image.shape[3])
         height, width = min(self.detail[0], whole[0]), min(self.detail[1], whole[1])
         rows, columns = window_starts(whole[0], height, self.stride[0]), window_starts(whole[1], width, self.stride[1])

@@ -1,4 +1,4 @@
-"""Weights files from the Hugging Face hub: from its local cache first, so that a second run needs no network."""
+"""Weights files from the Hugging Face hub, looked up in its local cache first so that later runs need no network."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def fetch(name: str) -> Path:
-    """The weights file of a repository on the hub.
+    """Return the path of a hub repository's weights file, downloading it if it is not cached.
 
     Args:
         name: `owner/repository`, optionally with `@revision`, as in `smp-hub/mit_b5.imagenet` or `nvidia/mit-b5`.
 
     Raises:
-        UserError: no such repository or file, or neither cached nor within reach.
+        UserError: no such repository or file, or not cached and no connection.
     """
     repository, _, revision = name.partition("@")
     said, reason = f"pretrained=hub:{name}", ""
@@ -28,7 +28,7 @@ def fetch(name: str) -> Path:
             for file in FILES:
                 try:
                     return Path(hf_hub_download(repository, file, revision=revision or None, local_files_only=cached))
-                except EntryNotFoundError as error:  # raised without a network too
+                except EntryNotFoundError as error:  # also raised without a connection
                     reason = _first_line(error)
     except HFValidationError:
         raise UserError(f"{said} is no name on the hub: write hub:owner/repository") from None

@@ -1,4 +1,4 @@
-"""How a network is asked at test: whole images or sliding windows, at one or several scales, mirrored too."""
+"""Inference at test: whole images or sliding windows, at one or several scales, optionally with flips."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ Predict = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Inference:
-    """What becomes of an image at test; the default is one forward over all of it.
+    """Inference settings; the default is one forward over the whole image.
 
-    Several views of an image (scales, mirrored ones) are each brought to the result's size before they are averaged,
-    as `--aug-test` of DAFormer, HRDA and MIC does, which averages probabilities. Averaging logits lets a view that is
-    sure of itself count for more; it is ours.
+    Views of an image (scales, flips) are resized to the result's size and then averaged. DAFormer, HRDA and MIC average
+    probabilities (`--aug-test`); averaging logits, which gives confident views more weight, is ours.
 
     Attributes:
-        window: (h, w) of a sliding window; None: every view whole.
-        stride: (h, w) from one window to the next.
-        windows: how many windows of every image one forward takes.
-        scales: sizes of the views, relative to the image.
-        flip: look at every scale mirrored left-right too.
-        average: of the views' probabilities or of their logits.
+        window: (h, w) of a sliding window; None processes every view as a whole.
+        stride: (h, w) between windows.
+        windows: windows per image in one forward.
+        scales: scales of the views, relative to the image.
+        flip: add a horizontally flipped view of every scale.
+        average: "probabilities" or "logits" of the views.
     """
 
     window: tuple[int, int] | None = None
@@ -40,10 +39,10 @@ class Inference:
     average: Literal["probabilities", "logits"] = "probabilities"
 
     def __call__(self, network: Segmentor, image: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """Logits of images; the softmax of a mean of probabilities is that mean.
+        """Compute logits of images; if probabilities are averaged, the softmax of the result is their mean.
 
         Args:
-            network: in evaluation mode.
+            network: segmentor in evaluation mode.
             image: [B, 3, H, W] RGB in [0, 1].
             size: (H', W') of the result; default: the image's.
 
@@ -61,26 +60,26 @@ class Inference:
             total = scores if total is None else total.add_(scores)
         assert total is not None  # there is at least one scale
         total /= self.views
-        # Where a probability vanished its logarithm stays finite, so that it can be interpolated.
+        # The clamp keeps the logarithm of a vanishing probability finite, so that it can be interpolated.
         return total.clamp_(min=torch.finfo(total.dtype).tiny).log_() if self.average == "probabilities" else total
 
     def label(self, network: Segmentor, image: Tensor, size: tuple[int, int]) -> Tensor:
-        """The most likely classes, uint8 [B, H', W'], of images [B, 3, H, W], at the size (H', W')."""
+        """Predict classes uint8 [B, H', W'] of images [B, 3, H, W] at the size (H', W')."""
         if self.views == 1:
             return resized_argmax(next(self._each(network, image))[0], size)
         return resized_argmax(self(network, image, size), size)
 
     def single(self) -> Inference:
-        """The same windows on the image as it is: for labels to train on, which `evaluator.scales` must not change."""
+        """Keep the windows but drop scales and flips: for pseudo-labels, which `evaluator.scales` must not change."""
         return replace(self, scales=(1.0,), flip=False)
 
     @property
     def views(self) -> int:
-        """How often an image is looked at."""
+        """Number of views of an image."""
         return len(self.scales) * (2 if self.flip else 1)
 
     def _each(self, network: Segmentor, image: Tensor) -> Iterator[tuple[Tensor, bool]]:
-        """Logits of every view at the view's size, and whether it is mirrored."""
+        """Yield the logits of every view at the view's size, and whether it is flipped."""
         height, width = image.shape[-2:]
         for scale in self.scales:
             view = resize(image, (max(1, round(scale * height)), max(1, round(scale * width))))
@@ -90,7 +89,7 @@ class Inference:
     def _view(self, network: Segmentor, view: Tensor) -> Tensor:
         height, width = view.shape[-2:]
         below, beside = (max(0, network.smallest - side) for side in (height, width))
-        if below or beside:  # by its own border: a strip of three pixels is an image too
+        if below or beside:  # replicate the border: reflection needs an image larger than the padding
             view = F.pad(view, (0, beside, 0, below), mode="replicate")
         if self.window is None:
             logits = network.predict(view)
@@ -100,10 +99,10 @@ class Inference:
 
 
 def resized_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """`resize(logits, size).argmax(1)` without the resized logits: a class at a time, as bilinear resizing is.
+    """Compute `resize(logits, size).argmax(1)` class by class, without storing the resized logits.
 
     At the size of a Cityscapes label the logits of 19 classes take 160 MB, and on a CPU a plain argmax over them takes
-    three times as long. Of equal logits the first class wins.
+    three times as long. Ties go to the first class.
 
     Args:
         logits: [B, C, H, W], C <= 256.
@@ -122,7 +121,7 @@ def resized_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def whole_logits(predict: Predict, image: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-    """One forward over the whole image.
+    """Run one forward over the whole image.
 
     Args:
         predict: images [B, 3, H, W] -> logits [B, C, H, W].
@@ -143,14 +142,14 @@ def slide_logits(
     windows: int = 8,
     size: tuple[int, int] | None = None,
 ) -> Tensor:
-    """Mean logits of overlapping windows; the last window of a row or column is shifted back into the image.
+    """Average logits of overlapping windows; the last window of a row or column is shifted back into the image.
 
     Args:
         predict: images [N, 3, h, w] -> logits [N, C, h, w].
         image: [B, 3, H, W].
         crop: (h, w) of a window; clipped to the image.
-        stride: (h, w) from one window to the next.
-        windows: how many windows of every image one forward takes.
+        stride: (h, w) between windows.
+        windows: windows per image in one forward.
         size: (H', W') of the result; default: the image's.
 
     Returns:
@@ -174,8 +173,8 @@ def slide_logits(
 
 
 def window_starts(length: int, crop: int, stride: int) -> list[int]:
-    """Where windows of `crop` begin that cover `length`, `stride` apart; the last is shifted back inside."""
-    steps = -(-(length - crop) // stride) + 1  # enough windows to reach the far border
+    """Compute the starts of windows of `crop` that cover `length`, `stride` apart; the last is shifted back inside."""
+    steps = -(-(length - crop) // stride) + 1  # enough windows to cover the far border
     return [min(step * stride, length - crop) for step in range(steps)]
 
 

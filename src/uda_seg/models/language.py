@@ -1,4 +1,4 @@
-"""The language head of LC-MSM: class texts against every pixel (Kim et al., Pattern Recognition 2024)."""
+"""Language head of LC-MSM: correlation of class texts with every pixel (Kim et al., Pattern Recognition 2024)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class LanguageHead(DAFormerHead):
 
     Args:
         channels: channels of the encoder's stages.
-        num_classes: C, which is also the number of texts.
+        num_classes: C, also the number of texts.
         width: channels of the fused map and of the projected texts.
         dilations: as in `DAFormerHead`.
-        dropout: as in `DAFormerHead`, here over fused channels and correlations together.
-        temperature: cosine similarities are divided by it. A constant: the released code never trains it.
-        correlation: False leaves text out altogether, the control that tells what text contributes.
+        dropout: as in `DAFormerHead`, over fused channels and correlations together.
+        temperature: divides cosine similarities. Constant: the released code never trains it.
+        correlation: False leaves out text entirely, the control for the contribution of text.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class LanguageHead(DAFormerHead):
 
     @torch.no_grad()
     def start_from(self, plain: DAFormerHead) -> None:
-        """Copy a plain head of the same shape; the correlation enters the classifier with weight zero.
+        """Initialise from a plain head of the same shape; the classifier's weights on the correlation start at zero.
 
         Raises:
             ValueError: the shapes differ.
@@ -60,7 +60,7 @@ class LanguageHead(DAFormerHead):
         self.conv_seg.bias.copy_(plain.conv_seg.bias)
 
     def classify(self, fused: Tensor, text: Tensor | None = None) -> Tensor:
-        """Logits from the fused map and the projected class texts.
+        """Compute logits from the fused map and the projected class texts.
 
         Args:
             fused: [B, width, h, w].
@@ -81,16 +81,16 @@ class LanguageHead(DAFormerHead):
 
 
 def correlate(fused: Tensor, text: Tensor, temperature: float) -> Tensor:
-    """Cosine similarity of pixels [B, D, h, w] and texts [C, D] over the temperature, [B, C, h, w]."""
+    """Compute cosine similarity / temperature of pixels [B, D, h, w] and texts [C, D], [B, C, h, w]."""
     with torch.autocast(fused.device.type, enabled=False):  # bfloat16 would be off by 0.03 at this scale
         pixels = F.normalize(fused.float(), dim=1)
         return torch.einsum("bdhw,cd->bchw", pixels, F.normalize(text.float(), dim=1)) / temperature
 
 
 class SpatialBlock(nn.Module):
-    """Smooths the correlation maps C: g(relu(g(C))) with g(X) = conv3x3(X) + max over classes of X.
+    """A smoothing of the correlation maps C: g(relu(g(C))) with g(X) = conv3x3(X) + max over classes of X.
 
-    Ten weights in all: one 1 -> 1 channel kernel with bias serves every class and both applications.
+    It has ten weights: one single-channel kernel with bias, shared by all classes and both applications.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
 """Mix Transformer (MiT), the hierarchical encoder of SegFormer (Xie et al., NeurIPS 2021, section 3.1).
 
-Parameter names are those of the published ImageNet and segmentation checkpoints.
+Parameter names match the published ImageNet and segmentation checkpoints.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ DEPTHS = {
 }
 HEADS = (1, 2, 5, 8)
 REDUCTIONS = (8, 4, 2, 1)
-# The published weights were trained with two different epsilons: this one in blocks and after each stage,
-# PyTorch's 1e-5 after patch embeddings and spatial reductions.
+# The published weights were trained with two epsilons: this one in blocks and after each stage, and PyTorch's 1e-5
+# after patch embeddings and spatial reductions.
 BLOCK_EPS = 1e-6
 
 
@@ -40,18 +40,18 @@ class MixVisionTransformer(Encoder):
 
     Args:
         variant: "b0" to "b5".
-        dims: channels of the stages, if not the variant's; divisible by the heads (1, 2, 5, 8).
-        depths: blocks of the stages, if not the variant's.
-        drop_path: stochastic depth of the last block; rises linearly from 0 at the first.
+        dims: channels per stage, divisible by the heads (1, 2, 5, 8); default: the variant's.
+        depths: blocks per stage; default: the variant's.
+        drop_path: stochastic-depth rate of the last block, rising linearly from 0 at the first.
         weights: a file of ImageNet weights, or None for a random start.
         allow_missing: names of tensors or modules that the file may lack.
 
     Raises:
-        UserError: `dims` that the heads do not divide, or weights that do not fit.
+        UserError: `dims` not divisible by the heads, or weights that do not fit.
     """
 
     strides = (4, 8, 16, 32)
-    smallest = 29  # of stride 4, so that the first stage has the 8 x 8 cells that its attention reduces to one
+    smallest = 29  # gives the first stage, at stride 4, the 8 x 8 cells that its attention reduces to one
     first_stage = ("patch_embed1", "block1", "norm1")
 
     def __init__(
@@ -89,7 +89,7 @@ class MixVisionTransformer(Encoder):
             load_encoder(self, weights, allow_missing)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Normalised images [B, 3, H, W] -> four maps [B, C_i, ceil(H / stride), ceil(W / stride)]."""
+        """Encode normalised images [B, 3, H, W] into four maps [B, C_i, ceil(H / stride), ceil(W / stride)]."""
         stages = []
         for stage in range(1, len(self.channels) + 1):
             tokens, size = getattr(self, f"patch_embed{stage}")(x)
@@ -101,7 +101,7 @@ class MixVisionTransformer(Encoder):
 
 
 class PatchEmbed(nn.Module):
-    """Overlapping patches by a strided convolution, then a norm."""
+    """Overlapping patch embedding: a strided convolution, then a norm."""
 
     def __init__(self, inputs: int, dim: int, kernel: int, stride: int) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor) -> tuple[Tensor, torch.Size]:
-        """[B, C, H, W] -> tokens [B, h * w, dim] and the map's size (h, w)."""
+        """Embed [B, C, H, W] as tokens [B, h * w, dim]; also returns the map's size (h, w)."""
         x = self.proj(x)
         tokens: Tensor = self.norm(x.flatten(2).transpose(1, 2))
         return tokens, x.shape[-2:]
@@ -127,14 +127,14 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, tokens: Tensor, size: torch.Size) -> Tensor:
-        """Tokens [B, N, C] of a map of `size` (h, w), N = h * w."""
+        """Transform tokens [B, N, C] of a map of `size` (h, w), N = h * w."""
         tokens = tokens + self.drop_path(self.attn(self.norm1(tokens), size))
         tokens = tokens + self.drop_path(self.mlp(self.norm2(tokens), size))
         return tokens
 
 
 class EfficientAttention(nn.Module):
-    """Self-attention whose keys and values come from a map reduced `reduction` times per side."""
+    """Self-attention with keys and values from a map reduced by `reduction` per side."""
 
     def __init__(self, dim: int, heads: int, reduction: int) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ class EfficientAttention(nn.Module):
 
 
 class MixFFN(nn.Module):
-    """Feed-forward with a 3x3 depthwise convolution inside, which stands in for positional embeddings."""
+    """Feed-forward with a 3x3 depthwise convolution inside, which replaces positional embeddings."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()

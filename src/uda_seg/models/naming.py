@@ -1,4 +1,4 @@
-"""Names that other libraries give the tensors of a Mix Transformer."""
+"""Conversion of other libraries' parameter names for the Mix Transformer."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-# Where transformers keeps the parts of stage i: until version 4, whose names are those of the files on the hub, in one
-# list per kind of part; from version 5 on, whose names are those of newly saved files, in one list of stages.
+# Prefixes of the parts of stage i in transformers: up to version 4 (the files on the hub) one list per kind of part,
+# from version 5 on (newly saved files) one list of stages.
 _PARTS = (
     (re.compile(r"patch_embeddings\.(\d)\.(.+)"), "patch_embed{stage}.{rest}"),
     (re.compile(r"block\.(\d)\.(\d+\..+)"), "block{stage}.{rest}"),
@@ -18,7 +18,7 @@ _PARTS = (
     (re.compile(r"stages\.(\d)\.blocks\.(\d+\..+)"), "block{stage}.{rest}"),
     (re.compile(r"stages\.(\d)\.layer_norm\.(.+)"), "norm{stage}.{rest}"),
 )
-# Inside of a part; longer names first, where one is the beginning of another.
+# Names inside a part; a longer name precedes one that is its prefix.
 _INSIDE = (
     ("attention.self.query.", "attn.q."),
     ("attention.self.key.", "attn.k."),
@@ -42,9 +42,9 @@ _INSIDE = (
 
 
 def from_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a SegFormer encoder of Hugging Face's transformers to the published names, K and V joined to one layer.
+    """Rename a SegFormer encoder of Hugging Face transformers to the published names, joining K and V into one layer.
 
-    Names of anything else (and all, where no name is transformers') stay as they are.
+    Other names are left unchanged, and all names if none is from transformers.
     """
     if not any("patch_embeddings." in name for name in tensors):
         return dict(tensors)

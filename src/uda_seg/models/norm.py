@@ -1,4 +1,4 @@
-"""Which statistics batch norm uses, and which passes may change them."""
+"""Control over which statistics batch norm uses and which forwards update them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def batch_norms(network: nn.Module) -> list[_BatchNorm]:
-    """All batch-norm layers of a network."""
+    """List all batch-norm layers of a network."""
     return [module for module in network.modules() if isinstance(module, _BatchNorm)]
 
 
 @contextmanager
 def batch_statistics(network: nn.Module) -> Iterator[None]:
-    """Within the block, batch norm uses (and updates) the statistics of the batch; all else stays as it is."""
+    """Make batch norm use (and update) batch statistics within the block; other layers keep their mode."""
     norms = batch_norms(network)
     modes = [norm.training for norm in norms]
     for norm in norms:
@@ -31,7 +31,7 @@ def batch_statistics(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen_statistics(network: nn.Module) -> Iterator[None]:
-    """Within the block, training passes leave the running statistics alone: for images unlike those at test."""
+    """Freeze running statistics during training forwards within the block: for images unlike those at test."""
     norms = batch_norms(network)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -47,21 +47,21 @@ def frozen_statistics(network: nn.Module) -> Iterator[None]:
 def estimate_statistics(
     network: nn.Module, predict: Callable[[Tensor], object], images: Iterable[Tensor]
 ) -> list[_BatchNorm]:
-    """Replace running statistics by their plain average over batches of images (AdaBN, Li et al. 2018).
+    """Replace running statistics by their average over batches of images (AdaBN, Li et al. 2018).
 
     Args:
-        network: whose batch norm it is.
-        predict: runs the part of it that is meant; layers that it does not pass keep what they have.
+        network: owner of the batch-norm layers.
+        predict: forward to run; layers outside of it keep their statistics.
         images: batches [B, 3, H, W] in [0, 1].
 
     Returns:
-        The layers that were passed.
+        The updated layers.
     """
     norms = [norm for norm in batch_norms(network) if norm.track_running_stats]
     before = [(norm.momentum, {name: buffer.clone() for name, buffer in norm.named_buffers()}) for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # a plain average
+        norm.momentum = None  # cumulative average
     with batch_statistics(network):
         for batch in images:
             predict(batch)

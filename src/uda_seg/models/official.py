@@ -1,9 +1,9 @@
-"""What the released checkpoints of DAFormer, HRDA, MIC, LC-MSM and CorDA hold, and our names for it.
+"""Conversion of the released checkpoints of DAFormer, HRDA, MIC, LC-MSM and CorDA to our parameter names.
 
-DAFormer, HRDA, MIC and LC-MSM write mmcv files: `meta`, `state_dict`, `optimizer`. Their state dict is that of the
-whole trainer: the student, its averaged copy, the frozen ImageNet copy and more, each below a prefix of its own. CorDA
-writes `model`, `ema_model`, `optimizer`, `config` and `iteration`. What a file is follows from its keys alone; the
-names that old configurations gave to classes do not matter.
+DAFormer, HRDA, MIC and LC-MSM write mmcv files with `meta`, `state_dict` and `optimizer`. The state dict is the whole
+trainer's: the student, its EMA copy, the frozen ImageNet copy and more, each under its own prefix. CorDA writes
+`model`, `ema_model`, `optimizer`, `config` and `iteration`. A file is recognised by its keys alone, not by class names
+in its configuration.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch import Tensor
 from uda_seg.errors import UserError
 from uda_seg.models.mit import DEPTHS
 
-BATCH = 2  # source images of a step, in all released configurations
+BATCH = 2  # source images per step in all released configurations
 
-# Parts of an mmcv file, matched exactly. Old files say `module.` before everything.
+# Parts of an mmcv file, matched exactly. Old files prefix every name with `module.`.
 STUDENT, TEACHER = "model.", "ema_model."
 PROJECTION = "text_embed_net."
 TRAINING_ONLY = {
@@ -34,7 +34,7 @@ CLASSIFIER = "backbone.head."
 
 _TASKS = "heads.two_task."
 _INITIAL, _ATTENTION = "initial_task_prediction_heads.", "multi_modal_distillation.self_attention."
-# CorDA: S is segmentation, D the target's depth, D_src the source's. `X.Y` is what task X receives from task Y.
+# CorDA: S is segmentation, D the target's depth, D_src the source's. `X.Y` is the message from task Y to task X.
 CORDA = {
     f"{_INITIAL}layers.S.": f"{_TASKS}segmentation_features.",
     f"{_INITIAL}layers.D.": f"{_TASKS}depth_features.",
@@ -51,14 +51,14 @@ CORDA = {
     "heads.D_src.": f"{_TASKS}source_depth.",
     **{part: f"encoder.{part}" for part in ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")},
 }
-# The released code returns from inside its loop over the dilations 6, 12, 18, 24, so that the last two never counted.
+# The released code returns from inside its loop over the dilations 6, 12, 18, 24, so the last two are never used.
 UNUSED_DILATION = re.compile(r"\.conv2d_list\.[23]\.")
 STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """Tensors that are left behind: what they are and why, and how many."""
+    """A group of tensors that is not converted: the reason, and their number."""
 
     why: str
     count: int
@@ -66,17 +66,17 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Official:
-    """A released checkpoint by our names.
+    """A released checkpoint with our parameter names.
 
     Attributes:
-        kind: what it is, for people.
-        overrides: compose our network of the same structure.
+        kind: readable description.
+        overrides: Hydra overrides that compose the same architecture.
         student: names as in `Segmentor.state_dict`.
-        teacher: likewise, with the student's batch-norm statistics; empty where the file has no averaged copy.
-        outside: what the method trains outside of the network.
-        dropped: what was left behind.
-        untrained: beginnings of names that our network has and the file lacks, because nothing reads them: zeros.
-        step: optimiser steps it was trained for, 0 where the file does not say.
+        teacher: likewise, with the student's batch-norm statistics; empty if the file has no EMA copy.
+        outside: parameters of the method outside of the network.
+        dropped: groups that are not converted.
+        untrained: name prefixes of our network that the file lacks because nothing reads them; filled with zeros.
+        step: number of optimiser steps, 0 if the file does not tell.
     """
 
     kind: str
@@ -90,14 +90,14 @@ class Official:
 
 
 def recognise(content: Mapping[str, object], path: Path) -> Official:
-    """Tell by its keys what a file is, and rename its networks.
+    """Recognise a file by its keys and rename the parameters of its networks.
 
     Args:
         content: of `weights.read_tensors`.
-        path: for messages.
+        path: for error messages.
 
     Raises:
-        UserError: it is nothing that is known here, or holds tensors nobody knows.
+        UserError: unknown kind of file, or unknown tensors in it.
     """
     if "uda_seg" in content:
         raise UserError(f"{path} is a checkpoint of uda_seg already: give it as checkpoint= or init=")
@@ -171,7 +171,7 @@ def _renamed(tensors: Mapping[str, Tensor], table: Mapping[str, str], path: Path
 
 
 def _structure(student: Mapping[str, Tensor], path: Path) -> tuple[str, tuple[str, ...]]:
-    """What a MiT segmentor is, and the overrides that compose it."""
+    """Describe a MiT segmentor and return the overrides that compose it."""
     multiresolution = any(name.startswith("decode_head.scale_attention.") for name in student)
     head = "decode_head.head." if multiresolution else "decode_head."
     embedding, classifier = (student.get(f"{head}{n}") for n in ("embed_layers.0.proj.weight", "conv_seg.weight"))
@@ -196,7 +196,7 @@ def _structure(student: Mapping[str, Tensor], path: Path) -> tuple[str, tuple[st
 
 
 def _variant(student: Mapping[str, Tensor]) -> str:
-    """The variant of MiT by the number of blocks and the first width; b5 where no variant has them."""
+    """Infer the MiT variant from the number of blocks and the first width; b5 if none matches."""
     numbers = [re.match(r"backbone\.block(\d)\.(\d+)\.", name) for name in student]
     blocks = {(found[1], found[2]) for found in numbers if found}
     depths = tuple(sum(stage == str(i) for stage, _ in blocks) for i in range(1, 5))
@@ -207,10 +207,10 @@ def _variant(student: Mapping[str, Tensor]) -> str:
 
 
 def _with_statistics(teacher: dict[str, Tensor], student: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The averaged copy with the student's batch-norm statistics.
+    """Give the EMA copy the student's batch-norm statistics.
 
-    The released trainers average parameters alone and run the copy on statistics of the batch: what its buffers hold
-    was never meant to be used, and nothing was ever measured with it.
+    The released trainers average only parameters and run the copy on batch statistics, so the statistics in its buffers
+    were never used.
     """
     return {name: student[name] if name.endswith(STATISTICS) and name in student else t for name, t in teacher.items()}
 
@@ -235,7 +235,7 @@ def _corda(student: dict[str, Tensor], teacher: dict[str, Tensor], path: Path, s
         _renamed({n: t for n, t in tensors.items() if not UNUSED_DILATION.search(n)}, CORDA, path)
         for tensors in (student, teacher)
     )
-    # The SYNTHIA model has no classifier on the encoder: ours keeps the plain one, with all its dilations.
+    # The SYNTHIA model has no classifier on the encoder; ours keeps the plain one, with all of its dilations.
     main = ("model.head.dilations=[6,12]", "method.initial=main", "method.label_by_initial=0.100004")
     initial = main if gta else ("method.initial=features",)
     return Official(

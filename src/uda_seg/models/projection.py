@@ -1,4 +1,4 @@
-"""A projection of the fused map, in which pixels are compared (T2S-DA's g; an option of BiCL)."""
+"""Projection head for contrastive losses on the fused map (T2S-DA's g; an option of BiCL)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from uda_seg.models.daformer import ConvBN
 from uda_seg.models.segmentor import Segmentor
 
-WIDTH = 256  # of the papers' networks; smaller where the fused map is
+WIDTH = 256  # as in the papers; capped by the width of the fused map
 
 
 class ProjectionHead(nn.Sequential):
@@ -18,11 +18,11 @@ class ProjectionHead(nn.Sequential):
 
 
 def attach_projection(segmentor: Segmentor, width: int | None = None) -> int:
-    """Attach a projection of the plain head's fused map as `projection`; returns its channels.
+    """Attach a projection of the main head's fused map as `projection` and return its channels.
 
     Args:
         segmentor: before its teacher is copied, so that the teacher averages the projection too.
-        width: channels D; None: as many as the fused map has, 256 at most.
+        width: channels D; default: those of the fused map, at most 256.
     """
     inputs = segmentor.head().width
     width = width or min(WIDTH, inputs)
@@ -31,6 +31,6 @@ def attach_projection(segmentor: Segmentor, width: int | None = None) -> int:
 
 
 def project(segmentor: Segmentor, fused: Tensor) -> Tensor:
-    """The attached projection of a fused map, [B, D, h, w]; not normalised."""
+    """Apply the attached projection to a fused map: [B, D, h, w], not normalised."""
     projected: Tensor = segmentor.heads["projection"](fused)
     return projected

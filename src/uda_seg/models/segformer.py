@@ -15,13 +15,13 @@ from uda_seg.models.segmentor import Head, resize
 class SegFormerHead(Head):
     """Linear embedding of every stage, concatenation at the finest resolution, one 1x1 fusion.
 
-    Parameter names and the order of concatenation (coarse to fine) are those of the published checkpoints.
+    Parameter names and the order of concatenation (coarse to fine) match the published checkpoints.
 
     Args:
         channels: channels of the encoder's stages.
         num_classes: C.
         width: channels of each embedding and of the fused map (768 for MiT-B2 to B5, 256 for B0 and B1).
-        dropout: of whole channels, before the classifier.
+        dropout: of channels, before the classifier.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class SegFormerHead(Head):
         self.linear_pred = classifier(width, num_classes)
 
     def fuse(self, stages: list[Tensor]) -> Tensor:
-        """Stages -> [B, width, h, w] at the finest stage's resolution."""
+        """Fuse the stages into [B, width, h, w] at the finest stage's resolution."""
         size = stages[0].shape[-2:]
         embedded = [
             resize(getattr(self, f"linear_c{stage}")(stages[stage - 1]), size) for stage in range(self.stages, 0, -1)
@@ -46,6 +46,6 @@ class SegFormerHead(Head):
         return fused
 
     def classify(self, fused: Tensor) -> Tensor:
-        """[B, width, h, w] -> logits [B, C, h, w]."""
+        """Map the fused map [B, width, h, w] to logits [B, C, h, w]."""
         logits: Tensor = self.linear_pred(self.dropout(fused))
         return logits

@@ -1,4 +1,4 @@
-"""A compact residual encoder that learns from scratch in minutes on a CPU."""
+"""Compact residual encoder that trains from scratch in minutes on a CPU."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from uda_seg.limits import Blocks, FilePath, Interval, Length, Text
 from uda_seg.models.segmentor import Encoder
 from uda_seg.models.weights import load_encoder
 
-# Trained on randomised worlds by scripts/make_encoder_start.py.
+# Trained on randomised rendered worlds by scripts/make_encoder_start.py.
 BUILTIN = Path(__file__).with_name("small_random_worlds.pt")
 
 
 class ResidualEncoder(Encoder):
     """Basic residual blocks (He et al., CVPR 2016) at strides 4, 8, 16 and 32.
 
-    A 2x2 stem halves the image before the first 3x3 convolution, because full resolution costs a CPU most of
-    its time and adds little where the decoder works at stride 4.
+    A 2x2 stem halves the image before the first 3x3 convolution, because layers at full resolution would dominate the
+    time on a CPU and add little to a decoder at stride 4.
 
     Args:
-        widths: channels of the four stages.
-        blocks: residual blocks of the four stages, at least one each.
+        widths: channels per stage.
+        blocks: residual blocks per stage, at least one.
         weights: a file of weights, or None for a random start.
         allow_missing: names of tensors or modules that the file may lack.
     """
 
     strides = (4, 8, 16, 32)
-    smallest = 2  # the stem's
+    smallest = 2  # set by the stem
     builtin = BUILTIN
     first_stage = ("stem", "stages.0")
 
@@ -60,7 +60,7 @@ class ResidualEncoder(Encoder):
             load_encoder(self, weights, allow_missing)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Normalised images [B, 3, H, W] -> four maps [B, widths_i, H / stride, W / stride]."""
+        """Encode normalised images [B, 3, H, W] into four maps [B, widths_i, H / stride, W / stride]."""
         x = self.stem(x)
         maps = []
         for stage in self.stages:
@@ -82,7 +82,8 @@ class ResidualBlock(nn.Module):
         self.activate = nn.ReLU(inplace=True)
         self.shortcut = nn.Sequential()
         if stride > 1 or inputs != width:
-            # Averages four pixels instead of skipping three (the "D" variant of He et al., CVPR 2019).
+            # Average pooling uses all four pixels, where a strided 1x1 convolution skips three (ResNet-D, He et al.,
+            # CVPR 2019).
             self.shortcut.add_module("pool", nn.AvgPool2d(stride, ceil_mode=True))
             self.shortcut.add_module("conv", nn.Conv2d(inputs, width, 1, bias=False))
             self.shortcut.add_module("norm", nn.BatchNorm2d(width))

@@ -1,4 +1,4 @@
-"""A second first stage of an encoder, for images of another domain."""
+"""Domain-specific first stage of an encoder."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from uda_seg.models.segmentor import Encoder
 
 
 class DomainStem(nn.Module):
-    """A copy of an encoder's first stage that takes its place within a block; all other stages are shared.
+    """A copy of an encoder's first stage that can temporarily replace it; all other stages are shared.
 
     Args:
-        encoder: one that says what its `first_stage` is.
+        encoder: an encoder that defines `first_stage`.
 
     Raises:
-        UserError: the encoder does not say.
+        UserError: the encoder does not define it.
     """
 
     def __init__(self, encoder: Encoder) -> None:
@@ -32,7 +32,7 @@ class DomainStem(nn.Module):
 
     @contextmanager
     def inside(self, encoder: Encoder) -> Iterator[None]:
-        """Within the block the encoder's forward goes through this stage."""
+        """Route the encoder's forward through this stage within the block."""
         own = [encoder.get_submodule(name) for name in self.names]
         try:
             self._put(encoder, list(self.stage))
@@ -46,6 +46,6 @@ class DomainStem(nn.Module):
 
     @torch.no_grad()
     def copy_from(self, encoder: Encoder) -> None:
-        """Take the encoder's weights and statistics."""
+        """Copy the encoder's weights and statistics."""
         for name, module in zip(self.names, self.stage, strict=True):
             module.load_state_dict(encoder.get_submodule(name).state_dict())

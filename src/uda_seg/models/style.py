@@ -1,8 +1,8 @@
-"""Random styles from the published weights of style augmentation (Jackson et al., CVPR Workshops 2019).
+"""Style augmentation with published weights (Jackson et al., CVPR Workshops 2019).
 
-An arbitrary-style network (Ghiasi et al., BMVC 2017) paints an image in the style of a 100-dimensional embedding, drawn
-from the normal distribution that embeddings of paintings follow. The weights are three files of
-`philipjackson/style-augmentation`, which T2S-DA's authors use for domain generalisation; none comes with this package.
+An arbitrary style transfer network (Ghiasi et al., BMVC 2017) renders an image in the style of a 100-dimensional
+embedding, drawn from a normal distribution fitted to embeddings of paintings. The weights are three files of
+`philipjackson/style-augmentation`, which T2S-DA's authors use for domain generalisation; they are not included here.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class PlainConv(nn.Module):
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride)
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
-        """[B, inputs, H, W] -> [B, outputs, H / stride, W / stride]; the style plays no part."""
+        """Map [B, inputs, H, W] to [B, outputs, H / stride, W / stride]; the style is unused."""
         return F.relu(F.instance_norm(_convolve(x, self.conv, self.margin)))
 
 
 class StyledConv(nn.Module):
-    """As `PlainConv`, with a scale and a shift of every channel that the style decides, after doubling the size."""
+    """As `PlainConv`, after 2x up-sampling, with a scale and shift per channel that depend on the style."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, enlarge: bool = True, activate: bool = True) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ def _restyle(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 class StylePainter(nn.Module):
-    """The arbitrary-style network: images [B, 3, H, W] in [0, 1], H and W multiples of 4, and styles [B, 100]."""
+    """Style transfer network: images [B, 3, H, W] in [0, 1], H and W multiples of 4, and styles [B, 100]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,14 +88,14 @@ class StylePainter(nn.Module):
         self.layers = nn.ModuleList([*down, *(StyledBlock(128) for _ in range(5)), *up])
 
     def forward(self, image: Tensor, style: Tensor) -> Tensor:
-        """Painted images [B, 3, H, W] in [0, 1]."""
+        """Render images [B, 3, H, W] in [0, 1] in the given styles."""
         for layer in self.layers:
             image = layer(image, style)
         return image.sigmoid()
 
 
 class StylePredictor(nn.Module):
-    """An image's own style: Inception-v3 up to Mixed_6e, averaged, and one linear layer."""
+    """Style predictor: Inception-v3 up to Mixed_6e, average pooling, and one linear layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,8 +113,8 @@ class StylePredictor(nn.Module):
         self.fc = nn.Linear(768, EMBEDDING)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1], at least 75 pixels high and wide, -> styles [B, 100]."""
-        x = 2.0 * image - 1.0  # Inception's range; the released code reaches it in two steps, blue a little beside it
+        """Predict styles [B, 100] of images [B, 3, H, W] in [0, 1], at least 75 pixels high and wide."""
+        x = 2.0 * image - 1.0  # Inception's input range; the released code's two-step version is slightly off in blue
         for name, layer in self.named_children():
             if name == "fc":
                 break
@@ -126,12 +126,12 @@ class StylePredictor(nn.Module):
 
 
 class RandomStyle:
-    """Paints images in random styles; not a module, so that no checkpoint ever holds it.
+    """Random style augmentation; not a module, so that checkpoints do not contain it.
 
     Args:
-        folder: of the three files; without the predictor's the average embedding of photographs stands for the image's
-            own style, which is the released code's other choice.
-        alpha: how far from its own style an image is taken towards the random one, 0.5 in the papers.
+        folder: folder of the three files. Without the predictor's file, the mean embedding of photographs replaces each
+            image's own style, the released code's other choice.
+        alpha: interpolation from the image's own style (0) to the random one (1); 0.5 in the papers.
 
     Raises:
         UserError: a file is missing, or does not fit.
@@ -164,7 +164,7 @@ class RandomStyle:
 
     @torch.no_grad()
     def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Paint images [B, 3, H, W] in [0, 1], each in a style of its own; H and W may be any."""
+        """Render images [B, 3, H, W] in [0, 1], each in its own random style; any H and W."""
         device, (height, width) = image.device, image.shape[-2:]
         noise = torch.randn(len(image), EMBEDDING, generator=generator, device=device)
         style = noise @ self.root.to(device).T + self.mean.to(device)
@@ -180,7 +180,7 @@ def _load(network: nn.Module, content: Mapping[str, object], key: str, path: Pat
     wanted = network.state_dict()
     check_tensors(found, wanted, path)
     wrong = [n for n, tensor in wanted.items() if n not in found or found[n].shape != tensor.shape]
-    wrong = [n for n in wrong if not n.endswith("num_batches_tracked")]  # older than batch norm's counter
+    wrong = [n for n in wrong if not n.endswith("num_batches_tracked")]  # files older than batch norm's counter
     if wrong:
         raise UserError(f"{path} does not fit: {wrong[0]} is missing or of another size")
     network.load_state_dict({name: found.get(name, wanted[name]) for name in wanted})

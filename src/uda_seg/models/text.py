@@ -1,4 +1,4 @@
-"""Class-text embeddings from OpenCLIP or a file, and the controls that tell what the text contributes."""
+"""Class-text embeddings from OpenCLIP or a file, and controls for the contribution of text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 SHIPPED = Path(__file__).with_name("class_text_minilm.npz")
 SOURCES = ("openclip", "file", "shuffled", "openclip-shuffled", "random")
-RANDOM_WIDTH = 1024  # as OpenCLIP ViT-H-14's joint embedding
+RANDOM_WIDTH = 1024  # width of OpenCLIP ViT-H-14's joint embedding
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class TextEmbeddings:
 
     Attributes:
         vectors: float32 [K, D], not normalised.
-        provenance: one line that says which model made them from which prompts.
+        provenance: one line naming the model and the prompts.
     """
 
     vectors: Tensor
@@ -52,17 +52,17 @@ def text_embeddings(
 
     Args:
         source: "openclip" (the text tower of `model`); "file" (vectors stored by prompt); "shuffled" and
-            "openclip-shuffled" (the same vectors, every class with another class's); "random" (Gaussian).
+            "openclip-shuffled" (the same vectors, permuted so that no class keeps its own); "random" (Gaussian).
         words: one word per class, in train-id order.
-        template: the prompt, with {} for the word.
+        template: prompt with {} for the word.
         model: an OpenCLIP architecture.
         tag: an OpenCLIP pretrained tag, or a weights file.
         file: an .npz as written by `save_text`; default: the MiniLM vectors shipped with the package.
-        cache: where OpenCLIP's vectors are kept; default: the user's cache folder.
-        seed: of the shuffle and of random vectors.
+        cache: folder for OpenCLIP's vectors; default: the user's cache folder.
+        seed: for the shuffle and the random vectors.
 
     Raises:
-        UserError: unknown source, a prompt without a vector, or CLIP weights that cannot be had.
+        UserError: unknown source, a prompt without a vector, or unavailable CLIP weights.
     """
     prompts = [template.format(word) for word in words]
     if source == "random":
@@ -77,7 +77,7 @@ def text_embeddings(
 
 
 def save_text(path: Path, prompts: Sequence[str], vectors: Tensor, provenance: str, licence: str) -> None:
-    """Write vectors [K, D] by prompt, atomically, as plain arrays (nothing in the file can run code)."""
+    """Write vectors [K, D] by prompt, atomically, as plain arrays (loading them runs no code)."""
     stream = io.BytesIO()
     np.savez(
         stream,
@@ -90,7 +90,7 @@ def save_text(path: Path, prompts: Sequence[str], vectors: Tensor, provenance: s
 
 
 def load_text(path: Path, prompts: Sequence[str]) -> TextEmbeddings:
-    """Read the vectors of these prompts from a file of `save_text`.
+    """Read the vectors of these prompts from a file written by `save_text`.
 
     Raises:
         UserError: the file is missing or broken, or a prompt is not in it.
@@ -107,7 +107,7 @@ def load_text(path: Path, prompts: Sequence[str]) -> TextEmbeddings:
 
 
 def _read(path: Path) -> tuple[dict[str, int], Tensor, str]:
-    """Row of every prompt, vectors [K, D] and provenance of a file of `save_text`, its checksums verified."""
+    """Read a file of `save_text` with verified checksums: row of every prompt, vectors [K, D], provenance."""
     cure = "write it anew with save_text"
     try:
         with open_file(path) as file:
@@ -120,7 +120,7 @@ def _read(path: Path) -> tuple[dict[str, int], Tensor, str]:
         raise
     except FileNotFoundError:
         raise UserError(f"{path}: no such file of class-text vectors (method.text_file)") from None
-    except Exception as error:  # arrays of another kind fail wherever their reader happens to be
+    except Exception as error:  # a malformed array can raise anything
         raise Damaged(f"{path}: not a file of class-text vectors ({first_line(error)}); {cure}") from error
     if vectors.dim() != 2 or len(vectors) != len(prompts) or not vectors.numel() or not vectors.isfinite().all():
         raise Damaged(f"{path}: not a file of one finite vector for each of its prompts; {cure}")
@@ -130,7 +130,7 @@ def _read(path: Path) -> tuple[dict[str, int], Tensor, str]:
 def _cached_openclip(prompts: list[str], model: str, tag: str, cache: Path) -> TextEmbeddings:
     weights = Path(tag)
     identity = [model, tag, *prompts]
-    if weights.is_file():  # a file can change under its name
+    if weights.is_file():  # the key includes the file's content, which can change under the same name
         stat = weights.stat()
         identity += [str(stat.st_size), str(stat.st_mtime_ns)]
     digest = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:16]
@@ -148,7 +148,7 @@ def _cached_openclip(prompts: list[str], model: str, tag: str, cache: Path) -> T
 
 @torch.no_grad()
 def _encode_openclip(prompts: list[str], model: str, tag: str) -> Tensor:
-    import open_clip  # seconds to import, and needed once per set of prompts
+    import open_clip  # takes seconds to import and is needed once per set of prompts
 
     try:
         clip = open_clip.create_model(model, pretrained=tag, require_pretrained=True)
@@ -169,7 +169,7 @@ def _random(count: int, seed: int) -> TextEmbeddings:
 
 
 def _shuffled(text: TextEmbeddings, seed: int) -> TextEmbeddings:
-    # One cycle through all classes in random order leaves no class with its own vector.
+    # A single random cycle through all classes leaves no class with its own vector.
     order = torch.randperm(len(text.vectors), generator=torch.Generator().manual_seed(seed))
     vectors = torch.empty_like(text.vectors)
     vectors[order] = text.vectors[order.roll(1)]

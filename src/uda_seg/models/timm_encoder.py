@@ -1,4 +1,4 @@
-"""Any timm backbone that gives a feature pyramid."""
+"""Encoders from timm backbones with feature maps."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ log = logging.getLogger(__name__)
 
 
 class TimmEncoder(Encoder):
-    """The stages of a timm model at stride 4 and coarser (a plain ViT gives maps of one stride).
+    """The stages of a timm model at stride 4 and coarser (a plain ViT has maps of a single stride).
 
-    Transformers that timm would run on images of one size take all sizes here, if their kind can (ViT, Swin).
+    Transformers that timm restricts to one image size accept any size here if the architecture allows it (ViT, Swin).
 
     Args:
         name: a timm model, e.g. "convnext_tiny".
         weights: None for a random start (nothing is downloaded), a file of the model's timm weights,
-            "imagenet" to let timm download its own, "timm:TAG" for those of a tag ("timm:fb_in22k_ft_in1k", or with the
-            model's name before it), "hub:OWNER/REPOSITORY" for another repository of timm weights. What was downloaded
-            once is read from the hub's cache.
+            "imagenet" to let timm download its default, "timm:TAG" for those of a tag ("timm:fb_in22k_ft_in1k", or
+            prefixed with the model's name), "hub:OWNER/REPOSITORY" for another repository of timm weights. Downloads
+            are cached by the hub.
         allow_missing: names of the timm model's tensors or modules that the file may lack.
 
     Raises:
-        UserError: no such model, no features, or the weights cannot be had or do not fit.
+        UserError: no such model, no feature maps, or weights that are unavailable or do not fit.
     """
 
     def __init__(self, name: Text, weights: FilePath | Path | None = None, allow_missing: Sequence[Text] = ()) -> None:
@@ -62,26 +62,26 @@ class TimmEncoder(Encoder):
         except Exception as error:  # a download fails in as many ways as there are network stacks
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"timm model {name!r}: {reason}; {_cure(weights, own)}") from error
-        self._channels_last = getattr(self.body, "output_fmt", None) == Format.NHWC  # Swin and its like
+        self._channels_last = getattr(self.body, "output_fmt", None) == Format.NHWC  # Swin and similar
         info = cast(FeatureInfo, self.body.feature_info)
         self._kept = [index for index, stride in enumerate(info.reduction()) if stride >= 4]
         self.channels = tuple(info.channels()[index] for index in self._kept)
         self.strides = tuple(info.reduction()[index] for index in self._kept)
-        self.smallest = max(self.strides)  # some down-sample without padding
+        self.smallest = max(self.strides)  # some models down-sample without padding
         if weights is not None:
             self.pretrained = True
             source = "timm's own source" if own else weights
             log.info("encoder weights: %d tensors of timm's %s from %s", len(self.body.state_dict()), name, source)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Normalised images [B, 3, H, W] -> one map [B, C_i, H / stride_i, W / stride_i] per stage."""
+        """Encode normalised images [B, 3, H, W] into one map [B, C_i, H / stride_i, W / stride_i] per stage."""
         maps = self.through(self.body, x)
         kept = [maps[index] for index in self._kept]
         return [x.movedim(-1, 1) for x in kept] if self._channels_last else kept
 
 
 def _created(name: str, **options: Any) -> Module:
-    """A model's features; of images of any size also where timm would take those of its weights alone (ViT, Swin)."""
+    """Create a timm feature extractor for images of any size, also where timm fixes the size (ViT, Swin)."""
     any_size = "dynamic_img_size"
     try:
         return timm.create_model(name, features_only=True, **(options | {any_size: True}))
@@ -92,7 +92,7 @@ def _created(name: str, **options: Any) -> Module:
 
 
 def _tagged(name: str, tag: str) -> str:
-    """`model.tag`, as timm names weights; raises UserError where it has none of that tag."""
+    """Return `model.tag`, timm's name of the weights; raises UserError if timm has no such tag."""
     model, known = name.split(".")[0], timm.list_pretrained(f"{name.split('.')[0]}.*")
     full = tag if tag.startswith(f"{model}.") else f"{model}.{tag}"
     if full not in known:
@@ -104,8 +104,8 @@ def _tagged(name: str, tag: str) -> str:
 
 
 def _checked(name: str, path: str, allow_missing: Sequence[str]) -> dict[str, Any]:
-    """Where timm is to read from; KeyError where it would leave a tensor at its random start unasked."""
-    read_tensors(Path(path))  # it is whole, and timm, which looks at no checksum, may read it
+    """Return timm's arguments for loading a file; raises KeyError if it would leave a tensor at its random start."""
+    read_tensors(Path(path))  # verifies the checksums, which timm does not
     found = load_state_dict(path)
     model = timm.create_model(name, num_classes=0).state_dict()
     missing, allowed = split_missing([key for key in model if key not in found], model, allow_missing)

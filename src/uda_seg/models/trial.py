@@ -1,4 +1,4 @@
-"""A forward of shapes alone: what a network would refuse in its first step, or its first validation, is told before."""
+"""Dry run on the meta device: reports what a network would refuse in its first step or validation beforehand."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Work = Callable[[Segmentor, Tensor], object]
 
 
 def trained(network: Segmentor, image: Tensor) -> object:
-    """What a training step asks of the main head: all views of the images, encoded and decoded."""
+    """Run a training step's forward of the main head: encode and decode all views of the images."""
     return [network.decode(features) for features in network.views(image)]
 
 
@@ -33,17 +33,17 @@ class _Trial(nn.Module):
 
 
 def try_out(network: Segmentor, work: Work, images: int, size: Sequence[int]) -> None:
-    """Do `work` on the meta device, which has shapes and no values; weights, statistics and draws stay as they are.
+    """Run `work` on the meta device, which has shapes but no values; weights, statistics and generators stay unchanged.
 
     Args:
-        network: in the mode that is asked about.
+        network: segmentor in the mode to test.
         work: `trained`, or `Segmentor.predict`.
-        images: that go through the network at once.
-        size: their height and width.
+        images: batch size.
+        size: height and width of the images.
 
     Raises:
-        UserError: it refuses them, in the line that `uda_seg.errors` has for it. What fails for another reason, such as
-            an operation that has no shapes alone, is left to the run itself.
+        UserError: the network refuses these images; the line comes from `uda_seg.errors`. Other failures, such as an
+            operation without meta support, are left to the run itself.
     """
     trial = _Trial(network, work)
     tensors = {**dict(trial.named_parameters()), **dict(trial.named_buffers())}

@@ -1,8 +1,8 @@
-"""CorDA's two-task decoder: segmentation and inverse depth that inform each other (Wang et al., ICCV 2021).
+"""CorDA's two-task decoder for segmentation and inverse depth (Wang et al., ICCV 2021).
 
-As in PAD-Net (Xu et al., CVPR 2018), each task first makes features and a prediction of its own; then each takes from
-the other's features what an attention lets through, and predicts again. The domains' depth has different sources and
-scales, so each has its own last layer in both places.
+As in PAD-Net (Xu et al., CVPR 2018), each task first computes its own features and an initial prediction; then it
+receives the other task's features through an attention, and predicts again. The two domains' depth has different
+sources and scales, so each domain has its own last layer in both places.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ DILATIONS = (6, 12, 18, 24)
 
 @dataclass
 class Tasks:
-    """What the decoder predicts of a batch: logits [B, C, h, w] and inverse depths [B, 1, h, w], linear, float32.
+    """Predictions of the decoder: logits [B, C, h, w] and inverse depths [B, 1, h, w], linear, float32.
 
     Attributes:
-        segmentation: the final logits.
-        source_depth: the final inverse depth on the source's scale.
-        target_depth: the final inverse depth on the target's scale.
-        initial_segmentation: the logits before the tasks meet.
-        initial_source_depth: likewise.
-        initial_target_depth: likewise.
+        segmentation: final logits.
+        source_depth: final inverse depth on the source's scale.
+        target_depth: final inverse depth on the target's scale.
+        initial_segmentation: logits before the exchange between tasks.
+        initial_source_depth: inverse depth before the exchange.
+        initial_target_depth: inverse depth before the exchange.
     """
 
     segmentation: Tensor
@@ -43,12 +43,12 @@ class Tasks:
     initial_target_depth: Tensor
 
     def resized(self, size: Sequence[int], align_corners: bool = False) -> Tasks:
-        """All maps bilinearly at (H, W)."""
+        """Resize all maps bilinearly to (H, W)."""
         return Tasks(*(resize(getattr(self, f.name).float(), size, align_corners) for f in fields(self)))
 
 
 class Attention(nn.Module):
-    """What one task lets the other have: conv3x3(F) * sigmoid(conv3x3(F)), without bias or norm."""
+    """Attention on the features passed to the other task: conv3x3(F) * sigmoid(conv3x3(F)), without bias or norm."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -62,25 +62,25 @@ class Attention(nn.Module):
 
 
 class TwoTaskHead(Head):
-    """Initial predictions, task-feature correlation both ways, final predictions.
+    """Initial predictions, task-feature correlation in both directions, final predictions.
 
-    It reads the map that the segmentor's main head fuses: of DeepLab-V2 the encoder's last stage, as in the paper; of
-    the other decoders their fusion of all stages, because the last stage of a pyramid is too coarse for depth.
+    The input is the main head's fused map: for DeepLab-V2 the encoder's last stage, as in the paper; for other decoders
+    the fusion of all stages, because the last stage of a pyramid is too coarse for depth.
 
     Args:
-        main: the segmentor's main head; not a part of this one.
+        main: the segmentor's main head; not registered as a submodule.
         num_classes: C.
-        width: channels of each task's features, a multiple of 4; None: as wide as the fused map, at most 256.
-        dilations: of the final heads, one 3x3 convolution each, summed; None: the main head's.
-        correlation: False keeps the tasks' features apart, the control.
-        initial: where the initial segmentation comes from: a 1x1 convolution on the task's "features" (the released
-            SYNTHIA model), or the "main" head's own classifier (the released GTA model).
-        start: the inverse depth that all four untrained depth predictions give, but for small weights; 0 leaves biases
-            as PyTorch draws them, near zero (released).
+        width: channels of each task's features, a multiple of 4; default: the fused map's, at most 256.
+        dilations: of the final heads, one 3x3 convolution each, summed; default: the main head's.
+        correlation: False exchanges no features, as a control.
+        initial: source of the initial segmentation: a 1x1 convolution on the task's "features" (the released SYNTHIA
+            model), or the "main" head's own classifier (the released GTA model).
+        start: inverse depth that all four untrained depth predictions are biased to; 0 keeps PyTorch's default bias
+            initialisation near zero (released).
     """
 
     reads = ("main",)
-    parts = ("classify", "segmentations", "tasks")  # the fused map is the main head's
+    parts = ("classify", "segmentations", "tasks")  # `fuse` is the main head's
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class TwoTaskHead(Head):
         start: float = 0.0,
     ) -> None:
         super().__init__()
-        self.main = (main,)  # in a tuple, so that its weights stay where they are: under `heads.main`
+        self.main = (main,)  # in a tuple, so that its weights are registered only under `heads.main`
         self.width = main.width
         width = width or min(WIDTH, main.width // EXPANSION * EXPANSION)
         of_main: Sequence[int] = getattr(main, "dilations", DILATIONS)
@@ -112,17 +112,18 @@ class TwoTaskHead(Head):
             nn.init.constant_(bias, start)
 
     def depth_biases(self) -> list[Tensor]:
-        """One bias of each depth prediction; a sum over dilations has several, of which the others stay near zero."""
+        """List one bias per depth prediction; the other biases of a sum over dilations stay near zero."""
         finals = [head.conv2d_list[0] for head in (self.source_depth, self.target_depth)]
         convs = [self.initial_source_depth, self.initial_target_depth, *finals]
         return [conv.bias for conv in convs if isinstance(conv, nn.Conv2d) and conv.bias is not None]
 
     @torch.no_grad()
     def start_from(self, main: DAFormerHead) -> None:
-        """Segment as a trained main head of the same width does; the depth task stays as it is.
+        """Initialise segmentation to reproduce a trained main head of the same width; the depth task is unchanged.
 
-        The residual branches of the task's features begin at zero, so that the map passes unchanged (it is behind a
-        ReLU); nothing comes from the depth task yet; the classifier is the main head's, in the middle of one kernel.
+        The residual branches of the task's features start at zero, so that the map, which follows a ReLU, passes
+        unchanged; the depth task's message starts at zero; the classifier is the main head's, at the centre of one
+        kernel.
 
         Raises:
             ValueError: the features are narrower than the main head's map.
@@ -144,28 +145,28 @@ class TwoTaskHead(Head):
         centre.bias.copy_(theirs.bias)
 
     def fuse(self, stages: list[Tensor]) -> Tensor:
-        """Stages -> the main head's map [B, D, h, w]."""
+        """Fuse the stages with the main head, [B, D, h, w]."""
         return self.main[0].fuse(stages)
 
     def classify(self, fused: Tensor) -> Tensor:
-        """The final logits [B, C, h, w] alone: all that is needed at test."""
+        """Compute only the final logits [B, C, h, w], as needed at test."""
         return self.segmentation.classify(self.correlated(self.segmentation_features(fused), fused)[0])
 
     def segmentations(self, fused: Tensor) -> tuple[Tensor, Tensor]:
-        """The final and the initial logits [B, C, h, w], without depth."""
+        """Compute the final and the initial logits [B, C, h, w], without depth."""
         own = self.segmentation_features(fused)
         final = self.segmentation.classify(self.correlated(own, fused)[0])
         return final, self.initial_logits(own, fused)
 
     def initial_logits(self, own: Tensor, fused: Tensor) -> Tensor:
-        """The initial logits [B, C, h, w], from the task's own features or from the main head."""
+        """Compute the initial logits [B, C, h, w] from the task's own features or with the main head."""
         if self.initial_segmentation is None:
             return self.main[0].classify(fused)
         logits: Tensor = self.initial_segmentation(own)
         return logits
 
     def tasks(self, fused: Tensor) -> Tasks:
-        """Everything, from the main head's map [B, D, h, w]."""
+        """Compute all predictions from the main head's map [B, D, h, w]."""
         own = self.segmentation_features(fused)
         segmentation, depth, own_depth = self.correlated(own, fused)
         return Tasks(
@@ -178,7 +179,7 @@ class TwoTaskHead(Head):
         )
 
     def correlated(self, segmentation: Tensor, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Both tasks' features after they met, and depth's before: F_S + A(F_D), F_D + A(F_S), F_D."""
+        """Exchange features between the tasks: F_S + A(F_D), F_D + A(F_S), and F_D before the exchange."""
         depth: Tensor = self.depth_features(fused)
         if self.to_segmentation is None or self.to_depth is None:
             return segmentation, depth, depth
@@ -186,6 +187,6 @@ class TwoTaskHead(Head):
 
 
 def task_features(inputs: int, width: int) -> nn.Sequential:
-    """Two residual bottlenecks, [B, inputs, h, w] -> [B, width, h, w]; the first projects its shortcut to `width`."""
+    """Build two residual bottlenecks, [B, inputs, h, w] -> [B, width, h, w]; the first projects its shortcut."""
     inner = width // EXPANSION
     return nn.Sequential(Bottleneck(inputs, inner, 1, 1, True), Bottleneck(width, inner, 1, 1, True))

@@ -1,4 +1,4 @@
-"""Pretrained encoders from files: loaded safely, renamed, and loud about what did not fit."""
+"""Loading of pretrained encoders: safe, renamed, and strict about tensors that do not fit."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from uda_seg.models.segmentor import Encoder
 
 log = logging.getLogger(__name__)
 
-ZIP = b"PK\x03\x04"  # how the archives begin that torch.save writes
-# Names that tell a file's SHA-256; of digits alone it would be a date.
+ZIP = b"PK\x03\x04"  # first bytes of archives written by torch.save
+# File names that contain the file's SHA-256; at least one letter, or it could be a date.
 HASHED = re.compile(r"([0-9a-f]{64})|.*-(?=[a-f]*[0-9])(?=[0-9]*[a-f])([0-9a-f]{8,64})\.\w+")
-# Classifiers that ImageNet / COCO files carry besides the encoder (SegFormer, torchvision, DeepLab, transformers).
+# Classifiers in ImageNet / COCO files besides the encoder (SegFormer, torchvision, DeepLab, transformers).
 CLASSIFIERS = ("head.", "fc.", "layer5.", "layer6.", "classifier.")
-# Wrappers, outer to inner: DataParallel, self-training's students (ours, and the released ones'), transformers, the
-# file of DeepLab's ImageNet weights, mmseg's, smp's and our own segmentors.
+# Wrapper prefixes, outer to inner: DataParallel, self-training's students (ours, and the released ones'), transformers,
+# the file of DeepLab's ImageNet weights, mmseg's, smp's and our own segmentors.
 PREFIXES = ("module.", "model.", "segmentor.", "segformer.", "Scale.", "backbone.", "encoder.")
-# What training programs leave in checkpoints beside tensors and plain values: a score as a NumPy scalar. Reading one
-# interprets a few bytes and calls nothing that the file names. Files of NumPy 1 say `numpy.core`.
+# Training programs also store scores as NumPy scalars. Unpickling one interprets a few bytes and calls nothing that the
+# file names. Files of NumPy 1 refer to `numpy.core`.
 _SCALAR: Any = np.float64(0).__reduce__()[0]
 HARMLESS = [
     _SCALAR,
@@ -49,14 +49,14 @@ HARMLESS = [
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of a weights file.
+    """Summary of loading a weights file.
 
     Attributes:
         path: the file.
-        loaded: number of the encoder's tensors that were filled.
-        dropped: number of tensors of a classifier.
-        unused: names that nobody wanted.
-        allowed: names of the encoder that keep their random start, because that was allowed.
+        loaded: number of loaded tensors of the encoder.
+        dropped: number of ignored classifier tensors.
+        unused: names of other tensors without a counterpart.
+        allowed: names of the encoder that keep their random start because `allow_missing` lists them.
     """
 
     path: Path
@@ -66,7 +66,7 @@ class LoadReport:
     allowed: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """One line for the log."""
+        """Summarise the loading in one line."""
         unused = f", {len(self.unused)} unused (first: {self.unused[0]})" if self.unused else ""
         fresh = f", {len(self.allowed)} LEFT UNTRAINED as allowed: {_first(self.allowed)}" if self.allowed else ""
         source = f"encoder weights: {self.loaded} tensors from {self.path}"
@@ -74,28 +74,28 @@ class LoadReport:
 
 
 def load_encoder(encoder: Encoder, path: str | Path, allow_missing: Sequence[str] = ()) -> LoadReport:
-    """Fill all of an encoder from a file, whatever library's.
+    """Load all of an encoder's weights from a file of any supported library.
 
-    Known are NVlabs' `mit_b*.pth`, smp's and transformers' SegFormer encoders, ResNet and DeepLab files (COCO and
-    ImageNet starts), and files of whole segmentors.
+    Supported are NVlabs' `mit_b*.pth`, smp's and transformers' SegFormer encoders, ResNet and DeepLab files (ImageNet
+    and COCO), and checkpoints of whole segmentors.
 
     Args:
-        encoder: its `pretrained` becomes true, unless the start is the built-in one.
-        path: `imagenet`, `builtin`, `hub:owner/repository[@revision]`, or a file of tensors (safetensors or PyTorch's),
-            possibly below `state_dict` or `model`, with a known prefix.
-        allow_missing: names of tensors, or of modules with all of theirs, that the file may lack.
+        encoder: its `pretrained` is set to true, except for the built-in weights.
+        path: `imagenet`, `builtin`, `hub:owner/repository[@revision]`, or a file of tensors (safetensors or PyTorch),
+            possibly nested under `state_dict` or `model` and with a known prefix.
+        allow_missing: names of tensors or whole modules that the file may lack.
 
     Returns:
-        The report, also written to the log.
+        The report, which is also logged.
 
     Raises:
-        UserError: no such file, a file with pickled objects, or one that does not fill the whole encoder.
+        UserError: no such file, a file with pickled objects, or one that does not cover the whole encoder.
     """
     rendered = str(path) == "builtin"
     path = start_of(encoder, str(path))
     wanted = encoder.state_dict()
     found = _unwrap(read_tensors(path), wanted)
-    # Files older than batch norm's step counter lack it, and it is used by nothing here.
+    # Files older than batch norm's step counter lack it; nothing here uses it.
     lacking = [name for name in wanted if name not in found and not name.endswith("num_batches_tracked")]
     missing, allowed = split_missing(lacking, wanted, allow_missing)
     if missing:
@@ -123,12 +123,12 @@ def load_encoder(encoder: Encoder, path: str | Path, allow_missing: Sequence[str
 def split_missing(
     lacking: Sequence[str], wanted: Iterable[str], allow_missing: Sequence[str]
 ) -> tuple[list[str], list[str]]:
-    """Those of the `lacking` names that may not be missing, and those that may.
+    """Split the `lacking` names into those that are required and those that may be missing.
 
     Args:
-        lacking: names that a file has no tensor for.
+        lacking: names without a tensor in the file.
         wanted: all names of the encoder.
-        allow_missing: names among them, or of modules.
+        allow_missing: names of tensors or modules of the encoder.
 
     Raises:
         UserError: an allowed name that the encoder does not have.
@@ -149,10 +149,10 @@ def split_missing(
 
 
 def start_of(encoder: Encoder, name: str) -> Path:
-    """The file behind `imagenet` (in the user's cache folder), `builtin` (inside the package), `hub:` or a path.
+    """Resolve `imagenet` (user's cache folder), `builtin` (inside the package), `hub:...` or a path to a file.
 
     Raises:
-        UserError: the encoder has no such start, or its file has not been fetched.
+        UserError: the encoder has no such weights, or the file has not been downloaded.
     """
     if name.startswith("hub:"):
         return fetch(name.removeprefix("hub:"))
@@ -178,13 +178,13 @@ def start_of(encoder: Encoder, name: str) -> Path:
 
 
 def read_tensors(path: Path, cure: str = "fetch it again") -> Mapping[str, object]:
-    """Read a file that holds nothing but tensors and plain values: safetensors, or PyTorch's in either format.
+    """Read a file of tensors and plain values: safetensors, or either PyTorch format.
 
-    PyTorch does not look at the checksums of its archives, so that damage inside a tensor would pass: they are
-    verified here. safetensors and PyTorch's format before 1.6 have none; see `check_digest` for what can be checked.
+    PyTorch does not verify the checksums of its archives, so damage inside a tensor would go unnoticed: they are
+    verified here. safetensors and PyTorch's format before 1.6 have none; see `check_digest` for a partial substitute.
 
     Raises:
-        UserError: the file is missing, damaged, or holds pickled objects (which could run code).
+        UserError: the file is missing, damaged, or contains pickled objects (which could run code).
     """
     try:
         content: object
@@ -192,7 +192,7 @@ def read_tensors(path: Path, cure: str = "fetch it again") -> Mapping[str, objec
             zipped = file.read(len(ZIP)) == ZIP
             file.seek(0)
             if zipped:
-                # As they are, in all versions: an archive that unpacks to more was not written by PyTorch.
+                # PyTorch never compresses its archives, so one that unpacks to more was not written by it.
                 checked = check_zip(file, path, cure, most=os.fstat(file.fileno()).st_size)
             else:
                 checked = check_digest(path, file, cure)
@@ -212,7 +212,7 @@ def read_tensors(path: Path, cure: str = "fetch it again") -> Mapping[str, objec
             f"{path}: not loaded, because it is broken or holds {holds} that could run code; {cure}, or "
             "save its state_dict alone with torch.save"
         ) from error
-    except Exception as error:  # a file that was cut short fails wherever its reader happens to be
+    except Exception as error:  # a truncated file can raise anything
         raise Damaged(f"{path}: not a readable weights file, maybe cut short ({first_line(error)}); {cure}") from error
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a state_dict; save a state_dict")
@@ -222,13 +222,12 @@ def read_tensors(path: Path, cure: str = "fetch it again") -> Mapping[str, objec
 
 
 def check_digest(path: Path, file: BufferedReader, cure: str) -> bool:
-    """Hold a file without checksums against the SHA-256 in its name; returns whether it has one there.
+    """Verify a file without checksums by the SHA-256 in its name, and return whether the name has one.
 
-    The hub's cache calls files by it, and `torch.hub` puts its first digits before the suffix
-    (`resnet101-5d3b4d8f.pth`).
+    The hub's cache names files by their SHA-256, and `torch.hub` appends its first digits (`resnet101-5d3b4d8f.pth`).
 
     Raises:
-        Damaged: it is another file than its name says.
+        Damaged: the content does not match the name.
     """
     found = HASHED.fullmatch(path.resolve().name)
     if found is None:
@@ -244,10 +243,10 @@ def check_digest(path: Path, file: BufferedReader, cure: str) -> bool:
 
 
 def check_tensors(found: Mapping[str, object], wanted: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse what cannot be the weight of its name, whatever its shape; names that one of them lacks are passed over.
+    """Check that entries are usable weights, whatever their shape; names in only one of the two are skipped.
 
     Raises:
-        UserError: a tensor that is none, or is not a finite number in memory of the kind that is wanted.
+        UserError: an entry that is not a tensor, not finite, or of an incompatible dtype or layout.
     """
     for name, tensor in wanted.items():
         if name in found and (wrong := _complaint(found[name], tensor)) is not None:
@@ -267,13 +266,13 @@ def _complaint(found: object, wanted: Tensor) -> str | None:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all values are; mostly their sum tells, without a mask as large as the tensor."""
+    """Return whether all values are finite; usually the sum suffices, without a mask as large as the tensor."""
     tensor = tensor if tensor.element_size() > 1 else tensor.float()
     return bool(tensor.sum(dtype=torch.float32).isfinite() or tensor.float().isfinite().all())
 
 
 def tensors_of(content: Mapping[str, object]) -> dict[str, Tensor]:
-    """The tensors of a file, those below `state_dict` or `model` where there is such."""
+    """Return the tensors of a file, those under `state_dict` or `model` if it has such a key."""
     for key in ("state_dict", "model"):
         inner = content.get(key)
         if isinstance(inner, Mapping):
@@ -285,12 +284,12 @@ def _unwrap(content: Mapping[str, object], wanted: Mapping[str, Tensor]) -> dict
     tensors = tensors_of(content)
     for prefix in PREFIXES:
         if any(name.startswith(prefix) for name in tensors):
-            # In a segmentor's file the other names (its decoder) stay as they are and are reported as unused.
+            # In a segmentor's file all other names (its decoder) are kept and reported as unused.
             tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     tensors = from_transformers(tensors)
     first = {name.partition(".")[0] for name in tensors}
     if len(first) == 1 and not any(name in tensors for name in wanted):
-        # DeepLab's ImageNet start circulates below several names.
+        # DeepLab's ImageNet weights circulate under several names.
         tensors = {name.partition(".")[2]: value for name, value in tensors.items()}
     return tensors
 
