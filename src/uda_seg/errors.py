@@ -352,6 +352,8 @@ def outlive_readers() -> None:
             number = stream.fileno()
         except (AttributeError, OSError, ValueError):  # one that a test or a notebook has put there
             continue
+        if name == "stdout" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names may be no UTF-8; standard error does so by itself
         raw = getattr(stream.buffer, "raw", stream.buffer)  # without a buffer where Python was asked for that
         if stat.S_ISFIFO(os.fstat(number).st_mode) and not isinstance(raw, _Outlet):
             stream.flush()

@@ -28,7 +28,7 @@ def check_sums(content: bytes, name: str) -> None:
     """Check of an image file called `name` what is cheap beside decoding it.
 
     All checksums of a PNG, that it has its end, and that so many pixels can be in it; that a JPEG has its end. Other
-    kinds pass. Measured: 1.5 ms per MB of a PNG, which takes 20 ms to decode.
+    kinds pass. Measured: 1.2 ms for a PNG of 3.9 MB that takes 77 ms to decode.
 
     Raises:
         Damaged: names the file and what is wrong with it.
