@@ -165,8 +165,8 @@ def test_the_teacher_has_a_submission_of_its_own(checkpoint, tmp_path):
     [
         (["submission=acdc"], r"evaluates cityscapes \(cityscapes\), which this server does not know"),
         (["submission=cityscape"], r"submission=cityscape is none of .*; did you mean cityscapes\?"),
-        (["evaluator.scales=[]"], r"evaluator.scales=\[\] leaves no image"),
-        (["evaluator.scales=[0]"], r"evaluator.scales=\[0.*\] must be greater than 0"),
+        (["evaluator.scales=[]"], r"evaluator.scales=\[\] must have 1 to 32 entries"),
+        (["evaluator.scales=[0]"], r"evaluator.scales=\[0.*\] must lie between 0.01 and 10"),
         (["evaluator.average=logit"], "did you mean logits"),
         (["submission=cityscapes", "data.classes=camvid", "data.eval_classes='11'"], "scored on the 19 classes"),
     ],
