@@ -21,6 +21,7 @@ from uda_seg.errors import UserError
 from uda_seg.evaluation.servers import raw_ids
 from uda_seg.pictures import colorize
 from uda_seg.predict import named_images
+from uda_seg.run_folder import alone_in
 from uda_seg.runs import replay
 
 METHODS = ("lcmsm", "adabn", "corda")
@@ -104,6 +105,11 @@ def test_nothing_that_a_checkpoint_says_chooses_where_is_written(runs, camvid, t
     assert {path.parent.parent for path in written} == {Path("stranger/evaluation")}
     assert {path.name for path in written} >= {"scores.json", "confusion_target.png", "confusion_more.png"}
     assert not [path for path in tmp_path.parent.iterdir() if path.name in ("x", "y", "z")]
+
+
+def test_two_evaluations_do_not_write_into_one_folder(runs):
+    with alone_in(runs / "adabn" / "evaluation" / "here", "an evaluation"), refused("is in use by an evaluation on "):
+        evaluated(last(runs, "adabn"), "evaluator.teacher=false")
 
 
 def test_evaluate_scores_the_teacher_beside_the_student(runs):

@@ -37,9 +37,10 @@ from uda_seg.errors import UserError
 from uda_seg.jobs import SILENT, Jobs
 from uda_seg.launch import on_all_ranks
 from uda_seg.methods.source_only import SourceOnly
+from uda_seg.search import _held as held
 from uda_seg.search import default_space, open_study, split
 from uda_seg.slurm import requeue_signal, slurm_job
-from uda_seg.sweep import job_of
+from uda_seg.sweep import TRIALS, job_of
 
 
 def study_in(folder: Path) -> optuna.Study:
@@ -158,6 +159,36 @@ def test_a_trial_that_fails_is_told_as_failed_and_one_that_was_stopped_goes_on(s
         assert trials[number].value == metrics(tmp_path / "found" / f"trial00{number}")["pixel_accuracy"]
     assert [row["state"] for row in rows_of(tmp_path / "found")] == ["complete", "failed", "complete"]
     assert rows_of(tmp_path / "found")[1]["pixel_accuracy"] == ""
+
+
+def test_a_search_is_replaced_by_one_that_succeeds_alone(tmp_path):
+    space = {"optimizer.lr": FloatDistribution(0.0, 1.0)}
+    study = open_study(tmp_path, [], "miou", "maximize", False)
+    study.tell(study.ask(space), 0.5)
+    before = (tmp_path / TRIALS).read_bytes()
+    for value in (None, 0.1):
+        with held(tmp_path):
+            anew = open_study(tmp_path, [], "miou", "maximize", True)
+            assert not anew.trials
+            anew.tell(anew.ask(space), value, state=TrialState.FAIL if value is None else None)
+        assert ((tmp_path / TRIALS).read_bytes() == before) == (value is None)
+    assert [trial.value for trial in open_study(tmp_path, [], "miou", "maximize", False).trials] == [0.1]
+    assert [path.name for path in tmp_path.iterdir()] == [TRIALS]
+
+
+def test_two_searches_in_one_folder(tmp_path):
+    with (
+        held(tmp_path),
+        pytest.raises(UserError, match=r"is in use by a search on .*hydra\.sweep\.dir="),
+        held(tmp_path),
+    ):
+        pass
+
+
+def test_a_file_that_is_no_search_is_kept(tmp_path):
+    (tmp_path / TRIALS).write_text("of the project")
+    open_study(tmp_path, [], "miou", "maximize", True)
+    assert (tmp_path / f"{TRIALS}.damaged").read_text() == "of the project"
 
 
 def test_a_search_cannot_go_on_with_another_list_of_choices(search, tmp_path):

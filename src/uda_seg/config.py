@@ -271,7 +271,7 @@ class Config:
         resume: `last`, or a checkpoint, to continue a run from.
         checkpoint: what `evaluate` and `predict` read.
         submission: `evaluate`: write the files that this benchmark's server scores, instead of scoring.
-        overwrite: true deletes the run that lies in this folder and starts anew.
+        overwrite: true replaces the run that lies in this folder, as soon as the new one has a checkpoint.
         running_statistics: statistics used by batch norm at test: `all`, `mixed` or `target` (AdaBN).
         statistics_batches: target batches that `target` averages over.
         text: where LC-MSM's class-text embeddings come from.

@@ -11,12 +11,14 @@ from trees import blocks, gta_tree, image_of, save, streets_tree
 from uda_seg.data import datasets, disk_cache
 from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.depth import DepthFiles
-from uda_seg.data.disk_cache import find_cache, write_cache
+from uda_seg.data.disk_cache import find_cache, planes, write_cache
 from uda_seg.data.labels import CITYSCAPES
 from uda_seg.data.specs import SPECS
 from uda_seg.data.stream import SampleReader
 from uda_seg.data.transforms import CropRule, RareClass, Resize, training_crop
 from uda_seg.errors import UserError
+from uda_seg.storage.lock import FolderLock
+from uda_seg.storage.owner import Owner
 
 SIZES = [(36, 48), (30, 48), (36, 50), (40, 40)]
 
@@ -220,3 +222,14 @@ def test_a_palette_label_is_kept_as_train_ids(tmp_path):
     dataset = SegmentationDataset(SPECS["gta"], root, "train", CITYSCAPES, labeled=True)
     write_cache(dataset, None, tmp_path / "cache", [(8, 8)])
     assert np.unique(find_cache(dataset, None, tmp_path / "cache").sample(0).label).tolist() == [13]
+
+
+def test_one_process_writes_a_cache(tree, tmp_path):
+    dataset, resize = open_tree(tree), Resize((16, 16))
+    [first, *_] = planes(dataset, resize, tmp_path)
+    lock = FolderLock(tmp_path / "resized", Owner("a prepare"), "wait", f".{first.folder.name}.lock")
+    with lock, pytest.raises(UserError, match="is in use by a prepare on "):
+        write_cache(dataset, resize, tmp_path, SIZES)
+    write_cache(dataset, resize, tmp_path, SIZES)
+    assert find_cache(dataset, resize, tmp_path) is not None
+    assert not list((tmp_path / "resized").glob(".*"))
