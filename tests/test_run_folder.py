@@ -77,6 +77,10 @@ def test_a_file_of_another_program_is_not_written_over(train, tmp_path, name):
     for overrides in ((), ("overwrite=true",)):
         with refused(f"{file} is in the way, and nothing says that a run of uda_seg wrote it: move it away"):
             train("run", *overrides)
+    if name == "checkpoints/last.ckpt":
+        with refused("has no checkpoint to resume") as told:
+            train("run", "resume=last")
+        assert str(told.value).endswith("move them away to begin a run here")
     assert contents(tmp_path / "run") == {name: b"of another program"}
 
 
@@ -348,10 +352,15 @@ def test_temporary_files_of_dead_processes_go_and_no_others(train, tmp_path):
         ".notes.tmp",
         str(part_of(run / "evaluation/a/scores.json").relative_to(run)),  # of this process
         "evaluation/a/.scores.json.00000000.7.tmp",  # of a process elsewhere, a moment ago
+        "evaluation/a/.notes.tmp",
+        "evaluation/a/.notes.7.tmp",
     ]
-    for name in (*left, *kept):
+    old = ["evaluation/a/.scores.md.00000000.7.tmp"]  # of a process elsewhere, long ago
+    for name in (*left, *kept, *old):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_bytes(b"half of it")
+    for name in (*old, "evaluation/a/.notes.tmp", "evaluation/a/.notes.7.tmp", "panels/.figure.png.tmp"):
+        os.utime(run / name, (0, 0))
     train("run", "resume=last")
     assert {str(p.relative_to(run)) for p in run.rglob(".*")} == set(kept)
 

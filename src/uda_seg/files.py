@@ -100,8 +100,10 @@ def remove_parts(paths: Iterable[Path], alone: bool = False) -> None:
 
 
 def _is_left(path: Path, where: str | None, pid: str | None) -> bool:
-    """Whether who wrote this is known to be dead; of another machine, or of nobody, by the file's age."""
-    if where == machine() and pid is not None:
+    """Whether a name is of this package, and the process in it known to be dead; on another machine by its age."""
+    if where is None or pid is None:
+        return False
+    if where == machine():
         return born(int(pid)) is None
     with contextlib.suppress(OSError):
         return time.time() - path.stat().st_mtime > ABANDONED_S

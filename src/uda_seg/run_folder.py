@@ -258,9 +258,8 @@ def newest_checkpoint(folder: Path) -> Path:
             said.append(str(error))
             continue
         return path
-    raise UserError(
-        f"{folder} has no checkpoint to resume, all are damaged: {said[0]}; replace the run with overwrite=true"
-    )
+    cure = "replace the run with overwrite=true" if recorded(folder) else "move them away to begin a run here"
+    raise UserError(f"{folder} has no checkpoint to resume, all are damaged: {said[0]}; {cure}")
 
 
 def _within(path: Path, folder: Path) -> bool:
