@@ -353,7 +353,7 @@ def outlive_readers() -> None:
         except (AttributeError, OSError, ValueError):  # one that a test or a notebook has put there
             continue
         if name == "stdout" and isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # file names may be no UTF-8; standard error does so by itself
+            stream.reconfigure(errors="backslashreplace")  # names that are no UTF-8, as standard error does
         raw = getattr(stream.buffer, "raw", stream.buffer)  # without a buffer where Python was asked for that
         if stat.S_ISFIFO(os.fstat(number).st_mode) and not isinstance(raw, _Outlet):
             stream.flush()
