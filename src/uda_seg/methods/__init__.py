@@ -1,1 +1,1 @@
-"""One paper, one file: each reads top to bottom beside its paper."""
+"""Adaptation methods, one file per paper."""

@@ -1,4 +1,4 @@
-"""What every method is: a Segmentor, the shared step, and validation of one or more targets."""
+"""Base class of methods: a Segmentor, the shared training step, and validation on one or more targets."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ Batch = Mapping[str, DomainBatch]
 class UDAModule(StepModule):
     """Base of all methods.
 
-    Sub-classes implement `losses`. Class attributes say what data they want: `needs_target` (unlabelled target images),
-    `target_optional` (it does without where `data.target` is null), `needs_depth` (inverse depth of both domains),
-    `supervised_target` (the labelled target *instead of* the source: the oracle). `target_in_step` is false where the
-    target images are read between the steps alone.
+    Sub-classes implement `losses`. Class attributes declare the data they need: `needs_target` (unlabelled target
+    images), `target_optional` (also works with `data.target=null`), `needs_depth` (inverse depth of both domains),
+    `supervised_target` (the labelled target *instead of* the source: the oracle). `target_in_step` is false if target
+    images are only read between steps.
 
     Args:
-        segmentor: the student network; heads a method needs are attached to it in the method's constructor.
-        plan: what the run is.
+        segmentor: the student network; the method's constructor attaches the heads it needs.
+        plan: settings of the run.
     """
 
     needs_target = True
@@ -65,7 +65,7 @@ class UDAModule(StepModule):
         self.teacher_evaluators = self.build_evaluators()
 
     def build_evaluators(self) -> nn.ModuleList:
-        """One evaluator per target, in loader order."""
+        """Build one evaluator per target, in loader order."""
         classes = self.plan.classes
         return nn.ModuleList(
             SegmentationEvaluator(len(classes.names), classes.names, self.plan.eval_classes, classes.subsets)
@@ -73,7 +73,7 @@ class UDAModule(StepModule):
         )
 
     def on_fit_start(self) -> None:
-        """Compile what steps run, if that is wanted; by now all copies of the network are made (Lightning hook)."""
+        """Compile the network if configured, now that all copies of it have been made (Lightning hook)."""
         if self.segmentor.backend is None:
             return
         check_compiler(self.segmentor.backend, self.trainer.strategy.root_device)
@@ -89,40 +89,40 @@ class UDAModule(StepModule):
         """Yield the loss terms of one batch; terms that share a forward come as one tuple and share one backward."""
 
     def start_heads(self, missing: set[str]) -> None:
-        """Give heads that `init=` found no weights for a better start than a random one; a hook, empty here."""
+        """Initialise heads for which `init=` found no weights better than randomly; a hook, empty here."""
 
     def show(self, **tensors: Tensor) -> None:
-        """Keep the first sample of each tensor for the picture panels, if a panel was asked for at this step."""
+        """Keep the first sample of each tensor for the image panels, if a panel is due at this step."""
         if self.panel is not None:
             self.panel.update({name: tensor[:1].detach().float().cpu() for name, tensor in tensors.items()})
 
     def show_prediction(self, images: str, logits: Tensor, features: Features) -> None:
-        """Show logits [B, C, h, w] as `<images>_prediction`, and how much of each place HRDA takes from the detail."""
+        """Show logits [B, C, h, w] as `<images>_prediction`, and HRDA's attention if there is one."""
         self.show(**{f"{images}_prediction": logits})
         if self.panel is not None and isinstance(features, ContextView):
             self.show(**{f"{images}_attention": features.attention_of(logits)})
 
     def over_labelled(self, label: Tensor) -> Tensor:
-        """The weight [B, H, W] that turns a mean over all pixels into one over the labelled pixels of all ranks."""
+        """Compute the weight [B, H, W] that turns a mean over all pixels into one over all ranks' labelled pixels."""
         share = self.mean_over_ranks((label != IGNORE).float().mean())
         return (1.0 / torch.where(share > 0, share, 1.0)).expand(label.shape)
 
     def augment(self, image: Tensor) -> Tensor:
-        """Colour jitter and Gaussian blur of [B, 3, H, W] in [0, 1], with draws of their own."""
+        """Apply newly drawn colour jitter and Gaussian blur to images [B, 3, H, W] in [0, 1]."""
         return self.apply_draw(image, draw_strong(len(image), device=image.device))
 
     def apply_draw(self, image: Tensor, draw: StrongDraw) -> Tensor:
-        """Augment a whole batch at once; apart, so that the bench can do it image by image."""
+        """Augment a whole batch at once; a separate method, so that the bench can replace it by a loop over images."""
         return strong_augment(image, draw)
 
     def part(self, batch: Batch, index: int, parts: int) -> Batch:
-        """The `index`-th of `parts` equal micro-batches of every domain."""
+        """Return the `index`-th of `parts` equal micro-batches of every domain."""
         return {name: domain.part(index, parts) for name, domain in batch.items()}
 
     def rate_and_decay(self, name: str) -> tuple[float, float]:
-        """Groups of DAFormer: heads at `head_lr_multiplier`, the encoder's norm layers without decay, the rest plain.
+        """Assign DAFormer's parameter groups: heads at `head_lr_multiplier`, the encoder's norm layers without decay.
 
-        Biases and the decoder's batch norm are decayed, as in the released code.
+        Biases and the decoder's batch norm have weight decay, as in the released code.
         """
         settings = self.plan.optimizer
         scale = settings.head_lr_multiplier if name.startswith("segmentor.heads.") else 1.0
@@ -132,14 +132,14 @@ class UDAModule(StepModule):
     # ------------------------------------------------------------------ validation
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the scores of the validation before; take the target's statistics if asked for (Lightning hook)."""
+        """Reset the evaluators, and estimate the target's batch-norm statistics if configured (Lightning hook)."""
         self.prepare_test()
         for evaluator in [*self.evaluators, *self.teacher_evaluators]:
             assert isinstance(evaluator, SegmentationEvaluator)
             evaluator.reset()
 
     def prepare_test(self) -> None:
-        """Take the target's statistics if asked for: before a validation, or a checkpoint where there is none."""
+        """Estimate the target's batch-norm statistics if configured, before validations and other checkpoints."""
         if self.plan.running_statistics == "target" and self.needs_target:
             modes = {module: module.training for module in self.segmentor.modules()}
             self.segmentor.eval()
@@ -148,10 +148,10 @@ class UDAModule(StepModule):
                 module.training = mode
 
     def estimate_statistics(self) -> None:
-        """Make batch norm's running statistics those of unlabelled target crops, for the test and in the checkpoint.
+        """Estimate batch norm's running statistics on unlabelled target crops, for the test and the checkpoint.
 
-        Training passes normalise by their own batch, so nothing else changes; only a teacher with averaged statistics
-        goes on averaging from these.
+        Training forwards normalise by their own batch and are not affected; only a teacher that averages statistics
+        continues from these.
         """
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not data.has_target:
@@ -165,7 +165,7 @@ class UDAModule(StepModule):
                 buffer.copy_(self.mean_over_ranks(buffer))
 
     def validation_step(self, batch: DomainBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Add one batch to its target's confusion matrix (Lightning hook)."""
+        """Add a batch to its target's confusion matrix (Lightning hook)."""
         self._score(self.segmentor, self.evaluators[dataloader_idx], batch)
         if self.evaluate_teacher and self.teacher is not None:
             self._score(self.teacher.network, self.teacher_evaluators[dataloader_idx], batch)
@@ -176,7 +176,8 @@ class UDAModule(StepModule):
         assert isinstance(evaluator, SegmentationEvaluator)
         with as_written(network):
             labels = self.infer.label(network, to_float(batch.image), (height, width))
-        # Each image counts on one rank. One with none of its own reads another's, to keep step with those that have.
+        # Each image counts on one rank. A rank without images left repeats another's, so that all ranks run as many
+        # steps.
         mine = batch.index % self.trainer.world_size == self.global_rank
         evaluator.update(labels, batch.label.masked_fill(~mine.view(-1, 1, 1), IGNORE))
 
@@ -200,6 +201,6 @@ class UDAModule(StepModule):
 
     @property
     def miou(self) -> float:
-        """Mean over the targets of the student's mIoU at the last validation, in [0, 1]; NaN before the first."""
+        """The student's mIoU in [0, 1] at the last validation, averaged over targets; NaN before the first."""
         values = [scores.miou for scores in self.scores.values()]
         return sum(values) / len(values) if values else math.nan

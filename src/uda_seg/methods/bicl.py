@@ -1,12 +1,12 @@
 """BiCL: bi-directional contrastive learning (Lee, Oh, Kim, Noh and Ham, ECCV 2022, arXiv 2207.10892).
 
-Target pixels are pulled to source prototypes (forward) and source pixels to target prototypes (backward), pair by pair
-of images. The target's labels are hybrid: static ones y_F, which the network itself gives the whole target in rounds,
-and, where those are silent, dynamic ones y_D, transferred from the paired source image's prototypes after these were
-moved, class by class, by what the target was found to differ.
+Within each pair of images, target pixels are pulled to source prototypes (forward) and source pixels to target
+prototypes (backward). Target labels are hybrid: static labels y_F, which the network predicts for the whole target once
+per round, and, where y_F is empty, dynamic labels y_D, transferred from the prototypes of the paired source image after
+these were calibrated, class by class, by the observed difference between the domains.
 
-Sources: the paper's abstract and figures, and the released code, which has neither y_D nor the calibration. How far a
-prototype moves is in neither: our choice, as are all numbers that are not marked as released.
+Sources: the paper's abstract and figures, and the released code, which contains neither y_D nor the calibration. The
+    size of the calibration step is in neither and is our choice, as are all numbers that are not marked as released.
 """
 
 from __future__ import annotations
@@ -45,41 +45,44 @@ class BiCL(UDAModule):
 
     Args:
         segmentor: the network; a projection is attached to it if that is the feature.
-        plan: what the run is. `teacher.batch_norm` says by which statistics the network labels the target.
-        until: the last step of the ablation that is used; each adds one thing: the source alone, self-training on
-            y_F, the forward term, the backward term, dynamic labels, their calibration.
-        warmup: fraction of the run that trains on the source alone before the first round (released: a run of its own;
-            ours: 0.25). With `init=` it can be 0.
-        rounds: of static labels, equally long (released: 10).
-        round_passes: a round goes through the target at least this often, or there are fewer rounds, because labelling
-            costs a forward an image (ours: 0.5; released: 2).
-        class_share: most confident share of each predicted class that is labelled (released: 0.1).
-        image_share: and of each image (released: 0.1).
+        plan: settings of the run. `teacher.batch_norm` selects the statistics with which the network labels the target.
+        until: the last step of the ablation to use; each adds one component: source only, self-training on y_F, the
+            forward term, the backward term, dynamic labels, their calibration.
+        warmup: fraction of the run that trains on the source only, before the first round (released: a separate run;
+        ours: 0.25). With `init=` it can be 0.
+        rounds: number of equally long rounds of static labels (released: 10).
+        round_passes: minimum passes over the target per round; rounds are reduced to satisfy it, because labelling
+            costs one forward per image (ours: 0.5; released: 2).
+        class_share: most confident share of each predicted class to label (released: 0.1).
+        image_share: most confident share of each image to label (released: 0.1).
         target_weight: of CE on y_F, a mean over its labelled pixels, and of the target in the entropy term (released:
             0.3).
         forward_weight: lambda_1 (released: 0.2, elsewhere 0.1).
         backward_weight: lambda_2 (likewise).
         temperature: tau (released: 0.1).
-        dynamic_threshold: T, above which a transferred label counts (released: 0.8).
-        calibration_momentum: share of a class's displacement xi that stays in a step (our choice: 0.99; 1 keeps it 0).
-        absent: logit of a class that the other image has not: `masked` out, or `opposite`, the cosine -1 (released).
-        transfer_absent: the same for the transfer of labels (ours: `farthest`, the cosine of the least similar class
-            that the source image has). A label then needs a rival that is far off: masked, the class of an image that
-            shows no other went to every pixel; and fused maps are positive, so that a cosine alone says little.
-        feature: what is compared: the `fused` map that the classifier reads, its `logits` (released: those of DeepLab's
-            four branches, side by side), the `backbone`'s last stage, or a `projection` of the fused map. All but the
-            logits are ours: cosines of a DAFormer head's logits differ so little that no transferred label passes T.
-        width: channels of the projection; null: as the fused map, 256 at most.
-        entropy_weight: of the entropy term, which the paper does not show (released: 0.4; 0).
-        entropy_kind: `double_softmax` (released, see `uda_seg.ops.entropy`) or `shannon`.
-        resolution: what contrast and entropy are means over. `features`: their cells; the label at a cell's centre is
-            the cell's. `labels` (released): pixels, to which cosines are up-sampled by `nearest` and logits bilinearly;
-            prototypes go by labels sampled by PyTorch's older `nearest`, at the corners of the cells.
-        source_ce: which pixels CE_s is a mean over: `all`, ignored ones giving 0, or those that are `labelled`
+        dynamic_threshold: T, the minimum softmax value of a transferred label (released: 0.8).
+        calibration_momentum: decay of the moving average of a class's displacement xi (our choice: 0.99; 1 keeps xi at
+            0).
+        absent: logit of a class absent from the other image: `masked` removes it, `opposite` sets the cosine to -1
             (released).
-        encoder_updates: see SelfTraining; `released` is BiCL's too.
-        stem: `shared` as the paper draws, or `own`: another first stage for the source (released), a copy of the plain
-            one at the end of the warm-up; the plain one is the target's from then on, and that of the test throughout.
+        transfer_absent: the same for the transfer of labels. Ours is `farthest`, the cosine of the least similar class
+            present in the source image: with `masked`, an image of a single class labels every pixel with it, and
+            because fused maps are positive, a cosine without a rival says little.
+        feature: the features to compare: the `fused` map that the classifier reads, its `logits` (released: those of
+            DeepLab's four branches, concatenated), the `backbone`'s last stage, or a `projection` of the fused map. All
+            but the logits are ours: cosines of a DAFormer head's logits differ so little that no transferred label
+            passes T.
+        width: channels of the projection; null: as the fused map, at most 256.
+        entropy_weight: weight of the entropy term, which is not in the paper (released: 0.4; default 0).
+        entropy_kind: `double_softmax` (released, see `uda_seg.ops.entropy`) or `shannon`.
+        resolution: resolution of contrast and entropy. `features`: feature cells, labelled by the pixel at their
+            centre. `labels` (released): pixels; cosines are up-sampled by `nearest` and logits bilinearly, and
+            prototypes use labels sampled by PyTorch's older `nearest`, at the corners of the cells.
+        source_ce: pixels that CE_s averages over: `all`, with ignored ones as 0, or only `labelled` ones (released).
+        encoder_updates: see SelfTraining; BiCL's released code has the same quirk.
+        stem: `shared` as in the paper's figure, or `own` (released): the source gets its own first stage, copied from
+            the plain one at the end of the warm-up; from then on the plain one belongs to the target. Tests use the
+            plain one.
     """
 
     def __init__(
@@ -124,7 +127,7 @@ class BiCL(UDAModule):
         self.source_stem = DomainStem(segmentor.encoder) if stem == "own" else None
 
     def losses(self, batch: Batch) -> Iterator[Loss | tuple[Loss, ...]]:
-        """CE_s alone in the warm-up; then all terms, of one forward a domain."""
+        """Yield only CE_s in the warm-up, then all terms from one forward per domain."""
         source, target = labelled(batch["source"]), batch["target"]
         adapts = target.pseudo is not None and self.rung > 0
         weight = self.over_labelled(source.label) if self.source_ce == "labelled" else None
@@ -150,17 +153,17 @@ class BiCL(UDAModule):
         yield tuple(terms)
 
     def contrast(self, f_s: Tensor, y_s: Tensor, f_t: Tensor, y_f: Tensor, trusted: Tensor) -> tuple[Loss, ...]:
-        """FCL and BCL of pairs of images, each a mean over pixels (or cells), then over pairs.
+        """Compute FCL and BCL of pairs of images, each averaged over pixels (or cells), then over pairs.
 
         Args:
             f_s: source features [B, D, h, w].
             y_s: source labels uint8 [B, H, W].
             f_t: target features [B, D, h, w].
             y_f: static target labels uint8 [B, H, W].
-            trusted: bool [B, H, W], target pixels that may be labelled.
+            trusted: bool [B, H, W], target pixels that may get dynamic labels.
         """
         tau = self.temperature
-        if self.resolution == "features":  # and all samplings below leave what they get as it is
+        if self.resolution == "features":  # then all resampling below is the identity
             y_s, y_f = nearest(y_s, f_s.shape[-2:]), nearest(y_f, f_t.shape[-2:])
             trusted = nearest(trusted.to(torch.uint8), f_t.shape[-2:]).bool()
         rho_s = self.prototypes(f_s, y_s)
@@ -173,7 +176,7 @@ class BiCL(UDAModule):
         rho_t = self.prototypes(f_t, y_t)
         shared = rho_s.present & rho_t.present  # C*
         self.observe(rho_s, rho_t, shared)
-        # Both at one size, so that the second is never below the first.
+        # Both are averaged at the same size, so that the second is never below the first.
         shares = {"static": y_f, "hybrid": y_t}
         self.note(**{f"labelled/{name}": (y != IGNORE).float().mean() for name, y in shares.items()})
         self.show(hybrid_label=nearest(y_t, self.plan.crop))
@@ -186,11 +189,11 @@ class BiCL(UDAModule):
         return tuple(terms)
 
     def prototypes(self, features: Tensor, label: Tensor) -> ClassSums:
-        """Sums of features [B, D, h, w] by class; labels [B, H, W] are sampled if they are larger."""
+        """Sum features [B, D, h, w] by class; larger labels [B, H, W] are down-sampled first."""
         return class_sums(features, nearest(label, features.shape[-2:], exact=False), len(self.plan.classes))
 
     def observe(self, rho_s: ClassSums, rho_t: ClassSums, shared: Tensor) -> None:
-        """Calibrate: xi <- momentum xi + (1 - momentum) (rho_T - rho_S), over the pairs that share a class."""
+        """Accumulate xi <- momentum xi + (1 - momentum) (rho_T - rho_S) over the pairs that share a class."""
         if self.rung < LADDER.index("calibration"):
             return
         difference = (rho_t.mean - rho_s.mean).detach() * shared.unsqueeze(2)
@@ -199,7 +202,7 @@ class BiCL(UDAModule):
         self.note(**{f"calibration/{name}": n for name, n in zip(self.plan.classes.names, norms, strict=True)})
 
     def entropy_terms(self, domain: str, result: Supervision, label: Tensor, weight: float) -> tuple[Loss, ...]:
-        """The entropy of a prediction for labels [B, H, W] as a tuple of one term, or of none where it is off."""
+        """Return the entropy of a prediction for labels [B, H, W] as a tuple of one term, empty if switched off."""
         if self.entropy_weight == 0:
             return ()
         logits = result.logits
@@ -208,7 +211,7 @@ class BiCL(UDAModule):
         return (Loss(f"{domain}/entropy", entropy(logits, self.entropy_kind), weight),)
 
     def features(self, result: Supervision) -> Tensor:
-        """What is compared, [B, D, h, w], from a supervised forward."""
+        """Select the features to compare, [B, D, h, w], from a supervised forward."""
         head = self.segmentor.head()
         if self.feature == "projection":
             return project(self.segmentor, result.fused)
@@ -219,64 +222,64 @@ class BiCL(UDAModule):
         return head.branches(result.fused).flatten(1, 2) if isinstance(head, DeepLabV2Head) else result.logits
 
     def statistics_of_source(self, adapts: bool) -> AbstractContextManager[None]:
-        """Unless `running_statistics=all`, batch norm remembers the target alone, once that is trained on."""
+        """Update running statistics with the target only, once it is trained on, unless `running_statistics=all`."""
         target_alone = adapts and self.plan.running_statistics != "all"
         return frozen_statistics(self.segmentor) if target_alone else nullcontext()
 
     def stem_of_source(self, adapts: bool) -> AbstractContextManager[None]:
-        """The source's own first stage, if it has one, once the target trains the plain one."""
+        """Use the source's own first stage, if it has one, once the target trains the plain one."""
         stem = self.source_stem
         return nullcontext() if stem is None or not adapts else stem.inside(self.segmentor.encoder)
 
     def finish_step(self) -> None:
-        """Move xi; at the end of the warm-up the source's first stage starts as the plain one."""
+        """Update xi; at the end of the warm-up, copy the plain first stage to the source's."""
         self.calibration.move(self.mean_over_ranks)
         if self.source_stem is not None and self.trainer.global_step == self.schedule.first:
             self.source_stem.copy_from(self.segmentor.encoder)
 
     def start_heads(self, missing: set[str]) -> None:
-        """After `init=`: the source's first stage begins as the network's."""
+        """Initialise the source's first stage from the network's after `init=`."""
         if self.source_stem is not None:
             self.source_stem.copy_from(self.segmentor.encoder)
 
     # ------------------------------------------------------------------ rounds
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The configured optimiser, or SGD with the released code's repetitions (Lightning hook)."""
+        """Build the configured optimiser, or SGD with the released code's repetitions (Lightning hook)."""
         return super().configure_optimizers() if self.encoder_updates == "once" else repeating_optimizer(self)
 
     def on_train_start(self) -> None:
-        """Find or make the labels of the round that training starts in (Lightning hook)."""
+        """Find or create the labels of the round in which training starts (Lightning hook)."""
         super().on_train_start()
         self.static.start()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what the rounds were (Lightning hook)."""
+        """Save the state of the rounds (Lightning hook)."""
         checkpoint["rounds"] = self.static.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on in the rounds that the run had (Lightning hook)."""
+        """Restore the state of the rounds (Lightning hook)."""
         super().on_load_checkpoint(checkpoint)
         self.static.resume(checkpoint.get("rounds"))
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Between two steps, after whatever was saved of the first: begin the round that is due (Lightning hook)."""
+        """Begin a round that is due, between two steps and after the first was saved (Lightning hook)."""
         self.static.advance()
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Lay the static labels beside a training batch's target images (Lightning hook)."""
+        """Add the static labels to a training batch's target images (Lightning hook)."""
         target = batch.get("target") if isinstance(batch, dict) else None
         return batch | {"target": self.static.give(target)} if isinstance(target, DomainBatch) else batch
 
 
 def spread(logits: Tensor, label: Tensor) -> Tensor:
-    """Logits [B, K, h, w] at the size of labels [B, H, W]: each pixel has those of one cell."""
+    """Up-sample logits [B, K, h, w] to the size of labels [B, H, W] by nearest neighbour."""
     size = label.shape[-2:]
     return logits if logits.shape[-2:] == size else F.interpolate(logits, size, mode="nearest")
 
 
 def _channels(segmentor: Segmentor, feature: str) -> int:
-    """Channels of what is compared, projection aside."""
+    """Return the channels of the compared features, other than a projection."""
     if feature == "backbone":
         return segmentor.encoder.channels[-1]
     head = segmentor.head()

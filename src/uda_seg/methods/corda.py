@@ -1,11 +1,11 @@
 """CorDA: domain adaptation with self-supervised depth (Wang, Dai, Hoyer, Van Gool and Fink, ICCV 2021).
 
-DACS with a second task. Depth costs no labels in either domain; the network predicts it beside the classes, the two
-tasks exchange features (models/two_task.py), and where the depth decoders of the two domains disagree, the target looks
-unlike the source and pseudo-labels count less.
+DACS with depth as a second task. Depth needs no labels in either domain; the network predicts it besides the classes,
+the two tasks exchange features (models/two_task.py), and where the depth decoders of the two domains disagree, the
+target differs from the source and pseudo-labels get less weight.
 
-Depth is inverse depth z (ops/depth.py), regressed as it is. Sources: the paper's abstract and the released code;
-where its two scripts differ or it does something odd, there is an option.
+Depth is inverse depth z (ops/depth.py), regressed without transformation. Sources: the paper's abstract and the
+released code; there are options for its oddities and for the differences between its two scripts.
 """
 
 from __future__ import annotations
@@ -37,30 +37,30 @@ log = logging.getLogger(__name__)
 class CorDA(SelfTraining):
     """CE(S) + CE(S0) + a [berHu(D_s) + berHu(D_s0)] on the source; the same, weighted, on the mixture with b for a.
 
-    S and D are the final predictions, S0 and D0 the initial ones. On the mixture D is the source decoder's where a
-    source pixel was pasted and the target decoder's elsewhere: the target decoder learns there alone.
+    S and D are the final predictions, S0 and D0 the initial ones. On the mixture, D is the source decoder's on pasted
+    source pixels and the target decoder's elsewhere, the only place where the target decoder learns.
 
     Args:
-        segmentor: the student; the decoder of both tasks is attached to it as `two_task`.
-        plan: what the run is.
+        segmentor: the student; the two-task decoder is attached to it as `two_task`.
+        plan: settings of the run.
         source_depth: weight a of the depth losses on source images (0.01); 0 switches them off.
         mixed_depth: weight b of the depth losses on mixed images (0.001).
-        depth_weight: how pseudo-labels are weighed by the decoders' discrepancy: each image by its `own`; by the
-            `batch_mean` of all images' at the same place, as the released code does (its published numbers come from
-            that); `none`.
+        depth_weight: weighting of pseudo-labels by the decoders' discrepancy: each image by its `own`; by the
+            `batch_mean` over all images at the same position, as the released code does (and its published numbers are
+            based on); or `none`.
         correlation: exchange features between the tasks; false is the control.
-        width: channels of the tasks' features; null: as wide as the main head's map, at most the paper's 256.
-        dilations: of the final heads; null: the main head's. DeepLab-V2's are 6, 12, 18, 24, of which the released
-            code uses the first two.
-        depth_start: inverse depth that the decoders give before they have learnt anything; the default is the mean of a
-            street, 13 m, so that short runs need not spend their depth losses on finding it; 0: as released.
-        initial: the initial segmentation comes from the task's `features` (released SYNTHIA model) or from the `main`
-            head (released GTA model).
-        label_by_initial: fraction of the run in which the teacher's main head gives the pseudo-labels, before its final
-            segmentation does (released GTA script: 25 001 of 250 000 steps); needs `initial=main`.
+        width: channels of the tasks' features; null: as the main head's map, at most the paper's 256.
+        dilations: of the final heads; null: the main head's. DeepLab-V2's are 6, 12, 18, 24, of which the released code
+            uses the first two.
+        depth_start: inverse depth that the untrained decoders predict; the default is the mean of a street, 13 m, so
+            that short runs need not spend their depth losses on finding it; 0: as released.
+        initial: source of the initial segmentation: the task's `features` (released SYNTHIA model) or the `main` head
+            (released GTA model).
+        label_by_initial: fraction of the run in which the teacher's main head provides the pseudo-labels; afterwards
+            its final segmentation does (released GTA script: 25 001 of 250 000 steps); needs `initial=main`.
         jitter: strength of the colour jitter (0.25).
         jitter_order: see SelfTraining; `bgr` as released.
-        mix_classes: see SelfTraining; `image_and_ignore` draws from the image's own labels, 255 among them (released).
+        mix_classes: see SelfTraining; `image_and_ignore` draws from the image's own labels including 255 (released).
         augment_draws: see SelfTraining.
         encoder_updates: see SelfTraining.
     """
@@ -103,7 +103,7 @@ class CorDA(SelfTraining):
         self.initial_steps = round(label_by_initial * plan.steps)
 
     def start_heads(self, missing: set[str]) -> None:
-        """Begin the final segmentation as the trained main head (our choice): it labels the target from the start."""
+        """Initialise the final segmentation from the trained main head (our choice): it labels the target at once."""
         main, head = self.segmentor.head(), self.segmentor.head("two_task")
         if "two_task" not in missing or not isinstance(head, TwoTaskHead):
             return
@@ -113,14 +113,14 @@ class CorDA(SelfTraining):
             log.info("the two-task head starts untrained: it is narrower than the main head, or of another form")
 
     def losses(self, batch: Batch) -> Iterator[Loss | tuple[Loss, ...]]:
-        """The source's terms, then the mixture's; each from one forward."""
+        """Yield the source's terms, then the mixture's, each from one forward."""
         source, target = labelled(batch["source"]), batch["target"]
         yield self.source_terms(source)
         head = "main" if self.trainer.global_step < self.initial_steps else None
         yield self.mixed_terms(self.mix(source, replace(self.label_target(target, head), depth=target.depth)))
 
     def source_terms(self, source: Labelled) -> tuple[Loss, ...]:
-        """Cross-entropy over labelled pixels and depth of the source decoder, initial and final."""
+        """Compute cross-entropy over labelled pixels and the source decoder's depth losses, initial and final."""
         with self.statistics_of_source():
             tasks, final, initial = self.predict_tasks(source.image, "source")
         z = depth_of(source)
@@ -137,7 +137,7 @@ class CorDA(SelfTraining):
         )
 
     def mixed_terms(self, mixed: Labelled) -> tuple[Loss, ...]:
-        """Weighted cross-entropy and depth of the decoder each pixel belongs to, initial and final."""
+        """Compute weighted cross-entropy and depth losses of each pixel's own decoder, initial and final."""
         tasks, final, initial = self.predict_tasks(mixed.image, "mixed")
         z, pasted = depth_of(mixed), mixed.pasted
         assert mixed.weight is not None
@@ -158,9 +158,9 @@ class CorDA(SelfTraining):
         )
 
     def predict_tasks(self, image: Tensor, name: str) -> tuple[Tasks, Prediction, Prediction]:
-        """Both tasks' predictions at the size of images [B, 3, H, W]; final and initial segmentation to train.
+        """Predict both tasks at the size of images [B, 3, H, W], and final and initial segmentation for the losses.
 
-        Of a network that looks at details, depth is of the whole image alone (our choice). `name` is for the panels.
+        In a network with detail windows, depth covers the whole image only (our choice). `name` labels the panels.
         """
         head = self.segmentor.head("two_task")
         assert isinstance(head, TwoTaskHead)
@@ -174,16 +174,16 @@ class CorDA(SelfTraining):
         return tasks.resized(image.shape[-2:], self.segmentor.align_corners), final, initial
 
     def depth_loss(self, prediction: Tensor, z: Tensor) -> Tensor:
-        """BerHu over the valid pixels of all ranks."""
+        """Compute BerHu over the valid pixels of all ranks."""
         return berhu(prediction, z, self.max_over_ranks, self.mean_over_ranks)
 
 
 def depth_of(images: Labelled) -> Tensor:
-    """The inverse depth [B, 1, H, W] of a batch that must have it."""
+    """Return the inverse depth [B, 1, H, W] of a batch that must have it."""
     assert images.depth is not None, "CorDA's data has depth"
     return images.depth
 
 
 def shown(z: Tensor) -> Tensor:
-    """Inverse depth as a picture in [0, 1]: logarithmic, invalid and the farthest at 0, one metre at 1."""
+    """Map inverse depth to [0, 1] for display: logarithmic, 0 for invalid and the farthest, 1 for one metre."""
     return z.detach().clamp(1.0, Z_SCALE).log() / math.log(Z_SCALE)

@@ -1,8 +1,8 @@
 """Self-supervised depth from sequences and stereo pairs (Monodepth2, Godard et al., ICCV 2019).
 
-Depth is right where it explains the image by the other views: warp them by it, compare, take the best view per pixel,
-leave out what stands still relative to the camera, and prefer smooth depth where the image is smooth. Losses compare
-the images as they are; the networks see them jittered.
+Other views are warped by the predicted depth and compared with the image, taking the best view per pixel, leaving out
+pixels that are static relative to the camera, and preferring smooth depth where the image is smooth. Losses compare the
+original images; the networks see jittered ones.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ from uda_seg.ops.geometry import (
 from uda_seg.ops.image import to_float, upload
 from uda_seg.ops.photometric import least_error, photometric_error, smoothness
 
-STEREO_UNITS = 0.1  # length of the stereo baseline in the network's unit of depth
+STEREO_UNITS = 0.1  # stereo baseline in the network's unit of depth
 
 
 class SelfSupervisedDepth(StepModule):
-    """Photometric loss and smoothness, averaged over the scales of the decoder.
+    """Photometric loss and smoothness, averaged over the decoder's scales.
 
     Args:
-        network: a segmentor whose head is a DepthHead.
-        pose: the motion network; None where only stereo pairs are learnt from.
-        plan: what the run is.
-        views: what `SequenceBatch.views` holds, in order: previous, next, right.
+        network: a segmentor with a DepthHead.
+        pose: the motion network; None for training on stereo pairs only.
+        plan: settings of the run.
+        views: names of the entries of `SequenceBatch.views`, in order: previous, next, right.
         targets: names of the validation sets, in loader order.
-        scales: levels of the decoder that are supervised, each at full resolution (Monodepth2: 4).
+        scales: number of supervised decoder levels, each at full resolution (Monodepth2: 4).
         smooth: weight of the smoothness, halved with every scale (1e-3).
-        auto_mask: leave pixels out that an unwarped view explains better.
+        auto_mask: leave out pixels that an unwarped view explains better.
         nearest: depth at disparity 1, in units.
         farthest: depth at disparity 0.
-        crop: height and width of the window that depth is learnt in; None: the whole image. The pose network sees the
-            whole image in any case.
-        flip: mirror half of the samples.
-        jitter: strength of the colour jitter of what the networks see, half of the time; 0: none. (Monodepth2 jitters
-            hue by 0.1 and the rest by 0.2; here one number serves all four.)
-        encoder_lr: learning rate of the depth network's encoder relative to the rest (of CorDA's authors: 0.1).
-        pose_scale: size at which the pose network sees images, relative to theirs (Monodepth2: 1). It looks at
-            two pairs where the depth network looks at one image; at half the size it costs half as much as that.
+        crop: height and width of the depth network's crop; None: the whole image. The pose network always sees the
+            whole image.
+        flip: flip half of the samples horizontally.
+        jitter: strength of the networks' colour jitter, applied with probability 0.5; 0: none. (Monodepth2 jitters hue
+            by 0.1 and the rest by 0.2; here one number sets all four.)
+        encoder_lr: learning rate of the depth network's encoder relative to the rest (CorDA's authors: 0.1).
+        pose_scale: input scale of the pose network (Monodepth2: 1). It processes two pairs per image of the depth
+            network; at half the scale it costs half as much.
     """
 
     def __init__(
@@ -83,13 +83,13 @@ class SelfSupervisedDepth(StepModule):
         self.crop, self.flip, self.jitter = crop, flip, jitter
         self.encoder_lr, self.pose_scale = encoder_lr, pose_scale
         self.targets = tuple(targets)
-        # Only a known baseline gives metres.
+        # Only a known baseline fixes the metric scale.
         self.evaluators = nn.ModuleList(DepthEvaluator(median_scaling=not self.metric) for _ in targets)
         self.scores: dict[str, DepthScores] = {}
         self.scored_step = -1
 
     def losses(self, batch: SequenceBatch) -> Iterator[Loss | tuple[Loss, ...]]:
-        """One tuple: photometric error and smoothness of all scales, which share their forward."""
+        """Yield photometric error and smoothness of all scales as one tuple, as they share a forward."""
         image, views = to_float(batch.image), list(to_float(batch.views).unbind(1))
         image, views, intrinsics, side = self.mirrored(image, views, batch.intrinsics)
         seen = self.jittered([image, *views])
@@ -102,21 +102,21 @@ class SelfSupervisedDepth(StepModule):
             full = resize(disparity, image.shape[-2:])
             depth = disparity_to_depth(full, self.nearest, self.farthest)
             warped = [warp(view, depth, intrinsics, motion) for view, motion in zip(views, motions, strict=True)]
-            noisy = [error + 1e-5 * torch.randn_like(error) for error in still]  # breaks ties, as where nothing moves
+            noisy = [error + 1e-5 * torch.randn_like(error) for error in still]  # breaks ties, as in static scenes
             error, learns = least_error([photometric_error(w, image) for w in warped], noisy)
             photometric = photometric + error.mean() / len(disparities)
             unmasked = unmasked + learns.float().mean() / len(disparities)
             small = F.interpolate(image, disparity.shape[-2:], mode="area")
             smooth = smooth + smoothness(disparity, small) / (2**scale * len(disparities))
-        # The share of pixels that the auto-mask leaves is logged, never learnt from.
+        # The share of pixels kept by the auto-mask is logged only.
         yield Loss("photometric", photometric), Loss("smoothness", smooth, self.smooth), Loss("unmasked", unmasked, 0.0)
 
     def part(self, batch: SequenceBatch, index: int, parts: int) -> SequenceBatch:
-        """A micro-batch."""
+        """Return the `index`-th of `parts` micro-batches."""
         return batch.part(index, parts)
 
     def rate_and_decay(self, name: str) -> tuple[float, float]:
-        """The depth network's encoder may learn more slowly."""
+        """Scale the learning rate of the depth network's encoder by `encoder_lr`."""
         scale = self.encoder_lr if name.startswith("network.encoder.") else 1.0
         return scale, self.plan.optimizer.weight_decay
 
@@ -125,7 +125,7 @@ class SelfSupervisedDepth(StepModule):
     def mirrored(
         self, image: Tensor, views: list[Tensor], intrinsics: Tensor
     ) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
-        """Half of the samples left-right, their cameras too; `side` [B] is -1 where right became left."""
+        """Flip half of the samples horizontally, with their cameras; `side` [B] is -1 where right became left."""
         flipped = upload(torch.rand(len(image)) < (0.5 if self.flip else 0.0), image.device)
         here = flipped.view(-1, 1, 1, 1)
         image, *views = (torch.where(here, x.flip(3), x) for x in (image, *views))
@@ -133,30 +133,30 @@ class SelfSupervisedDepth(StepModule):
         return image, views, camera, 1.0 - 2.0 * flipped.float()
 
     def jittered(self, images: list[Tensor]) -> list[Tensor]:
-        """All views of a sample in the same changed colours, half of the time."""
+        """Jitter all views of a sample with the same draw, with probability 0.5."""
         draw = draw_strong(
             len(images[0]), device=images[0].device, strength=self.jitter, jitter_probability=0.5, blur_probability=0.0
         )
         return [strong_augment(image, draw) for image in images] if self.jitter > 0 else images
 
     def motion(self, view: str, image: Tensor, other: Tensor, side: Tensor) -> Tensor:
-        """From the image's camera to the view's, [B, 4, 4]."""
+        """Compute the motion [B, 4, 4] from the image's camera to the view's."""
         if view == "right":
             return stereo_motion(STEREO_UNITS * side)
         assert self.pose is not None, "sequences need a pose network"
         earlier, later = (other, image) if view == "previous" else (image, other)
         axis_angle, translation = self.pose(*(self.network.normalize(self.smaller(x)) for x in (earlier, later)))
-        # The network says how the earlier frame's points move into the later one's frame.
+        # The network predicts the motion from the earlier camera's frame to the later one's.
         return motion_matrix(axis_angle, translation, invert=view == "previous")
 
     def smaller(self, image: Tensor) -> Tensor:
-        """[B, 3, H, W] at the size that the pose network sees."""
+        """Resize images [B, 3, H, W] to the pose network's scale."""
         return image if self.pose_scale == 1 else F.interpolate(image, scale_factor=self.pose_scale, mode="area")
 
     def window(
         self, image: Tensor, views: list[Tensor], intrinsics: Tensor, seen: Tensor
     ) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
-        """A random window of the image and of what the depth network sees; the views are cut alike."""
+        """Crop a random window of the image, the views and the depth network's input."""
         if self.crop is None:
             return image, views, intrinsics, seen
         height, width = self.crop
@@ -166,7 +166,7 @@ class SelfSupervisedDepth(StepModule):
         return cut[0], cut[1:-1], crop_intrinsics(intrinsics, top, left), cut[-1]
 
     def disparities(self, image: Tensor) -> list[Tensor]:
-        """Disparity of images [B, 3, H, W] in [0, 1] at every supervised scale, finest first."""
+        """Predict disparity of images [B, 3, H, W] in [0, 1] at every supervised scale, finest first."""
         head = self.network.heads["main"]
         assert isinstance(head, DepthHead)
         return head.disparities(self.network.features(image).stages, self.scales)
@@ -174,23 +174,23 @@ class SelfSupervisedDepth(StepModule):
     # ------------------------------------------------------------------ depth in metres
 
     def depth(self, image: Tensor, baseline: Tensor) -> Tensor:
-        """Depth [B, 1, H, W] of images [B, 3, H, W] in [0, 1]: metres where stereo pairs taught it, else in no unit."""
+        """Predict depth [B, 1, H, W] of images [B, 3, H, W] in [0, 1]: metres after stereo training, else unscaled."""
         depth = disparity_to_depth(self.network.predict(image), self.nearest, self.farthest)
         return depth * (baseline.view(-1, 1, 1, 1) / STEREO_UNITS) if self.metric else depth
 
     @property
     def metric(self) -> bool:
-        """Whether depth is in metres: a stereo baseline was seen."""
+        """True if depth is in metres, because a stereo baseline was seen."""
         return "right" in self.views
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the images of the validation before (Lightning hook)."""
+        """Reset the measures (Lightning hook)."""
         for evaluator in self.evaluators:
             assert isinstance(evaluator, DepthEvaluator)
             evaluator.reset()
 
     def validation_step(self, batch: SequenceBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Compare with exact depth (Lightning hook)."""
+        """Compare predictions with exact depth (Lightning hook)."""
         evaluator = self.evaluators[dataloader_idx]
         assert isinstance(evaluator, DepthEvaluator)
         assert batch.depth is not None, "validation has exact depth"

@@ -1,7 +1,7 @@
 """LC-MSM: language-conditioned masked segmentation (Kim, Lee and Lee, Pattern Recognition 148, 2024).
 
-A second, language head reads *masked* images and is told, per pixel, how well the visual feature matches the text
-embedding of each class name. It also gives the teacher's pseudo-labels. At test time it is dropped: the plain head
+A second, language head reads *masked* images and, per pixel, the correlation of the visual feature with the text
+embedding of each class name. It also predicts the teacher's pseudo-labels. It is dropped at test time: the plain head
 segments, and neither text nor CLIP is needed.
 """
 
@@ -30,25 +30,26 @@ log = logging.getLogger(__name__)
 class LCMSM(SelfTraining):
     """Five terms: source, with its feature distance, masked source, mixed, masked mixed.
 
-    Source cross-entropy and feature distance share a forward and so a backward; the gradient is the sum either way.
+    Source cross-entropy and feature distance share a forward and therefore a backward, which leaves the gradient
+    unchanged.
 
     Args:
         segmentor: the student; the language head is attached to it as `language`.
-        plan: what the run is.
-        text: where the class embeddings come from: `openclip`, `file`, `shuffled` and `openclip-shuffled` (the
-            same, each class with another's), `random`, or `none`: the control, the same head and budget without the
-            correlation map.
+        plan: settings of the run.
+        text: source of the class embeddings: `openclip`, `file`, `shuffled` and `openclip-shuffled` (permuted so that
+            no class keeps its own), `random`, or `none`: the control, the same head and budget without the correlation
+            map.
         text_model: OpenCLIP model name.
         text_tag: OpenCLIP weights tag, or the path of a weights file.
-        text_file: embeddings by prompt, for `file` and `shuffled`; null is the file shipped with the package.
-        width: channels of the language head and of the projected text; null is the plain DAFormer head's own width, as
-            in the paper (512 both), and 512 beside any other head. Likewise its dilations.
-        temperature: the correlation is the cosine divided by it (0.07).
+        text_file: embeddings by prompt, for `file` and `shuffled`; null: the file shipped with the package.
+        width: channels of the language head and of the projected text; null: the plain DAFormer head's width, as in the
+            paper (512 both), or 512 with any other head. Likewise its dilations.
+        temperature: divides the cosine similarity (0.07).
         mask_weight: weight of the two masked terms (1).
-        mask_block: side of the masked blocks, as a fraction of the crop's height (32 / 512).
+        mask_block: side of the masked blocks as a fraction of the crop's height (32 / 512).
         mask_ratio: expected share of masked pixels.
         feature_distance: weight of DAFormer's feature distance.
-        feature_distance_ratio: share of a feature cell's pixels its class must hold to count.
+        feature_distance_ratio: minimum share of a feature cell's pixels that its thing class must cover.
         mix_classes: see SelfTraining.
         augment_draws: see SelfTraining.
     """
@@ -97,13 +98,13 @@ class LCMSM(SelfTraining):
         self.projection: nn.Linear | None = None
 
     def start_heads(self, missing: set[str]) -> None:
-        """Begin the language head as the trained plain one (our choice): it labels the target from the first step."""
+        """Initialise the language head from the trained plain one (our choice): it labels the target from step 0."""
         main, language = self.segmentor.head(), self.segmentor.head("language")
         if "language" in missing and isinstance(main, DAFormerHead) and isinstance(language, LanguageHead):
             language.start_from(main)
 
     def setup(self, stage: str) -> None:
-        """Fetch the class embeddings where training starts (Lightning hook); a trained network needs none."""
+        """Load the class embeddings when training starts (Lightning hook); a trained network needs none."""
         if stage != "fit" or self.embed is None or self.projection is not None:
             return
         found = self.embed(self.plan.classes.words)
@@ -112,14 +113,14 @@ class LCMSM(SelfTraining):
         self.projection = nn.Linear(found.vectors.shape[1], self.width).to(self.device)
 
     def text(self) -> Tensor | None:
-        """Projected class text [K, width] with a graph of its own; called anew for every term that needs it.
+        """Project the class text to [K, width]; call it once per term, as every backward needs its own graph.
 
-        The projection has no averaged copy: student and teacher read the same text, as in the released code.
+        The projection has no EMA copy: student and teacher use the same text, as in the released code.
         """
         return None if self.projection is None else self.projection(self.embeddings)
 
     def losses(self, batch: Batch) -> Iterator[Loss | tuple[Loss, ...]]:
-        """CE(x_s) + FD + CE_L(mask x_s) + CE(mix) + CE_L(mask mix); the teacher's language head labels the target."""
+        """Yield CE(x_s) + FD, CE_L(mask x_s), CE(mix), CE_L(mask mix), with labels of the teacher's language head."""
         source, target = labelled(batch["source"]), batch["target"]
         yield self.source_terms(source)
         yield Loss("source/masked_ce", self.masked(source), self.mask_weight)
@@ -133,7 +134,7 @@ class LCMSM(SelfTraining):
         yield Loss("mix/masked_ce", self.masked(mixed), self.mask_weight)
 
     def masked(self, images: Labelled) -> Tensor:
-        """The language head's cross-entropy on the jittered, blurred and block-masked images, 0-dim."""
+        """Compute the language head's cross-entropy on jittered, blurred and block-masked images, 0-dim."""
         masked, text = self.mask(self.augment(images.image, together=True)), self.text()
         with frozen_statistics(self.segmentor.encoder):
             result = self.segmentor.supervise(masked, images.label, images.weight, head="language", text=text)

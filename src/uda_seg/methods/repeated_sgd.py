@@ -1,8 +1,8 @@
-"""A quirk of the released DACS, CorDA and BiCL: their optimiser lists most of the encoder three or four times.
+"""A quirk of the released DACS, CorDA and BiCL: most of the encoder is updated three or four times per step.
 
-The generator of parameters walks nested modules and gives every descendant at each level, and PyTorch then updates a
-tensor as often as it is listed: momentum, weight decay and all, with one gradient. Listing duplicates is undefined in
-today's fused optimisers, so the repetition is written out.
+Their parameter generator walks nested modules and yields every descendant at each level; PyTorch then updates a tensor
+once per listing, with momentum and weight decay, from the same gradient. Duplicates are undefined behaviour in today's
+fused optimisers, so the repetition is explicit here.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ IN_A_STAGE = re.compile(r"(segmentor\.encoder\.layer\d|source_stem\.stage\.\d)\.
 
 
 class RepeatedSGD(torch.optim.SGD):
-    """SGD whose groups are each updated `repeats` times a step."""
+    """SGD that updates each group `repeats` times per step."""
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float) -> None:
         super().__init__(groups, lr=lr, momentum=momentum, fused=True)
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """All groups once, then those with more repetitions again."""
+        """Update all groups once, then again those with more repetitions."""
         groups = self.param_groups
         loss: float | None = super().step(closure)
         for done in range(1, max(group["repeats"] for group in groups)):
@@ -38,7 +38,7 @@ class RepeatedSGD(torch.optim.SGD):
 
 
 def repeating_optimizer(module: StepModule) -> RepeatedSGD:
-    """The configured SGD, with the released codes' repetitions.
+    """Build the configured SGD with the released codes' repetitions.
 
     Raises:
         UserError: another optimiser is configured.
@@ -50,7 +50,7 @@ def repeating_optimizer(module: StepModule) -> RepeatedSGD:
 
 
 def repeated_groups(module: StepModule) -> list[dict[str, Any]]:
-    """The module's parameter groups, split by how often the released code lists each tensor."""
+    """Split the module's parameter groups by how often the released code lists each tensor."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     split: list[dict[str, Any]] = []
     for group in module.parameter_groups():
@@ -62,7 +62,7 @@ def repeated_groups(module: StepModule) -> list[dict[str, Any]]:
 
 
 def repeats_of(name: str) -> int:
-    """How often a parameter is listed: in a block's shortcut 4 times, elsewhere in a stage 3 times, otherwise once."""
+    """Count how often a parameter is listed: 4 times in a block's shortcut, 3 times elsewhere in a stage, else once."""
     if IN_A_STAGE.match(name) is None:
         return 1
     return 4 if ".downsample." in name else 3

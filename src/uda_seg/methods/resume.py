@@ -1,4 +1,4 @@
-"""Whether a run can go on from what a checkpoint says of its progress: where that is damaged, libraries fail inside."""
+"""Checks of a checkpoint's training state, because Lightning and PyTorch fail obscurely on damaged states."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def check_progress(checkpoint: Mapping[str, Any], loop: Mapping[str, Any]) -> No
     """Check the form of Lightning's counters, and of the states of optimisers and callbacks.
 
     Args:
-        checkpoint: of Lightning.
-        loop: the state of a training loop that has not begun.
+        checkpoint: a Lightning checkpoint.
+        loop: state of a fresh training loop.
 
     Raises:
-        Damaged: names what is wrong.
+        Damaged: the first difference in form.
     """
     optimizers = checkpoint.get("optimizer_states")
     if not isinstance(optimizers, list) or not all(_is_optimizer_state(state) for state in optimizers):
@@ -33,16 +33,16 @@ def check_progress(checkpoint: Mapping[str, Any], loop: Mapping[str, Any]) -> No
 
 
 def check_optimizer(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
-    """Check that every value of an optimiser's state fits its parameter, and is finite.
+    """Check that every value of an optimiser's state fits its parameter and is finite.
 
     Raises:
-        Damaged: names the first that does not.
+        Damaged: the first value that does not.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     places = [place for group in state["param_groups"] for place in group["params"]]
     names = ("step", "exp_avg", "exp_avg_sq") if "betas" in optimizer.defaults else ("momentum_buffer",)
     for place, parameter in zip(places, parameters, strict=True):
-        kept = state["state"].get(place, {})  # what never had a gradient has none
+        kept = state["state"].get(place, {})  # parameters that never had a gradient have no state
         for name in names if kept else ():
             if not _fits(kept.get(name), parameter, name):
                 raise _damaged(f"optimizer_states: {name} of parameter {place}")
@@ -68,7 +68,7 @@ def _is_optimizer_state(state: object) -> bool:
 
 
 def _difference(found: object, wanted: object, where: str) -> str | None:
-    """The first place where two trees of plain values are of different form; None where they are alike."""
+    """Find the first place where two trees of plain values differ in form; None if they match."""
     if not isinstance(wanted, Mapping):
         return None if type(found) is type(wanted) or found is None or wanted is None else where
     if not isinstance(found, Mapping):

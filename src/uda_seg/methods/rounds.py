@@ -1,4 +1,4 @@
-"""Self-training in rounds: a network labels the whole target, learns from that for a while, and labels it again."""
+"""Self-training in rounds: the network labels the whole target at the start of each round and trains on the labels."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ FOLDER = "pseudo_labels"
 
 @dataclass(frozen=True)
 class RoundSchedule:
-    """When rounds begin: after the warm-up, at equal distances.
+    """Schedule of rounds: equally spaced after the warm-up.
 
     Args:
         steps: length of the run.
         warmup: fraction of the steps before the first round.
-        rounds: how many there are, at most one a step.
+        rounds: number of rounds, at most one per step.
     """
 
     steps: int
@@ -50,17 +50,17 @@ class RoundSchedule:
 
     @property
     def first(self) -> int:
-        """The step at which the first round begins."""
+        """First step of the first round."""
         return round(self.warmup * self.steps)
 
     def at(self, step: int) -> int | None:
-        """The round that `step` belongs to; None in the warm-up and after the end."""
+        """Return the round of `step`; None in the warm-up and after the end."""
         if not self.first <= step < self.steps:
             return None
         return (step - self.first) * self.rounds // (self.steps - self.first)
 
     def span(self, step: int) -> tuple[int, int] | None:
-        """The number and the first step of the round that `step` belongs to."""
+        """Return the number and the first step of the round of `step`."""
         current = self.at(step)
         return (
             None if current is None else (current, self.first - (-current * (self.steps - self.first) // self.rounds))
@@ -69,11 +69,11 @@ class RoundSchedule:
 
 @dataclass(frozen=True)
 class Shares:
-    """What is sure enough to be a label (CCM, Li et al., ECCV 2020).
+    """Shares of predictions that become labels (CCM, Li et al., ECCV 2020).
 
     Args:
-        of_class: the most confident share of all pixels that are predicted as a class, over the whole target.
-        of_image: the most confident share of an image's pixels.
+        of_class: most confident share of the pixels predicted as a class, over the whole target.
+        of_image: most confident share of an image's pixels.
     """
 
     of_class: float
@@ -81,15 +81,16 @@ class Shares:
 
 
 class StaticLabels:
-    """The labels y_F of the round a run is in, made by the run's own network and read under its target crops.
+    """The labels y_F of the current round: predicted by the run's own network, cropped with the target images.
 
-    They follow from the weights at the round's start, so that an interrupted or resumed run makes or finds the same.
+    They depend only on the weights at the round's start, so an interrupted or resumed run creates or finds the same
+    ones.
 
     Args:
-        module: whose network labels, and whose batches get the labels.
-        schedule: of the rounds.
-        shares: which predictions become labels.
-        passes: how often a round goes through the target at least; of too many rounds some are left out.
+        module: the module whose network labels the target and whose batches get the labels.
+        schedule: schedule of the rounds.
+        shares: shares of predictions that become labels.
+        passes: minimum passes over the target per round; the number of rounds is reduced to satisfy it.
     """
 
     def __init__(self, module: UDAModule, schedule: RoundSchedule, shares: Shares, passes: float) -> None:
@@ -99,11 +100,11 @@ class StaticLabels:
         self.begun: RoundSchedule | None = None
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run has to know: the rounds as they were."""
+        """Return the state that a resumed run needs: the schedule."""
         return asdict(self.schedule)
 
     def resume(self, state: Mapping[str, Any] | None) -> None:
-        """Go on from such a state; None: of a run that says nothing."""
+        """Restore such a state; None for a checkpoint without one."""
         if state is None:
             return
         said = state if isinstance(state, Mapping) else {}
@@ -113,12 +114,12 @@ class StaticLabels:
         self.begun = RoundSchedule(steps, warmup, rounds)
 
     def start(self) -> None:
-        """Find or make the labels of the step that training starts at; drop what another run left for later rounds.
+        """Find or create the labels of the first step, and delete labels of later rounds left by another run.
 
-        A trainer without a data module brings the labels with its batches.
+        Without a data module, batches are expected to contain the labels.
 
         Raises:
-            UserError: batch norm's statistics of one rank's images cannot be had.
+            UserError: batch norm cannot compute statistics of a rank's images.
         """
         data = getattr(self.module.trainer, "datamodule", None)
         if not isinstance(data, UDADataModule):
@@ -151,9 +152,9 @@ class StaticLabels:
         self.advance()
 
     def possible(self, count: int, per_step: int) -> RoundSchedule:
-        """The rounds that the target's `count` images allow, at `per_step` a step; of a resumed run, those it has.
+        """Reduce the rounds to those that `count` target images allow at `per_step` per step; resumed runs keep theirs.
 
-        With another number of ranks they stay as they are, and go through the target more or fewer times.
+        Resuming with another number of ranks keeps the rounds, which then pass over the target more or fewer times.
         """
         asked, begun = self.schedule, self.begun
         if begun is not None and (begun.steps, begun.warmup) == (asked.steps, asked.warmup):
@@ -163,7 +164,7 @@ class StaticLabels:
         return replace(asked, rounds=max(1, min(asked.rounds, most)))
 
     def recover(self, store: LabelStore, current: int) -> None:
-        """Take a round's labels from beside the checkpoint that is resumed; warn if there are none in its middle."""
+        """Copy a round's labels from the folder of the resumed checkpoint; warn if a started round has none."""
         trainer = self.module.trainer
         if trainer.ckpt_path is not None:
             store.take(Path(trainer.ckpt_path).resolve().parent.parent / FOLDER, current)
@@ -174,32 +175,32 @@ class StaticLabels:
             )  # fmt: skip
 
     def advance(self) -> None:
-        """Between two steps: if the next one begins a round, label the target.
+        """Label the target if the next step begins a round.
 
-        Every round's labels stay, because a run may be resumed from a checkpoint of an earlier one.
+        The labels of every round are kept, because a run may be resumed from an earlier checkpoint.
         """
         trainer = self.module.trainer
         current = self.schedule.at(trainer.global_step)
         if self.store is None or current is None or current == self.round or trainer.global_step >= trainer.max_steps:
             return
-        if not trainer.strategy.broadcast(self.store.has(current)):  # one rank decides: a disk may show itself late
+        if not trainer.strategy.broadcast(self.store.has(current)):  # shared disks may lag, so rank 0 decides
             self.make(self.store, current)
         self.round = current
 
     def give(self, target: DomainBatch) -> DomainBatch:
-        """The batch with this round's labels; itself in the warm-up, or if it brings its own."""
+        """Add this round's labels to the batch; unchanged in the warm-up, or if it has labels."""
         if self.store is None or self.round is None or target.pseudo is not None:
             return target
         assert target.window is not None, "the data module says where crops lie"
         size = (target.image.shape[2], target.image.shape[3])
         pseudo = self.store.read(self.round, target.index, target.window, size)
-        # The loader pinned the rest before; a copy out of pageable memory would hold up the step.
+        # The loader has pinned the rest; a copy from pageable memory would stall the step.
         return replace(target, pseudo=pseudo.pin_memory() if torch.cuda.is_available() else pseudo)
 
     # ------------------------------------------------------------------ one round
 
     def make(self, store: LabelStore, current: int) -> None:
-        """Label every target image: predictions first, then the thresholds over all of them, then the selection."""
+        """Label every target image: predict, compute thresholds over all predictions, then select."""
         module, data = self.module, self.module.trainer.datamodule  # type: ignore[attr-defined]
         draft = LabelDraft(store, current, data.settings.val_batch, identity(module.segmentor))
         mine = range(module.global_rank, len(draft.batches), module.trainer.world_size)
@@ -215,7 +216,7 @@ class StaticLabels:
         thresholds = self.thresholds(counts)
         kept = torch.zeros(2, dtype=torch.float64)
         for first, label, level in _images(draft, mine):
-            one_class = torch.where(label < len(counts), 0, IGNORE)  # and none beyond an image smaller than the others
+            one_class = torch.where(label < len(counts), 0, IGNORE)  # none in the padding of smaller images
             by_image = torch.cat([histogram(*pair, 1) for pair in zip(one_class, level, strict=True)])
             chosen = select(label, level, thresholds, top_share(by_image, self.shares.of_image))
             draft.write("selected", first, chosen.numpy())
@@ -228,17 +229,17 @@ class StaticLabels:
         _barrier()
 
     def thresholds(self, counts: Tensor) -> Tensor:
-        """From which level each class is labelled, int64 [K], by how often its predictions have each [K, LEVELS].
+        """Compute the level from which each class is labelled, int64 [K], from its histogram of levels [K, LEVELS].
 
-        A class that is not evaluated is not in the source, and has no share: SYNTHIA's terrain, truck and train. The
-        share of an image takes any class, as in the released code.
+        Classes that are not evaluated do not occur in the source and get no share: SYNTHIA's terrain, truck and train.
+        The share per image includes all classes, as in the released code.
         """
         levels = top_share(counts, self.shares.of_class)
         levels[[c for c in range(len(counts)) if c not in self.module.plan.eval_classes]] = LEVELS
         return levels
 
     def predict(self, draft: LabelDraft, data: UDADataModule, mine: Sequence[int]) -> None:
-        """Write this rank's predictions, those of an interrupted draft aside; a bar shows how far they are."""
+        """Write this rank's predictions with a progress bar, skipping those of an interrupted draft."""
         batches, done = draft.batches, draft.plane("done")
         left = [i for i in mine if not done[i]]
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -256,7 +257,7 @@ class StaticLabels:
 
 
 def identity(network: nn.Module) -> str:
-    """A fingerprint of a network's weights and buffers."""
+    """Compute a fingerprint of a network's weights and buffers."""
     digest = hashlib.sha256()
     for name, tensor in network.state_dict().items():
         digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -265,7 +266,7 @@ def identity(network: nn.Module) -> str:
 
 @contextmanager
 def labelling(module: UDAModule) -> Iterator[None]:
-    """Within the block the network predicts as a teacher would: `teacher.batch_norm` says by which statistics."""
+    """Switch the network to teacher mode within the block, with the statistics selected by `teacher.batch_norm`."""
     network, mode = module.segmentor, module.segmentor.training
     network.eval()
     try:
@@ -280,7 +281,7 @@ def labelling(module: UDAModule) -> Iterator[None]:
 
 
 def _images(draft: LabelDraft, mine: Sequence[int]) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """The place of each batch's first image, and its labels and levels in memory."""
+    """Yield the index of each batch's first image, and views of its labels and levels."""
     label, level = draft.plane("label"), draft.plane("level")
     for i in mine:
         first = draft.batches[i][0]

@@ -1,13 +1,13 @@
-"""Self-training with a mean teacher and class mixing: DACS, and what DAFormer and MIC add to it.
+"""Self-training with a mean teacher and class mixing: DACS, DAFormer and MIC.
 
-- DACS (Tranheden et al. 2021): cross-entropy on the source and on source classes pasted over the target, whose labels
-  the teacher gives.
-- DAFormer (Hoyer et al. 2022): `feature_distance` keeps the encoder's features of things near those of its ImageNet
-  start. (Rare-class sampling is the loader's, the network is `model=`.)
-- MIC (Hoyer et al. 2023): `mask_weight` adds the teacher's labels predicted from block-masked target images.
+- DACS (Tranheden et al. 2021): cross-entropy on the source and on source classes pasted over the target, which the
+    teacher labels.
+- DAFormer (Hoyer et al. 2022): `feature_distance` keeps the encoder's features of thing classes close to ImageNet's.
+    (Rare-class sampling is part of the loader, the network is `model=`.)
+- MIC (Hoyer et al. 2023): `mask_weight` adds a loss on block-masked target images with the teacher's labels.
 
-The papers' encoders have no batch norm. In one that has, masked images leave the running statistics alone: block-masked
-images are not what the network sees at test.
+The papers' encoders have no batch norm. With batch norm, masked images do not update the running statistics, because
+they do not occur at test.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Labelled:
-    """Images with what is known of them.
+    """Images with labels, weights and optional depth.
 
     Attributes:
         image: [B, 3, H, W] in [0, 1].
         label: uint8 [B, H, W].
         weight: per-pixel loss weights [B, H, W]; None: all 1.
-        depth: inverse depth [B, 1, H, W], 1.0 = invalid; None where the method reads none.
-        pasted: of a mixture, bool [B, 1, H, W], true where the pixel is the source's.
+        depth: inverse depth [B, 1, H, W], 1.0 = invalid; None for methods without depth.
+        pasted: for mixtures, bool [B, 1, H, W], true for source pixels.
     """
 
     image: Tensor
@@ -60,14 +60,14 @@ class Labelled:
 
 
 class FrozenReference:
-    """The encoder as it started, for the feature distance; not a sub-module, so no checkpoint ever holds it."""
+    """Frozen copy of the initial encoder for the feature distance; not a submodule, so not in checkpoints."""
 
     def __init__(self, encoder: nn.Module) -> None:
         self.encoder = copy.deepcopy(encoder).requires_grad_(False).eval()
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> Tensor:
-        """Last-stage features of normalised images."""
+        """Compute last-stage features of normalised images."""
         stages: list[Tensor] = self.encoder.to(image.device)(image)
         return stages[-1]
 
@@ -77,27 +77,27 @@ class SelfTraining(UDAModule):
 
     Args:
         segmentor: the student.
-        plan: what the run is.
-        feature_distance: weight of the feature distance (DAFormer: 0.005); needs an encoder that knows natural images
-            and is off, with a word in the log, for one that does not.
-        feature_distance_ratio: share of a feature cell's pixels its class must hold to count.
+        plan: settings of the run.
+        feature_distance: weight of the feature distance (DAFormer: 0.005). It needs an encoder pretrained on natural
+            images and is switched off, with a log line, for others.
+        feature_distance_ratio: minimum share of a feature cell's pixels that its thing class must cover.
         mask_weight: weight of the masked-image loss (MIC: 1); 0 switches it off.
-        mask_block: side of the masked blocks, as a fraction of the crop's height (32 / 512).
+        mask_block: side of the masked blocks as a fraction of the crop's height (32 / 512).
         mask_ratio: expected share of masked pixels.
-        mask_augment: colour jitter and blur on the masked image too.
-        mask_images: which are masked: the `target`'s, or of `both` domains half as many each, the source's with their
-            labels (released MIC on ACDC and Dark Zurich: one of each).
-        mix_classes: `image` draws half of each image's own classes (as DACS describes); `batch` draws from the
-            classes of the whole batch and counts 255 as one, as the released DAFormer and MIC do; `image_and_ignore`
-            counts 255 among the image's own (released DACS and CorDA).
-        source_ce: which pixels of the source cross-entropy is a mean over: `all`, ignored ones giving 0 (DAFormer and
-            its heirs), or those that are `labelled` (released DACS).
-        jitter: strength of the colour jitter (DAFormer and its heirs: 0.2; released DACS: 0.25).
+        mask_augment: also apply colour jitter and blur to masked images.
+        mask_images: images to mask: the `target`'s, or half as many of `both` domains, the source's with their labels
+            (released MIC on ACDC and Dark Zurich: one each).
+        mix_classes: `image` draws half of each image's own classes (as DACS describes); `batch` draws from the classes
+            of the whole batch including 255, as the released DAFormer and MIC do; `image_and_ignore` draws from the
+            image's own classes including 255 (released DACS and CorDA).
+        source_ce: pixels that the source cross-entropy averages over: `all`, with ignored ones as 0 (DAFormer and
+            successors), or only `labelled` ones (released DACS).
+        jitter: strength of the colour jitter (DAFormer and successors: 0.2; released DACS: 0.25).
         jitter_order: channel order in which colours are jittered: `rgb`, or `bgr` (released DACS and CorDA).
-        augment_draws: what images share: by `batch` an order of the colour operations, and each has a blur of its own;
-            `released`: mixed images have orders and blurs of their own, masked images share one of each.
-        encoder_updates: `once` a step; `released` repeats SGD's update 3 or 4 times for the encoder, whose parameters
-            the released DACS and CorDA list so often.
+        augment_draws: `batch` draws the order of colour operations per batch and the blur per image; `released` draws
+            both per mixed image, and both per batch of masked images.
+        encoder_updates: `once` per step; `released` repeats SGD's update 3 or 4 times for encoder parameters, which the
+            released DACS and CorDA list that often.
     """
 
     def __init__(
@@ -137,13 +137,13 @@ class SelfTraining(UDAModule):
             log.info("differs from the paper: the encoder knows no natural images, so the feature distance is off")
 
     def on_fit_start(self) -> None:
-        """Compile the reference too (Lightning hook)."""
+        """Compile the network and the reference if configured (Lightning hook)."""
         super().on_fit_start()
         if self.reference is not None and self.segmentor.backend is not None:
             compile_module(self.reference.encoder, self.segmentor.backend)
 
     def losses(self, batch: Batch) -> Iterator[Loss | tuple[Loss, ...]]:
-        """Source, mixed and, if asked for, masked target cross-entropy."""
+        """Yield source, mixed and, if `mask_weight` is set, masked cross-entropy."""
         source, target = labelled(batch["source"]), batch["target"]
         yield self.source_terms(source)
         pseudo = self.label_target(target)
@@ -162,7 +162,7 @@ class SelfTraining(UDAModule):
             yield Loss("masked/ce", result.loss, self.mask_weight)
 
     def source_terms(self, source: Labelled) -> tuple[Loss, ...]:
-        """Cross-entropy on the source and, from the same forward, its feature distance."""
+        """Compute cross-entropy on the source and, from the same forward, the feature distance."""
         with self.statistics_of_source():
             weight = self.over_labelled(source.label) if self.source_ce == "labelled" else None
             clean = self.segmentor.supervise(source.image, source.label, weight)
@@ -171,11 +171,11 @@ class SelfTraining(UDAModule):
         return Loss("source/ce", clean.loss), *self.feature_distance_terms(clean.features, source)
 
     def statistics_of_source(self) -> AbstractContextManager[None]:
-        """Within the block, the source leaves the running statistics alone where the mixed images set them."""
+        """Keep the source from updating running statistics within the block if only mixed images should."""
         return nullcontext() if self.plan.running_statistics == "all" else frozen_statistics(self.segmentor)
 
     def feature_distance_terms(self, features: Features, source: Labelled) -> tuple[Loss, ...]:
-        """The feature distance as a tuple of one term, or of none where it is off (Hoyer et al. 2022, eq. 10)."""
+        """Compute the feature distance as a tuple of one term, empty if switched off (Hoyer et al. 2022, eq. 10)."""
         if self.reference is None:
             return ()
         reference = self.reference(self.segmentor.encoder_input(source.image))
@@ -192,7 +192,7 @@ class SelfTraining(UDAModule):
         return (Loss("source/feature_distance", value, self.feature_distance_weight),)
 
     def label_target(self, target: DomainBatch, head: str | None = None, **context: Tensor | None) -> Labelled:
-        """The teacher's labels of clean images; every valid pixel weighs the batch's share of confident pixels."""
+        """Label clean images with the teacher; the weight of valid pixels is the batch's share of confident pixels."""
         assert self.teacher is not None
         image = to_float(target.image)
         pseudo = pseudo_label(self.teacher.predict(image, head, **context), self.plan.teacher.threshold)
@@ -221,7 +221,7 @@ class SelfTraining(UDAModule):
         return mixed
 
     def augment(self, image: Tensor, together: bool = False) -> Tensor:
-        """Colour jitter and blur of [B, 3, H, W] in [0, 1]; `together`: the released codes treat these as one batch."""
+        """Apply colour jitter and blur to [B, 3, H, W] in [0, 1]; `together`: the released codes draw per batch."""
         released = self.augment_draws == "released"
         draw = draw_strong(
             len(image), device=image.device, strength=self.jitter,
@@ -232,18 +232,18 @@ class SelfTraining(UDAModule):
         return self.apply_draw(image, draw)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The configured optimiser, or SGD with the released codes' repetitions (Lightning hook)."""
+        """Build the configured optimiser, or SGD with the released codes' repetitions (Lightning hook)."""
         return super().configure_optimizers() if self.encoder_updates == "once" else repeating_optimizer(self)
 
     def mask(self, image: Tensor) -> Tensor:
-        """Cover random blocks of [B, 3, H, W] with the mean colour (zero after normalisation)."""
+        """Fill random blocks of [B, 3, H, W] with the mean colour (zero after normalisation)."""
         size = (image.shape[-2], image.shape[-1])
         visible = draw_block_mask(len(image), size, self.mask_block, self.mask_ratio, device=image.device)
         return mask_image(image, visible, self.segmentor.mean_colour)
 
 
 def half_of_each(source: Labelled, target: Labelled) -> Labelled:
-    """The first half of both batches, at least an image of each; source pixels weigh 1."""
+    """Take the first half of both batches, at least one image of each; source pixels have weight 1."""
     assert target.weight is not None
     own, other = max(1, len(source.image) // 2), max(1, len(target.image) // 2)
     return Labelled(
@@ -254,6 +254,6 @@ def half_of_each(source: Labelled, target: Labelled) -> Labelled:
 
 
 def labelled(batch: DomainBatch) -> Labelled:
-    """Source images as the step wants them."""
+    """Convert a source batch to `Labelled`."""
     assert batch.label is not None, "the source has labels"
     return Labelled(to_float(batch.image), batch.label, depth=batch.depth)

@@ -1,4 +1,4 @@
-"""What a run decides about optimiser, schedule, teacher and step: the values, and nothing that acts on them."""
+"""Settings of optimiser, schedule, teacher and training step."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ class OptimizerSettings:
 
     Attributes:
         name: `adamw` or `sgd`.
-        lr: learning rate of the encoder and of anything that is not a segmentation head.
+        lr: learning rate of the encoder and all other parameters outside of heads.
         betas: AdamW's two decay rates.
         momentum: SGD's momentum.
-        weight_decay: decay of every parameter but the encoder's norm layers.
+        weight_decay: weight decay of all parameters except the encoder's norm layers.
         head_lr_multiplier: learning rate of the heads relative to `lr`.
-        clip_norm: largest L2 norm of the summed gradient; null leaves it alone.
-        accumulate: micro-batches a batch is split into; still one optimiser step a batch.
-        scale_lr: multiply `lr` by the number of ranks, as their batches add up (the linear rule of Goyal et al. 2017;
-            no paper here used it).
+        clip_norm: maximum L2 norm of the summed gradient; null: no clipping.
+        accumulate: number of micro-batches per batch; still one optimiser step per batch.
+        scale_lr: multiply `lr` by the number of ranks (the linear scaling rule of Goyal et al. 2017, which none of the
+            papers here uses).
     """
 
     name: Annotated[str, OneOf(("adamw", "sgd"))] = "adamw"
@@ -47,16 +47,16 @@ class ScheduleSettings:
 
 @dataclass
 class TeacherSettings:
-    """The mean teacher and the labels it gives.
+    """The mean teacher and its pseudo-labels.
 
     Attributes:
-        alpha: ceiling of the average's decay, min(1 - 1/(t+1), alpha).
-        update: `start` of a step (DAFormer) or its `end` (CorDA).
-        batch_norm: `eval` uses averaged running statistics; `train` the statistics of the batch being labelled, as the
+        alpha: upper bound of the EMA decay, min(1 - 1/(t+1), alpha).
+        update: at the `start` of a step (DAFormer) or at its `end` (CorDA).
+        batch_norm: `eval` uses averaged running statistics; `train` the statistics of the labelled batch, as the
             released DACS, DAFormer and MIC do.
         threshold: confidence from which a pixel counts towards the pseudo-labels' quality.
-        margins: leave pseudo-labels in the target's `margins` out (DAFormer, MIC: where rectification and the ego car
-            spoil them).
+        margins: ignore pseudo-labels within the target's `margins` (DAFormer, MIC: affected by rectification and the
+            ego car).
     """
 
     alpha: Fraction = 0.999
@@ -68,11 +68,11 @@ class TeacherSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class StepPlan:
-    """What the optimiser step has to know about the run it is part of.
+    """Settings of the run that the training step needs.
 
     Attributes:
         steps: optimiser steps of the whole run.
-        seed: drives every random draw of training.
+        seed: seed of all random draws in training.
         log_every: steps between two logged points.
     """
 
@@ -85,17 +85,17 @@ class StepPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(StepPlan):
-    """What a method is told about the run it is part of.
+    """Settings of the run that a method needs.
 
     Attributes:
-        classes: the classes the network predicts.
-        eval_classes: indices of the classes that the reported mIoU averages.
-        crop: height and width of training crops, pixels.
+        classes: the classes that the network predicts.
+        eval_classes: indices of the classes in the reported mIoU.
+        crop: height and width of training crops in pixels.
         targets: names of the validation sets, in loader order.
-        running_statistics: which images batch norm remembers for the test: of self-training `all`, as released, or the
-            `mixed` ones alone, which are nearer to the target; or `target`, as AdaBN does: unlabelled crops of it,
-            before every validation. (A network without batch norm has no choice, nor a method without target images.)
-        statistics_batches: target batches that `target` averages over.
+        running_statistics: training images that update batch norm's running statistics: `all`, as released, or only the
+            `mixed` ones, which are closer to the target; `target` instead estimates them on unlabelled target crops
+            before every validation, as AdaBN does. (Irrelevant without batch norm or without target images.)
+        statistics_batches: number of target batches for `target`.
     """
 
     classes: ClassSet

@@ -1,4 +1,4 @@
-"""The controls: training on labelled source images alone, with and without help that needs no pseudo-labels."""
+"""Baselines without pseudo-labels: source-only training, the oracle, and AdaBN."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class SourceOnly(UDAModule):
 
     Args:
         segmentor: the network.
-        plan: what the run is.
-        strong_augment: colour jitter and blur as the mixed images of self-training get them: the control that tells
+        plan: settings of the run.
+        strong_augment: apply the colour jitter and blur of self-training's mixed images: the control that separates
             adaptation from augmentation.
     """
 
@@ -27,7 +27,7 @@ class SourceOnly(UDAModule):
         self.strong_augment = strong_augment
 
     def losses(self, batch: Batch) -> Iterator[Loss | tuple[Loss, ...]]:
-        """One term: cross-entropy on the labelled images."""
+        """Yield one term: cross-entropy on the labelled images."""
         source = labelled(batch["source"])
         image = self.augment(source.image) if self.strong_augment else source.image
         result = self.segmentor.supervise(image, source.label)
@@ -37,7 +37,7 @@ class SourceOnly(UDAModule):
 
 
 class Oracle(SourceOnly):
-    """Training on the target's own labels: what adaptation could reach at most."""
+    """Training on the target's own labels: the upper bound for adaptation."""
 
     supervised_target = True
 
@@ -45,7 +45,7 @@ class Oracle(SourceOnly):
 class AdaBN(SourceOnly):
     """Source-only training, evaluated with the target's batch-norm statistics (AdaBN, Li et al. 2018).
 
-    They are estimated anew before every validation, as for every method with `running_statistics=target`.
+    They are estimated before every validation, as for every method with `running_statistics=target`.
     """
 
     needs_target = True

@@ -1,7 +1,7 @@
-"""The step everything trained here shares: walk a generator of losses, back-propagate each, step once.
+"""The training step shared by all modules: back-propagate each loss of a generator, then step the optimiser once.
 
-A sub-class says only *what* its losses are. The order of work, precision, clipping, schedule and logging live here,
-once. Peak memory is that of the largest single forward, because a loss is back-propagated before the next exists.
+Sub-classes only yield losses; order of execution, precision, clipping, schedule and logging are here. Peak memory is
+that of the largest single forward, because each loss is back-propagated before the next one is computed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from uda_seg.ops.schedule import warmup_poly
 
 @dataclass(frozen=True)
 class Loss:
-    """One named term: a 0-dim tensor with a graph, and the weight it enters the objective with."""
+    """A named loss term: a differentiable 0-dim tensor and its weight in the objective."""
 
     name: str
     value: Tensor
@@ -34,7 +34,7 @@ class Loss:
 
 
 def fold(*numbers: int) -> int:
-    """Mix integers into one 63-bit seed (splitmix64), so that (seed, step, rank) never share a random stream."""
+    """Mix integers into one 63-bit seed (splitmix64), so that no two (seed, step, rank) share a random stream."""
     state = 0
     for number in numbers:
         state = (state + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
@@ -45,15 +45,16 @@ def fold(*numbers: int) -> int:
 
 
 def with_gradient(optimizer: Any) -> list[nn.Parameter]:
-    """The parameters that have one, from the optimiser: to look for them in two large networks takes milliseconds."""
+    """List parameters with a gradient from the optimiser, as walking two large networks takes milliseconds."""
     return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
 
 
 class NonFinite:
-    """Watches loss terms for NaN and infinity without ever waiting for the device.
+    """Detection of NaN and infinite loss terms without device synchronisation.
 
-    The first bad (step, term) is kept in a tensor on the device; `raise_if_any` reads it where a wait is free anyway:
-    when values are logged and before weights are saved.
+    The first bad (step, term) is kept in a tensor on the device; `raise_if_any` reads it where a synchronisation
+    happens
+    anyway: when values are logged and before weights are saved.
     """
 
     TERMS = 64
@@ -63,7 +64,7 @@ class NonFinite:
         self.first: Tensor | None = None
 
     def watch(self, step: int, name: str, value: Tensor) -> None:
-        """Remember (step, name) if `value`, 0-dim, is not finite and nothing was before."""
+        """Record (step, name) if `value`, 0-dim, is not finite and nothing was recorded before."""
         if name not in self.names:
             self.names.append(name)
         if self.first is None:
@@ -73,12 +74,12 @@ class NonFinite:
         self.first = torch.where(bad, code, self.first)
 
     def agree(self, smallest: Callable[[Tensor], Tensor]) -> None:
-        """Take the first bad value of any rank for one's own, so that all mask the same steps and stop alike.
+        """Share the first bad value among ranks, so that all skip the same steps and stop together.
 
-        The terms of all ranks have the same names, in the same order.
+        All ranks have the same terms in the same order.
 
         Args:
-            smallest: takes a 0-dim tensor to its minimum over the ranks.
+            smallest: reduces a 0-dim tensor to its minimum over ranks.
         """
         if self.first is not None:
             never = torch.iinfo(torch.int64).max
@@ -86,13 +87,13 @@ class NonFinite:
             self.first = torch.where(first == never, -1, first)
 
     def found(self) -> Tensor:
-        """Float 0-dim: 1 where something bad was seen; the form fused optimisers mask their step by."""
+        """Return a 0-dim float, 1 if a bad value was seen: the `found_inf` flag of fused optimisers."""
         if self.first is None:
             raise RuntimeError("no loss was watched before the optimiser step")
         return (self.first >= 0).float()
 
     def raise_if_any(self) -> None:
-        """Raise UserError naming the step and the term, if any value was bad. Waits for the device."""
+        """Raise UserError with the step and the term if any value was bad; synchronises with the device."""
         code = -1 if self.first is None else int(self.first)
         if code >= 0:
             step, term = divmod(code, self.TERMS)
@@ -103,23 +104,22 @@ class NonFinite:
 
 
 def _kind(group: Mapping[str, Any]) -> tuple[int, bool]:
-    """What has to be alike for a group of parameters to take another one's state: their number, and the optimiser."""
+    """Return what must match for a parameter group to load another's state: number of parameters, and optimiser."""
     return len(group["params"]), "betas" in group
 
 
 class StepModule(pl.LightningModule):
-    """The manual step over whatever batches its loader gives; it knows no task.
+    """Base module with manual optimisation, independent of task and batch type.
 
-    Sub-classes implement `losses`, `part` where they accumulate, and `rate_and_decay` where not all parameters are
-    treated alike.
+    Sub-classes implement `losses`, `part` for gradient accumulation, and `rate_and_decay` for parameter groups.
 
     Args:
         plan: length, seed, optimiser and schedule of the run.
 
     Attributes:
-        recorded: the values logged last, by name.
+        recorded: the last logged values, by name.
         noted: this step's diagnostics, by name.
-        norms: batch norm's layers, the teacher's too, once training has started.
+        norms: batch-norm layers including the teacher's, set when training starts.
     """
 
     def __init__(self, plan: StepPlan) -> None:
@@ -139,27 +139,27 @@ class StepModule(pl.LightningModule):
 
     @abstractmethod
     def part(self, batch: Any, index: int, parts: int) -> Any:
-        """The `index`-th of `parts` equal micro-batches, for `optimizer.accumulate`."""
+        """Return the `index`-th of `parts` equal micro-batches, for `optimizer.accumulate`."""
 
     def rate_and_decay(self, name: str) -> tuple[float, float]:
-        """Learning rate relative to `optimizer.lr`, and weight decay, of the parameter of this dotted name."""
+        """Return the learning rate relative to `optimizer.lr`, and the weight decay, of a parameter by dotted name."""
         return 1.0, self.plan.optimizer.weight_decay
 
     def finish_step(self) -> None:
-        """Move state that follows whole batches, right after the optimiser; a hook, empty here."""
+        """Update state that changes once per batch, right after the optimiser; a hook, empty here."""
 
     def note(self, **values: Tensor) -> None:
-        """Keep 0-dim diagnostics of this step, logged as `diagnostic/<name>` whenever the losses are."""
+        """Keep 0-dim diagnostics of this step, logged as `diagnostic/<name>` together with the losses."""
         self.noted |= {name: value.detach() for name, value in values.items()}
 
     # ------------------------------------------------------------------ the step
 
     def on_train_start(self) -> None:
-        """Find batch norm's layers, which takes milliseconds; synchronised ones are in their place (Lightning hook)."""
+        """Collect batch-norm layers once, after any conversion to synchronised ones (Lightning hook)."""
         self.norms = batch_norms(self)
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        """One optimiser step from one batch (Lightning hook)."""
+        """Run one optimiser step on one batch (Lightning hook)."""
         step = self.trainer.global_step
         torch.manual_seed(fold(self.plan.seed, step, self.global_rank))
         optimizer: Any = self.optimizers()
@@ -181,14 +181,14 @@ class StepModule(pl.LightningModule):
         self.noted.clear()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make a resumed run follow the settings that it is given now (Lightning hook).
+        """Apply the current settings to a resumed run (Lightning hook).
 
-        A run that had reached its end goes on where it has more steps: the checkpoint remembers that its batch was the
-        last one, by which Lightning would end at once. An optimiser's state restores rates and decays too: those that
-        are configured now take their places.
+        A finished run continues if it now has more steps: the checkpoint marks its batch as the last, on which
+        Lightning would stop at once. Learning rates and decays in the optimiser's state are replaced by the current
+        ones.
 
         Raises:
-            UserError: the state is another optimiser's, of other groups of parameters, or damaged.
+            UserError: the state belongs to another optimiser or other parameter groups, or is damaged.
         """
         check_progress(checkpoint, self.trainer.fit_loop.state_dict())
         checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
@@ -206,14 +206,14 @@ class StepModule(pl.LightningModule):
                 before.update({name: value for name, value in now.items() if name not in ("params", "lr")})
 
     def logs_at(self, done: int) -> bool:
-        """Whether the values of the step are logged after which `done` are done."""
+        """Return whether to log the values of the step that completes `done` steps."""
         return done == 1 or done % self.plan.log_every == 0
 
     def record(self, values: Mapping[str, Tensor | float]) -> None:
-        """Log values under the number of optimiser steps done, at once. Waits for the device.
+        """Log values at once, at the number of completed optimiser steps; synchronises with the device.
 
-        Lightning's `log` hands them over only after the callbacks, one of which saves a checkpoint: of a run that is
-        killed in between, that step would never be logged.
+        Lightning's `log` writes them only after the callbacks, one of which saves a checkpoint: if the run were killed
+        in between, that step would never be logged.
         """
         self.recorded = {name: float(value) for name, value in values.items()}
         for logger in self.trainer.loggers:
@@ -221,7 +221,7 @@ class StepModule(pl.LightningModule):
             logger.save()
 
     def accumulate_gradients(self, batch: Any, step: int) -> dict[str, Tensor]:
-        """Back-propagate every yielded term; gradients sum up in `.grad`. Returns the detached values by name."""
+        """Back-propagate every yielded term into `.grad` and return the detached values by name."""
         parts = self.plan.optimizer.accumulate
         logged: dict[str, Tensor] = {}
         with self._without_ddp_sync():
@@ -243,22 +243,22 @@ class StepModule(pl.LightningModule):
         return no_sync() if no_sync is not None else contextlib.nullcontext()
 
     def _without_autocast(self) -> contextlib.AbstractContextManager[object]:
-        """For backward passes, whose operators take the types of the forward by themselves (torch advises it).
+        """Disable autocast for backward passes, which use the types of the forward anyway (as PyTorch recommends).
 
-        Lightning's block is about the whole step: what a loss computes in float32 would have a gradient in bfloat16.
+        Lightning's autocast block covers the whole step: gradients of float32 computations would be in bfloat16.
         """
         return torch.autocast(self.device.type, enabled=False)
 
     def reduce_gradients(self, optimizer: Any) -> None:
-        """Average the gradients over the ranks: one all-reduce of one flat buffer, whatever the number of terms.
+        """Average gradients over ranks with a single all-reduce of one flat buffer, whatever the number of terms.
 
-        Batch norm's running statistics, the teacher's too, travel in the same buffer. Each rank's are of its own
-        images, and their mean is what a process has that sees all of these batches. So all ranks hold one state after
-        every step, and it does not matter which of them validates what, or saves.
+        Batch norm's running statistics, including the teacher's, are part of the buffer. Each rank's come from its own
+        images, and their mean equals that of a single process that sees all of these batches. All ranks thus have the
+        same state after every step, and any of them can validate or save.
         """
         if self.trainer.world_size == 1:
             return
-        # The same terms run on every rank, so the same parameters have a gradient; the others must not be decayed.
+        # All ranks run the same terms, so the same parameters have gradients; the others must not be decayed.
         trained = with_gradient(optimizer)
         statistics = [s for norm in self.norms for s in (norm.running_mean, norm.running_var) if s is not None]
         tensors = [*(p.grad for p in trained if p.grad is not None), *statistics]
@@ -272,7 +272,7 @@ class StepModule(pl.LightningModule):
             buffer.copy_(piece.view_as(buffer))
 
     def mean_over_ranks(self, value: Tensor) -> Tensor:
-        """Average a batch-level quantity over the ranks, so that n ranks compute what one process would."""
+        """Average a batch-level quantity over ranks, so that n ranks compute the same as one process."""
         if self.trainer.world_size > 1:
             value = value.clone()
             dist.all_reduce(value)
@@ -280,7 +280,7 @@ class StepModule(pl.LightningModule):
         return value
 
     def mean_of_known(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Average 0-dim values over the ranks that know them: NaN, of a class that is absent, say, is not counted."""
+        """Average 0-dim values over ranks, skipping NaN, such as that of an absent class."""
         if self.trainer.world_size == 1 or not values:
             return values
         mine = torch.stack([value.float() for value in values.values()])
@@ -289,14 +289,14 @@ class StepModule(pl.LightningModule):
         return dict(zip(values, (total / count).unbind(), strict=True))
 
     def max_over_ranks(self, value: Tensor) -> Tensor:
-        """The largest of the ranks' values of a batch-level quantity."""
+        """Reduce a batch-level quantity to its maximum over ranks."""
         if self.trainer.world_size > 1:
             value = value.clone()
             dist.all_reduce(value, op=dist.ReduceOp.MAX)
         return value
 
     def clip_gradient_norm(self, optimizer: Any) -> Tensor:
-        """Scale the gradient to `clip_norm` where it is longer; returns its L2 norm before that, 0-dim."""
+        """Clip the gradient to `clip_norm` and return its L2 norm before clipping, 0-dim."""
         trained = with_gradient(optimizer)
         limit = self.plan.optimizer.clip_norm
         if limit is not None:
@@ -306,7 +306,7 @@ class StepModule(pl.LightningModule):
     # ------------------------------------------------------------------ optimiser and schedule
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Build the optimiser (Lightning hook). Fused, so that a device flag alone can mask a step."""
+        """Build the optimiser (Lightning hook), fused so that a flag on the device can skip a step."""
         settings = self.plan.optimizer
         groups = self.parameter_groups()
         if settings.name == "adamw":
@@ -317,7 +317,7 @@ class StepModule(pl.LightningModule):
         raise UserError(f"optimizer.name={settings.name} is unknown: use adamw or sgd")
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The trainable parameters in groups of equal `rate_and_decay`."""
+        """Group trainable parameters by equal `rate_and_decay`."""
         settings = self.plan.optimizer
         rate = settings.lr * (self.trainer.world_size if settings.scale_lr else 1)
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -335,7 +335,7 @@ class StepModule(pl.LightningModule):
         ]
 
     def set_learning_rate(self, optimizer: Any, step: int) -> None:
-        """Set every group's rate for 0-based `step`: warm-up times polynomial decay."""
+        """Set every group's learning rate for 0-based `step`: warm-up times polynomial decay."""
         schedule = self.plan.schedule
         warmup_steps = round(schedule.warmup * self.plan.steps)
         factor = warmup_poly(step, self.plan.steps, warmup_steps, schedule.power)

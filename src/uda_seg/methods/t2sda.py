@@ -1,13 +1,14 @@
 """T2S-DA: pulling target to source (Wang et al., IJCV 2024, arXiv 2305.13752).
 
-Source features tell classes apart; so target features are pulled towards them, and never the other way round. The
-target that is pulled is the source image in the target's style, whose labels are exact: the student's pixels of it are
-queries, the teacher's class prototypes of the original source are positives, and the teacher's pixels of other classes,
-of source and target in equal numbers, are negatives. A class counts the more, the worse the network still is at it.
+Source features are discriminative, so target features are pulled towards them and not vice versa. The pulled images are
+pseudo-target images: source images in the target's style, with exact labels. Their student pixels are queries, the
+teacher's class prototypes of the original source are positives, and the teacher's pixels of other classes, in equal
+numbers from source and target, are negatives. Classes on which the network performs worse get more weight.
 
-Sources: the paper's abstract and method figure, in which the Fourier window is measured, and the authors' published
-style augmentor; their training code is not published. All other numbers are our choice, not compared with the paper's,
-and each is an option. It is added to DACS, DAFormer or MIC; without a target it is the paper's domain generalisation.
+Sources: the paper's abstract and method figure, from which the Fourier window is measured, and the authors' published
+    style augmentor; their training code is not published. All other numbers are our choice, not compared with the
+    paper's, and options. The term is added to DACS, DAFormer or MIC; without a target it is the paper's domain
+    generalisation.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from uda_seg.ops.reweight import class_weights, confidence_by_class, overlap_by_
 
 
 class Pixels(NamedTuple):
-    """Unit vectors [B, D, h, w] of an image's pixels with the labels uint8 [B, h, w] they go by."""
+    """Unit vectors [B, D, h, w] of an image's pixels with their labels uint8 [B, h, w]."""
 
     features: Tensor
     label: Tensor
@@ -57,31 +58,31 @@ class T2SDA(SelfTraining):
 
     Args:
         segmentor: the student; the projection g is attached to it.
-        plan: what the run is.
-        base: the self-training it is added to: `dacs`, `daformer`, which adds the feature distance, or `mic`, which
-            adds masked images too. (Their third switch, rare-class sampling, is the data's.)
+        plan: settings of the run.
+        base: the self-training baseline: `dacs`, `daformer`, which adds the feature distance, or `mic`, which also adds
+            masked images. (Rare-class sampling is an option of the data.)
         pull_weight: lambda of L_pull (our choice: 0.1).
         temperature: tau of the contrast (our choice: 0.2).
         queries: pixels drawn per class and image (our choice: 64, so 128 at the usual two images).
-        negatives: pixels of other classes they are pushed from, half of them source, half target (our choice: 1024);
-            drawn from the query's own pair of images, so that ranks need no pixels of each other.
-        width: channels of g (our choice); null: as the fused map has, 256 at most.
-        style: what translates, see `Translation`; `fourier` is measured in the paper's figure.
-        fourier_beta: half width of its window over the shorter side (measured: 5 of 512 rows, 0.01).
+        negatives: pixels of other classes per query, half from the source and half from the target (our choice: 1024);
+            drawn from the query's own pair of images, so that ranks exchange no pixels.
+        width: channels of g (our choice); null: as the fused map, at most 256.
+        style: style translation, see `Translation`; `fourier` matches the paper's figure.
+        fourier_beta: half width of the Fourier window relative to the shorter side (measured: 5 of 512 rows, 0.01).
         style_weights: folder of the published style augmentor, for `style=file`.
-        style_alpha: its strength (released: 0.5).
-        translated_weight: of the cross-entropy on translated images (the figure shows none: 0).
-        reweight: the power beta of w_c = ((1 - r_c) / max_j (1 - r_j))^beta (our choice: 0.5; 0 is uniform).
-        proxy: what the performance r_c of a class is read off (our choice): the teacher's `confidence` where it
-            predicts the class on the target, the student's `source_iou` on translated images, or the class's
-            `frequency` in the source.
-        proxy_momentum: of r_c's moving average, which starts at 0.5; null: the teacher's alpha.
-        prototype_momentum: of a memory of prototypes (our choice: 0, those of the batch).
-        target_keys: target negatives are `confident` pixels, above the teacher's threshold and within its margins, or
-            `all` (our choice).
-        feature_distance: its weight, unless the base is DACS; as the rest, see SelfTraining.
+        style_alpha: strength of the style augmentor (released: 0.5).
+        translated_weight: weight of the cross-entropy on translated images (the figure shows none: 0).
+        reweight: power beta of w_c = ((1 - r_c) / max_j (1 - r_j))^beta (our choice: 0.5; 0 is uniform).
+        proxy: measure of the performance r_c of a class (our choice): the teacher's `confidence` where it predicts the
+            class on the target, the student's `source_iou` on translated images, or the class's `frequency` in the
+            source.
+        proxy_momentum: momentum of r_c's moving average, which starts at 0.5; null: the teacher's alpha.
+        prototype_momentum: momentum of a prototype memory (our choice: 0, prototypes of the batch).
+        target_keys: pixels that serve as target negatives: `confident` ones, above the teacher's threshold and not in
+            the margins, or `all` (our choice).
+        feature_distance: its weight, unless the base is DACS; see SelfTraining for it and all options below.
         feature_distance_ratio: see SelfTraining.
-        mask_weight: weight of masked images where the base is MIC.
+        mask_weight: weight of masked images if the base is MIC.
         mask_block: see SelfTraining.
         mask_ratio: see SelfTraining.
         mask_augment: see SelfTraining.
@@ -145,7 +146,7 @@ class T2SDA(SelfTraining):
         self.prototypes = ClassAverage([classes, width], prototype_momentum)
 
     def losses(self, batch: Batch) -> Iterator[Loss | tuple[Loss, ...]]:
-        """The base's terms, or the source's alone where there is no target; then L_pull."""
+        """Yield the base's terms, or only the source's without a target; then L_pull."""
         source, self.alone = labelled(batch["source"]), "target" not in batch
         if self.alone:
             yield self.source_terms(source)
@@ -154,11 +155,11 @@ class T2SDA(SelfTraining):
         yield self.pull_terms(source, batch.get("target"))
 
     def statistics_of_source(self) -> AbstractContextManager[None]:
-        """As in the base; but where no image is mixed, batch norm remembers the source and its translation."""
+        """Freeze statistics as in the base, except without a target, where source and translation update them."""
         return nullcontext() if self.alone else super().statistics_of_source()
 
     def pull_terms(self, source: Labelled, target: DomainBatch | None) -> tuple[Loss, ...]:
-        """L_pull, and from the same forward the translated images' cross-entropy if it is asked for."""
+        """Compute L_pull and, from the same forward, the translated images' cross-entropy if it has a weight."""
         assert self.teacher is not None
         teacher, images = self.teacher, len(source.image)
         partner = torch.arange(images, device=source.image.device) % (images if target is None else len(target.image))
@@ -173,7 +174,7 @@ class T2SDA(SelfTraining):
             other = Pixels(keys[partner], self.target_labels(key_logits, target)[partner])
         with self.statistics_of_source():
             logits, fused, value = self.read_translated(translated, source.label)
-        # Outside: the projection sees no other images whose statistics it could keep.
+        # Outside of the block: the projection sees only these images, so its statistics must be updated here.
         query = unit_vectors(self.segmentor, fused)
         self.observe(key_logits, logits.detach(), own.label)
         terms = [Loss("translated/pull", self.pull(query, own, other), self.pull_weight)]
@@ -182,14 +183,14 @@ class T2SDA(SelfTraining):
         return tuple(terms)
 
     def read_translated(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Logits and fused map, of equal size, of translated images, and their cross-entropy if it is asked for."""
+        """Compute logits and fused map, equal in size, of translated images, and their cross-entropy if weighted."""
         if self.translated_weight == 0:
             return *self.segmentor.decode(self.segmentor.features(image)), None
         result = self.segmentor.supervise(image, label)
         return resize(result.logits, result.fused.shape[-2:]), result.fused, result.loss
 
     def target_labels(self, logits: Tensor, target: DomainBatch) -> Tensor:
-        """The classes target keys go by, uint8 [B, h, w]: the teacher's, where it may be believed."""
+        """Select the labels of target keys, uint8 [B, h, w]: the teacher's, restricted by `target_keys`."""
         pseudo = pseudo_label(logits, self.plan.teacher.threshold)
         if self.target_keys == "all":
             return pseudo.label
@@ -199,10 +200,10 @@ class T2SDA(SelfTraining):
         return pseudo.label.masked_fill(~trusted, IGNORE)
 
     def pull(self, query: Tensor, own: Pixels, other: Pixels | None) -> Tensor:
-        """L_pull = sum_c w_c l_c / |C| over the classes C of the source; l_c is the mean over its queries.
+        """Compute L_pull = sum_c w_c l_c / |C| over the classes C of the source; l_c is the mean over its queries.
 
         Args:
-            query: the student's unit vectors of the translated images, [B, D, h, w], with own's labels.
+            query: the student's unit vectors of the translated images, [B, D, h, w], labelled as `own`.
             own: the teacher's pixels of the source.
             other: the teacher's pixels of the paired target images.
         """
@@ -221,7 +222,7 @@ class T2SDA(SelfTraining):
             keys = torch.cat([keys, other.features.flatten(2)], dim=2)
         queries = take(query.flatten(2), draw_of_class(pixels, self.queries))
         loss = info_nce(queries, positive, take(keys, position), usable, self.temperature)
-        # A class's mean over the images of all ranks that have it, so that n ranks compute what one process would.
+        # Average a class over all images on all ranks that contain it, so that n ranks compute the same as one process.
         here = (pixels.count > 0).float()
         images = self.mean_over_ranks(here.sum(0))
         per_class = (loss * here).sum(0) / images.where(images > 0, 1.0)
@@ -232,7 +233,7 @@ class T2SDA(SelfTraining):
         return (weight * per_class).sum() / (images > 0).sum().clamp_min(1)
 
     def observe(self, teacher: Tensor, student: Tensor, label: Tensor) -> None:
-        """Read the classes' performance off the teacher's logits, or the student's of translated images."""
+        """Update the classes' performance from the teacher's logits, or the student's on translated images."""
         classes = len(self.plan.classes)
         if self.proxy == "confidence":
             self.performance.observe(*confidence_by_class(teacher, classes))
@@ -242,24 +243,24 @@ class T2SDA(SelfTraining):
             self.performance.observe(*share_by_class(label, classes))
 
     def note_alignment(self, positive: Tensor, present: Tensor, target: Pixels) -> None:
-        """Log, class by class, the cosine of the source prototype with the target's centroid: it should rise."""
+        """Log the cosine of source prototype and target centroid per class, which should rise."""
         sums = class_sums(target.features, target.label, len(self.plan.classes))
         centroid, count = F.normalize(sums.total.sum(0), dim=1), sums.count.sum(0)
         cosine = (positive * centroid).sum(1).masked_fill(~(present & (count > 0)), torch.nan)
         self.note(**{f"alignment/{name}": c for name, c in zip(self.plan.classes.names, cosine, strict=True)})
 
     def finish_step(self) -> None:
-        """Move the classes' scores and the memory of prototypes."""
+        """Update the classes' scores and the prototype memory."""
         self.performance.move(self.mean_over_ranks)
         self.prototypes.move(self.mean_over_ranks)
 
 
 def embed(network: Segmentor, image: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit vectors g [B, D, h, w] and plain logits [B, K, h, w] of images [B, 3, H, W] in [0, 1]."""
+    """Compute unit vectors g [B, D, h, w] and main-head logits [B, K, h, w] of images [B, 3, H, W] in [0, 1]."""
     logits, fused = network.decode(network.features(image))
     return unit_vectors(network, fused), logits
 
 
 def unit_vectors(network: Segmentor, fused: Tensor) -> Tensor:
-    """The projection g of a fused map at length 1, float32 [B, D, h, w]."""
+    """Compute the projection g of a fused map with unit length, float32 [B, D, h, w]."""
     return F.normalize(project(network, fused).float(), dim=1)

@@ -1,4 +1,4 @@
-"""The mean teacher: a frozen, averaged copy of the student (Tarvainen and Valpola 2017)."""
+"""Mean teacher: a frozen, averaged copy of the student (Tarvainen and Valpola 2017)."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Teacher(nn.Module):
     """Exponential moving average of a student Segmentor, alpha_t = min(1 - 1/(t+1), alpha).
 
     Args:
-        student: the network to copy; the copy needs no gradient and owns every head attached so far.
-        alpha: ceiling of the decay.
-        batch_norm: `eval` averages the buffers too and predicts with them; `train` predicts with the statistics of the
-            batch being labelled and leaves the buffers alone (what the released DACS, DAFormer and MIC do).
+        student: the network to copy, with every head attached so far; the copy needs no gradient.
+        alpha: upper bound of the decay.
+        batch_norm: `eval` also averages the buffers and predicts with them; `train` predicts with batch statistics and
+            does not change the buffers (as the released DACS, DAFormer and MIC do).
 
-    The number of updates is part of the state dict, so a resumed run goes on where it stopped.
+    The number of updates is part of the state dict, so a resumed run continues from it.
     """
 
     update_count: Tensor
@@ -36,15 +36,15 @@ class Teacher(nn.Module):
         self.network = copy.deepcopy(student).requires_grad_(False)
         self.alpha = alpha
         self.batch_norm = batch_norm
-        # The decay is computed on the host, from a number there; the buffer follows it where the state is saved.
+        # The decay is computed on the host from this counter; the buffer is synchronised when the state is saved.
         self.updates = 0
-        # In a tuple, so that the student is no part of its teacher.
+        # In a tuple, so that the student is not a submodule of its teacher.
         self._followed: tuple[Segmentor, Places, Places] | None = None
         self.register_buffer("update_count", torch.zeros((), dtype=torch.int64))
         self.eval()
 
     def train(self, mode: bool = True) -> Teacher:
-        """Stay in eval mode whatever the trainer asks: a teacher has neither dropout nor drop-path."""
+        """Ignore the mode and stay in eval mode: the teacher uses neither dropout nor drop-path."""
         return super().train(False)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -57,7 +57,7 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def update(self, student: Segmentor) -> None:
-        """Move towards `student` by one step of the average; the first update copies it."""
+        """Update the average with `student`; the first update copies it."""
         if self._followed is None or self._followed[0] is not student:
             buffers = self.batch_norm == "eval"
             self._followed = (student, _places(self.network, buffers), _places(student, buffers))
@@ -66,17 +66,17 @@ class Teacher(nn.Module):
         self.updates += 1
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy follows another student."""
+        """Leave out references to the student's tensors, because a copy follows another student."""
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
         return state | {"_followed": None}
 
     def predict(self, image: Tensor, head: str | None = None, **context: Tensor | None) -> Tensor:
-        """Logits [B, K, H, W] of images [B, 3, H, W] in [0, 1]; `no_grad`, so that they may meet autograd."""
+        """Compute logits [B, K, H, W] of images [B, 3, H, W] in [0, 1] without gradient (usable in autograd)."""
         return self.apply_network(lambda network: network.predict(image, head=head, **context))
 
     @torch.no_grad()
     def apply_network(self, function: Callable[[Segmentor], Result]) -> Result:
-        """Whatever a forward of the teacher's network gives, with its kind of batch-norm statistics, in `no_grad`."""
+        """Apply a function to the teacher's network, with its batch-norm mode and without gradient."""
         if self.batch_norm == "eval":
             return function(self.network)
         with batch_statistics(self.network):
@@ -84,10 +84,10 @@ class Teacher(nn.Module):
 
 
 def _places(network: nn.Module, buffers: bool) -> Places:
-    """Where a network keeps its floating-point parameters, and buffers if asked for: a module's dict, and a name in it.
+    """Locate a network's floating-point parameters, and optionally buffers, as (module's dict, name) pairs.
 
-    To walk through a large network takes the host as long as a forward of a small one, and moving it to another device
-    replaces its buffers; so places are remembered, not tensors.
+    Walking through a large network takes the host as long as the forward of a small one, so the result is cached: as
+    places, not tensors, because moving a network to another device replaces its buffers.
     """
     kinds = ("_parameters", "_buffers") if buffers else ("_parameters",)
     found: dict[int, tuple[dict[str, Any], str]] = {}

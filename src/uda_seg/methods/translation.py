@@ -1,4 +1,4 @@
-"""Source images in another style: what T2S-DA calls the pseudo-target."""
+"""Style translation of source images, T2S-DA's pseudo-target."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Style = Literal["fourier", "statistics", "file"]
 
 
 class Translation:
-    """Paints source images in the style of target images, or, where there are none, in styles of their own.
+    """Translation of source images to the style of target images or, without a target, to random styles.
 
-    Without a target the style comes from another image of the batch, by a random share of the way (as in Xu et al.,
-    CVPR 2021), and colours are jittered and blurred on top: our choice where the published weights are missing.
+    Without a target the style comes from another image of the batch with a random strength (as in Xu et al., CVPR
+    2021), and colours are jittered and blurred in addition: our choice for runs without the published weights.
 
     Args:
-        style: `fourier` swaps low-frequency amplitudes, `statistics` matches the channels' means and deviations, `file`
-            paints random styles with the weights of style augmentation.
-        beta: half width of the Fourier window as a share of the image's shorter side.
+        style: `fourier` swaps low-frequency amplitudes, `statistics` matches the channels' means and standard
+            deviations, `file` renders random styles with the weights of style augmentation.
+        beta: half width of the Fourier window relative to the image's shorter side.
         weights: folder of the published files, for `file`.
-        alpha: how far `file` takes an image from its own style.
+        alpha: strength of `file`, interpolating from the image's own style.
 
     Raises:
         UserError: an unknown style, or `file` without its files.
@@ -53,7 +53,7 @@ class Translation:
         return strong_augment(painted, draw_strong(len(image), device=image.device))
 
     def transfer(self, image: Tensor, style: Tensor, strength: Tensor | None) -> Tensor:
-        """One image in the style of one other, by a share [B] of the way (None: all of it)."""
+        """Translate images to the style of others with strength [B] in [0, 1] (None: 1)."""
         if self.style == "fourier":
             return fourier_transfer(image, style, self.beta, strength)
         return match_statistics(image, style, strength)

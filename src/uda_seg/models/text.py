@@ -130,7 +130,7 @@ def _read(path: Path) -> tuple[dict[str, int], Tensor, str]:
 def _cached_openclip(prompts: list[str], model: str, tag: str, cache: Path) -> TextEmbeddings:
     weights = Path(tag)
     identity = [model, tag, *prompts]
-    if weights.is_file():  # the key includes the file's content, which can change under the same name
+    if weights.is_file():  # size and time enter the key, because the content can change under the same name
         stat = weights.stat()
         identity += [str(stat.st_size), str(stat.st_mtime_ns)]
     digest = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:16]
