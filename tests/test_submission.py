@@ -142,6 +142,13 @@ def test_a_stopped_submission_goes_on_and_keeps_nothing_of_another_network(check
     run(checkpoint, tmp_path, "submission=cityscapes")
     assert len(seen) == 4
     assert (folder / "cityscapes_val.zip").read_bytes() == archive
+    content = bytearray(saved[0].read_bytes())
+    content[60] ^= 1
+    saved[0].write_bytes(bytes(content))
+    run(checkpoint, tmp_path, "submission=cityscapes")
+    assert len(seen) == 4 + 1  # the damaged one again
+    assert (folder / "cityscapes_val.zip").read_bytes() == archive
+    seen.pop()
     run(checkpoint, tmp_path, "submission=cityscapes", "evaluator.flip=true")  # predicted in another way
     assert len(seen) == 4 + 3
     path = Path(checkpoint.removeprefix("checkpoint="))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import pickle
 
 import numpy as np
@@ -173,7 +174,7 @@ def test_a_killed_writer_leaves_what_the_next_one_continues(tmp_path):
     process.join()
     assert process.exitcode == -signal.SIGKILL
     assert find_cache(open_tree(root), None, cache) is None
-    (part,) = (cache / "resized").glob(".*image*")
+    (part,) = (cache / "resized").glob(".*image*.part")
     assert list((part / "done").read_bytes()) == [1, 1, 1, 0, 0, 0]
     write_cache(open_tree(root), None, cache, sizes)
     plain, stored = SampleReader(open_tree(root), None), find_cache(open_tree(root), None, cache)
@@ -195,6 +196,31 @@ def test_a_damaged_cache_is_told(tree, tmp_path):
             find_cache(dataset, None, tmp_path)
         (folder / name).write_bytes(whole)
     assert find_cache(dataset, None, tmp_path) is not None
+
+
+def test_an_image_that_is_damaged_in_the_cache_is_decoded_from_its_file(tree, tmp_path, caplog):
+    dataset = open_tree(tree)
+    write_cache(dataset, None, tmp_path, SIZES)
+    stored, plain = find_cache(dataset, None, tmp_path), SampleReader(dataset, None)
+    file = stored.files["label"].folder / "data.bin"
+    content = bytearray(file.read_bytes())
+    content[stored.files["label"].offsets[2] + 5] ^= 1
+    file.write_bytes(bytes(content))
+    reader = SampleReader(dataset, None, stored=stored)
+    for index in (*range(len(SIZES)), 2):
+        same(reader[index], plain[index])
+    (told,) = [message for message in caplog.messages if "is damaged" in message]
+    assert told.startswith(f"image 2 of the cache {file.parent} is damaged: move it away, then run")
+
+
+def test_a_cache_of_an_earlier_version_without_checksums_is_read(tree, tmp_path):
+    dataset = open_tree(tree, labeled=False)
+    write_cache(dataset, None, tmp_path, SIZES)
+    (index,) = tmp_path.rglob("index.json")
+    content = json.loads(index.read_text())
+    index.write_text(json.dumps({key: content[key] for key in ("shapes", "disk")}))
+    stored, plain = find_cache(dataset, None, tmp_path), SampleReader(dataset, None)
+    same(stored.sample(1), plain[1])
 
 
 def test_a_full_disk_is_told_before_and_while_writing(tree, tmp_path, monkeypatch):

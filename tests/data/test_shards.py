@@ -418,6 +418,27 @@ def test_a_shard_that_changed_since_it_was_indexed_is_named(files, folder):
         read.read(0)
 
 
+def test_an_index_of_an_earlier_version_is_read_and_made_anew_with_checksums(files, folder):
+    content = json.loads((folder / INDEX).read_text())
+    old = {"shards": [{key: shard[key] for key in ("name", "images", "bytes")} for shard in content["shards"]]}
+    (folder / INDEX).write_text(json.dumps(old))
+    shards = open_folder(str(folder))
+    np.testing.assert_array_equal(shards.read(10).image, files.read(10).image)
+    assert all(shard.sums for shard in index_shards(str(folder)))
+    assert json.loads((folder / INDEX).read_text()) == content
+
+
+def test_a_header_that_is_damaged_in_the_middle_does_not_end_a_shard_in_silence(folder):
+    first = folder / "images-000000.tar"
+    start = contents(first)[2][1]
+    content = bytearray(first.read_bytes())
+    content[start - 512 + 150] ^= 1  # of the checksum of the third image's header
+    first.write_bytes(bytes(content))
+    (folder / INDEX).unlink()
+    with pytest.raises(UserError, match=r"images-000000\.tar is (no whole|damaged)"):
+        index_shards(str(folder))
+
+
 def test_a_folder_with_other_shards_is_not_packed_into(files, folder):
     with pytest.raises(UserError, match=r"images-000002\.tar, which is not of this data"):
         pack(files, folder, images=6)

@@ -149,6 +149,16 @@ def test_new_looks_never_meet_old_ones(tmp_path: Path, monkeypatch: pytest.Monke
     assert rendered(tmp_path, 1) != old
 
 
+def test_a_damaged_file_that_is_deleted_is_rendered_again(tmp_path: Path) -> None:
+    folder = ensure_rendered(0, "game", "train", 1, (32, 48), cache=tmp_path, workers=1, progress=False)
+    before = {path: path.read_bytes() for path in folder.rglob("000000.*")}
+    assert len(before) == 4
+    for path, content in before.items():
+        path.unlink()
+        ensure_rendered(0, "game", "train", 1, (32, 48), cache=tmp_path, workers=1, progress=False)
+        assert path.read_bytes() == content
+
+
 def test_unknown_split_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="train, val, test"):
         rendered(tmp_path, 1, "dev")

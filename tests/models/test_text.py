@@ -116,6 +116,11 @@ def test_openclip_encodes_each_prompt_and_caches(
     assert text.vectors.norm(dim=1).sub(1).abs().min() > 1e-3  # not normalised
     assert not text.vectors.requires_grad
 
+    (kept,) = tmp_path.rglob("*.npz")
+    kept.write_bytes(kept.read_bytes()[:-9])
+    repaired = text_embeddings("openclip", words, model=name, tag=str(weights), cache=tmp_path)
+    assert torch.equal(repaired.vectors, text.vectors)
+
     def not_again(*_: object, **__: object) -> None:
         raise AssertionError("the cache was not used")
 
