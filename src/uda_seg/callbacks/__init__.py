@@ -1,1 +1,1 @@
-"""What happens around the step: the teacher's average, checkpoints, panels, progress."""
+"""Lightning callbacks and loggers: teacher EMA, checkpoints, image panels, CSV log, progress, signals."""

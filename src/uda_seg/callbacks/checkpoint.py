@@ -1,4 +1,4 @@
-"""Checkpoints that survive: written whole or not at all, never with bad weights."""
+"""Checkpointing: atomic writes, and no checkpoint with NaN weights."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes under a temporary name, then renames: a kill or a full disk leaves the file of before."""
+    """Checkpoint IO that writes to a temporary file and renames it: a kill or a full disk leaves the previous file."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Save `checkpoint` to `path`; UserError where the disk does not take it."""
+        """Save `checkpoint` to `path`; raises UserError if it cannot be written."""
         target = Path(path)
-        temporary = target.with_name(f".{target.name}.tmp")  # one rank writes; what a kill left here is overwritten
+        temporary = target.with_name(f".{target.name}.tmp")  # a single rank writes; leftovers of a kill are overwritten
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
@@ -43,15 +43,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class LastCheckpoint(pl.Callback):
-    """Keeps `last.ckpt` (every `every` steps and at the end), and the one before it.
+    """Saves `last.ckpt` (every `every` steps and at the end), and keeps its predecessor as `previous.ckpt`.
 
     Args:
-        folder: where the files go.
+        folder: folder of the checkpoints.
         every: steps between two saves of `last.ckpt`.
-        content: plain values stored under `uda_seg`: how to build the same network again.
+        content: plain values stored under `uda_seg`, from which the network can be rebuilt.
 
     Attributes:
-        saved_step: the step that `last.ckpt` was last written after; -1 before.
+        saved_step: step of the last save of `last.ckpt`; -1 before the first.
     """
 
     def __init__(self, folder: str | Path, every: int, content: dict[str, Any]) -> None:
@@ -62,13 +62,13 @@ class LastCheckpoint(pl.Callback):
         self._loop: dict[str, Any] = {}
 
     def described(self, trainer: pl.Trainer) -> dict[str, Any]:
-        """What is stored under `uda_seg`."""
+        """Return the values to store under `uda_seg`."""
         return self.content
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Refuse to save bad weights; add what builds the network again."""
+        """Refuse to save non-finite weights, and add the values from which the network can be rebuilt."""
         assert isinstance(pl_module, StepModule)
         pl_module.watcher.raise_if_any()
         checkpoint["uda_seg"] = self.described(trainer)
@@ -78,20 +78,20 @@ class LastCheckpoint(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save `last.ckpt` when it is due and no validation comes first."""
-        # Every save holds Lightning's counters as they are here: it goes on from the end of a batch without fail, but
-        # would take a run that stopped early, saved after its last validation, for finished.
+        """Save `last.ckpt` if it is due and no validation follows (Lightning hook)."""
+        # Save Lightning's counters as they are at the end of a batch, from which it resumes reliably. With those after
+        # the last validation it would consider a run that stopped early as finished.
         self._loop = trainer.fit_loop.state_dict()
         if not self.validates_now(trainer):
             self._save_if_due(trainer)
 
     def validates_now(self, trainer: pl.Trainer) -> bool:
-        """Whether a validation within training follows the step that ends."""
+        """Return whether a validation follows the current step."""
         due = trainer.global_step % (trainer.val_check_batch or 1) == 0
         return due and sum(trainer.num_val_batches) > 0
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save `last.ckpt` when it is due."""
+        """Save `last.ckpt` if it is due (Lightning hook)."""
         self._save_if_due(trainer)
 
     def _save_if_due(self, trainer: pl.Trainer) -> None:
@@ -99,7 +99,7 @@ class LastCheckpoint(pl.Callback):
             self.save_last(trainer)
 
     def save_last(self, trainer: pl.Trainer) -> None:
-        """Write `last.ckpt`; the one it replaces becomes `previous.ckpt`."""
+        """Write `last.ckpt` and rename the file it replaces to `previous.ckpt`."""
         last = self.folder / "last.ckpt"
         fresh = self.folder / "fresh.ckpt"
         trainer.save_checkpoint(fresh, weights_only=False)
@@ -111,19 +111,19 @@ class LastCheckpoint(pl.Callback):
 
 
 class Checkpoints(LastCheckpoint):
-    """Keeps the last checkpoints, and `best.ckpt`.
+    """Saves the last checkpoints and `best.ckpt`.
 
-    `best` is chosen by the targets' labelled validation sets: it is an oracle's choice, shown beside the last iterate
-    and never in its place.
+    `best` is selected on the targets' labelled validation sets: it is an oracle choice, reported besides the last step
+    and never instead of it.
 
     Args:
-        folder, every, content: as `LastCheckpoint` has them.
-        source_images: labelled images that the network had been trained on before this run.
+            folder, every, content: see `LastCheckpoint`.
+        source_images: number of labelled images seen before this run.
 
     Attributes:
-        best_miou: the best validation so far, in [0, 1]; -inf before the first.
-        best_step: its step.
-        source_images: labelled images seen so far, over all ranks, those before this run included.
+        best_miou: best mIoU so far, in [0, 1]; -inf before the first validation.
+        best_step: step of the best validation.
+        source_images: number of labelled images seen so far, over all ranks, including those before this run.
     """
 
     def __init__(self, folder: str | Path, every: int, content: dict[str, Any], source_images: int = 0) -> None:
@@ -136,11 +136,11 @@ class Checkpoints(LastCheckpoint):
 
     @property
     def wall_s(self) -> float:
-        """Seconds that the run has taken, over all its resumptions."""
+        """Wall-clock seconds of the run, summed over resumptions."""
         return self._seconds_before + time.perf_counter() - self._started
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run goes on from."""
+        """Return the state for a resumed run."""
         return {
             "best_miou": self.best_miou,
             "best_step": self.best_step,
@@ -149,7 +149,7 @@ class Checkpoints(LastCheckpoint):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Restore the state from a checkpoint."""
         kinds = {"best_miou": float, "best_step": int, "source_images": int, "wall_s": float}
         if wrong := [key for key, kind in kinds.items() if type(state_dict.get(key)) is not kind]:
             raise Damaged(f"the checkpoint is damaged, its {wrong[0]} is missing or nonsense: resume from another one")
@@ -157,7 +157,7 @@ class Checkpoints(LastCheckpoint):
         self.source_images, self._seconds_before = state_dict["source_images"], state_dict["wall_s"]
 
     def described(self, trainer: pl.Trainer) -> dict[str, Any]:
-        """What `evaluate` and `predict` need to build the network, and what has been read."""
+        """Return the values with which `evaluate` and `predict` rebuild the network, and the number of images seen."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         read = {"source_images": self.source_images, "source_images_per_step": data.source_images_per_step}
         read |= {"target_images_per_step": data.target_batch * data.world, "ranks": data.world, "bits": data.bits}
@@ -166,12 +166,12 @@ class Checkpoints(LastCheckpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the images; save `last.ckpt` when it is due and no validation comes first."""
+        """Count images, and save `last.ckpt` if it is due and no validation follows (Lightning hook)."""
         self.source_images += trainer.datamodule.source_images_per_step  # type: ignore[attr-defined]
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save `best.ckpt` where the validation was the best so far, then `last.ckpt` when it is due."""
+        """Save `best.ckpt` after the best validation so far, then `last.ckpt` if it is due (Lightning hook)."""
         assert isinstance(pl_module, UDAModule)
         if pl_module.miou > self.best_miou:
             self.best_miou, self.best_step = pl_module.miou, trainer.global_step
@@ -179,7 +179,7 @@ class Checkpoints(LastCheckpoint):
         super().on_validation_end(trainer, pl_module)
 
     def save_last(self, trainer: pl.Trainer) -> None:
-        """Write `last.ckpt`, with all that a validation would have done to the network for the test."""
+        """Write `last.ckpt` after preparing the network for tests as a validation does."""
         if not sum(trainer.num_val_batches):
             assert isinstance(trainer.lightning_module, UDAModule)
             trainer.lightning_module.prepare_test()

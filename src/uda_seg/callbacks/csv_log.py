@@ -1,4 +1,4 @@
-"""The log that is always there: one CSV file, a line per value, appended across resumes."""
+"""Logger that is always active: one CSV file with a line per value, appended to when a run is resumed."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ HEADER = ("step", "name", "value")
 
 
 class CSVLog(Logger):
-    """Writes `step,name,value` lines to a file. What a killed run had logged after its checkpoint is logged anew.
+    """A logger of `step,name,value` lines. A resumed run replaces the lines after its checkpoint.
 
-    `step` is the number of optimiser steps done: 1 beside the losses of the first.
+    `step` is the number of completed optimiser steps: 1 for the losses of the first step.
 
-    Lightning's own CSV logger deletes the file of the run that is resumed and rewrites it whenever a column is new; the
-    long form needs neither.
+    Lightning's CSV logger deletes the file of a resumed run and rewrites it for every new column; this long format
+    needs neither.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,27 +38,27 @@ class CSVLog(Logger):
 
     @property
     def name(self) -> str:
-        """The file's name."""
+        """Name of the file."""
         return self.path.stem
 
     @property
     def version(self) -> str:
-        """There is one log a run."""
+        """Empty, as there is one log per run."""
         return ""
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """The run's record holds them."""
+        """Do nothing: hyperparameters are in the run's record."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Take values of a step."""
+        """Buffer the values of a step."""
         self.rows += [(step or 0, name, float(value)) for name, value in metrics.items() if name != "epoch"]
         self.save()
 
     @rank_zero_only
     def save(self) -> None:
-        """Append what was taken to the file."""
+        """Append the buffered values to the file."""
         if not self.rows:
             return
         if not self.opened:
@@ -71,9 +71,9 @@ class CSVLog(Logger):
         self.rows.clear()
 
     def _open(self, step: int, name: str) -> None:
-        """Keep of an earlier file what comes before the value that is logged now, or would have.
+        """Open the file and drop lines of an earlier run from the given value on.
 
-        What cannot be read is left out, and the file as it was is set aside: a run does not end for its log.
+        Unreadable lines are dropped and the original file is set aside: a broken log does not stop a run.
         """
         rows, whole = _rows(self.path)
         if not whole:
@@ -94,9 +94,9 @@ class CSVLog(Logger):
 
 
 def _rows(path: Path) -> tuple[list[tuple[int, str, str]], bool]:
-    """The rows of a log, each step and name once, and whether they are all that is in it; none of a missing file.
+    """Read the rows of a log, each (step, name) once, and whether that is all of the file; no rows if it is missing.
 
-    A kill may have cut the last line short.
+    The last line may be truncated by a kill.
     """
     if not os.path.lexists(path):
         return [], True
@@ -118,7 +118,7 @@ def _rows(path: Path) -> tuple[list[tuple[int, str, str]], bool]:
 
 
 def _row(line: str) -> tuple[int, str, str] | None:
-    """Step, name and value; None where a line holds something else."""
+    """Parse step, name and value; None for a malformed line."""
     try:
         step, name, value = next(csv.reader([line]), [])
         float(value)

@@ -1,4 +1,4 @@
-"""Pictures of what the step saw and made, written to the run's folder now and then."""
+"""Image panels of training steps, written to the run's folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from uda_seg.pictures import Captioned, Row, colorize, heat, panel_grid
 
 Picture = NDArray[np.uint8]
 
-# One row a line: the pieces a method may show, in the order they are read.
+# One row of the panel per line: names of tensors that a method may show.
 ROWS = (
     ("source", ("source_image", "source_label", "source_prediction", "source_attention", "translated_image")),
     ("target", ("target_image", "pseudo_label", "hybrid_label", "pseudo_confidence")),
@@ -29,14 +29,14 @@ ROWS = (
         ("source_depth", "source_depth_estimate", "mixed_depth", "mixed_depth_estimate", "adaptation_difficulty"),
     ),
 )
-TEXT_MAPS = 4  # class-text maps a panel has room for: those of the classes that cover most of the picture
+TEXT_MAPS = 4  # maximum number of class-text maps: those of the most frequent classes
 
 
 class Panels(pl.Callback):
-    """Writes `step_<n>.png`: the first sample of a training batch with everything the method made of it.
+    """Writes `step_<n>.png`: the first sample of a training batch with the method's intermediate results.
 
     Args:
-        folder: where the pictures go.
+        folder: folder of the panels.
         every: steps between two panels.
         classes: for the palette.
     """
@@ -49,7 +49,7 @@ class Panels(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Ask the step to keep its pictures where a panel is due."""
+        """Request images from the step if a panel is due (Lightning hook)."""
         assert isinstance(pl_module, UDAModule)
         due = (trainer.global_step + 1) % self.every == 0
         pl_module.panel = {} if due and trainer.is_global_zero else None
@@ -57,7 +57,7 @@ class Panels(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Draw what was kept."""
+        """Write the panel (Lightning hook)."""
         assert isinstance(pl_module, UDAModule)
         if pl_module.panel:
             picture = self.draw(pl_module.panel)
@@ -68,7 +68,7 @@ class Panels(pl.Callback):
         pl_module.panel = None
 
     def draw(self, kept: dict[str, Tensor]) -> Picture:
-        """One picture of all kept tensors, each [1, C, H, W] or [1, H, W]."""
+        """Arrange all kept tensors, each [1, C, H, W] or [1, H, W], in one picture."""
         size = kept["source_image"].shape[-2:]
         rows = [
             Row(title, [self._captioned(name, kept, size) for name in names if name in kept]) for title, names in ROWS

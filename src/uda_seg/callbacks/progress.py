@@ -1,4 +1,4 @@
-"""One line that says how far a run is, how fast it goes and when it will end."""
+"""Progress bar with losses, speed and remaining time."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from uda_seg.methods.step import StepModule
 
 
 class ProgressBar(pl.Callback):
-    """Steps, losses, images/s and memory: a live bar in a terminal, a plain line now and then elsewhere.
+    """Steps, losses, images/s and memory: a live bar in a terminal, occasional plain lines elsewhere.
 
     Args:
-        lines: plain lines a run where there is no terminal.
+        lines: number of plain lines per run without a terminal.
     """
 
     def __init__(self, lines: int = 20) -> None:
@@ -41,7 +41,7 @@ class ProgressBar(pl.Callback):
         self.losses = ""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Open the bar."""
+        """Open the bar (Lightning hook)."""
         self.started, self.first_step = time.perf_counter(), trainer.global_step
         if trainer.is_global_zero and self.console.is_terminal:
             columns = (
@@ -58,7 +58,7 @@ class ProgressBar(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Advance, and show the losses of the last logged step."""
+        """Advance the bar and show the losses of the last logged step (Lightning hook)."""
         if not trainer.is_global_zero:
             return
         step = trainer.global_step
@@ -82,21 +82,21 @@ class ProgressBar(pl.Callback):
         return time.perf_counter() - self.started
 
     def status(self, trainer: pl.Trainer) -> str:
-        """Latest logged losses, images/s since the start, and memory."""
+        """Format the last logged losses, images/s since the start, and memory."""
         images = trainer.datamodule.images_per_step * (trainer.global_step - self.first_step)  # type: ignore[attr-defined]
         return f"{self.losses}  {images / self._seconds():.1f} images/s  {memory_gib():.1f} GiB"
 
     def spell(self, recorded: Mapping[str, float]) -> str:
-        """The losses among the values of a logged step."""
+        """Format the losses among the values of a logged step."""
         losses = {name.removeprefix("train/"): value for name, value in recorded.items() if name.startswith("train/")}
         return "  ".join(f"{name} {value:.3f}" for name, value in losses.items() if name not in ("lr", "gradient_norm"))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Close the bar."""
+        """Close the bar (Lightning hook)."""
         self._close()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Close the bar, so that the message stands alone."""
+        """Close the bar, so that it does not mix with the error message (Lightning hook)."""
         self._close()
 
     def _close(self) -> None:
@@ -106,8 +106,8 @@ class ProgressBar(pl.Callback):
 
 
 def memory_gib() -> float:
-    """Peak memory so far: of the GPU where there is one, of the process elsewhere."""
+    """Return the peak memory so far in GiB: of the GPU if there is one, else of the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
-    unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+    unit = 1 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes on macOS and in KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -1,4 +1,4 @@
-"""A run that is asked to stop saves its state first."""
+"""Graceful stop on signals: save the state, then exit."""
 
 from __future__ import annotations
 
@@ -25,38 +25,38 @@ from uda_seg.slurm import requeue_signal, slurm_job
 
 log = logging.getLogger(__name__)
 
-ONE_KEY_S = 1.0  # a terminal sends Ctrl-C to every rank, and so does the process that started them
-FIRST_RANK_S = 2.0  # that the others wait for rank 0 to speak with SLURM: when the first has left, srun may end all
+ONE_KEY_S = 1.0  # one Ctrl-C can arrive twice: a terminal and the launching process both send it to every rank
+FIRST_RANK_S = 2.0  # head start of rank 0 for requeueing: srun may kill all ranks once the first has left
 
 
 class Stop(pl.Callback):
-    """On SIGTERM, Ctrl-C or SLURM's signal: finish the step, write `last.ckpt`, leave with 128 + the signal's number.
+    """On SIGTERM, Ctrl-C or SLURM's signal: finish the step, write `last.ckpt`, exit with 128 + the signal's number.
 
-    A second Ctrl-C does not wait. SLURM's signal is SIGUSR1, in jobs that submitit submitted the one it asks for; the
-    job is queued again.
+    A second Ctrl-C exits immediately. SLURM's signal is SIGUSR1, or the one that submitit requests in its jobs; the job
+    is requeued.
 
-    Several ranks have to stop after the same step. They agree on it whenever values are logged, where they wait for
-    each other anyway, and on CPUs, which always wait, after every step. A validation is finished first.
+    All ranks must stop after the same step. They agree on it whenever values are logged, where they synchronise anyway,
+    and on CPUs, which always synchronise, after every step. A validation is finished first.
 
-    Lightning's own handler is replaced: it saves nothing, and talks to the other ranks from within the handler, where
-    they may be in the midst of anything. In a validation after the end of training, when all is saved, the run leaves
-    at once.
+    This replaces Lightning's handler, which saves nothing and communicates with other ranks from within the handler,
+    while these may be in the middle of another collective. In a validation after training, when everything is saved,
+    the run exits at once.
 
     Args:
-        checkpoints: what saves. This callback comes after it, and after all that belong to a step.
+        checkpoints: the callback that saves. This callback must come after it and all other per-step callbacks.
     """
 
     def __init__(self, checkpoints: LastCheckpoint) -> None:
         self.checkpoints = checkpoints
         self.asked = 0
-        self._since = 0.0  # when it was
+        self._since = 0.0  # time of the first Ctrl-C
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Listen, in the place of Lightning, which gives the signals back to whom they belonged at the end."""
+        """Install the handlers instead of Lightning's, which restores the original ones at the end (Lightning hook)."""
         self._listen(self._note)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Likewise where Lightning validates after training."""
+        """Install the handlers for a validation after training (Lightning hook)."""
         if trainer.state.fn == "validate":
             self._listen(functools.partial(self._leave, trainer))
 
@@ -88,12 +88,12 @@ class Stop(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop between two steps, unless a validation comes first."""
+        """Stop between two steps, unless a validation follows (Lightning hook)."""
         if not self.checkpoints.validates_now(trainer):
             self._stop_if_asked(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop after a validation of training."""
+        """Stop after a validation within training (Lightning hook)."""
         if trainer.state.fn == "fit":
             self._stop_if_asked(trainer, pl_module, always=True)
 
@@ -110,11 +110,11 @@ class Stop(pl.Callback):
             self.checkpoints.save_last(trainer)
         if trainer.is_global_zero:
             self._take_leave(number, step)
-        trainer.strategy.barrier()  # srun may be told to end all ranks as soon as one has left
+        trainer.strategy.barrier()  # srun may kill all ranks as soon as one has left
         raise SystemExit(128 + number)
 
     def _take_leave(self, number: int, step: int) -> None:
-        """Say it, and have SLURM start the job again where that is what its signal meant."""
+        """Report the stop, and requeue the job if the signal was SLURM's."""
         name = signal.Signals(number).name
         print(f"stopped by {name} after step {step}, which is saved: go on with resume=last", file=sys.stderr)
         job = slurm_job()
@@ -125,5 +125,5 @@ class Stop(pl.Callback):
 
 @rank_zero_only
 def _say_soon() -> None:
-    # Not by `print`, which is not made for handlers of signals.
+    # Not `print`, which is not reentrant and so unsafe in signal handlers.
     os.write(2, b"\nto be stopped after this step, or the validation that goes on; Ctrl-C again: at once\n")

@@ -1,1 +1,1 @@
-"""Scores of a segmentation and how they are shown."""
+"""Evaluation of segmentation and depth: metrics, tables, benchmark submissions."""

@@ -1,4 +1,4 @@
-"""How far predicted depth is from exact depth: the standard measures (Eigen et al., NeurIPS 2014)."""
+"""Standard depth metrics (Eigen et al., NeurIPS 2014)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 
 
 class DepthScores(NamedTuple):
-    """Means over images of each image's mean over its known pixels; distances in metres.
+    """Metrics averaged over known pixels within each image, then over images; distances in metres.
 
     Attributes:
         abs_rel: |d - d*| / d*.
         sq_rel: (d - d*)^2 / d*.
         rmse: root of the mean of (d - d*)^2.
-        rmse_log: likewise of log d - log d*.
+        rmse_log: the same for log d - log d*.
         delta1: share of pixels with max(d / d*, d* / d) < 1.25.
-        delta2: likewise 1.25^2.
-        delta3: likewise 1.25^3.
+        delta2: the same for 1.25^2.
+        delta3: the same for 1.25^3.
     """
 
     abs_rel: float
@@ -32,12 +32,12 @@ class DepthScores(NamedTuple):
 
 
 class DepthEvaluator(torchmetrics.Metric):
-    """Collects the measures image by image.
+    """Accumulates depth metrics image by image.
 
     Args:
-        median_scaling: multiply each prediction by the ratio of the medians first: for depth without a scale.
-        nearest: metres; predictions and exact depths below do not occur.
-        farthest: metres; exact depths beyond do not count, predictions are cut there.
+        median_scaling: first multiply each prediction by the ratio of the medians, for depth of unknown scale.
+        nearest: lower limit in metres: exact depths below are skipped, predictions are clipped.
+        farthest: upper limit in metres, likewise.
     """
 
     sums: Tensor
@@ -50,9 +50,9 @@ class DepthEvaluator(torchmetrics.Metric):
         self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, exact: Tensor) -> None:
-        """Add predicted and exact depth [B, 1, H, W], metres; exact 0 = unknown.
+        """Add predicted and exact depth [B, 1, H, W] in metres; exact 0 = unknown.
 
-        Images without a known pixel are left out.
+        Images without a known pixel are skipped.
         """
         for d, known in zip(prediction.double(), exact.double(), strict=True):
             here = (known > self.nearest) & (known < self.farthest)
@@ -75,5 +75,5 @@ class DepthEvaluator(torchmetrics.Metric):
             self.images += 1
 
     def compute(self) -> DepthScores:
-        """The means; nan where no image had known depth."""
+        """Compute the means; NaN if no image had known depth."""
         return DepthScores(*(self.sums / self.images).tolist())

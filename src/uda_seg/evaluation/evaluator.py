@@ -16,16 +16,16 @@ from uda_seg.ops import IGNORE
 
 
 class Scores(NamedTuple):
-    """What a segmentation is worth; every score in [0, 1].
+    """Scores of a segmentation, all in [0, 1].
 
     Attributes:
-        miou: mean IoU over `classes`, without those that occur neither in labels nor in predictions.
-        per_class: IoU of every class of the class set, nan where it occurs in neither.
-        pixel_accuracy: share of the labelled pixels of all classes that are right.
-        mean_accuracy: mean over `classes` of the share of the class's pixels that are right.
-        classes: names of the classes that the two means are over.
-        confusion: int64 [C, C] pixels on the CPU; row = label, column = prediction.
-        means: mIoU over every subset that papers report, by its name, e.g. 19, 16 and 13.
+        miou: mean IoU over `classes`, skipping classes that occur neither in labels nor in predictions.
+        per_class: IoU of every class of the class set, NaN if it occurs in neither.
+        pixel_accuracy: share of correct pixels among the labelled pixels of all classes.
+        mean_accuracy: mean over `classes` of the share of correct pixels of the class.
+        classes: names of the classes in `miou` and `mean_accuracy`.
+        confusion: int64 [C, C] pixel counts on the CPU; row = label, column = prediction.
+        means: mIoU over every subset that papers report, by name, e.g. 19, 16 and 13.
     """
 
     miou: float
@@ -38,16 +38,17 @@ class Scores(NamedTuple):
 
     @property
     def converted(self) -> float | None:
-        """The mIoU 16 of SYNTHIA as the released codes convert it, mIoU 19 times 19/16; None for other classes.
+        """SYNTHIA's mIoU 16 as the released codes convert it, mIoU 19 times 19/16; None for other classes.
 
-        It is the mean of the 16 classes (`means["16"]`) where terrain, truck and train have an IoU of exactly 0, as of
-        a network that never says them; where it does say them rightly it is more, and it is wrong where one is absent.
+        It equals the mean of the 16 classes (`means["16"]`) if terrain, truck and train have an IoU of exactly 0, which
+        holds if the network never predicts them; it is larger if the network predicts them correctly, and wrong if one
+        is absent.
         """
         return self.means["19"] * 19 / 16 if {"19", "16"} <= set(self.means) else None
 
 
 def confusion_counts(prediction: Tensor, label: Tensor, num_classes: int) -> Tensor:
-    """Count every pair of (label, prediction), and what cannot be a pair.
+    """Count every pair of (label, prediction), and values that are not classes.
 
     Args:
         prediction: integer, class ids.
@@ -55,11 +56,11 @@ def confusion_counts(prediction: Tensor, label: Tensor, num_classes: int) -> Ten
         num_classes: C.
 
     Returns:
-        int64 [C * C + 3]: the flat confusion matrix (row = label), then the numbers of ignored pixels, of
-        labels and of predictions (at labelled pixels) that are no class: nothing is checked here.
+        int64 [C * C + 3]: the flat confusion matrix (row = label), then the numbers of ignored pixels, of invalid
+        labels, and of invalid predictions (at labelled pixels); nothing is checked here.
     """
-    # One histogram, with a row and a column on each side for whatever lies beyond: the time goes into passes over the
-    # pixels, so nothing is compared pixel by pixel that a sum over the table can tell, and copies are changed in place.
+    # One histogram with an extra row and column on each side for invalid values. Passes over the pixels dominate the
+    # time, so sums over the table replace comparisons of pixels, and copies are changed in place.
     columns = num_classes + 2
     row = label.flatten().to(torch.int32, copy=True).clamp_(-1, IGNORE + 1)
     column = prediction.flatten().to(torch.int32, copy=True).clamp_(-1, num_classes)
@@ -73,25 +74,25 @@ def confusion_counts(prediction: Tensor, label: Tensor, num_classes: int) -> Ten
 
 
 def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int) -> Tensor:
-    """Count pixels, int64 [C, C], row = label, column = prediction; values that are no class are left out."""
+    """Count pixels, int64 [C, C], row = label, column = prediction; invalid values are skipped."""
     counts = confusion_counts(prediction, label, num_classes)
     return counts[: num_classes * num_classes].view(num_classes, num_classes)
 
 
 def iou(confusion: Tensor) -> Tensor:
-    """Intersection over union per class, float64 [C] from int64 [C, C]; nan where the union is empty."""
+    """Compute intersection over union per class, float64 [C] from int64 [C, C]; NaN if the union is empty."""
     hit = confusion.diagonal().double()
     return hit / (confusion.sum(0) + confusion.sum(1) - hit)
 
 
 class SegmentationEvaluator(Metric):
-    """Accumulates a confusion matrix in int64, so that the order and the number of ranks cannot matter.
+    """Accumulates a confusion matrix in int64, so that results do not depend on order or number of ranks.
 
     Args:
         num_classes: C, the network's classes. Predictions are never restricted to the subset.
         names: the C class names.
-        subset: class ids that `miou` and `mean_accuracy` are over, e.g. the 16 or 13 classes of SYNTHIA.
-        subsets: further subsets by name, of which `Scores.means` has the mIoU.
+        subset: class ids of `miou` and `mean_accuracy`, e.g. the 16 or 13 classes of SYNTHIA.
+        subsets: further subsets by name, for `Scores.means`.
     """
 
     is_differentiable = False
@@ -130,7 +131,7 @@ class SegmentationEvaluator(Metric):
         self.counts += confusion_counts(prediction, label, self.num_classes)
 
     def compute(self) -> Scores:
-        """Score everything counted so far; a label or prediction that is no class is a UserError."""
+        """Compute scores of all batches so far; raises UserError on invalid labels or predictions."""
         counts, (_, bad_labels, bad_predictions) = self.counts[:-3].cpu(), self.counts[-3:].tolist()
         if bad_labels:
             raise UserError(
@@ -161,9 +162,9 @@ class SegmentationEvaluator(Metric):
 
 
 def mean_scores(scores: Sequence[Scores]) -> Scores:
-    """The mean over targets of every score, each target counting alike, however many images it has.
+    """Average every score over targets, with equal weights regardless of their numbers of images.
 
-    A class counts in the targets that have it (its IoU is nan in the others); the confusion is summed.
+    A class is averaged over the targets that contain it (its IoU is NaN in others); confusion matrices are summed.
     """
     first = scores[0]
     return Scores(

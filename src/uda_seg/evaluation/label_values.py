@@ -1,4 +1,4 @@
-"""The way back from train ids: what a data set's own label files hold of each class."""
+"""Conversion of train ids back to the values in a data set's own label files."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from uda_seg.evaluation.servers import raw_ids
 
 @dataclass(frozen=True)
 class LabelValues:
-    """What label files hold.
+    """Values in label files.
 
     Args:
-        table: Of each train id, [K] uint8 or uint16, or its colour, uint8 [K, 3].
-        notes: What was chosen where the way back is not the only one, in a line each.
+        table: id of each train id, [K] uint8 or uint16, or its colour, uint8 [K, 3].
+        notes: one line per choice where the conversion is ambiguous.
     """
 
     table: NDArray[np.uint8] | NDArray[np.uint16]
@@ -27,10 +27,10 @@ class LabelValues:
 
 
 def label_values(settings: DataSettings, classes: ClassSet) -> LabelValues:
-    """What the label files of the data that is evaluated hold; of the target's or the source's, where none is.
+    """Determine the values in the label files of the evaluated data, or else of the target or the source.
 
-    Of a data set that a person described it is the inverse of the `label_map`; of the public ones Cityscapes' label ids
-    for its classes, and train ids for all others.
+    For custom data sets this is the inverse of `label_map`; for public ones Cityscapes' label ids if they have its
+    classes, otherwise train ids.
     """
     domains = {f"data.validation.{name}": domain for name, domain in settings.validation.items()}
     domains |= {"data.target": settings.target or settings.source, "data.source": settings.source}
@@ -44,10 +44,10 @@ def label_values(settings: DataSettings, classes: ClassSet) -> LabelValues:
 
 
 def inverse(encoding: LabelEncoding, classes: ClassSet) -> LabelValues:
-    """What files of this encoding hold of each class: the first id that its table names for it.
+    """Invert an encoding: each class gets the first id that the table maps to it.
 
-    A class that the table does not name is written as what it ignores first; if there is nothing, as the largest id of
-    8 bits that it does not name, colours as the smallest.
+    A class that the table does not contain gets the first ignored id; if there is none, the largest unused 8-bit id, or
+    the smallest unused colour.
     """
     ids: dict[int, list[int]] = {}
     for raw, train in encoding.table.items():

@@ -1,6 +1,6 @@
-"""What the test servers of public benchmarks take: encoding, names and folders of the files.
+"""Submission formats of public test servers: encoding, names and folders of the files.
 
-A new server is one entry of `SERVERS`, under the name of the data set in `uda_seg.data.specs.SPECS`.
+To add a server, add an entry to `SERVERS` under the data set's name in `uda_seg.data.specs.SPECS`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from uda_seg.errors import UserError
 
 @dataclass(frozen=True)
 class Server:
-    """A benchmark that scores its test split itself.
+    """A benchmark with a test server.
 
     Attributes:
-        title: the name that people know.
-        image: what a file name of its images looks like; the group `stem` goes into the prediction's name.
-        name: name of a prediction, `{stem}` standing for the image's.
-        labels: folders of the archive that hold the labels (every one of them all labels); "" is the archive itself.
-        confidence: folder of 16-bit confidences, 65535 = certain; None where they are not asked for.
-        raw: whether labels are Cityscapes' label ids (7 = road) or train ids (0 = road).
+        title: display name.
+        image: pattern of image file names; its group `stem` becomes part of the prediction's name.
+        name: file name of a prediction, with `{stem}`.
+        labels: folders in the archive, each of which gets all labels; "" is the root.
+        confidence: folder of 16-bit confidences, 65535 = certain; None if not required.
+        raw: true for Cityscapes' label ids (7 = road), false for train ids (0 = road).
     """
 
     title: str
@@ -38,13 +38,13 @@ class Server:
     raw: bool = False
 
     def files(self, image: str) -> tuple[list[str], str | None]:
-        """Paths in the archive of an image's labels, and of its confidence.
+        """Return the paths in the archive of an image's labels, and of its confidence.
 
         Args:
-            image: the image's path; its folders are left out, as names are unique without them.
+            image: the image's path; its folders are dropped, because file names are unique.
 
         Raises:
-            UserError: the image's name is none of this benchmark's.
+            UserError: the image's name does not match this benchmark.
         """
         match = re.fullmatch(self.image, PurePosixPath(image).name)
         if match is None:
@@ -55,14 +55,15 @@ class Server:
 
 
 SERVERS: dict[str, Server] = {
-    # Any folder; found by <city>_<sequence>_<frame>*.png (cityscapesScripts, evalPixelLevelSemanticLabeling).
+    # Any folder: files are matched by <city>_<sequence>_<frame>*.png (cityscapesScripts,
+    # evalPixelLevelSemanticLabeling).
     "cityscapes": Server(
         "Cityscapes", r"(?P<stem>\w+_\d{6}_\d{6})_leftImg8bit\.png", "{stem}_pred_labelIds.png", raw=True
     ),
-    # As the authors of DAFormer, HRDA and MIC hand in: folder `labelTrainIds`, named as the images.
+    # As DAFormer, HRDA and MIC submit: folder `labelTrainIds`, named like the images.
     "acdc": Server("ACDC", r"(?P<stem>\w+_frame_\d{6}_rgb_anon)\.png", "{stem}.png", ("labelTrainIds",)),
-    # The server of Sakaridis et al. also scores labels with pixels declared invalid (none here: then UIoU = IoU) and
-    # how confidence ranks them; it refuses an archive without the three folders.
+    # The server of Sakaridis et al. also scores labels with invalid pixels (none here, so UIoU = IoU) and confidences;
+    # it refuses an archive without the three folders.
     "darkzurich": Server(
         "Dark Zurich",
         r"(?P<stem>\w+_frame_\d{6}_rgb_anon)\.png",
@@ -70,13 +71,13 @@ SERVERS: dict[str, Server] = {
         ("labelTrainIds", "labelTrainIds_invalid"),
         "confidence",
     ),
-    # As the published masks: train ids under the image's name.
+    # Like the published masks: train ids under the image's name.
     "bdd100k": Server("BDD100K", r"(?P<stem>[\w-]+)\.jpg", "{stem}.png"),
 }
 
 
 def raw_ids(classes: ClassSet) -> NDArray[np.uint8]:
-    """Lookup table uint8 [256] from train ids to the ids of the data set's own label files."""
+    """Build a lookup table uint8 [256] from train ids to the data set's label ids."""
     table = np.arange(256, dtype=np.uint8)
     if classes.name == "cityscapes":
         for raw, train in CITYSCAPES_RAW.items():
@@ -86,10 +87,10 @@ def raw_ids(classes: ClassSet) -> NDArray[np.uint8]:
 
 
 def domains_of(server: str, data: DataSettings) -> dict[str, DomainSettings]:
-    """The validation sets whose images a server scores, by name.
+    """Select the validation sets whose images a server scores, by name.
 
     Raises:
-        UserError: there is none, or the network predicts other classes.
+        UserError: there are none, or the network predicts other classes.
     """
     if data.classes != "cityscapes":
         raise UserError(
@@ -107,9 +108,9 @@ def domains_of(server: str, data: DataSettings) -> dict[str, DomainSettings]:
 
 
 def refuse_unlabelled(data: DataSettings) -> None:
-    """Raise UserError where a split would be scored whose labels only a server has.
+    """Raise UserError for a split whose labels only a server has.
 
-    Cityscapes even publishes label files for its test split; they are empty.
+    Cityscapes publishes label files for its test split, but they are empty.
     """
     unlabelled = {
         name: domain for name, domain in data.validation.items() if domain.split == "test" and domain.dataset in SERVERS

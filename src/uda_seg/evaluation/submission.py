@@ -1,4 +1,4 @@
-"""Predictions as the files that a test server scores: written whole, continued after a stop, packed at the end."""
+"""Prediction files for test servers: written atomically, resumed after a stop, and packed at the end."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ Item = tuple[Tensor, int, tuple[int, int]]
 
 
 class Images(Dataset[Item]):
-    """Some of a data set's images: uint8 [3, H, W] at the network's size, the place, and (height, width) on disk.
+    """A subset of images: uint8 [3, H, W] at the network's size, index, and (height, width) on disk.
 
     Args:
-        dataset: no label is read.
-        resize: to the network's size; None: as on disk.
-        places: which images.
+        dataset: the data set; labels are not read.
+        resize: resize to the network's size; None: as on disk.
+        places: indices of the images.
     """
 
     def __init__(self, dataset: SegmentationDataset, resize: Resize | None, places: Sequence[int]) -> None:
@@ -55,20 +55,19 @@ class Images(Dataset[Item]):
 
 
 class Submission:
-    """One network's predictions of one split: a folder, and the archive beside it.
+    """Predictions of one network on one split: a folder and an archive next to it.
 
-    Files that are there are kept if they were made by the same network in the same way, of which `submission.json` is
-    the record; otherwise the folder starts anew.
+    Existing files are kept if `submission.json` records the same network and settings; otherwise the folder is cleared.
 
     Args:
-        server: who scores it.
-        folder: of the files; the archive is `<folder>.zip`.
+        server: the benchmark.
+        folder: folder of the files; the archive is `<folder>.zip`.
         images: names of the images, in the data set's order.
-        classes: of the predictions.
-        made_by: what the files depend on, plain values.
+        classes: classes of the predictions.
+        made_by: plain values that determine the predictions.
 
     Raises:
-        UserError: an image's name is not the benchmark's, or two have one name.
+        UserError: an image's name does not match the benchmark, or two images have the same name.
     """
 
     RECORD = "submission.json"
@@ -89,7 +88,7 @@ class Submission:
         path = self.folder / self.RECORD
         if path.is_file() and path.read_bytes() == record.encode():
             return
-        # The record goes first: without it, whatever is left of the folder is never taken for this network's.
+        # Delete the record first, so that leftovers of an interrupted deletion are never taken for this network's.
         for stale in (path, self.archive, *(self.folder / inside for inside in self._inside())):
             try:
                 stale.unlink(missing_ok=True)
@@ -99,11 +98,11 @@ class Submission:
 
     @property
     def archive(self) -> Path:
-        """The file to hand in."""
+        """The file to submit."""
         return self.folder.with_name(f"{self.folder.name}.zip")
 
     def missing(self) -> list[int]:
-        """Places of the images that are not predicted yet, or whose files are damaged."""
+        """List the indices of images without predictions or with damaged files."""
         return [place for place, files in enumerate(self.files) if not all(map(self._is_whole, _names(files)))]
 
     def _is_whole(self, inside: str) -> bool:
@@ -118,9 +117,9 @@ class Submission:
         """Write an image's files.
 
         Args:
-            place: the image's.
+            place: index of the image.
             label: [H, W] train ids.
-            confidence: [H, W], where the server asks for it.
+            confidence: [H, W], if the server requires it.
         """
         labels, certain = self.files[place]
         if certain is not None and confidence is not None:
@@ -129,7 +128,7 @@ class Submission:
             save_png(self.folder / path, self.table[label])
 
     def pack(self) -> Path:
-        """Write the archive of all files; returns its path."""
+        """Write all files to the archive and return its path."""
         write_zip(self.archive, {path: self.folder / path for path in sorted(self._inside())})
         return self.archive
 
@@ -138,25 +137,25 @@ class Submission:
 
 
 def _names(files: tuple[list[str], str | None]) -> list[str]:
-    """All files of an image."""
+    """List all files of an image."""
     labels, certain = files
     return [*labels, *([] if certain is None else [certain])]
 
 
 @dataclass
 class Job:
-    """A network and where its predictions go."""
+    """A network and its submission."""
 
     network: Segmentor
     submission: Submission
 
 
 class Writer(pl.LightningModule):
-    """Predicts images and writes them down (Lightning brings device and precision, the same as in validation).
+    """Predicts images and writes the files (through Lightning, with the same device and precision as validation).
 
     Args:
-        jobs: the networks; each predicts what its submission lacks.
-        infer: how.
+        jobs: networks, each of which predicts what its submission lacks.
+        infer: inference settings.
     """
 
     def __init__(self, jobs: Sequence[Job], infer: Inference) -> None:
@@ -166,7 +165,7 @@ class Writer(pl.LightningModule):
         self.missing = [set(job.submission.missing()) for job in jobs]
 
     def loader(self, dataset: SegmentationDataset, resize: Resize | None, workers: int) -> DataLoader[Item]:
-        """The images that any of the jobs lacks, one at a time: they may differ in size."""
+        """Load the images that any job lacks, one at a time because they may differ in size."""
         places = sorted(set().union(*self.missing))
         return DataLoader(Images(dataset, resize, places), batch_size=None, num_workers=workers)
 
@@ -184,7 +183,7 @@ class Writer(pl.LightningModule):
         if job.submission.server.confidence is None:
             return self.infer.label(job.network, image, size)[0].cpu().numpy(), None
         logits = self.infer(job.network, image, size)
-        # The largest probability, without all the others.
+        # The largest softmax value, without the whole softmax.
         certain = (logits.amax(1) - logits.logsumexp(1)).exp()[0].clamp_(0, 1)
         label = resized_argmax(logits, size)[0].cpu().numpy()
         return label, (65535 * certain).round().cpu().numpy().astype(np.uint16)

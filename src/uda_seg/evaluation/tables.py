@@ -1,4 +1,4 @@
-"""Tables of scores: one run class by class, many runs with mean and spread over seeds."""
+"""Tables of scores: per-class scores of a run, and mean and standard deviation over seeds of many runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.console import Console
 
 from uda_seg.evaluation.evaluator import Scores
 
-ABSENT = "–"  # the class or the score does not occur
+ABSENT = "–"  # no such class or score
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Table:
     title: str = ""
 
     def markdown(self) -> str:
-        """Write GitHub-flavoured Markdown whose columns line up in plain text too; ends with a newline."""
+        """Format as GitHub-flavoured Markdown with aligned columns, ending with a newline."""
         cells = [tuple(c.replace("|", "\\|") for c in row) for row in (self.header, *self.rows)]
         widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(self.header))]
         rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
@@ -43,7 +43,7 @@ class Table:
         """Build a table for the terminal."""
         table = rich.table.Table(title=self.title or None, title_justify="left")
         for i, name in enumerate(self.header):
-            # In a narrow terminal text wraps, so that no figure is cut.
+            # In a narrow terminal text wraps, so that no number is truncated.
             words = [word for cell in (name, *(row[i] for row in self.rows)) for word in cell.split()]
             table.add_column(name, justify="right" if i else "left", min_width=max(map(len, words), default=0))
         for row in self.rows:
@@ -51,12 +51,12 @@ class Table:
         return table
 
     def show(self) -> None:
-        """Print it: as wide as the terminal, or as it wants to be where the output is a file or a pipe."""
+        """Print it, limited to the terminal's width; full width for files and pipes."""
         print_table(self.rich())
 
 
 def print_table(table: rich.table.Table) -> None:
-    """Print a table: as wide as the terminal, or as it wants to be where the output is a file or a pipe."""
+    """Print a table, limited to the terminal's width; full width for files and pipes."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=Console(width=10_000).measure(table).maximum)
@@ -64,13 +64,13 @@ def print_table(table: rich.table.Table) -> None:
 
 
 def class_table(columns: Mapping[str, Scores], title: str = "") -> Table:
-    """Tabulate IoU in percent class by class, then the means.
+    """Tabulate IoU per class in percent, then the means.
 
     Args:
-        columns: column name -> scores over one class set, e.g. {"student": ..., "teacher": ...}. A class
-            that the mean leaves out stands in brackets. The mean over every other class subset follows, and where
-            SYNTHIA's classes are reported, the released codes' conversion.
-        title: of the table.
+        columns: column name -> scores over the same class set, e.g. {"student": ..., "teacher": ...}. Classes left out
+            of the mean are in brackets. Means over all other class subsets follow and, for SYNTHIA's classes, the
+            released codes' conversion.
+        title: title of the table.
     """
     scores = list(columns.values())
     rows = [
@@ -90,20 +90,20 @@ def class_table(columns: Mapping[str, Scores], title: str = "") -> Table:
 
 
 def percent(value: float) -> str:
-    """Write a score in [0, 1] as percent with two decimals, nan as a dash."""
+    """Format a score in [0, 1] as percent with two decimals, NaN as a dash."""
     return ABSENT if math.isnan(value) else f"{100 * value:.2f}"
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation (nan for one run) of a score over runs."""
+    """Mean and sample standard deviation (NaN for one run) of a score over runs."""
 
     mean: float
     std: float
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Summarise the values of a group's runs; nan runs make the mean nan rather than vanish."""
+        """Summarise the values of a group's runs; a NaN makes the mean NaN instead of being skipped."""
         return cls(
             float(np.mean(values)) if values else math.nan,
             float(np.std(values, ddof=1)) if len(values) > 1 else math.nan,
@@ -115,7 +115,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in nothing but the seed: their common settings, their number, a spread per metric."""
+    """Runs that differ only in the seed: common settings, number of runs, spread per metric."""
 
     settings: Mapping[str, str]
     runs: int
@@ -123,12 +123,12 @@ class Group:
 
 
 def group_runs(runs: Sequence[Mapping[str, object]], metrics: Sequence[str], over: str = "seed") -> list[Group]:
-    """Join runs that share every setting but one.
+    """Group runs that share every setting but one.
 
     Args:
-        runs: per run its settings and its metrics (float, or None or no key where it has none).
-        metrics: the keys that are metrics; all others but `over` are settings.
-        over: the setting that is averaged over.
+        runs: settings and metrics of each run (float; None or no key for a missing metric).
+        metrics: keys of metrics; all others except `over` are settings.
+        over: the setting to average over.
 
     Returns:
         Groups in the order of their first run.
@@ -157,7 +157,7 @@ def runs_table(groups: Sequence[Group], title: str = "") -> Table:
 
 
 def runs_csv(groups: Sequence[Group]) -> str:
-    """Write groups of runs for other programs: unrounded, in [0, 1], mean and std in columns of their own."""
+    """Format groups of runs as CSV: unrounded, in [0, 1], with mean and std in separate columns."""
     settings, metrics = (list(groups[0].settings), list(groups[0].metrics)) if groups else ([], [])
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
