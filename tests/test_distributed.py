@@ -280,7 +280,7 @@ def test_stopping_and_going_on_changes_nothing_on_two_ranks(train, tmp_path, cap
     assert "resumed on 1 rank(s) instead of 2" in caplog.text
 
 
-@pytest.mark.parametrize("end", ["raise", "kill"])
+@pytest.mark.parametrize("end", ["raise", "kill", "stand still"])
 def test_a_rank_that_ends_stops_the_others_and_is_heard_once(end, cli, camvid, monkeypatch):
     losses = SourceOnly.losses
 
@@ -288,15 +288,21 @@ def test_a_rank_that_ends_stops_the_others_and_is_heard_once(end, cli, camvid, m
         if self.global_rank == 1 and self.trainer.global_step == 1:
             if end == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if end == "stand still":
+                os.kill(os.getpid(), signal.SIGSTOP)
             raise UserError("the disk of rank 1 is gone")
         return losses(self, batch)
 
     monkeypatch.setattr(SourceOnly, "losses", failing)
     started = time.perf_counter()
-    said = cli(command.main, *overrides_on(2, camvid), "method=source_only").error
-    assert said.startswith(
-        "error: the disk of rank 1 is gone" if end == "raise" else "error: rank 1 was killed by SIGKILL"
-    )
+    timeout = 8 if end == "stand still" else 60
+    said = cli(command.main, *overrides_on(2, camvid), "method=source_only", f"trainer.timeout={timeout}").error
+    begins = {
+        "raise": "the disk of rank 1 is gone",
+        "kill": "rank 1 was killed",
+        "stand still": "the ranks cannot hear",
+    }
+    assert said.startswith(f"error: {begins[end]}")
     assert time.perf_counter() - started < 60
 
 
@@ -422,17 +428,19 @@ def test_a_sweep_on_two_machines_is_summed_up_on_the_first(cli, camvid, monkeypa
     assert not (tmp_path / "sweep" / "table.md").exists()
 
 
-@pytest.mark.parametrize("ranks", [1, 2])  # as they are called, and passed on
-def test_sigterm_saves_the_run_and_ends_it(ranks, train, tmp_path):
+@pytest.mark.parametrize(
+    ("ranks", "number"), [(1, signal.SIGTERM), (2, signal.SIGTERM), (2, signal.SIGINT)]
+)  # as they are called, and passed on
+def test_a_signal_saves_the_run_and_ends_it(ranks, number, train, tmp_path):
     overrides = ("method=dacs", "steps=8", "callbacks.checkpoints=1")
     train("whole", ranks, *overrides)
     process = forked(functools.partial(train, "stopped", ranks, *overrides))
     log = tmp_path / "stopped" / "metrics.csv"
     while process.is_alive() and not log.exists():
         time.sleep(0.01)
-    process.terminate()
+    os.kill(process.pid, number)
     process.join(60)
-    assert process.exitcode == 128 + signal.SIGTERM
+    assert process.exitcode == 128 + number
     assert 0 < checkpoint(tmp_path / "stopped")["global_step"] < 8
     train("stopped", ranks, *overrides, "resume=last")
     assert_same_training(checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "stopped"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import signal
@@ -22,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from command_line import in_process_of_its_own, small_run
 from uda_seg import evaluate, train
-from uda_seg.errors import LOG, RankLost, UserError, told, user_error
+from uda_seg.errors import LOG, RankLost, UserError, outlive_readers, told, user_error
 from uda_seg.methods.source_only import SourceOnly
 
 
@@ -189,6 +190,21 @@ def test_frames_go_elsewhere_where_the_folder_takes_none(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     (tmp_path / "file").touch()
     assert f"in {tmp_path}/uda_seg-" in str(told(KeyError("x"), tmp_path / "file"))
+
+
+def test_output_that_nobody_reads_and_names_that_are_no_text_end_nothing(monkeypatch):
+    monkeypatch.setattr(logging, "raiseExceptions", True)
+    read, write = os.pipe()
+    monkeypatch.setattr(sys, "stdout", os.fdopen(write, "w", encoding="ascii"))
+    outlive_readers()
+    outlive_readers()
+    print("caf\udce9.png ±", flush=True)
+    assert os.read(read, 100) == b"caf\\udce9.png \\xb1\n"
+    os.close(read)
+    print("to nobody", flush=True)
+    log = logging.StreamHandler(sys.stdout)
+    log.emit(logging.makeLogRecord({"msg": "to nobody"}))
+    sys.stdout.close()
 
 
 # ---------------------------------------------------------------------- through the commands

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from uda_seg.cli.ending import fail
+from uda_seg.cli.ending import one_line
 from uda_seg.data.batch import DomainBatch
 from uda_seg.data.datamodule import UDADataModule
 from uda_seg.errors import UserError
@@ -84,7 +84,7 @@ def main() -> None:
     if {"-h", "--help"} & set(overrides):
         print(__doc__)
         return
-    try:
+    with one_line():
         for stray in (a for a in overrides if "=" not in a and not a.startswith("~")):
             raise UserError(f"{stray} is no override: write key=value, or --help")
         for unscored in filter(_UNSCORED.search, overrides):
@@ -94,10 +94,8 @@ def main() -> None:
         control = train(Run("control", "source only, continued"), "source_only", start)
         after = train(Run("after", "adapted"), "lcmsm", start)
         picture = compare(before, control, after)
-    except UserError as error:
-        fail(error)
-    print(f"\n{summary(before, control, after)}\n\nthe target before and after adaptation: {picture}")
-    print(f"class by class: {picture.with_suffix('.md')}")
+        print(f"\n{summary(before, control, after)}\n\nthe target before and after adaptation: {picture}")
+        print(f"class by class: {picture.with_suffix('.md')}")
 
 
 def train(run: Run, method: str, overrides: Sequence[str]) -> Run:

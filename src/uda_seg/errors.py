@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 LOG = "error.log"  # in a run's folder: the stack of frames behind an error that nobody foresaw
 LONGEST = 300  # characters of a library's own words in a line
@@ -327,8 +327,8 @@ def _keep(error: BaseException, folder: Path | None) -> Path:
 class _Outlet(io.RawIOBase):
     """A pipe that may lose its reader (`... | head`): what nobody reads is dropped, and the work goes on."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def __init__(self, stream: IO[str]) -> None:
+        self.stream, self.number = stream, stream.fileno()  # the stream would close it, were it dropped
 
     def writable(self) -> bool:
         return True
@@ -344,18 +344,17 @@ class _Outlet(io.RawIOBase):
 
 
 def outlive_readers() -> None:
-    """Let a closed pipe behind standard output or standard error end nothing."""
+    """Let nothing end, or go unsaid, because standard output or error is a closed pipe or has no such letter."""
     logging.raiseExceptions = False  # of a line that cannot be logged
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         try:
             number = stream.fileno()
+            stream.reconfigure(errors="backslashreplace")  # names that are no UTF-8, as standard error does by itself
         except (AttributeError, OSError, ValueError):  # one that a test or a notebook has put there
             continue
-        if name == "stdout" and isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names that are no UTF-8, as standard error does
         raw = getattr(stream.buffer, "raw", stream.buffer)  # without a buffer where Python was asked for that
         if stat.S_ISFIFO(os.fstat(number).st_mode) and not isinstance(raw, _Outlet):
             stream.flush()
-            outlet = io.BufferedWriter(_Outlet(number))
-            setattr(sys, name, io.TextIOWrapper(outlet, stream.encoding, stream.errors, line_buffering=True))
+            outlet = io.BufferedWriter(_Outlet(stream))
+            setattr(sys, name, io.TextIOWrapper(outlet, stream.encoding, "backslashreplace", line_buffering=True))

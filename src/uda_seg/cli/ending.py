@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from uda_seg.errors import Interrupted, UserError, interrupt
+from uda_seg.errors import Interrupted, UserError, interrupt, outlive_readers, told
 
 FULL = "HYDRA_FULL_ERROR"
 
@@ -57,3 +57,14 @@ def ended_by_ctrl_c() -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """Within the block any error ends the process by its line: for commands that are not `command.run`'s."""
+    outlive_readers()
+    try:
+        with ended_by_ctrl_c():
+            yield
+    except Exception as error:
+        raise ended_by(told(error, None, full_errors())) from None
