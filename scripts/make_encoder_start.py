@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from uda_seg.models.small import BUILTIN
-from uda_seg.runs import read_checkpoint
+from uda_seg.runs.checkpoint import read_checkpoint
 
 PREFIX = "segmentor.encoder."
 

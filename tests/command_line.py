@@ -19,8 +19,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from data.trees import save
-from uda_seg import command
-from uda_seg.config import CONF, Config, groups, key_of, parse
+from uda_seg.cli import command
+from uda_seg.config.schema import CONF, Config, groups, key_of, parse
 
 
 @dataclass

@@ -12,9 +12,9 @@ from typing import Any
 from hypothesis import strategies as st
 
 from command_line import composition
-from uda_seg.config import _DESCRIBED, Config
-from uda_seg.limits import FolderName, Interval, Length, OneOf, PixelSize
-from uda_seg.schema import options
+from uda_seg.config.schema import _DESCRIBED, Config
+from uda_seg.options.constraints import FolderName, Interval, Length, OneOf, PixelSize
+from uda_seg.options.validate import options
 
 # What people, scripts and other programs put behind a '='; most of it is wrong nearly everywhere.
 NASTY = (

@@ -14,7 +14,7 @@ import torch
 from command_line import configured
 from models import released
 from uda_seg import convert, evaluate, predict
-from uda_seg.config import CONF
+from uda_seg.config.schema import CONF
 from uda_seg.data.labels import CAMVID, CITYSCAPES
 from uda_seg.errors import UserError
 from uda_seg.methods.base import Plan
@@ -23,8 +23,8 @@ from uda_seg.models.daformer import DAFormerHead
 from uda_seg.models.mit import MixVisionTransformer
 from uda_seg.models.official import recognise
 from uda_seg.models.segmentor import Segmentor
-from uda_seg.runs import check_same, load_trained, load_weights, read_checkpoint
-from uda_seg.train import instantiate_module
+from uda_seg.runs.build import instantiate_module
+from uda_seg.runs.checkpoint import check_same, load_trained, load_weights, read_checkpoint
 
 CLASSES = 11
 SMALL = ("model.encoder.dims=[4,4,10,8]", "model.encoder.depths=[1,1,1,1]", "model.head.width=4")

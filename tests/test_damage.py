@@ -27,37 +27,39 @@ from scipy.io import savemat
 from command_line import configured, small_run
 from damage import ANEW, Reader, time_limit, try_out
 from data.trees import blocks, image_of, save, save_palette, sequence_tree, streets_tree
-from uda_seg import evaluate, jobs, predict, train
+from uda_seg import evaluate, predict, train
 from uda_seg.callbacks.checkpoint import AtomicCheckpointIO
 from uda_seg.callbacks.csv_log import CSVLog
-from uda_seg.data.archives import list_members, unpack
-from uda_seg.data.check import check_domain, to_text
 from uda_seg.data.class_files import read_class_file
 from uda_seg.data.custom import CustomClasses
 from uda_seg.data.custom import described as class_set_of
 from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.decoding import read_palette, read_red
 from uda_seg.data.depth import described, read_metres, read_sfsu
-from uda_seg.data.disk_cache import find_cache, write_cache
 from uda_seg.data.images import read_image
 from uda_seg.data.integrity import check_image_file
-from uda_seg.data.journal import Finding, Journal, stamp_of
-from uda_seg.data.label_store import LabelDraft, LabelStore
 from uda_seg.data.labels import CITYSCAPES
+from uda_seg.data.prepare.archives import list_members, unpack
+from uda_seg.data.prepare.check import check_domain, to_text
+from uda_seg.data.prepare.journal import Finding, Journal, stamp_of
 from uda_seg.data.sequences import LAYOUTS, _read_json
-from uda_seg.data.shards import ShardDataset, pack
 from uda_seg.data.specs import SPECS
 from uda_seg.data.statistics import class_statistics, save_statistics
+from uda_seg.data.storage.disk_cache import find_cache, write_cache
+from uda_seg.data.storage.label_store import LabelDraft, LabelStore
+from uda_seg.data.storage.shards import ShardDataset, pack
 from uda_seg.data.stream import SampleReader
 from uda_seg.errors import UserError
-from uda_seg.files import write_text
 from uda_seg.models.small import ResidualEncoder
 from uda_seg.models.text import load_text, save_text
 from uda_seg.models.weights import load_encoder
-from uda_seg.records import read_metrics, read_record
-from uda_seg.runs import load_trained, load_weights, read_checkpoint
-from uda_seg.search import open_study
-from uda_seg.sweep import write_table
+from uda_seg.runs import build
+from uda_seg.runs.checkpoint import load_trained, load_weights, read_checkpoint
+from uda_seg.runs.record import read_metrics, read_record
+from uda_seg.storage.files import write_text
+from uda_seg.sweeps import outcomes as jobs
+from uda_seg.sweeps.search import open_study
+from uda_seg.sweeps.table import write_table
 
 SIZE = (16, 24)
 
@@ -478,7 +480,7 @@ def sound(camvid, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sound")
     config = configured(*small_run(camvid), "method=dacs", "steps=1", "callbacks.checkpoints=1")
     train.train(config, folder)
-    module = train.build_module(config, train.build_data(config))
+    module = build.build_module(config, build.build_data(config))
     return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True), module
 
 

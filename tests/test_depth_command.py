@@ -20,14 +20,16 @@ from data.trees import blocks, camvid_tree, save, sequence_tree
 from ranks import on_ranks
 from uda_seg import depth as command
 from uda_seg import train
-from uda_seg.config import CONF
+from uda_seg.config.replay import replay
+from uda_seg.config.schema import CONF
 from uda_seg.data.datasets import open_domain
 from uda_seg.data.labels import CAMVID, CITYSCAPES
 from uda_seg.errors import UserError
 from uda_seg.methods.depth import SelfSupervisedDepth
 from uda_seg.models.depth import DepthHead
 from uda_seg.models.segmentor import Segmentor
-from uda_seg.runs import read_checkpoint, replay
+from uda_seg.runs import build
+from uda_seg.runs.checkpoint import read_checkpoint
 
 
 @pytest.fixture
@@ -85,7 +87,7 @@ def scored(config, folder):
     torch.manual_seed(0)
     data = command.build_data(config)
     module = command.build_module(config, data)
-    train.lightning(config, folder, 2, [], []).validate(module, datamodule=data, verbose=False)
+    build.lightning(config, folder, 2, [], []).validate(module, datamodule=data, verbose=False)
     return module.scores
 
 

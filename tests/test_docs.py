@@ -24,10 +24,10 @@ from doc_lines import MAKE, ROOT, Line, code_lines, documents, lines
 from models import released
 from test_convert import SMALL as SMALL_MIT
 from test_convert import saved
-from uda_seg import command
-from uda_seg.config import Config, groups, key_of, parse
+from uda_seg.cli import command
+from uda_seg.config.schema import Config, groups, key_of, parse
 from uda_seg.models import small
-from uda_seg.train import build_data
+from uda_seg.runs.build import build_data
 
 LINES = lines()
 OURS = [line for line in LINES if line.program.startswith("python -m uda_seg.")]

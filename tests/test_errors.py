@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader
 
 from command_line import in_process_of_its_own, small_run
 from uda_seg import evaluate, train
-from uda_seg.errors import LOG, RankLost, UserError, outlive_readers, told, user_error
+from uda_seg.errors import RankLost, UserError, outlive_readers
+from uda_seg.errors.known import LOG, told, user_error
 from uda_seg.methods.source_only import SourceOnly
 
 

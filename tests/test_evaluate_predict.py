@@ -16,13 +16,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from command_line import configured, in_process_of_its_own, small_run, with_depth
 from data.trees import camvid_tree, save
 from uda_seg import evaluate, models, predict, train
+from uda_seg.config.replay import replay
 from uda_seg.data.labels import CAMVID, CITYSCAPES
 from uda_seg.errors import UserError
 from uda_seg.evaluation.servers import raw_ids
-from uda_seg.pictures import colorize
 from uda_seg.predict import named_images
-from uda_seg.run_folder import alone_in
-from uda_seg.runs import replay
+from uda_seg.runs.folder import alone_in
+from uda_seg.visualize.pictures import colorize
 
 METHODS = ("lcmsm", "adabn", "corda")
 

@@ -17,10 +17,13 @@ from omegaconf import OmegaConf
 
 from command_line import composed_once, composition, small_run, with_depth
 from override_cases import keys, near, words
-from uda_seg import command, train
+from uda_seg import train
+from uda_seg.cli import command
 from uda_seg.cli.arguments import parsed, read_arguments
-from uda_seg.config import Config, groups, parse
-from uda_seg.errors import UserError, user_error
+from uda_seg.config import compose as composing
+from uda_seg.config.schema import Config, groups, parse
+from uda_seg.errors import UserError
+from uda_seg.errors.known import user_error
 
 CHOICES = (
     ("method=lcmsm",),
@@ -48,7 +51,7 @@ def accepted(choices: tuple[str, ...], given_words: list[str]) -> Config | None:
     try:
         ConfigLoaderImpl._apply_overrides_to_config([o for o in overrides if str(o.input_line) not in chosen], tree)
     except HydraException as error:
-        raise command.as_user_error(error) from error
+        raise composing.as_user_error(error) from error
     return parse(tree)
 
 

@@ -10,7 +10,7 @@ import pytest
 from command_line import NETWORK, configured
 from data.trees import EXPORTED_SIZE
 from uda_seg import depth, prepare, train
-from uda_seg.config import CONF
+from uda_seg.config.schema import CONF
 from uda_seg.data.streets.layouts import LAYOUTS
 from uda_seg.errors import UserError
 

@@ -18,8 +18,8 @@ from uda_seg.data.custom import classes_of
 from uda_seg.data.datasets import open_domain
 from uda_seg.errors import UserError
 from uda_seg.models.weights import load_encoder
-from uda_seg.runs import load_weights
-from uda_seg.train import build_data, build_module
+from uda_seg.runs.build import build_data, build_module
+from uda_seg.runs.checkpoint import load_weights
 
 SIZE = (32, 48)
 NAMES = ["ground's", "object", "sky $1"]

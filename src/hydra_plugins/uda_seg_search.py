@@ -1,4 +1,4 @@
-"""Hydra's door to `uda_seg.search`: it finds sweepers in the namespace `hydra_plugins` alone.
+"""Hydra's door to `uda_seg.sweeps.search`: it finds sweepers in the namespace `hydra_plugins` alone.
 
 hydra-optuna-sweeper 1.3.0 is not used: it needs optuna < 3 (2022), it cannot go on with a search that was stopped, and
 the folder of a trial has no number that the study knows.
@@ -49,11 +49,11 @@ class Search(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Sequence[Any]:
         """Run the search (Hydra's hook)."""
-        from uda_seg.cli.ending import fail  # here, so that a command that searches nothing does not wait for it
         from uda_seg.errors import UserError
+        from uda_seg.errors.ending import fail
 
         try:
-            from uda_seg.search import search
+            from uda_seg.sweeps.search import search
         except ModuleNotFoundError as error:
             fail(UserError(f"sweep=optuna needs {error.name}: pip install '.[sweep]' in the checkout"))
         assert self.launcher is not None

@@ -6,7 +6,7 @@ import sys
 __version__ = "0.1.0"
 
 # How long a thread of PyTorch's that waits for the others spins before it sleeps: about a millisecond. By itself it
-# spins for ten, and keeps the core from whoever else wants it; `uda_seg.threads` does more while somebody does. GNU's
+# spins for ten, and keeps the core from whoever else wants it; `launch.threads` does more while somebody does. GNU's
 # OpenMP counts rounds, LLVM's and Intel's milliseconds. They read it as they are loaded, that is with torch, and those
 # of the processes that this one starts do too.
 WAITING = {"GOMP_SPINCOUNT": "20000", "KMP_BLOCKTIME": "1"}

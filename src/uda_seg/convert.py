@@ -19,16 +19,16 @@ from torch import Tensor
 
 from uda_seg.callbacks.checkpoint import AtomicCheckpointIO
 from uda_seg.cli.arguments import as_override, given_path
-from uda_seg.command import run
-from uda_seg.config import Config, key_of
+from uda_seg.cli.command import run
+from uda_seg.config.replay import describe
+from uda_seg.config.schema import Config, key_of
 from uda_seg.data.custom import classes_of
 from uda_seg.errors import UserError
 from uda_seg.evaluation.tables import Table
 from uda_seg.methods.base import Plan
 from uda_seg.models.official import BATCH, Official, recognise
 from uda_seg.models.weights import read_tensors
-from uda_seg.runs import describe
-from uda_seg.train import instantiate_module
+from uda_seg.runs.build import instantiate_module
 
 log = logging.getLogger(__name__)
 

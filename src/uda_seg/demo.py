@@ -25,17 +25,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from uda_seg.cli.ending import one_line
+from uda_seg.config.replay import replay
 from uda_seg.data.batch import DomainBatch
 from uda_seg.data.datamodule import UDADataModule
 from uda_seg.errors import UserError
+from uda_seg.errors.ending import one_line
 from uda_seg.evaluation.tables import ABSENT, Table, percent
-from uda_seg.files import save_png, write_text
 from uda_seg.models.segmentor import Segmentor
-from uda_seg.pictures import Captioned, Row, colorize, panel_grid
-from uda_seg.records import read_metrics
-from uda_seg.runs import load_trained, read_checkpoint, replay
-from uda_seg.train import build_data, build_module
+from uda_seg.runs.build import build_data, build_module
+from uda_seg.runs.checkpoint import load_trained, read_checkpoint
+from uda_seg.runs.record import read_metrics
+from uda_seg.storage.files import save_png, write_text
+from uda_seg.visualize.pictures import Captioned, Row, colorize, panel_grid
 
 FOLDER = Path("outputs/demo")
 SCENES = 4
@@ -134,7 +135,7 @@ def compare(*runs: Run) -> Path:
 
 def open_runs(runs: Sequence[Run]) -> tuple[UDADataModule, list[Segmentor]]:
     """The target's validation images, which are the same for all runs, and the network that each ended with."""
-    from uda_seg.command import composed  # after the trainings: composing here would keep Hydra's state
+    from uda_seg.config.compose import composed
 
     networks = []
     for run in runs:

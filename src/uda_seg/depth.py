@@ -38,26 +38,28 @@ from uda_seg.callbacks.csv_log import CSVLog
 from uda_seg.callbacks.progress import ProgressBar
 from uda_seg.callbacks.stop import Stop
 from uda_seg.cli.arguments import as_override, given_path
-from uda_seg.command import plain_name, run
-from uda_seg.config import Config
+from uda_seg.cli.command import run
+from uda_seg.config.naming import plain_name
+from uda_seg.config.replay import describe, replay
+from uda_seg.config.schema import Config
 from uda_seg.data.sequence_module import SequenceData
 from uda_seg.data.sequences import SequenceDataset, stack
-from uda_seg.depth_maps import Scale, export_domain
 from uda_seg.errors import UserError
 from uda_seg.evaluation.depth import DepthEvaluator, DepthScores
 from uda_seg.evaluation.tables import Table
-from uda_seg.files import save_png, write_text
-from uda_seg.launch import on_all_ranks, one_device
+from uda_seg.launch.ranks import on_all_ranks, one_device
 from uda_seg.methods.depth import SelfSupervisedDepth
 from uda_seg.methods.settings import OptimizerSettings, ScheduleSettings, StepPlan
 from uda_seg.models.depth import DepthHead, PoseNetwork
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.models.trial import trained, try_out
-from uda_seg.pictures import Captioned, Row, heat, panel_grid
-from uda_seg.records import write_json, write_record
-from uda_seg.run_folder import RunFolder, alone_in, run_folder
-from uda_seg.runs import describe, read_checkpoint, replay
-from uda_seg.train import interval, lightning, quiet_lightning
+from uda_seg.runs.build import interval, lightning, quiet_lightning
+from uda_seg.runs.checkpoint import read_checkpoint
+from uda_seg.runs.depth_maps import Scale, export_domain
+from uda_seg.runs.folder import RunFolder, alone_in, run_folder
+from uda_seg.runs.record import write_json, write_record
+from uda_seg.storage.files import save_png, write_text
+from uda_seg.visualize.pictures import Captioned, Row, heat, panel_grid
 
 log = logging.getLogger(__name__)
 

@@ -23,8 +23,10 @@ from typing import Any
 import pytorch_lightning as pl
 
 from uda_seg.cli.arguments import as_override, given_path
-from uda_seg.command import plain_name, run
-from uda_seg.config import Config
+from uda_seg.cli.command import run
+from uda_seg.config.naming import plain_name
+from uda_seg.config.replay import replay
+from uda_seg.config.schema import Config
 from uda_seg.data.datamodule import UDADataModule, bound_workers, choose_workers, resize_of
 from uda_seg.data.datasets import SegmentationDataset, open_domain
 from uda_seg.data.parallel import cores
@@ -34,15 +36,15 @@ from uda_seg.evaluation.evaluator import Scores, mean_scores
 from uda_seg.evaluation.servers import SERVERS, domains_of, refuse_unlabelled
 from uda_seg.evaluation.submission import Job, Submission, Writer
 from uda_seg.evaluation.tables import class_table
-from uda_seg.files import remove_parts, save_png, write_text
-from uda_seg.launch import devices
+from uda_seg.launch.ranks import devices
 from uda_seg.methods.base import UDAModule
 from uda_seg.methods.source_only import SourceOnly
-from uda_seg.pictures import confusion_heat
-from uda_seg.records import write_json
-from uda_seg.run_folder import alone_in
-from uda_seg.runs import device_precision, load_trained, read_checkpoint, replay
-from uda_seg.train import build_data, build_module, quiet_lightning
+from uda_seg.runs.build import build_data, build_module, quiet_lightning
+from uda_seg.runs.checkpoint import device_precision, load_trained, read_checkpoint
+from uda_seg.runs.folder import alone_in
+from uda_seg.runs.record import write_json
+from uda_seg.storage.files import remove_parts, save_png, write_text
+from uda_seg.visualize.pictures import confusion_heat
 
 USAGE = "python -m uda_seg.evaluate checkpoint=<run>/checkpoints/last.ckpt"
 

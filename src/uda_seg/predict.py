@@ -24,8 +24,9 @@ from rich.progress import track
 from torch import Tensor
 
 from uda_seg.cli.arguments import as_override, given_path
-from uda_seg.command import run
-from uda_seg.config import Config
+from uda_seg.cli.command import run
+from uda_seg.config.replay import replay
+from uda_seg.config.schema import Config
 from uda_seg.data.batch import Sample
 from uda_seg.data.custom import classes_of
 from uda_seg.data.datamodule import resize_of
@@ -50,14 +51,14 @@ from uda_seg.data.settings import DomainSettings
 from uda_seg.data.transforms import Resize
 from uda_seg.errors import UserError
 from uda_seg.evaluation.label_values import LabelValues, label_values
-from uda_seg.files import save_png
-from uda_seg.launch import one_device
+from uda_seg.launch.ranks import one_device
 from uda_seg.methods.base import Plan
 from uda_seg.models.inference import Inference
 from uda_seg.models.segmentor import Segmentor
-from uda_seg.pictures import colorize, heat, overlay
-from uda_seg.runs import load_trained, read_checkpoint, replay
-from uda_seg.train import inference, instantiate_module
+from uda_seg.runs.build import inference, instantiate_module
+from uda_seg.runs.checkpoint import load_trained, read_checkpoint
+from uda_seg.storage.files import save_png
+from uda_seg.visualize.pictures import colorize, heat, overlay
 
 log = logging.getLogger(__name__)
 

@@ -23,29 +23,36 @@ import numpy as np
 from hydra.utils import get_class
 from numpy.typing import NDArray
 
-from uda_seg.cache import user_cache
-from uda_seg.command import run
-from uda_seg.config import Config
-from uda_seg.data.archives import find_archives, folders_of, lacks_folders, list_members, missing_members, unpack
-from uda_seg.data.check import Problem, Report, check_domain, summary, to_text
+from uda_seg.cli.command import run
+from uda_seg.config.schema import Config
 from uda_seg.data.class_files import official_pixels
 from uda_seg.data.custom import classes_of
 from uda_seg.data.datamodule import resize_of
 from uda_seg.data.datasets import SegmentationDataset, open_domain
-from uda_seg.data.disk_cache import write_cache
 from uda_seg.data.labels import ClassSet
-from uda_seg.data.repair import repair, set_aside
+from uda_seg.data.prepare.archives import (
+    find_archives,
+    folders_of,
+    lacks_folders,
+    list_members,
+    missing_members,
+    unpack,
+)
+from uda_seg.data.prepare.check import Problem, Report, check_domain, summary, to_text
+from uda_seg.data.prepare.page import page, problem_table
+from uda_seg.data.prepare.repair import repair, set_aside
 from uda_seg.data.settings import DomainSettings, prepare_command
-from uda_seg.data.shards import INDEX, index_shards, pack
 from uda_seg.data.specs import SPECS
 from uda_seg.data.statistics import save_statistics, statistics_file
+from uda_seg.data.storage.disk_cache import write_cache
+from uda_seg.data.storage.shards import INDEX, index_shards, pack
 from uda_seg.data.streets.export import export
 from uda_seg.errors import UserError
 from uda_seg.evaluation.servers import SERVERS
 from uda_seg.evaluation.tables import Table, print_table
-from uda_seg.files import CACHE, save_png, write_text
-from uda_seg.pictures import Captioned, Row, colorize, legend, panel_grid
-from uda_seg.summary import page, problem_table
+from uda_seg.storage.files import CACHE, save_png, write_text
+from uda_seg.storage.user_cache import user_cache
+from uda_seg.visualize.pictures import Captioned, Row, colorize, legend, panel_grid
 
 log = logging.getLogger(__name__)
 

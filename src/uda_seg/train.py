@@ -3,52 +3,34 @@
 from __future__ import annotations
 
 import logging
-import uuid
-import warnings
 from collections.abc import Mapping
-from dataclasses import asdict
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from hydra.utils import get_class, instantiate
-from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
-from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
-from pytorch_lightning.profilers import AdvancedProfiler, Profiler, SimpleProfiler
-from pytorch_lightning.strategies import DDPStrategy, Strategy
 
-from uda_seg.callbacks.checkpoint import AtomicCheckpointIO, Checkpoints
-from uda_seg.callbacks.csv_log import CSVLog
-from uda_seg.callbacks.ema import TeacherEMA
-from uda_seg.callbacks.panels import Panels
-from uda_seg.callbacks.progress import ProgressBar
-from uda_seg.callbacks.stop import Stop
-from uda_seg.command import departures, run
-from uda_seg.config import Config, TrainerSettings
+from uda_seg.callbacks.checkpoint import Checkpoints
+from uda_seg.cli.command import run
+from uda_seg.config.compose import departures
+from uda_seg.config.schema import Config
 from uda_seg.data.datamodule import UDADataModule
-from uda_seg.errors import UserError
 from uda_seg.evaluation.evaluator import mean_scores
 from uda_seg.evaluation.servers import refuse_unlabelled
-from uda_seg.files import read_text, write_text
-from uda_seg.launch import devices, local_ranks, on_all_ranks, this_rank
-from uda_seg.methods.base import Plan, UDAModule
-from uda_seg.models.inference import Inference
-from uda_seg.models.segmentor import Segmentor
-from uda_seg.models.trial import trained, try_out
-from uda_seg.records import write_json, write_record
-from uda_seg.run_folder import RunFolder, run_folder
-from uda_seg.runs import (
-    check_same,
-    describe,
-    device_precision,
-    load_weights,
-    read_checkpoint,
-    say_changes,
+from uda_seg.launch.ranks import on_all_ranks, this_rank
+from uda_seg.methods.base import UDAModule
+from uda_seg.runs.build import (
+    build_data,
+    build_module,
+    build_trainer,
+    check_crop,
+    close_loggers,
+    quiet_lightning,
+    try_sizes,
 )
-from uda_seg.sweep import job_of, write_table
+from uda_seg.runs.checkpoint import check_same, load_weights, read_checkpoint, say_changes
+from uda_seg.runs.folder import RunFolder, run_folder
+from uda_seg.runs.record import write_json, write_record
+from uda_seg.sweeps.table import job_of, write_table
 
 log = logging.getLogger(__name__)
 
@@ -114,27 +96,6 @@ def train_in(place: RunFolder, config: Config) -> float:
     return module.miou
 
 
-def check_crop(config: Config, network: Segmentor) -> None:
-    """Raise UserError where training crops are smaller than a cell of the network's coarsest map."""
-    cell = max(network.smallest, *network.encoder.strides)
-    if min(config.data.crop) < cell:
-        raise UserError(
-            f"data.crop={config.data.crop} is smaller than what one cell of the network's coarsest map sees, {cell} x "
-            f"{cell} pixels: make the crop larger"
-        )
-
-
-def try_sizes(config: Config, module: UDAModule, data: UDADataModule) -> None:
-    """Raise UserError where the network cannot be trained on crops, or score images, of the configured sizes."""
-    network, evaluator = module.segmentor, config.evaluator
-    batches = (config.data.source_batch, data.target_batch or config.data.source_batch)
-    try_out(network, trained, min(batches) // config.optimizer.accumulate, config.data.crop)
-    window = evaluator.window if evaluator.inference == "slide" else None
-    for height, width in sorted(set(data.validation_sizes)):
-        view = (height, width) if window is None else (min(window[0], height), min(window[1], width))
-        try_out(network, Segmentor.predict, 2, view)
-
-
 def say_batch(config: Config, data: UDADataModule, world: int, before: Mapping[str, Any] | None) -> None:
     """Log what a step reads over all ranks, and what a resumed run reads otherwise than it did."""
     source, target = config.data.source_batch, data.target_batch
@@ -159,29 +120,6 @@ def say_batch(config: Config, data: UDADataModule, world: int, before: Mapping[s
             "drawn otherwise from here on%s",
             *(world, ranks, f"; the learning rate is {world} times optimizer.lr" if config.optimizer.scale_lr else ""),
         )
-
-
-def close_loggers(trainer: pl.Trainer, failed: bool) -> None:
-    """End the W&B run, as failed where it is: the next job of a sweep would go on writing into it."""
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger) and logger._experiment is not None and trainer.is_global_zero:
-            logger.experiment.finish(exit_code=int(failed))
-
-
-def quiet_lightning() -> None:
-    """Leave out Lightning's advertisements, and warnings about what is meant."""
-    for name in ("pytorch_lightning", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        ".*in eval mode at the start.*",
-        ".*have overridden `on_before_batch_transfer`.*",
-        ".*does not have many workers.*",
-        ".*isinstance.treespec.*",
-        ".*predict returned None.*",  # it has written what it predicted
-        ".*across ranks is zero.*",  # sequences without exact depth are not scored
-        ".*broadcast_buffers. is deprecated.*",  # of the torch versions supported the newest alone has another name
-    ):
-        warnings.filterwarnings("ignore", message)
 
 
 def collect(
@@ -212,194 +150,6 @@ def collect(
         "teacher": sum(teacher) / len(teacher) if teacher else None,
         "wall_s": round(checkpoints.wall_s, 1),
     }
-
-
-def method_class(config: Config) -> type[UDAModule]:
-    """The method's class, a sub-class of UDAModule."""
-    found: type[UDAModule] = get_class(config.method["_target_"])
-    return found
-
-
-def build_data(config: Config) -> UDADataModule:
-    """The paired loaders, as the method wants them."""
-    method = method_class(config)
-    return UDADataModule(
-        config.data,
-        steps=config.steps,
-        seed=config.seed,
-        needs_target=method.needs_target and not (method.target_optional and config.data.target is None),
-        target_in_step=method.target_in_step,
-        needs_depth=method.needs_depth,
-        target_labels=method.supervised_target,
-        overfit=config.trainer.overfit,
-    )
-
-
-def build_module(config: Config, data: UDADataModule) -> UDAModule:
-    """The method with its network, untrained."""
-    classes = data.classes
-    plan = Plan(
-        steps=config.steps,
-        seed=config.seed,
-        classes=classes,
-        eval_classes=data.eval_classes,
-        crop=(config.data.crop[0], config.data.crop[1]),
-        targets=tuple(data.validation_names),
-        log_every=config.logger.log_every,
-        optimizer=config.optimizer,
-        schedule=config.schedule,
-        teacher=config.teacher,
-        running_statistics=config.running_statistics,
-        statistics_batches=config.statistics_batches,
-    )
-    return instantiate_module(config, plan)
-
-
-def instantiate_module(config: Config, plan: Plan) -> UDAModule:
-    """The configured method on the configured network."""
-    segmentor: Segmentor = instantiate(config.model, num_classes=len(plan.classes))
-    if config.evaluator.inference == "slide" and min(config.evaluator.window) < segmentor.smallest:
-        raise UserError(
-            f"evaluator.window={config.evaluator.window}: the network needs {segmentor.smallest} pixels each way: make "
-            "the window larger"
-        )
-    options = {key: value for key, value in config.method.items() if key != "_target_"}
-    # Not through `instantiate`: it would take the plan apart as configuration.
-    module: UDAModule = method_class(config)(segmentor, plan, **options)
-    module.evaluate_teacher = config.evaluator.teacher
-    module.infer = inference(config)
-    return module
-
-
-def inference(config: Config) -> Inference:
-    """How images become logits at test."""
-    settings = config.evaluator
-    return Inference(
-        window=(settings.window[0], settings.window[1]) if settings.inference == "slide" else None,
-        stride=(settings.stride[0], settings.stride[1]),
-        windows=settings.windows_per_batch,
-        scales=tuple(settings.scales),
-        flip=settings.flip,
-        average="logits" if settings.average == "logits" else "probabilities",
-    )
-
-
-def build_trainer(config: Config, folder: Path, data: UDADataModule, seen: int = 0, *more: pl.Callback) -> pl.Trainer:
-    """Lightning's trainer with our callbacks; a batch is a step, so validation counts optimiser steps."""
-    often = config.callbacks
-    callbacks: list[pl.Callback] = [
-        TeacherEMA(),
-        checkpoints := Checkpoints(
-            folder / "checkpoints", interval(config.steps, often.checkpoints), describe(config), seen
-        ),
-    ]
-    if often.panels:
-        callbacks.append(Panels(folder / "panels", interval(config.steps, often.panels), data.classes))
-    if often.progress:
-        callbacks.append(ProgressBar())
-    callbacks += [*more, Stop(checkpoints)]
-    return lightning(config, folder, config.steps, build_loggers(config, folder), callbacks)
-
-
-def lightning(
-    config: Config, folder: Path, steps: int, loggers: list[Logger], callbacks: list[pl.Callback]
-) -> pl.Trainer:
-    """Lightning's trainer on the configured hardware, for `steps` optimiser steps; a batch is one of them."""
-    plugins: list[Any] = [AtomicCheckpointIO()]
-    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():  # torchrun may be called by srun
-        plugins.append(SLURMEnvironment(auto_requeue=False))  # `Stop` does it
-    settings = config.trainer
-    trainer = pl.Trainer(
-        accelerator=settings.accelerator,
-        devices=devices(settings),
-        num_nodes=settings.num_nodes,
-        strategy=strategy(settings),
-        precision=device_precision(settings.precision, settings.accelerator),  # type: ignore[arg-type]
-        sync_batchnorm=settings.sync_batchnorm,
-        deterministic=settings.deterministic,
-        benchmark=settings.benchmark,
-        profiler=build_profiler(settings.profiler, folder / "profile"),
-        max_steps=min(steps, settings.max_steps or steps),
-        max_epochs=1,
-        val_check_interval=interval(steps, config.evaluator.times),
-        check_val_every_n_epoch=None,
-        log_every_n_steps=1,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        logger=loggers,
-        callbacks=callbacks,
-        plugins=plugins,
-        default_root_dir=folder,
-    )
-    trainer.fit_loop.epoch_loop = SteadyLoop(trainer, max_steps=trainer.max_steps)
-    return trainer
-
-
-class SteadyLoop(_TrainingEpochLoop):
-    """Lightning's loop, without a broadcast and a wait before every batch that ask rank 0 for SIGTERM: see `Stop`."""
-
-    def _broadcast_sigterm_tensor(self) -> None:
-        pass
-
-
-def strategy(settings: TrainerSettings) -> Strategy | str:
-    """Plain data-parallel training where there is more than one rank.
-
-    The step itself averages gradients and buffers (`StepModule.reduce_gradients`), so nothing is broadcast.
-    """
-    if settings.strategy != "ddp" and local_ranks(settings) * settings.num_nodes == 1:
-        return "auto"
-    return DDPStrategy(broadcast_buffers=False, timeout=timedelta(seconds=settings.timeout))
-
-
-def interval(steps: int, times: int) -> int:
-    """Steps between two of at most `times` events in the whole of a run, whether or not it stops early."""
-    return -(-steps // times)
-
-
-def build_profiler(kind: str | None, folder: Path) -> Profiler | None:
-    """What measures Lightning's hooks and writes its table into the folder."""
-    if kind is None:
-        return None
-    return (SimpleProfiler if kind == "simple" else AdvancedProfiler)(dirpath=folder, filename=kind)
-
-
-def build_loggers(config: Config, folder: Path) -> list[Logger]:
-    """The CSV file, and the dashboard that was asked for."""
-    settings, loggers = config.logger, [CSVLog(folder / "metrics.csv")]
-    name = "/".join(folder.parts[-3:])
-    if settings.kind == "wandb":
-        return [
-            *loggers,
-            WandbLogger(
-                name=name,
-                id=wandb_id(folder) if this_rank() == 0 else None,
-                project=settings.project,
-                save_dir=folder,
-                offline=settings.offline,
-                tags=settings.tags,
-                job_type=str(config.method["_target_"]).rpartition(".")[2],
-                config=asdict(config),
-            ),
-        ]
-    if settings.kind == "tensorboard":
-        try:
-            return [*loggers, TensorBoardLogger(folder, name="", version="tensorboard")]
-        except ModuleNotFoundError as error:
-            cure = "pip install '.[tensorboard]' in the checkout"
-            raise UserError(f"logger=tensorboard needs tensorboard: {cure}") from error
-    return [*loggers]
-
-
-def wandb_id(folder: Path) -> str:
-    """The id at W&B of the run in this folder, kept beside it: a resumed run goes on there, one anew has its own."""
-    file = folder / "wandb" / "id.txt"
-    if not file.exists():
-        write_text(file, uuid.uuid4().hex[:16])
-    return read_text(file, "delete it: the run gets a new id there").strip()
 
 
 if __name__ == "__main__":

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from command_line import composed_once
-from uda_seg import command, evaluate, train
+from uda_seg import evaluate, train
+from uda_seg.cli import command
+from uda_seg.cli.command import check
 from uda_seg.cli.keys import Places
-from uda_seg.command import check, composed
+from uda_seg.config.compose import composed
 from uda_seg.errors import UserError
 
 

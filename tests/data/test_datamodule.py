@@ -26,7 +26,8 @@ from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.parallel import cores
 from uda_seg.data.settings import DataSettings, DomainSettings, RareClassSettings
 from uda_seg.data.transforms import CropRule, Resize
-from uda_seg.errors import UserError, user_error
+from uda_seg.errors import UserError
+from uda_seg.errors.known import user_error
 
 STEPS = 6
 

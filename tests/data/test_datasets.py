@@ -13,7 +13,8 @@ from uda_seg.data.images import read_image
 from uda_seg.data.labels import CAMVID, CAMVID_RAW, CITYSCAPES, CITYSCAPES_RAW, SYNTHIA_RAW
 from uda_seg.data.settings import DataSettings, DomainSettings
 from uda_seg.data.specs import SPECS
-from uda_seg.errors import UserError, user_error
+from uda_seg.errors import UserError
+from uda_seg.errors.known import user_error
 
 
 def open_tree(name, root, classes=CITYSCAPES, split="train", labeled=True, **options):

@@ -15,10 +15,10 @@ import cv2
 import numpy as np
 import pytest
 
-from uda_seg import files
 from uda_seg.data.streets import cache, render
 from uda_seg.data.streets.cache import DEPTH_SCALE, FIRST_INDEX, SPLIT_SIZE, encode_depth, ensure_rendered
 from uda_seg.errors import UserError
+from uda_seg.storage import files
 
 SIZE = (32, 64)
 

@@ -10,11 +10,12 @@ import torch
 from omegaconf import OmegaConf
 from test_steps import Target, fit
 
-from uda_seg.command import composed, variant
-from uda_seg.config import CONF
+from uda_seg.config.compose import composed
+from uda_seg.config.naming import variant
+from uda_seg.config.schema import CONF
 from uda_seg.methods.bicl import LADDER, BiCL
 from uda_seg.methods.settings import OptimizerSettings
-from uda_seg.train import instantiate_module
+from uda_seg.runs.build import instantiate_module
 
 METHODS = sorted(p.stem for p in (CONF / "method").glob("*.yaml"))
 BICL_TERMS = ("source/ce", "target/ce", "contrast/forward", "contrast/backward")

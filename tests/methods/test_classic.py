@@ -12,9 +12,9 @@ from test_steps import equal_weights, fit
 from numerics import LEFT, assert_same_sums
 from uda_seg.bench.baselines import augment_each
 from uda_seg.bench.classic import HABITS, ClassicLoop, PlainTrainer
-from uda_seg.command import composed
+from uda_seg.config.compose import composed
 from uda_seg.ops.augment import draw_strong, strong_augment
-from uda_seg.train import instantiate_module
+from uda_seg.runs.build import instantiate_module
 
 
 def built(method, make_plan):

@@ -10,9 +10,9 @@ from test_all import METHODS, batches_for, doubled, tiny
 from test_steps import fit
 
 from device_reads import NoDeviceReads, Waits
-from uda_seg.command import composed
+from uda_seg.config.compose import composed
 from uda_seg.models.small import ResidualEncoder
-from uda_seg.train import instantiate_module
+from uda_seg.runs.build import instantiate_module
 
 
 @pytest.fixture(autouse=True)

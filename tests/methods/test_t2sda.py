@@ -11,7 +11,7 @@ from test_steps import equal_weights, fit, frozen, run_plain
 
 from data.trees import streets_tree
 from numerics import LEFT, assert_same_sums
-from uda_seg.command import composed
+from uda_seg.config.compose import composed
 from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.errors import UserError
 from uda_seg.methods.class_average import ClassAverage
@@ -21,7 +21,7 @@ from uda_seg.methods.t2sda import T2SDA, Pixels, embed
 from uda_seg.methods.translation import Translation
 from uda_seg.models.norm import batch_norms
 from uda_seg.models.style import FILES, RandomStyle, StylePainter, StylePredictor
-from uda_seg.train import build_data
+from uda_seg.runs.build import build_data
 
 OPTIONS = {"queries": 3, "negatives": 6, "temperature": 0.3, "fourier_beta": 0.1, "pull_weight": 0.7}
 

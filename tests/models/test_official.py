@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from models import released
-from uda_seg.command import composed
-from uda_seg.config import CONF
+from uda_seg.config.compose import composed
+from uda_seg.config.schema import CONF
 from uda_seg.errors import UserError
 from uda_seg.models.daformer import DAFormerHead
 from uda_seg.models.deeplab import DeepLabV2Head, ResNet101

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from uda_seg.cache import user_cache
 from uda_seg.data.labels import CAMVID, CITYSCAPES
 from uda_seg.errors import UserError
 from uda_seg.models.text import SHIPPED, load_text, save_text, text_embeddings
+from uda_seg.storage.user_cache import user_cache
 
 WORDS = CITYSCAPES.words
 

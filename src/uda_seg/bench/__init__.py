@@ -37,13 +37,13 @@ from uda_seg.bench.phases import StepProfile, profile_step
 from uda_seg.bench.precision import measure_precision
 from uda_seg.bench.reading import measure_reading
 from uda_seg.bench.tf32 import arithmetic
-from uda_seg.command import run
-from uda_seg.config import Config, key_of
+from uda_seg.cli.command import run
+from uda_seg.config.schema import Config, key_of
 from uda_seg.errors import UserError
 from uda_seg.evaluation.tables import Table
-from uda_seg.records import PACKAGES, write_json
-from uda_seg.schema import nearest
-from uda_seg.train import quiet_lightning
+from uda_seg.options.validate import nearest
+from uda_seg.runs.build import quiet_lightning
+from uda_seg.runs.record import PACKAGES, write_json
 
 log = logging.getLogger(__name__)
 

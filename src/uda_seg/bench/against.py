@@ -12,8 +12,9 @@ from hydra.core.hydra_config import HydraConfig
 from uda_seg.bench.measure import Row
 from uda_seg.bench.session import prepare, steps_of
 from uda_seg.bench.turns import Trained, Turns
-from uda_seg.command import check, composed
-from uda_seg.config import Config, groups, key_of
+from uda_seg.cli.command import check
+from uda_seg.config.compose import composed
+from uda_seg.config.schema import Config, groups, key_of
 from uda_seg.errors import UserError
 
 PREFIX = "against."

@@ -17,7 +17,7 @@ import pytorch_lightning as pl
 
 from uda_seg.bench.measure import Pairs, Row, synchronize
 from uda_seg.bench.session import WARM_UP, prepare
-from uda_seg.config import Config
+from uda_seg.config.schema import Config
 
 # Neighbours, and what a step beside them may take at most, as a multiple of a step alone: on two cores, two threads and
 # k neighbours have 2 / (2 + k) of the time each would like. On more cores there is more to give way to.

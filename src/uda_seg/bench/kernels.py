@@ -13,8 +13,8 @@ from torch.profiler import DeviceType, ProfilerActivity, profile
 
 from uda_seg.bench.measure import synchronize
 from uda_seg.bench.session import WARM_UP, prepare
-from uda_seg.config import Config
-from uda_seg.launch import on_gpu
+from uda_seg.config.schema import Config
+from uda_seg.launch.ranks import on_gpu
 
 MATRIX = ("linear", "convolution", "conv", "conv2d", "attention")  # in names of operators, beside mm, addmm, bmm ...
 TEMPLATE = "triton_tem"  # begins the names of the kernels that Inductor makes of such operators

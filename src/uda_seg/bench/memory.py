@@ -17,7 +17,7 @@ from torch import Tensor
 
 from uda_seg.bench.measure import Row
 from uda_seg.bench.session import MIC, SOURCE_ONLY, prepare
-from uda_seg.config import Config
+from uda_seg.config.schema import Config
 
 
 def measure_memory(config: Config) -> list[Row]:

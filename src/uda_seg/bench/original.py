@@ -16,11 +16,11 @@ from uda_seg.bench.overhead import bare_loop
 from uda_seg.bench.session import DACS, prepare, shortened, steps_of
 from uda_seg.bench.tf32 import stepped
 from uda_seg.bench.turns import Comparison, Looped, Side, Trained, Turns
-from uda_seg.config import Config
+from uda_seg.config.schema import Config
 from uda_seg.data.datamodule import UDADataModule
-from uda_seg.launch import on_gpu
+from uda_seg.launch.ranks import on_gpu
 from uda_seg.methods.base import UDAModule
-from uda_seg.train import build_data, build_module
+from uda_seg.runs.build import build_data, build_module
 
 AIM = 3.0  # on a GPU
 

@@ -15,7 +15,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from uda_seg.bench.measure import Row
 from uda_seg.bench.session import prepare
-from uda_seg.config import Config
+from uda_seg.config.schema import Config
 
 
 def measure_precision(config: Config) -> list[Row]:

@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 
 from uda_seg.bench.measure import Row, alternate
 from uda_seg.bench.parts import faster
-from uda_seg.config import Config
+from uda_seg.config.schema import Config
 from uda_seg.data.datasets import SegmentationDataset
-from uda_seg.data.disk_cache import find_cache, write_cache
 from uda_seg.data.labels import CITYSCAPES
-from uda_seg.data.shards import ShardDataset, pack
 from uda_seg.data.specs import SPECS
+from uda_seg.data.storage.disk_cache import find_cache, write_cache
+from uda_seg.data.storage.shards import ShardDataset, pack
 from uda_seg.data.stream import SampleReader
 from uda_seg.data.transforms import CropRule, Resize, training_crop
 from uda_seg.errors import UserError
-from uda_seg.files import save_png
+from uda_seg.storage.files import save_png
 
 PICTURES = 4
 

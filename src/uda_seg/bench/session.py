@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 
-from uda_seg.config import Config
+from uda_seg.config.schema import Config
 from uda_seg.data.datamodule import UDADataModule
 from uda_seg.methods.base import UDAModule
-from uda_seg.train import build_data, build_module, build_trainer
+from uda_seg.runs.build import build_data, build_module, build_trainer
 
 WARM_UP = 3  # steps before anything is timed
 

@@ -14,7 +14,7 @@ from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from uda_seg.errors import Damaged, UserError
-from uda_seg.files import RUN, read_bytes, spare_name, write_text
+from uda_seg.storage.files import RUN, read_bytes, spare_name, write_text
 
 log = logging.getLogger(__name__)
 

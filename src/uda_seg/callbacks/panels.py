@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from uda_seg.data.labels import ClassSet
-from uda_seg.files import save_png
 from uda_seg.methods.base import UDAModule
-from uda_seg.pictures import Captioned, Row, colorize, heat, panel_grid
+from uda_seg.storage.files import save_png
+from uda_seg.visualize.pictures import Captioned, Row, colorize, heat, panel_grid
 
 Picture = NDArray[np.uint8]
 

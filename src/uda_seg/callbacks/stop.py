@@ -21,7 +21,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from uda_seg.callbacks.checkpoint import LastCheckpoint
 from uda_seg.errors import interrupt
 from uda_seg.methods.step import StepModule
-from uda_seg.slurm import requeue_signal, slurm_job
+from uda_seg.storage.slurm import requeue_signal, slurm_job
 
 log = logging.getLogger(__name__)
 

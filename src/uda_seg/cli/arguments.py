@@ -17,9 +17,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from uda_seg.config import key_of
+from uda_seg.config.schema import key_of
 from uda_seg.errors import UserError
-from uda_seg.schema import at_home, shown
+from uda_seg.options.validate import at_home, shown
 
 LONGEST = 20_000  # of an override, in characters: reading takes longer than linearly
 DEEPEST = 40  # brackets in brackets

@@ -11,10 +11,10 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 
 from uda_seg.cli.arguments import as_override
-from uda_seg.config import CONF, accepted
+from uda_seg.config.schema import CONF, accepted
 from uda_seg.errors import UserError
-from uda_seg.files import read_yaml
-from uda_seg.schema import leaves, nearest, shown
+from uda_seg.options.validate import leaves, nearest, shown
+from uda_seg.storage.files import read_yaml
 
 
 @dataclass(frozen=True)

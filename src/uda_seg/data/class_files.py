@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.errors import Damaged
-from uda_seg.files import first_line, read_json, read_text, spare_name, write_text
+from uda_seg.storage.files import first_line, read_json, read_text, spare_name, write_text
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 from uda_seg.data.labels import CLASS_SETS, IGNORE, ClassSet, class_set
 from uda_seg.data.settings import DataSettings
 from uda_seg.errors import UserError
-from uda_seg.files import read_yaml
-from uda_seg.limits import OneOf
+from uda_seg.options.constraints import OneOf
+from uda_seg.storage.files import read_yaml
 
 # label_format -> largest raw id
 FORMATS = {"gray": 65535, "palette": 255, "red": 65535, "color": 0xFFFFFF}
@@ -208,7 +208,7 @@ def described(value: Any, kind: type[Described], key: str) -> Described:
     except (OmegaConfBaseException, RecursionError, OverflowError) as error:
         raise UserError(f"{key}: {' '.join(str(error).split())[:200]}") from error
     assert isinstance(said, kind)
-    from uda_seg.schema import check_settings  # it imports Hydra, which readers of data need not
+    from uda_seg.options.validate import check_settings
 
     check_settings(said, f"{key}.")
     return said

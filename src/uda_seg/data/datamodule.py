@@ -16,17 +16,14 @@ import torch
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from torch.utils.data import DataLoader, Sampler
 
-from uda_seg.cache import user_cache
 from uda_seg.data.batch import DomainBatch, Sample, collate
 from uda_seg.data.custom import classes_of
 from uda_seg.data.datasets import SegmentationDataset, open_domain
 from uda_seg.data.declared import Contents, check_labels, warn_of_absent
-from uda_seg.data.disk_cache import DiskCache, find_cache
 from uda_seg.data.labels import ClassSet
 from uda_seg.data.parallel import cores
 from uda_seg.data.sampling import Order, ShuffledOrder
 from uda_seg.data.settings import DataSettings, DomainSettings, prepare_command
-from uda_seg.data.shards import ShardDataset, ShardOrder, open_shards
 from uda_seg.data.statistics import (
     ClassStatistics,
     class_statistics,
@@ -34,9 +31,12 @@ from uda_seg.data.statistics import (
     min_crop_pixels,
     rare_class_order,
 )
+from uda_seg.data.storage.disk_cache import DiskCache, find_cache
+from uda_seg.data.storage.shards import ShardDataset, ShardOrder, open_shards
 from uda_seg.data.stream import DomainStream, PairedSteps, SampleReader, ValidationImages
 from uda_seg.data.transforms import CropRule, Resize
 from uda_seg.errors import UserError
+from uda_seg.storage.user_cache import user_cache
 
 log = logging.getLogger(__name__)
 

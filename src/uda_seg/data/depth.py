@@ -32,8 +32,8 @@ from uda_seg.data.images import wrong_with
 from uda_seg.data.integrity import read_file
 from uda_seg.data.settings import DataSettings, DomainSettings
 from uda_seg.errors import Damaged, UserError
-from uda_seg.files import first_line, read_json
 from uda_seg.ops.depth import INVALID, inverse_depth
+from uda_seg.storage.files import first_line, read_json
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from PIL import Image, UnidentifiedImageError
 
 from uda_seg.data.checksums import check_sums
 from uda_seg.errors import UserError
-from uda_seg.files import open_file
+from uda_seg.storage.files import open_file
 
 log = logging.getLogger(__name__)
 

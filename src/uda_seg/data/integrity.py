@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from uda_seg.data.checksums import CURE, JPEG, LARGEST, PNG, Flaw, chunks_of, has_end, rows_of
 from uda_seg.data.images import decode, kind_of, orientation_of, stored_size, wrong_with
 from uda_seg.errors import Damaged, UserError
-from uda_seg.files import first_line, read_bytes
+from uda_seg.storage.files import first_line, read_bytes
 
 
 def check_image_file(path: Path) -> tuple[int, int]:

@@ -25,9 +25,9 @@ from uda_seg.data.sampling import ShuffledOrder, positions
 from uda_seg.data.settings import DataSettings, DomainSettings
 from uda_seg.data.transforms import fit_inside
 from uda_seg.errors import Damaged, UserError
-from uda_seg.files import read_json
 from uda_seg.ops.depth import INVALID, Z_SCALE
 from uda_seg.ops.geometry import scale_intrinsics
+from uda_seg.storage.files import read_json
 
 log = logging.getLogger(__name__)
 

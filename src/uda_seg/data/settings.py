@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from uda_seg.data.labels import CLASS_SETS
-from uda_seg.limits import (
+from uda_seg.options.constraints import (
     BitDepth,
     Count,
     CountOrZero,
@@ -150,7 +150,7 @@ class DataSettings:
             resized images that `python -m uda_seg.prepare ... data.cache=disk` writes; "auto": that file where it is
             there, else memory for a domain of at most 512 MiB.
         reader: where the target's unlabelled images are: "files", or "shards", tars in the folder or at the address
-            `target.root` (`uda_seg.data.shards`).
+            `target.root` (`uda_seg.data.storage.shards`).
         shards: how those are read.
     """
 

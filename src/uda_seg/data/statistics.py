@@ -20,7 +20,7 @@ from uda_seg.data.parallel import in_threads
 from uda_seg.data.sampling import RareClassOrder, rare_class_probabilities
 from uda_seg.data.settings import RareClassSettings
 from uda_seg.errors import Damaged, UserError
-from uda_seg.files import CACHE, first_line, open_file, read_sealed, write_sealed
+from uda_seg.storage.files import CACHE, first_line, open_file, read_sealed, write_sealed
 
 log = logging.getLogger(__name__)
 

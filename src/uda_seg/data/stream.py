@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from uda_seg.data.batch import Array, DomainBatch, Sample, collate
 from uda_seg.data.datasets import SegmentationDataset
-from uda_seg.data.disk_cache import DiskCache
 from uda_seg.data.sampling import Draw, Order, generator, positions
-from uda_seg.data.shards import ShardDataset
+from uda_seg.data.storage.disk_cache import DiskCache
+from uda_seg.data.storage.shards import ShardDataset
 from uda_seg.data.transforms import CropRule, RareClass, Resize, training_crop
 from uda_seg.errors import Damaged
 

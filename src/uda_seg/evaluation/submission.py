@@ -23,10 +23,10 @@ from uda_seg.data.labels import ClassSet
 from uda_seg.data.transforms import Resize
 from uda_seg.errors import Damaged, UserError
 from uda_seg.evaluation.servers import Server, raw_ids
-from uda_seg.files import save_png, write_text, write_zip
 from uda_seg.models.inference import Inference, resized_argmax
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.ops.image import to_float
+from uda_seg.storage.files import save_png, write_text, write_zip
 
 Item = tuple[Tensor, int, tuple[int, int]]
 

@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from uda_seg.data.batch import DomainBatch
-from uda_seg.limits import Channels, Count, Fraction, Interval, LossWeight, Temperature
 from uda_seg.methods.base import Batch, Loss, Plan, UDAModule
 from uda_seg.methods.class_average import ClassAverage
 from uda_seg.methods.repeated_sgd import repeating_optimizer
@@ -36,6 +35,7 @@ from uda_seg.ops.entropy import entropy
 from uda_seg.ops.image import to_float
 from uda_seg.ops.losses import IGNORE
 from uda_seg.ops.prototypes import ClassSums, class_sums, nearest
+from uda_seg.options.constraints import Channels, Count, Fraction, Interval, LossWeight, Temperature
 
 LADDER = ("source", "self_training", "forward", "backward", "dynamic", "calibration")
 

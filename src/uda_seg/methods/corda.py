@@ -19,7 +19,6 @@ from typing import Annotated, Literal
 from torch import Tensor
 
 from uda_seg.errors import UserError
-from uda_seg.limits import Channels, Dilations, Fraction, Interval, LossWeight
 from uda_seg.methods.base import Batch
 from uda_seg.methods.self_training import Labelled, SelfTraining, labelled
 from uda_seg.methods.settings import Plan
@@ -30,6 +29,7 @@ from uda_seg.models.segmentor import Prediction, Segmentor
 from uda_seg.models.two_task import Tasks, TwoTaskHead
 from uda_seg.ops.depth import Z_SCALE, agreement, berhu, discrepancy_weight
 from uda_seg.ops.mixing import class_mix
+from uda_seg.options.constraints import Channels, Dilations, Fraction, Interval, LossWeight
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,6 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
-from uda_seg.limits import Channels, FilePath, Fraction, LossWeight, OneOf, PositiveFraction, Temperature, Text
 from uda_seg.methods.base import Batch, Loss, Plan
 from uda_seg.methods.self_training import Labelled, SelfTraining, labelled
 from uda_seg.models.daformer import DILATIONS, DAFormerHead
@@ -23,6 +22,16 @@ from uda_seg.models.language import LanguageHead, correlate
 from uda_seg.models.norm import frozen_statistics
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.models.text import SOURCES, TextEmbeddings, text_embeddings
+from uda_seg.options.constraints import (
+    Channels,
+    FilePath,
+    Fraction,
+    LossWeight,
+    OneOf,
+    PositiveFraction,
+    Temperature,
+    Text,
+)
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from uda_seg.data.batch import DomainBatch
 from uda_seg.data.datamodule import UDADataModule
-from uda_seg.data.label_store import LabelDraft, LabelStore
+from uda_seg.data.storage.label_store import LabelDraft, LabelStore
 from uda_seg.errors import Damaged, UserError
 from uda_seg.methods.base import UDAModule
 from uda_seg.models.compilation import as_written

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 
 from uda_seg.data.batch import DomainBatch
-from uda_seg.limits import Fraction, LossWeight, PositiveFraction
 from uda_seg.methods.base import Batch, Loss, Plan, UDAModule
 from uda_seg.methods.repeated_sgd import repeating_optimizer
 from uda_seg.methods.teacher import Teacher
@@ -36,6 +35,7 @@ from uda_seg.ops.losses import feature_distance
 from uda_seg.ops.masking import draw_block_mask, mask_image
 from uda_seg.ops.mixing import class_mask, class_mix, draw_classes
 from uda_seg.ops.pseudo_label import pseudo_label
+from uda_seg.options.constraints import Fraction, LossWeight, PositiveFraction
 
 log = logging.getLogger(__name__)
 

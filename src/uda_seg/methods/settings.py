@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from uda_seg.data.labels import ClassSet
-from uda_seg.limits import Count, Fraction, FractionBelowOne, Interval, Length, OneOf, Power, Rate, Ratio
+from uda_seg.options.constraints import Count, Fraction, FractionBelowOne, Interval, Length, OneOf, Power, Rate, Ratio
 
 
 @dataclass

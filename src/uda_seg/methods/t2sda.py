@@ -22,16 +22,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from uda_seg.data.batch import DomainBatch
-from uda_seg.limits import (
-    Channels,
-    FilePath,
-    Fraction,
-    Interval,
-    LossWeight,
-    PositiveFraction,
-    Power,
-    Temperature,
-)
 from uda_seg.methods.base import Batch, Loss, Plan
 from uda_seg.methods.class_average import ClassAverage
 from uda_seg.methods.self_training import Labelled, SelfTraining, labelled
@@ -44,6 +34,16 @@ from uda_seg.ops.losses import IGNORE
 from uda_seg.ops.prototypes import class_sums, crowding, nearest
 from uda_seg.ops.pseudo_label import pseudo_label
 from uda_seg.ops.reweight import class_weights, confidence_by_class, overlap_by_class, share_by_class
+from uda_seg.options.constraints import (
+    Channels,
+    FilePath,
+    Fraction,
+    Interval,
+    LossWeight,
+    PositiveFraction,
+    Power,
+    Temperature,
+)
 
 
 class Pixels(NamedTuple):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from uda_seg.limits import Channels, Dilations, FractionBelowOne
 from uda_seg.models.segmentor import Head, resize
+from uda_seg.options.constraints import Channels, Dilations, FractionBelowOne
 
 DILATIONS = (1, 6, 12, 18)
 

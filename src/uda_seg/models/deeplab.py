@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
-from uda_seg.limits import Blocks, Dilations, FilePath, Interval, Length, Text
 from uda_seg.models.segmentor import Encoder, Head
 from uda_seg.models.weights import load_encoder
+from uda_seg.options.constraints import Blocks, Dilations, FilePath, Interval, Length, Text
 
 EXPANSION = 4
 

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from uda_seg.errors import UserError
-from uda_seg.limits import Channels, Colour, Count, Deviation, Fraction, FractionBelowOne, Interval, PixelPair
 from uda_seg.models.daformer import ConvBN, DAFormerHead
 from uda_seg.models.inference import window_starts
 from uda_seg.models.segmentor import (
@@ -32,6 +31,16 @@ from uda_seg.models.segmentor import (
     resize,
 )
 from uda_seg.ops.losses import cross_entropy
+from uda_seg.options.constraints import (
+    Channels,
+    Colour,
+    Count,
+    Deviation,
+    Fraction,
+    FractionBelowOne,
+    Interval,
+    PixelPair,
+)
 
 Size = tuple[int, int]
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uda_seg.limits import Channels, Dilations, FractionBelowOne, Temperature
 from uda_seg.models.daformer import DAFormerHead, classifier
+from uda_seg.options.constraints import Channels, Dilations, FractionBelowOne, Temperature
 
 
 class LanguageHead(DAFormerHead):

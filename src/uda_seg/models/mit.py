@@ -16,9 +16,9 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from uda_seg.errors import UserError
-from uda_seg.limits import Blocks, Channels, FilePath, FractionBelowOne, Length, OneOf, Text
 from uda_seg.models.segmentor import Encoder
 from uda_seg.models.weights import load_encoder
+from uda_seg.options.constraints import Blocks, Channels, FilePath, FractionBelowOne, Length, OneOf, Text
 
 DEPTHS = {
     "b0": (2, 2, 2, 2),

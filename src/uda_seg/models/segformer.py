@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from uda_seg.limits import Channels, FractionBelowOne
 from uda_seg.models.daformer import ConvBN, LinearEmbedding, classifier
 from uda_seg.models.segmentor import Head, resize
+from uda_seg.options.constraints import Channels, FractionBelowOne
 
 
 class SegFormerHead(Head):

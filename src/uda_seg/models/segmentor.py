@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from uda_seg.errors import UserError
-from uda_seg.limits import Colour, Deviation
 from uda_seg.models.norm import frozen_statistics
 from uda_seg.ops.losses import cross_entropy
+from uda_seg.options.constraints import Colour, Deviation
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -8,9 +8,9 @@ from typing import Annotated
 
 from torch import Tensor, nn
 
-from uda_seg.limits import Blocks, FilePath, Interval, Length, Text
 from uda_seg.models.segmentor import Encoder
 from uda_seg.models.weights import load_encoder
+from uda_seg.options.constraints import Blocks, FilePath, Interval, Length, Text
 
 # Trained on randomised rendered worlds by scripts/make_encoder_start.py.
 BUILTIN = Path(__file__).with_name("small_random_worlds.pt")

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from uda_seg.cache import user_cache
 from uda_seg.errors import Damaged, UserError
-from uda_seg.files import CACHE, LARGEST, check_zip, first_line, open_file, write_whole
+from uda_seg.storage.files import CACHE, LARGEST, check_zip, first_line, open_file, write_whole
+from uda_seg.storage.user_cache import user_cache
 
 log = logging.getLogger(__name__)
 

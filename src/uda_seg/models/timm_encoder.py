@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import Module
 
 from uda_seg.errors import UserError
-from uda_seg.limits import FilePath, Text
 from uda_seg.models.hub import fetch
 from uda_seg.models.segmentor import Encoder
 from uda_seg.models.weights import check_tensors, read_tensors, split_missing
+from uda_seg.options.constraints import FilePath, Text
 
 log = logging.getLogger(__name__)
 

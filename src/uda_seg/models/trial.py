@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from uda_seg.errors import user_error
+from uda_seg.errors.known import user_error
 from uda_seg.models.compilation import as_written
 from uda_seg.models.segmentor import Segmentor
 

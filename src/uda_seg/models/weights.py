@@ -19,12 +19,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from uda_seg.cache import user_cache
 from uda_seg.errors import Damaged, UserError
-from uda_seg.files import check_zip, first_line, open_file
 from uda_seg.models.hub import fetch
 from uda_seg.models.naming import from_transformers
 from uda_seg.models.segmentor import Encoder
+from uda_seg.storage.files import check_zip, first_line, open_file
+from uda_seg.storage.user_cache import user_cache
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from uda_seg.errors import UserError
-from uda_seg.files import RUN, remove_parts, write_text
+from uda_seg.storage.files import RUN, remove_parts, write_text
 
 STATE = "state.txt"
 

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from uda_seg.cache import user_cache
 from uda_seg.data.parallel import cores
 from uda_seg.data.streets.styles import style_of
 from uda_seg.data.streets.world import BASELINE, STRIDE, VIEWS, render
 from uda_seg.errors import UserError
-from uda_seg.files import CACHE, Picture, save_png, write_text
+from uda_seg.storage.files import CACHE, Picture, save_png, write_text
+from uda_seg.storage.user_cache import user_cache
 
 VERSION = 4  # of the renderer: part of every folder's name, so that a new look never meets an old one
 DEPTH_SCALE = 256  # depth files hold round(256 * metres) as uint16; 0 = no depth (sky, ego car, or farther than 255 m)

@@ -16,7 +16,7 @@ from uda_seg.data.streets.layouts import LAYOUTS, Layout, Size
 from uda_seg.data.streets.styles import style_of
 from uda_seg.data.streets.world import render
 from uda_seg.errors import UserError
-from uda_seg.files import read_json, write_text, write_whole
+from uda_seg.storage.files import read_json, write_text, write_whole
 
 log = logging.getLogger(__name__)
 

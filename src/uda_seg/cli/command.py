@@ -1,0 +1,215 @@
+"""What every command does around its work: overrides in, one clear line out when something is wrong."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override, ValueType
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from uda_seg.cli.arguments import parsed, read_arguments
+from uda_seg.cli.keys import Places, check_keys
+from uda_seg.config.compose import _composed, _started, as_user_error, is_multirun
+from uda_seg.config.naming import plain_name, variant
+from uda_seg.config.schema import CONF, Config, groups, key_of, parse
+from uda_seg.errors import Interrupted, UserError, outlive_readers
+from uda_seg.errors.ending import ended_by, ended_by_ctrl_c, fail, full_errors, hydra_raises
+from uda_seg.errors.known import told
+from uda_seg.launch.ranks import first_machine
+from uda_seg.launch.threads import share_cores
+from uda_seg.options.validate import nearest, shown
+from uda_seg.sweeps.outcomes import SILENT, Jobs, Outcome
+
+log = logging.getLogger(__name__)
+
+
+OmegaConf.register_new_resolver("variant", variant, replace=True)
+OmegaConf.register_new_resolver("plain_name", plain_name, replace=True)
+
+
+def listed_choices() -> str:
+    """Every group of the configuration and what it can be, as `--help` shows them."""
+    lines = []
+    for group in sorted(groups()):
+        names = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
+        lines += textwrap.wrap(f"{group}: {names}", 116, initial_indent="  ", subsequent_indent="    ")
+    return "\n".join(lines)
+
+
+OmegaConf.register_new_resolver("choices", listed_choices, replace=True)
+OmegaConf.register_new_resolver("differs", lambda value, other: value != other, replace=True)
+OmegaConf.register_new_resolver("without", lambda file, value: value if file is None else 0.0, replace=True)
+
+
+def run(
+    name: str,
+    work: Callable[[Config, Path], Any],
+    *,
+    expand: Callable[[list[str]], list[str]] | None = None,
+    after: Callable[[Sequence[Outcome]], None] | None = None,
+) -> None:
+    """Run a command: parse the command line, compose and check the configuration, call `work` with it and its folder.
+
+    Args:
+        name: primary config in `conf/`.
+        work: the command; its result is what a sweeper minimises or maximises. `--help` shows its module's docstring.
+        expand: turns the given overrides into those to compose (`evaluate` adds a checkpoint's).
+        after: called when all jobs of a multirun are done, with how they ended.
+
+    Exits with code 1 and one line on standard error after an error of any kind, 130 after Ctrl-C.
+    """
+    OmegaConf.register_new_resolver("usage", lambda: str(sys.modules[work.__module__].__doc__), replace=True)
+    outlive_readers()
+    jobs, loud = Jobs(), full_errors()
+    ended: SystemExit | None = None
+    try:
+        with ended_by_ctrl_c(), hydra_raises():
+            said = read_arguments(sys.argv[1:])
+            overrides = said.overrides
+            if not said.explains:
+                refuse_two_weights(overrides)
+                overrides = expand(overrides) if expand is not None else overrides
+                overrides = check(said.name or name, overrides, said.folder, said.multirun)
+            sys.argv = [sys.argv[0], *said.flags, f"hydra.job.name={work.__name__}", *overrides]
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(_job(work, jobs, loud))()
+    except SystemExit as end:
+        ended = end
+    except (HydraException, OmegaConfBaseException) as error:  # of no job: these end otherwise
+        ended = ended_by(told(as_user_error(error), None, loud))
+    except Exception as error:
+        ended = ended_by(told(error, None, loud))
+    _sum_up(jobs, after, loud)
+    if ended is not None:
+        raise ended
+
+
+def _sum_up(jobs: Jobs, after: Callable[[Sequence[Outcome]], None] | None, loud: bool = False) -> None:
+    """What is left to do and to say after the jobs of a multirun, be it that they were stopped."""
+    outcomes = jobs.outcomes()
+    jobs.forget()
+    failures = [f"{outcome.name}: {outcome.error}" for outcome in outcomes if outcome.error is not None]
+    said = [f"{len(failures)} job(s) failed: {'; '.join(failures)}"] if failures else []
+    try:
+        if outcomes and after is not None and not jobs.told_elsewhere:
+            after(outcomes)
+    except Exception as error:  # must not cost what is known of the jobs
+        said.append(str(told(error, None, loud)))
+    if said:
+        fail(UserError("; ".join(said)))
+
+
+def _job(work: Callable[[Config, Path], Any], jobs: Jobs, loud: bool = False) -> Callable[[DictConfig], Any]:
+    """`work` on Hydra's terms. In a sweep a failing job, whatever its error, must not take the others down."""
+
+    def job(raw: DictConfig) -> Any:
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        if is_multirun():
+            jobs.note(folder, error=SILENT)
+        try:
+            config = parse(raw)
+            jobs.told_elsewhere = not first_machine(config.trainer)
+            share_cores()
+            if is_multirun():
+                jobs.take(folder)
+            result = work(config, folder)
+        except Interrupted as end:
+            end.left_in(folder)
+            raise
+        except Exception as error:
+            line = told(error, folder, loud)
+            if not is_multirun():
+                fail(line)
+            log.error("%s: %s", folder, line)
+            jobs.note(folder, error=str(line))
+            return float("nan")
+        if is_multirun():
+            jobs.note(folder, result)
+        return result
+
+    return job
+
+
+def check(name: str, overrides: Sequence[str], folder: Path | None = None, multirun: bool = True) -> list[str]:
+    """Refuse misspelt keys and choices with the nearest valid one, before Hydra is asked.
+
+    Args:
+        name: of the primary configuration.
+        overrides: as Hydra can read them.
+        folder: of further files of the configuration (`--config-dir`).
+        multirun: whether several values of an override are several runs.
+
+    Returns:
+        The overrides; one for an option that a class or the schema has and no file sets is marked as an addition.
+
+    Raises:
+        UserError: a line that cannot be parsed, an unknown key, an unknown choice of a group, or several values where
+            one is meant.
+    """
+    read, places = parsed(overrides), Places.of(folder)
+    if not multirun:
+        _refuse_sweeps(name, read, places)
+    for override in read:
+        if override.value_type == ValueType.GLOB_CHOICE_SWEEP and override.key_or_group not in places.groups():
+            raise UserError(f"{shown(override.input_line)} names no files to choose from: give the values one by one")
+    choices = [o for o in read if o.key_or_group in places.groups() and not o.is_delete()]
+    # Hydra answers for its own keys.
+    keys = [o for o in read if o.key_or_group not in places.groups() and not o.key_or_group.startswith("hydra")]
+    unset: set[str] = set()
+    for chosen in itertools.product(*(_choices(o, places) for o in choices)):
+        unset |= check_keys(_compose(name, chosen, places), keys, chosen)
+    return [f"++{o}" if key_of(o) in unset and not o.startswith(("+", "~")) else o for o in overrides]
+
+
+def refuse_two_weights(overrides: Sequence[str]) -> None:
+    """Raise UserError where both settings are given that say what the encoder starts from: one would be lost."""
+    keys = ("pretrained", "model.encoder.weights")
+    given = {key_of(o): o.partition("=")[2] for o in overrides if key_of(o) in keys}
+    if len(given) == 2 and len(set(given.values())) == 2:
+        both = " and ".join(f"{key}={shown(given[key])}" for key in keys)
+        raise UserError(f"{both} both say what the encoder starts from: leave one of them out")
+
+
+def _refuse_sweeps(name: str, overrides: Sequence[Override], places: Places) -> None:
+    """Raise UserError where an override has several values and nothing makes them several runs."""
+    several = [o for o in overrides if o.is_sweep_override()]
+    if not several:
+        return
+    single = [str(o.input_line) for o in overrides if o not in several]
+    if _hydra_mode(name, single, places) != RunMode.MULTIRUN:
+        line = shown(several[0].input_line)
+        raise UserError(f"{line} has several values: add -m to run one after the other, or quote what is one value")
+
+
+def _choices(override: Override, places: Places) -> list[str]:
+    """`group=choice` of every choice that an override of a group names, sweeps included."""
+    group, value = override.key_or_group, override.value()
+    names = list(override.sweep_string_iterator()) if override.is_sweep_override() else value
+    choices = [str(n) for n in (names if isinstance(names, list) else [names])]
+    options = places.choices(group)
+    for choice in choices:
+        if choice.strip("'\"") not in options:
+            hint = nearest(choice, options)
+            raise UserError(f"{group}={shown(choice)}: there is no such {group}; {hint}")
+    return [f"{group}={choice}" for choice in choices]
+
+
+def _compose(name: str, overrides: Sequence[str], places: Places) -> Any:
+    with _started():
+        return OmegaConf.to_container(_composed(name, [*places.overrides(), *overrides]))
+
+
+def _hydra_mode(name: str, overrides: Sequence[str], places: Places) -> RunMode | None:
+    with _started():
+        mode: RunMode | None = _composed(name, [*places.overrides(), *overrides], return_hydra_config=True).hydra.mode
+    return mode

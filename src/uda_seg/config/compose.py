@@ -1,0 +1,95 @@
+"""Compose a configuration out of `conf/` and overrides, and say how it departs from its method's own."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from uda_seg.config.schema import CONF, Config, parse
+from uda_seg.errors import UserError
+from uda_seg.options.validate import leaves, shown
+
+
+def as_user_error(error: Exception) -> UserError:
+    """What Hydra or OmegaConf say of a configuration, in one line."""
+    if "hydra/launcher/submitit" in str(error):
+        return UserError("sweep=slurm needs submitit: pip install '.[sweep]' in the checkout")
+    said = [" ".join(str(e).split()) for e in (error, error.__cause__) if e is not None and str(e).strip()]
+    words = said or [type(error).__name__]
+    return UserError(f"configuration: {shown('; '.join(dict.fromkeys(words)), 400)}")
+
+
+def is_multirun() -> bool:
+    """Whether this job is one of a sweep."""
+    return HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def _composed(name: str, overrides: Sequence[str], **options: Any) -> DictConfig:
+    try:
+        return compose(name, list(overrides), **options)
+    except (HydraException, OmegaConfBaseException, RecursionError, ValueError) as error:
+        raise as_user_error(error) from error
+
+
+def composed(overrides: Sequence[str], name: str = "config") -> Config:
+    """Compose and check a configuration without a command line (tests, notebooks, bench)."""
+    with _started():
+        return parse(_composed(name, overrides))
+
+
+def _started() -> AbstractContextManager[Any]:
+    """A running job has Hydra at hand; elsewhere it has to be started."""
+    if GlobalHydra.instance().is_initialized():
+        return nullcontext()
+    started: AbstractContextManager[Any] = initialize_config_dir(str(CONF), version_base="1.3")
+    return started
+
+
+# What a method's own file decides, and a data set's or the command line may decide otherwise.
+RECIPE = ("steps", "pretrained", "running_statistics", "optimizer", "schedule", "teacher", "method")
+
+
+STARTS = (".weights", ".allow_missing")
+
+
+def departures(config: Config) -> list[str]:
+    """What a run does otherwise than its method's file by itself: `key value (the method's value)`, sorted.
+
+    `data=streets` is why there are any: a small network, from other weights, for minutes.
+    """
+    if not HydraConfig.initialized():
+        return []
+    chosen = HydraConfig.get().runtime.choices
+    tree = _recipe(chosen["method"])
+    own_model = tree.hydra.runtime.choices["model"]
+    said = asdict(config)
+    values = dict(leaves({key: said[key] for key in RECIPE}))
+    values["evaluator.inference"] = config.evaluator.inference
+    values["data.rare_class.enabled"] = config.data.rare_class.enabled
+    found = [] if own_model == chosen["model"] else [f"model {chosen['model']} ({own_model})"]
+    if not found:  # of another network each number would differ; and what its encoder starts from, `pretrained` says
+        values |= {key: value for key, value in leaves({"model": said["model"]}) if not key.endswith(STARTS)}
+    for key, value in values.items():
+        own = OmegaConf.select(tree, key, default="not set")
+        if not isinstance(value, Mapping) and own != value:
+            found.append(f"{key} {value} ({own})")
+    return sorted(found)
+
+
+@functools.cache
+def _recipe(method: str) -> DictConfig:
+    """What a method's file says by itself, which is the same for all jobs of a sweep."""
+    with _started():
+        tree = compose("config", [f"method={method}", "~data"], return_hydra_config=True)
+    return tree

@@ -1,0 +1,83 @@
+"""The names of runs: what tells a run's folder from that of another one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from uda_seg.config.schema import key_of
+
+# Overrides that do not change what is computed, or that have a place of their own in the folder's path.
+_NOT_IN_NAME = re.compile(
+    r"^(method|model|data|seed|resume|overwrite|logger|callbacks|sweep|hydra|checkpoint|export)$"
+    r"|^model\.(compile|compile_backend|channels_last)$|\.workers$|\.cache$|^depth\.supervision$"
+    r"|^trainer\.(?!(accelerator|devices|num_nodes|precision|sync_batchnorm|overfit)$)"
+    r"|^evaluator\.(windows_per_batch|teacher)$|^(logger|callbacks|hydra|bench|predict)[./]"
+)
+
+
+_LONGEST_NAME, _LONGEST_VALUE = 80, 40  # of the 255 bytes that a file system takes
+
+
+def variant(overrides: Sequence[str]) -> str:
+    """The part of a run folder's name that says how a run differs from its method's defaults; empty for none.
+
+    Two that differ in what changes a result never have one name, be it in the folder of a path alone, in letters that
+    no file name takes, or in upper and lower case, which some disks do not tell apart.
+    """
+    values = {key_of(o): "" if o.startswith("~") else _in_name(key_of(o), o.partition("=")[2]) for o in overrides}
+    parts = [f"{k}={v}" for k, v in values.items() if is_named(k) and (k, v) != ("trainer", "auto")]
+    name = "".join("," + _plain(part) for part in sorted(parts))
+    if len(name) <= _LONGEST_NAME:
+        return name
+    return f"{name[:70]},{_digest(name)}"
+
+
+def is_named(key: str) -> bool:
+    """Whether a run's folder is named by what is given for this key."""
+    return not _NOT_IN_NAME.search(key)
+
+
+def _in_name(key: str, value: str) -> str:
+    """A value as a folder's name shows it: of a path the last part, and a digest where that does not say it all."""
+    value = shown = _unquoted(value)
+    if "/" in value and value[0] not in "[{":
+        value = value if "://" in value else os.path.normpath(value)
+        shown = _short(key, value)
+    # Brackets and commas become hyphens: of a flat list of numbers or words that leaves no doubt.
+    plain = re.fullmatch(r"(?!-.*-$)[a-z0-9_.=+-]+|\[[a-z0-9_.]+(, ?[a-z0-9_.]+)*\]", shown)
+    if plain and shown == value:
+        return shown
+    return f"{_plain(shown)[:_LONGEST_VALUE]}-{_digest(value)}"
+
+
+def _short(key: str, path: str) -> str:
+    """`<method>_<model>` of `<method>_<model>/seed<k>/checkpoints/last.ckpt`; the file's name of any other path."""
+    parts = Path(path).parts
+    if key == "init" and len(parts) >= 4 and parts[-2] == "checkpoints":
+        return parts[-4]
+    return parts[-1] if parts else path
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^\w.=+-]+", "-", text, flags=re.ASCII)
+
+
+def _unquoted(value: str) -> str:
+    """A value without the quotes that the command line may have put around it."""
+    if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
+        return value[1:-1].replace("\\" + value[0], value[0])
+    return value
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:8]
+
+
+def plain_name(name: str) -> str:
+    """A name as one part of a path, for names that a checkpoint brings: nothing else may choose where is written."""
+    plain = _plain(name)[:_LONGEST_NAME]
+    return plain if plain == name and plain.strip(".") else f"{plain.strip('.-')}-{_digest(name)}".lstrip("-")

@@ -1,0 +1,1 @@
+"""What only the prepare command needs."""

@@ -1,0 +1,340 @@
+"""Whether a data set on disk is what it should be: every file read once, and everything that is wrong with it listed.
+
+What was found in a file is kept in a journal, so that a check that was interrupted goes on, and a repeated one reads
+only what has changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uda_seg.data.counting import present_ids
+from uda_seg.data.datasets import SegmentationDataset
+from uda_seg.data.declared import MANY_LOW, Contents, contradiction, converted
+from uda_seg.data.depth import DepthFiles, same_shape
+from uda_seg.data.images import HEAD, may_be_deep, orientation_of, read_bytes, read_image, stored_size
+from uda_seg.data.integrity import check_image_file
+from uda_seg.data.parallel import in_threads
+from uda_seg.data.prepare.journal import Finding, Journal, stamp_of
+from uda_seg.data.specs import LabelEncoding
+from uda_seg.data.statistics import ClassStatistics
+from uda_seg.errors import Damaged, UserError
+
+STRANGE = 16  # ids of a label that its encoding does not name and that are told apart
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with a file or a folder.
+
+    Args:
+        file: Its path.
+        what: What is wrong.
+        cure: What to do.
+        kind: unreadable, bits, label, size, missing, extra, mixed, depth, count or statistics.
+        damage: Whether training could not use the data, or would learn something else; otherwise it is worth knowing.
+        index: The image it belongs to.
+    """
+
+    file: str
+    what: str
+    cure: str
+    kind: str
+    damage: bool = True
+    index: int | None = None
+
+
+@dataclass
+class Report:
+    """What a check of one domain found.
+
+    Args:
+        option: Where the domain stands in the configuration.
+        dataset: What was checked; it reads the labels that were found best, if any.
+        labels: How many images have a label of that kind; None: labels were not looked for, or there are none.
+        shapes: int64 [N, 2], (H, W) of the images; 0 where unreadable.
+        statistics: Pixels of each class in each label, 0 for labels that cannot be used.
+        problems: All that is wrong.
+    """
+
+    option: str
+    dataset: SegmentationDataset
+    labels: int | None
+    shapes: NDArray[np.int64]
+    statistics: ClassStatistics | None = None
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def damaged(self) -> bool:
+        """Whether training cannot use the data as it is."""
+        return any(problem.damage for problem in self.problems)
+
+    @property
+    def good(self) -> list[int]:
+        """The images with which nothing is wrong."""
+        bad = {problem.index for problem in self.problems}
+        return [index for index in range(len(self.dataset)) if index not in bad]
+
+
+def check_domain(dataset: SegmentationDataset, option: str, cache: Path, *, labels: str, whole: bool = True) -> Report:
+    """Read every file of a domain and list what is wrong.
+
+    Args:
+        dataset: The domain, opened without labels.
+        option: Where it stands in the configuration, for messages.
+        cache: Where all caches lie.
+        labels: "needed"; "optional": what is wrong with them is no damage, and there may be none; or "none".
+        whole: Whether all of the data set's images are used, so that their number says something.
+    """
+    place = hashlib.sha256(os.fsencode(dataset.image_root.absolute())).hexdigest()[:16]
+    folder = cache / "checked" / f"{dataset.root.name}-{dataset.split}-{place}"
+    report = Report(option, dataset, None, np.zeros((len(dataset), 2), np.int64))
+    subject = "image" if dataset.bits is None else f"image of {dataset.bits} bits"
+    _check_images(report, Journal(folder / "images.jsonl", subject))
+    _check_sizes(report, whole)
+    if labels != "none" and _survey_labels(report, needed=labels == "needed"):
+        encoding = dataset.encoding
+        subject = json.dumps([dataset.spec.title, encoding.suffix, encoding.identity])
+        _check_labels(report, Journal(folder / "labels.jsonl", subject), needed=labels == "needed")
+    if dataset.depth is not None:
+        _check_depth(report, Journal(folder / "depth.jsonl", dataset.depth.encoding.title))
+    report.problems.sort(key=lambda problem: -1 if problem.index is None else problem.index)
+    return report
+
+
+def _look(
+    journal: Journal, files: Mapping[int, Path], look: Callable[[int], Finding], title: str
+) -> Iterator[tuple[int, Finding]]:
+    """The findings in files, one at a time: those of the journal first; other files are read by all cores."""
+    unread = []
+    for index, path in files.items():
+        known = journal.recall(str(path), path)
+        if known is None:
+            unread.append(index)
+        else:
+            yield index, known
+
+    def work(index: int) -> tuple[int, list[int], Finding]:
+        stamp = stamp_of(files[index])  # before it is read: a file that changes meanwhile is read again next time
+        return index, stamp, look(index)
+
+    try:
+        for index, stamp, finding in in_threads(work, unread, title):
+            journal.note(str(files[index]), stamp, finding)
+            yield index, finding
+    finally:
+        journal.close()
+
+
+def _look_at_image(path: Path, bits: int | None) -> Finding:
+    try:
+        found = Finding(check_image_file(path))
+        if may_be_deep(read_bytes(path, HEAD)):
+            read_image(path, bits)
+        return found
+    except UserError as error:
+        return Finding(error=str(error).removeprefix(f"{path} "), broken=isinstance(error, Damaged))
+
+
+def _check_images(report: Report, journal: Journal) -> None:
+    data, bits = report.dataset, report.dataset.bits
+    files = {index: data.image_path(index) for index in range(len(data))}
+    for index, found in _look(journal, files, lambda i: _look_at_image(files[i], bits), f"checking {data.image_root}"):
+        if found.shape is not None:
+            report.shapes[index] = found.shape
+        elif found.broken:
+            report.problems.append(_unreadable(files[index], found, index))
+        else:
+            what, _, cure = found.error.rpartition(": ")
+            report.problems.append(Problem(str(files[index]), what, cure, "bits", index=index))
+
+
+def _unreadable(path: Path, found: Finding, index: int, damage: bool = True) -> Problem:
+    what, _, _ = found.error.partition(": copy or unpack")
+    cure = "copy or unpack it again, or fix=true"
+    return Problem(str(path), what, cure, "unreadable" if found.broken else "label", damage, index)
+
+
+def _check_sizes(report: Report, whole: bool) -> None:
+    data, title = report.dataset, report.dataset.spec.title
+    official = data.spec.counts.get(data.split)
+    if whole and official is not None and official != len(data):
+        what = f"{len(data)} images, the official {title} has {official} in {data.split}"
+        cure = "unpack it again, or unpack=all where its ZIPs are" if len(data) < official else "look for extra files"
+        report.problems.append(Problem(str(data.image_root), what, cure, "count", damage=False))
+    size = data.spec.size
+    if size is None:
+        return
+    other = np.flatnonzero((report.shapes != size).any(axis=1) & report.shapes.any(axis=1))
+    if len(other):
+        height, width = report.shapes[other[0]]
+        what = f"{len(other)} images are not {size[0]}x{size[1]} (height x width), the first is {height}x{width}"
+        report.problems.append(
+            Problem(str(data.image_path(int(other[0]))), what, "were they resized?", "size", damage=False)
+        )
+
+
+def _survey_labels(report: Report, *, needed: bool) -> bool:
+    """Choose the kind of labels that covers the most images; list images without one and labels without an image."""
+    data = report.dataset
+    if not data.spec.encodings:
+        if needed:
+            what = f"{data.spec.title} has no labels that are read"
+            cure = "describe them in custom.labels, or take another data set"
+            report.problems.append(Problem(str(data.root), what, cure, "missing"))
+        return False
+    present = set(data.label_files("")) if data.label_root.is_dir() else set()
+    names = [[data.label_name(name, encoding) for name in data.names] for encoding in data.spec.encodings]
+    having = [sum(label in present for label in labels) for labels in names]
+    best = max(range(len(names)), key=lambda i: (having[i], -i))
+    if not having[best] and not needed:
+        return False
+    report.labels = having[best]
+    if not having[best]:
+        what = f"none of {len(data)} images has a label there: {data.spec.layout(data.split)} is expected"
+        cure = f"unpack the labels of {data.spec.title} again, or unpack=all where their ZIPs are"
+        report.problems.append(Problem(str(data.label_root), what, cure, "missing"))
+        return False
+    data.read_labels_as(data.spec.encodings[best])
+    for index, label in enumerate(names[best]):
+        if label not in present:
+            what = f"has no label {data.label_root / label}"
+            cure = "unpack the labels again, or fix=true"
+            report.problems.append(Problem(str(data.image_path(index)), what, cure, "missing", needed, index))
+    _find_extra(report, present, {label for labels in names for label in labels}, needed)
+    for encoding, count in zip(data.spec.encodings, having, strict=True):
+        if 0 < count < len(data) and sum(having) > count:
+            what = f"{count} of {len(data)} images have a *{encoding.suffix}, others another: a conversion that stopped"
+            read = f"*{data.encoding.suffix} are read" if having[best] == len(data) else "fix=true converts what it can"
+            report.problems.append(Problem(str(data.label_root), what, read, "mixed", damage=False))
+    return True
+
+
+def _find_extra(report: Report, present: set[str], expected: set[str], needed: bool) -> None:
+    data = report.dataset
+    every = data.image_files()  # more than `data.names` where only the first are used
+    expected = expected | {data.label_name(name, e) for name in every for e in data.spec.encodings}
+    suffixes = tuple(encoding.suffix for encoding in data.spec.encodings)
+    for label in sorted(present - expected):
+        if label.endswith(suffixes):
+            cure = f"unpack the images of {data.spec.title} again, or fix=true"
+            # Only of the kind that is read: training refuses a half-extracted data set by these.
+            damage = needed and label.endswith(data.encoding.suffix)
+            problem = Problem(str(data.label_root / label), "belongs to no image", cure, "extra", damage)
+            report.problems.append(problem)
+
+
+def _look_at_label(path: Path, encoding: LabelEncoding) -> Finding:
+    try:
+        check_image_file(path)
+        raw = encoding.decode(path)
+    except UserError as error:
+        return Finding(error=str(error).removeprefix(f"{path} "), broken=isinstance(error, Damaged))
+    return Finding((raw.shape[0], raw.shape[1]), _bounded(present_ids(raw), encoding))
+
+
+def _bounded(ids: dict[int, int], encoding: LabelEncoding) -> dict[int, int]:
+    """Ids that can be kept in a journal: of thousands that the encoding does not name, the last stands for the rest."""
+    strange = [raw for raw in ids if raw not in encoding.table]
+    for raw in strange[STRANGE:]:
+        ids[strange[STRANGE - 1]] += ids.pop(raw)
+    return ids
+
+
+def _check_labels(report: Report, journal: Journal, *, needed: bool) -> None:
+    data, count = report.dataset, len(report.dataset)
+    without = {problem.index for problem in report.problems if problem.kind == "missing"}
+    files = {index: data.label_path(index) for index in range(count) if index not in without}
+    pixels, areas = np.zeros((count, len(data.classes)), np.int64), np.zeros(count, np.int64)
+    contents = Contents(np.zeros(len(data.classes), np.int64))
+    title = f"checking {data.label_root}"
+    for index, found in _look(journal, files, lambda i: _look_at_label(files[i], data.encoding), title):
+        if problem := _label_problem(report, index, found, needed):
+            report.problems.append(problem)
+            continue
+        areas[index] = sum(found.ids.values())
+        pixels[index] = contents.add(data, index, found.ids)
+    report.statistics = ClassStatistics(pixels, areas)
+    if contents.looked and (wrong := contradiction(data, contents)):
+        report.problems.append(Problem(str(data.label_root), *wrong, "label", needed))
+    elif wrong := converted(data.encoding, contents):
+        what, cure = f"{wrong[0]}, the first is {data.label_path(contents.low[0])}", wrong[1]
+        damage = needed and len(contents.low) > MANY_LOW * contents.looked
+        report.problems.append(Problem(str(data.label_root), what, cure, "mixed", damage))
+
+
+def _label_problem(report: Report, index: int, found: Finding, needed: bool) -> Problem | None:
+    data = report.dataset
+    path, shape = data.label_path(index), tuple(report.shapes[index].tolist())
+    if found.shape is None:
+        return _unreadable(path, found, index, needed)
+    unknown = sorted(raw for raw in found.ids if not data.encoding.knows(raw))
+    if unknown:
+        listed = ", ".join(map(data.encoding.spelled, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+        what = f"has ids that {data.spec.title} does not know: {listed}"
+        cure = f"a *{data.encoding.suffix} of another kind? unpack it again"
+        cure = "name them in label_map, or set unlisted=ignore" if data.encoding.described else cure
+        return Problem(str(path), what, cure, "label", needed, index)
+    if any(shape) and found.shape != shape and not _lies_on_stored_pixels(data, index, found.shape, shape):
+        what = f"is {found.shape[0]}x{found.shape[1]} but its image {shape[0]}x{shape[1]} (height x width)"
+        return Problem(str(path), what, "unpack image and label again", "size", needed, index)
+    return None
+
+
+def _lies_on_stored_pixels(
+    data: SegmentationDataset, index: int, label: tuple[int, int], shown: tuple[int, ...]
+) -> bool:
+    """Whether a label has the size of its photograph's pixels as they are stored, which EXIF has shown turned."""
+    return label == shown[::-1] and stored_size(label, orientation_of(read_bytes(data.image_path(index)))) == shown
+
+
+def _look_at_depth(path: Path, depth: DepthFiles) -> Finding:
+    try:
+        if path.suffix == ".png":
+            check_image_file(path)
+        z = depth.encoding.decode(path)
+    except UserError as error:
+        return Finding(error=str(error).removeprefix(f"{path} "), broken=isinstance(error, Damaged))
+    return Finding((z.shape[0], z.shape[1]))
+
+
+def _check_depth(report: Report, journal: Journal) -> None:
+    depth = report.dataset.depth
+    assert depth is not None
+    files, cure = dict(enumerate(depth.paths)), "copy, unpack or export it again"
+    for index, found in _look(journal, files, lambda i: _look_at_depth(files[i], depth), "checking depth"):
+        height, width = report.shapes[index].tolist()
+        if found.shape is None:
+            what = found.error
+        elif height and not same_shape(found.shape, (height, width)):
+            what = (
+                f"is {found.shape[0]}x{found.shape[1]} but its image {height}x{width} (height x width): another shape"
+            )
+        else:
+            continue
+        report.problems.append(Problem(str(files[index]), what, cure, "depth", index=index))
+
+
+def to_text(problems: Sequence[Problem]) -> str:
+    """All problems, a line each: damage or note, file, what, cure, with tabs between."""
+    lines = [f"{'damage' if p.damage else 'note'}\t{p.file}\t{p.what}\t{p.cure}" for p in problems]
+    return "".join(line + "\n" for line in lines) or "no problems\n"
+
+
+def summary(report: Report) -> dict[str, Any]:
+    """Numbers of a domain, for tables."""
+    return {
+        "images": len(report.dataset),
+        "labels": report.labels,
+        "damaged": sum(problem.damage for problem in report.problems),
+        "notes": sum(not problem.damage for problem in report.problems),
+    }

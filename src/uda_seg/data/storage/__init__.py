@@ -1,0 +1,1 @@
+"""Data sets at rest: caches, shards and stored labels."""

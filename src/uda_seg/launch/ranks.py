@@ -1,0 +1,491 @@
+"""The ranks of a run: a process for each device, what stops one of them stops all, and is said in one line.
+
+The process that was called starts the ranks and waits; it trains nothing itself. So nothing of one job of a sweep, no
+environment, no process group, reaches the next, and there is somebody left to speak when a rank has died.
+
+Ranks that others started, a `torchrun` or SLURM's `srun`, train as they are.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import multiprocessing
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import configure_log, setup_globals
+from hydra.types import RunMode
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from omegaconf import DictConfig
+from pytorch_lightning.utilities import rank_zero_only
+
+from uda_seg.config.schema import Config, TrainerSettings
+from uda_seg.errors import Interrupted, RankLost, UserError, interrupt, outlive_readers
+from uda_seg.errors.known import user_error
+from uda_seg.launch.threads import share_cores
+from uda_seg.storage.slurm import requeue_signal
+
+Work = Callable[[Config, Path], Any]
+
+PORTS = 2**16
+
+# A rank that loses another one crashes too: so long is waited for the one that was first.
+LAST_WORDS_S = 5.0
+
+# A fork server imports once, and what it forks has neither threads nor a GPU's context.
+START_METHOD = "forkserver"
+# What takes seconds to import, but not the command's own module: a rank runs that anew, as its main one. The last is
+# what the constructor of DistributedDataParallel imports.
+PRELOADED = ["uda_seg.data.datamodule", "uda_seg.runs.build", "uda_seg.sweeps.table", "torch._dynamo"]
+
+
+def on_all_ranks(work: Work) -> Work:
+    """The same command on as many processes as `trainer` asks for; what rank 0 returns is its result.
+
+    Raises:
+        UserError: hardware that is not there, a port that is taken, ranks of others that are not those asked for, or
+            whatever the first rank that failed says.
+    """
+
+    @functools.wraps(work)
+    def job(config: Config, folder: Path) -> Any:
+        settings = config.trainer
+        ranks = local_ranks(settings)
+        alone = ranks * settings.num_nodes == 1 and settings.strategy != "ddp"
+        if started_by_others(ranks * settings.num_nodes) or alone:
+            if this_rank() > 0:
+                _keep_quiet()
+            return work(config, folder)
+        return Ranks(ranks, environment(settings, ranks)).run(work, config, folder)
+
+    return job
+
+
+def started_by_others(wanted: int) -> bool:
+    """Whether this process is one of the ranks already, which torchrun or SLURM's srun has started.
+
+    Args:
+        wanted: how many ranks `trainer` asks for, on all machines.
+
+    Raises:
+        UserError: they started another number, or the ranks of a sweep, whose jobs each need ranks of their own.
+    """
+    if TorchElasticEnvironment.detect():
+        started, cure = _number("WORLD_SIZE", 1), "torchrun --nnodes=N --nproc-per-node=D"
+        _check_numbers({"RANK": started, "LOCAL_RANK": started, "MASTER_PORT": PORTS})
+    elif SLURMEnvironment.detect():
+        started, cure = _number("SLURM_NTASKS", 1), "srun --nodes=N --ntasks-per-node=D"
+        if started == 1 < wanted:  # a script's one task, which may well start the others
+            return False
+    else:
+        if "LOCAL_RANK" in os.environ:
+            _check_numbers({"WORLD_SIZE": None, "NODE_RANK": None, "LOCAL_RANK": None, "MASTER_PORT": PORTS})
+        return "LOCAL_RANK" in os.environ
+    if started != wanted:
+        raise UserError(
+            f"{started} ranks were started, but trainer.devices x trainer.num_nodes is {wanted}: start them with {cure}"
+        )
+    if not TorchElasticEnvironment.detect():
+        _check_srun(started, cure)
+    sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if sweep and started > 1 and "SUBMITIT_EXECUTOR" not in os.environ:
+        raise UserError(
+            f"a multirun starts the ranks of each job itself: call it without {cure.split()[0]}, or use sweep=slurm"
+        )
+    return True
+
+
+def _number(name: str, least: int, below: int | None = None) -> int:
+    """A whole number in the environment.
+
+    Raises:
+        UserError: it is none, or out of its range.
+    """
+    said = os.environ[name]
+    if not re.fullmatch(r"\d{1,9}", said) or int(said) < least or (below is not None and int(said) >= below):
+        upper = "" if below is None else f" to {below - 1}"
+        raise UserError(f"{name}={said} in the environment is no number from {least}{upper}: correct it, or unset it")
+    return int(said)
+
+
+def _check_numbers(below: Mapping[str, int | None]) -> None:
+    """Raise UserError where one of these variables is set and is no number below its bound; ports begin with 1."""
+    for name, bound in below.items():
+        if name in os.environ:
+            _number(name, 1 if name in ("MASTER_PORT", "WORLD_SIZE") else 0, bound)
+
+
+def _check_srun(started: int, cure: str) -> None:
+    """Raise UserError where SLURM has room for several tasks, but this process is none that `srun` started."""
+    numbers = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
+    if started == 1:  # as in the shell of `salloc`
+        os.environ.update({name: "0" for name in numbers if name not in os.environ})
+    elif not os.environ.keys() >= {*numbers, "SLURM_STEP_ID"}:
+        raise UserError(
+            f"SLURM_NTASKS={started} says that SLURM starts the ranks, but this process is none of its tasks: call the "
+            f"command with {cure}, or unset SLURM_NTASKS"
+        )
+    _check_numbers({**dict.fromkeys(numbers, started), "MASTER_PORT": PORTS})
+
+
+def this_rank() -> int:
+    """The number of this process among all ranks; 0 where it is alone, or starts them."""
+    return int(rank_zero_only.rank)  # type: ignore[attr-defined]  # Lightning sets it as it is imported
+
+
+def first_machine(settings: TrainerSettings) -> bool:
+    """Whether what is told once, of ranks on several machines, is told here."""
+    return settings.num_nodes == 1 or os.environ.get("NODE_RANK", "0") == "0"
+
+
+# ---------------------------------------------------------------------- what the machine has
+
+
+def on_gpu(settings: TrainerSettings) -> bool:
+    """Whether `trainer.accelerator` means a CUDA device here; asks the driver, and leaves the devices untouched."""
+    return settings.accelerator in ("gpu", "cuda") or (settings.accelerator == "auto" and torch.cuda.device_count() > 0)
+
+
+def local_ranks(settings: TrainerSettings) -> int:
+    """Processes that train on this machine, one a device.
+
+    Raises:
+        UserError: devices that are not there, or an option that needs others.
+    """
+    chosen = devices(settings)
+    return chosen if isinstance(chosen, int) else len(chosen)
+
+
+def devices(settings: TrainerSettings) -> int | list[int]:
+    """How many devices train on this machine, or the numbers of GPUs that were chosen: as Lightning takes them.
+
+    Raises:
+        UserError: devices that are not there, or an option that needs others.
+    """
+    gpus, cuda = torch.cuda.device_count(), on_gpu(settings)
+    if cuda and gpus == 0:
+        raise UserError(f"trainer.accelerator={settings.accelerator}, but this machine has no GPU: use trainer=cpu")
+    if settings.accelerator == "mps" and not torch.backends.mps.is_available():
+        raise UserError("trainer.accelerator=mps, but this machine has no GPU of Apple's: use trainer=cpu")
+    chosen = _devices(settings.devices, gpus if cuda else 1)
+    if cuda and (beyond := [device for device in chosen if device >= gpus]):
+        raise UserError(
+            f"trainer.devices={settings.devices}: this machine has {gpus} GPU(s), none is number {beyond[0]}"
+        )
+    if not cuda and not isinstance(chosen, range):
+        raise UserError(
+            f"trainer.devices={settings.devices} are numbers of GPUs, and this run is on none: give how many processes "
+            f"shall train, trainer.devices={len(chosen)}"
+        )
+    if settings.sync_batchnorm and not cuda:
+        raise UserError("trainer.sync_batchnorm=true works between GPUs alone: on a CPU leave it out")
+    return len(chosen) if isinstance(chosen, range) else list(chosen)
+
+
+def one_device(settings: TrainerSettings) -> torch.device:
+    """The device of a command that uses one.
+
+    Raises:
+        UserError: it is not there.
+    """
+    chosen = devices(settings)
+    if on_gpu(settings):
+        return torch.device("cuda", chosen[0] if isinstance(chosen, list) else 0)
+    return torch.device("mps" if settings.accelerator == "mps" else "cpu")
+
+
+def _devices(asked: Any, there: int) -> Sequence[int]:
+    """The numbers of the devices that `trainer.devices` asks for: auto, -1, a number, or a list of numbers."""
+    try:
+        if asked in ("auto", -1, "-1"):
+            return range(there)
+        if isinstance(asked, int | str) and "," not in str(asked):
+            numbers: Sequence[int] = range(int(asked))
+        else:
+            numbers = [int(number) for number in (asked.split(",") if isinstance(asked, str) else asked)]
+    except (TypeError, ValueError):
+        numbers = []
+    if not numbers or min(numbers) < 0 or len(set(numbers)) < len(numbers) or isinstance(asked, bool):
+        raise UserError(f"trainer.devices={asked} is no number of devices: give a number, a list of them, or auto")
+    return numbers
+
+
+def environment(settings: TrainerSettings, ranks: int) -> dict[str, str]:
+    """Where the ranks meet, in the variables that PyTorch and Lightning read.
+
+    Raises:
+        UserError: several machines that were not told where to meet, or a port that is taken.
+    """
+    if settings.num_nodes > 1:
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
+        if missing:
+            raise UserError(
+                f"trainer.num_nodes={settings.num_nodes} needs {', '.join(missing)} in the environment: the same "
+                "address and port on all machines, and each machine's own number from 0 on; or use trainer=slurm"
+            )
+    _check_numbers({"MASTER_PORT": PORTS})
+    node, address = "0", "127.0.0.1"  # of one machine, whatever a cluster has set
+    if settings.num_nodes > 1:
+        node, address = str(_number("NODE_RANK", 0, settings.num_nodes)), os.environ["MASTER_ADDR"]
+        _check_address(address)
+    port = os.environ.get("MASTER_PORT")
+    if port is None:
+        port = str(_free_port())
+    elif node == "0":
+        _check_port(port)
+    world = str(ranks * settings.num_nodes)
+    return {"MASTER_ADDR": address, "MASTER_PORT": port, "NODE_RANK": node, "WORLD_SIZE": world}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+def _check_address(address: str) -> None:
+    try:
+        socket.getaddrinfo(address, None)
+    except (OSError, UnicodeError) as error:
+        raise UserError(
+            f"MASTER_ADDR={address} is not known here ({error}): give the name or address of the machine with "
+            "NODE_RANK=0, as the others reach it"
+        ) from error
+
+
+def _check_port(port: str) -> None:
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what a run before left is no hindrance
+            probe.bind(("", int(port)))
+    except OSError as error:
+        raise UserError(f"MASTER_PORT={port}: {error}; choose another port, or unset it and one is chosen") from error
+
+
+# ---------------------------------------------------------------------- the process that was called
+
+
+CAUSES = ("killed", "crashed", "lost")  # of the ends of others, the surer one first
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a rank says when it ends.
+
+    Attributes:
+        kind: `done` with the result, `stopped` with an exit code, `failed` with a line for the person, `crashed` with a
+            stack of frames; `lost`, of one that no longer hears another, with a line; `killed`, of one that said
+            nothing, with a line.
+        content: as said.
+        when: seconds, by a clock that all processes of a machine share.
+    """
+
+    kind: str
+    content: Any
+    when: float = field(default_factory=time.monotonic)
+
+
+class Ranks:
+    """The processes of one job on this machine.
+
+    Args:
+        count: how many.
+        environment: variables they find beside those of this process.
+    """
+
+    def __init__(self, count: int, environment: Mapping[str, str]) -> None:
+        self.count, self.environment = count, environment
+        self.first = int(environment["NODE_RANK"]) * count
+        self.processes: list[BaseProcess] = []
+        self.asked: int | None = None  # the signal that was passed on
+
+    def run(self, work: Work, config: Config, folder: Path) -> Any:
+        """Do the work on all ranks; the result of the first one here.
+
+        Raises:
+            UserError: what the rank that failed first says.
+            SystemExit: the ranks were asked to stop, and did.
+        """
+        with self._passing_signals_on():
+            try:
+                answers = self._start(work, config, folder)
+                return self._wait(answers)
+            finally:
+                for process in self.processes:
+                    process.kill()
+                    process.join()
+
+    def _start(self, work: Work, config: Config, folder: Path) -> dict[Connection, int]:
+        os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # so that no import touches a GPU before the fork
+        context: Any = multiprocessing.get_context(START_METHOD)
+        if START_METHOD == "forkserver":
+            context.set_forkserver_preload(PRELOADED)
+        hydra = HydraConfig.instance().cfg if HydraConfig.initialized() else None
+        answers: dict[Connection, int] = {}
+        for number in range(self.count):
+            given = {**os.environ, **self.environment, "LOCAL_RANK": str(number)}
+            given.pop("SLURM_NTASKS", None)  # by which Lightning would take SLURM's tasks for the ranks
+            here, there = context.Pipe(duplex=False)
+            arguments = (there, given, self.first + number, self.count, hydra, work, config, folder)
+            process = context.Process(target=_rank, args=arguments, name=f"rank {self.first + number}")
+            process.start()
+            there.close()  # so that the end of the rank is the end of the pipe
+            self.processes.append(process)
+            answers[here] = number
+        return answers
+
+    def _wait(self, answers: dict[Connection, int]) -> Any:
+        outcomes: dict[int, Outcome] = {}
+        while answers:
+            hurt = any(outcome.kind in CAUSES for outcome in outcomes.values())
+            ready = wait(list(answers), LAST_WORDS_S if hurt else None)
+            if not ready:
+                break
+            for answer in ready:
+                assert isinstance(answer, Connection)
+                number = answers.pop(answer)
+                outcomes[number] = self._outcome(answer, number)
+                if outcomes[number].kind == "failed":
+                    raise UserError(outcomes[number].content)
+        return self._conclude(outcomes)
+
+    def _conclude(self, outcomes: Mapping[int, Outcome]) -> Any:
+        """The result, or what the rank says that the others' ends follow from."""
+        hurt = [number for number, outcome in outcomes.items() if outcome.kind in CAUSES]
+        if hurt:
+            first = min(hurt, key=lambda number: (CAUSES.index(outcomes[number].kind), outcomes[number].when))
+            content = outcomes[first].content
+            if outcomes[first].kind != "crashed":
+                raise UserError(content)
+            raise RuntimeError(f"rank {self.first + first}: {content.splitlines()[-1]}\n{content}")
+        stopped = next((outcome for outcome in outcomes.values() if outcome.kind == "stopped"), None)
+        if stopped is not None:
+            raise SystemExit(stopped.content)
+        return outcomes[0].content
+
+    def _outcome(self, answer: Connection, number: int) -> Outcome:
+        try:
+            outcome: Outcome = answer.recv()
+            return outcome
+        except EOFError:
+            self.processes[number].join()
+        code = self.processes[number].exitcode or 0
+        if self.asked is not None and code == -self.asked:  # before it could listen to it
+            return Outcome("stopped", 128 + self.asked)
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        why = ", perhaps because memory ran out" if code == -signal.SIGKILL else ""
+        return Outcome(
+            "killed",
+            f"rank {self.first + number} {how}{why}; the other ranks were stopped: go on from the last checkpoint "
+            "with resume=last",
+        )
+
+    @contextmanager
+    def _passing_signals_on(self) -> Iterator[None]:
+        """Within the block the ranks get what this process is sent: SIGTERM, Ctrl-C, and SLURM's signal."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        listened = [signal.SIGTERM, signal.SIGINT, *([requeue_signal()] if "SLURM_JOB_ID" in os.environ else [])]
+        before = {number: signal.signal(number, lambda number, _: self._pass_on(number)) for number in listened}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _pass_on(self, number: int) -> None:
+        self.asked = number
+        for process in self.processes:
+            if process.pid is not None and process.is_alive():
+                os.kill(process.pid, number)
+
+
+# ---------------------------------------------------------------------- a rank
+
+
+def _rank(
+    answer: Connection,
+    environment: dict[str, str],
+    rank: int,
+    ranks: int,
+    hydra: DictConfig | None,
+    work: Work,
+    config: Config,
+    folder: Path,
+) -> None:
+    """The whole life of one rank's process."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ.clear()
+    os.environ.update(environment)
+    share_cores(ranks)
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))  # or Lightning would count anew
+    rank_zero_only.rank = rank  # type: ignore[attr-defined]
+    signal.signal(signal.SIGINT, interrupt)  # which a terminal sends to all, and the starter passes on besides
+    outlive_readers()
+    try:
+        _speak_as(rank, hydra)
+        outcome = Outcome("done", work(config, folder))
+    except SystemExit as stop:
+        outcome = Outcome("stopped", stop.code)
+        if isinstance(stop, Interrupted) and rank == 0:
+            print(stop.line, file=sys.stderr)
+    except BaseException as error:
+        outcome = _end_of(error)
+    answer.send(outcome)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if outcome.kind == "done" and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    # Others may be waiting for this rank for ever, and libraries at exit for them: nothing is left to do here.
+    os._exit(0)
+
+
+def _end_of(error: BaseException) -> Outcome:
+    said = user_error(error)
+    if said is None:
+        return Outcome("crashed", traceback.format_exc())
+    return Outcome("lost" if isinstance(said, RankLost) else "failed", str(said))
+
+
+def _end_with_parent() -> None:
+    """Ranks whose starter was killed must not go on writing into a folder that may be resumed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _speak_as(rank: int, hydra: DictConfig | None) -> None:
+    """Rank 0 logs as the command does; the others keep quiet, errors aside."""
+    if hydra is not None:
+        setup_globals()
+        HydraConfig.instance().cfg = hydra  # type: ignore[assignment]
+        if rank == 0:
+            configure_log(hydra.hydra.job_logging, hydra.hydra.verbose)
+    if rank > 0:
+        _keep_quiet()
+
+
+def _keep_quiet() -> None:
+    """What a rank beside the first would say, the first one says too."""
+    logging.getLogger().setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")

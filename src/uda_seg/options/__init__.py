@@ -1,0 +1,1 @@
+"""Constraints on option values, and their validation."""

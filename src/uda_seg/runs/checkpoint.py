@@ -1,0 +1,267 @@
+"""What a checkpoint says about itself, and how it is read back; what makes two runs the same."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from uda_seg.config.replay import FORMAT, method_name, method_options
+from uda_seg.config.schema import Config
+from uda_seg.errors import Damaged, UserError
+from uda_seg.methods.base import UDAModule
+from uda_seg.models.segmentor import Segmentor
+from uda_seg.models.weights import check_tensors, read_tensors
+from uda_seg.options.validate import leaves
+from uda_seg.runs.record import read_record
+
+log = logging.getLogger(__name__)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of ours: Lightning's dict with plain values under `uda_seg`.
+
+    Raises:
+        UserError: no such file, a truncated one, one with pickled objects, or another program's.
+    """
+    content = dict(read_tensors(path, "take another checkpoint of the run, or train it again"))
+    if not isinstance(content.get("uda_seg"), Mapping) or not isinstance(content.get("state_dict"), Mapping):
+        raise UserError(
+            f"{path} is no checkpoint of uda_seg; official ones have to be converted first: "
+            "python -m uda_seg.convert official=FILE out=FILE"
+        )
+    _check_said(content, path)
+    return content
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_scale(value: object) -> bool:
+    """Whether it is what a depth network's checkpoint says of its unit."""
+    if not isinstance(value, Mapping) or value.keys() != {"baseline", "domains"}:
+        return False
+    return isinstance(value["baseline"], int | float) and _all_text(value["domains"])
+
+
+def _all_text(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+# What a checkpoint says about itself, and whether a value can be that.
+_SAID: Mapping[str, Callable[[Any], bool]] = {
+    "choices": lambda value: isinstance(value, Mapping) and _all_text([*value.keys(), *value.values()]),
+    "overrides": _all_text,
+    "classes": _is_text,
+    "method": _is_text,
+    "options": lambda value: isinstance(value, Mapping),
+    "depth": _is_scale,
+    **dict.fromkeys(("source_images", "source_images_per_step", "target_images_per_step", "ranks"), _is_count),
+}
+
+
+def _check_said(content: Mapping[str, Any], path: Path) -> None:
+    """Refuse a checkpoint that says nonsense about itself: what reads it takes its word."""
+    said = content["uda_seg"]
+    if isinstance(said.get("format"), int) and said["format"] > FORMAT:
+        raise UserError(f"{path} was written by a newer version, uda_seg {said.get('version')}: install that one")
+    wrong = [
+        *(key for key, fits in _SAID.items() if key in said and not fits(said[key])),
+        *(key for key in ("choices", "overrides", "classes") if key not in said),
+        *(key for key in ("global_step", "epoch") if not _is_count(content.get(key, 0))),
+        *(f"the weight {name}" for name in content["state_dict"] if not isinstance(name, str)),
+    ]
+    if wrong:
+        raise Damaged(f"{path} is damaged, {wrong[0]} is missing or nonsense: take another checkpoint of the run")
+
+
+def check_same(module: UDAModule, path: Path, config: Config) -> None:
+    """Check that a checkpoint is of the run that goes on from it.
+
+    Raises:
+        UserError: another method or option of it, class set or network.
+    """
+    content = read_checkpoint(path)
+    if "loops" not in content:
+        raise UserError(f"{path} was converted and holds weights alone: start a new run from it with init={path}")
+    check_classes(content, module, path)
+    said, mine = content["uda_seg"], method_options(config)
+    if said.get("method") != method_name(config):
+        raise UserError(
+            f"{path} is of the method {said.get('method')}, this run is {method_name(config)}: resume with the same "
+            "method="
+        )
+    for name in sorted(mine):
+        if (theirs := said.get("options", {}).get(name)) != mine[name]:
+            raise UserError(
+                f"{path} was trained with method.{name}={theirs}, this run has {mine[name]}: "
+                "resume with the same method= and options"
+            )
+    if not re.match(r"\d+\.\d+", str(content.get("pytorch-lightning_version"))):
+        raise Damaged(
+            f"{path} is damaged, Lightning's version is missing or nonsense: take another checkpoint of the run"
+        )
+    check_tensors(content["state_dict"], module.state_dict(), path)
+    networks = ("segmentor.", "teacher.network.")
+    wanted = {n: t.shape for n, t in module.state_dict().items() if n.startswith(networks)}
+    found = {n: getattr(t, "shape", None) for n, t in content["state_dict"].items() if n.startswith(networks)}
+    if found != wanted:
+        first = sorted(n for n in {**wanted, **found} if wanted.get(n) != found.get(n))[0]
+        raise UserError(f"{path} is of another network: {first} does not match; resume with the same model=")
+    rest = {
+        n for n, t in module.state_dict().items() if getattr(content["state_dict"].get(n), "shape", None) != t.shape
+    }
+    if rest:
+        raise Damaged(
+            f"{path} is damaged, {min(rest)} is missing or of another size: take another checkpoint of the run"
+        )
+
+
+# That do not change what a run computes.
+_NO_CHANGE = re.compile(
+    r"^(resume|overwrite|init|logger|callbacks|predict|bench|convert|depth|streets|export|fix|unpack|input|output)(\.|$)"
+    r"|^trainer\.(max_steps|devices|num_nodes|strategy|timeout|profiler)$|\.(root|workers|cache)$"
+)
+
+
+# Where data lie, and on what it is computed: of a run that may be resumed from other places, or on other hardware.
+_MOVED = re.compile(r"^trainer\.|\.(root|depth)$")
+_NOT_IDENTITY = re.compile(
+    r"^(resume|overwrite|checkpoint|logger|callbacks|predict|bench|convert|streets|pack|export|fix|unpack|input|output"
+    r"|official|out|submission)(\.|$)|\.(workers|cache)$|^evaluator\.(teacher|windows_per_batch)$"
+    r"|^trainer\.(?!(accelerator|devices|num_nodes|precision|sync_batchnorm|overfit)$)"
+)
+
+
+def settings_of(config: Mapping[str, Any], moved: bool = False) -> dict[str, Any]:
+    """What a run's result depends on, of a configuration as plain values: two runs in which it is equal are one.
+
+    Args:
+        config: of `run.yaml`, or `asdict(config)`.
+        moved: leave out where data lie, and the hardware.
+    """
+    found = {k: v for k, v in leaves(config) if not isinstance(v, Mapping) and not _NOT_IDENTITY.search(k)}
+    return {k: v for k, v in found.items() if not (moved and _MOVED.search(k))}
+
+
+def say_changes(path: Path, config: Config) -> None:
+    """Warn in a line of what a resumed run does otherwise than the record beside its checkpoint says.
+
+    A record that is gone, or of a version with other settings, says less; so does a damaged one, in a warning.
+    """
+    try:
+        before = dict(leaves(read_record(path.absolute().parent.parent)))
+    except Damaged as error:
+        log.warning("%s", error)
+        return
+    changed = [
+        f"{key}={value} (was {before[key]})"
+        for key, value in leaves(asdict(config))
+        if not isinstance(value, Mapping) and before.get(key, value) != value and not _NO_CHANGE.search(key)
+    ]
+    if changed:
+        log.warning("resumed otherwise than it began, and so another run from here on: %s", ", ".join(changed))
+
+
+def load_weights(module: UDAModule, path: Path) -> str:
+    """Start a new run from a checkpoint's student, the teacher too; what heads it lacks start from, the method says.
+
+    What the method trains outside of the network (the projection of class text) is taken where its shape fits.
+
+    Returns a line for the log.
+
+    Raises:
+        UserError: the checkpoint's classes or network differ.
+    """
+    content = read_checkpoint(path)
+    cure = f"; to start from its encoder alone, say pretrained={path} instead of init="
+    check_classes(content, module, path, cure)
+    theirs: Mapping[str, Tensor] = content["state_dict"]
+    mine = module.segmentor.state_dict()
+    check_tensors(theirs, module.state_dict(), path)
+    found = {name: theirs[f"segmentor.{name}"] for name in mine if f"segmentor.{name}" in theirs}
+    wrong = [n for n in found if found[n].shape != mine[n].shape]
+    missing = [n for n in mine if n not in found]
+    essential = [n for n in missing if n.startswith(("encoder.", "heads.main."))]
+    if wrong or essential:
+        name = (wrong + essential)[0]
+        cure = "" if any(n.startswith("encoder.") for n in wrong + essential) else cure
+        raise UserError(f"{path} is of another network: {name} does not match; choose the same model={cure}")
+    module.segmentor.load_state_dict({**mine, **found})
+    module.start_heads({name.split(".")[1] for name in missing})
+    if module.teacher is not None:
+        module.teacher.network.load_state_dict(module.segmentor.state_dict())
+    outside = {n: p for n, p in module.named_parameters() if not n.startswith(("segmentor.", "teacher."))}
+    unfit = {n.split(".")[0] for n, p in outside.items() if n not in theirs or theirs[n].shape != p.shape}
+    kept = {n: theirs[n] for n in outside if n.split(".")[0] not in unfit}
+    with torch.no_grad():
+        for name, tensor in kept.items():
+            outside[name].copy_(tensor)
+    fresh = sorted({".".join(name.split(".")[:2]) for name in missing} | unfit)
+    return f"{len(found) + len(kept)} tensors from {path}" + (f", fresh: {', '.join(fresh)}" if fresh else "")
+
+
+def load_trained(module: UDAModule, content: Mapping[str, Any], path: Path, teacher: bool = False) -> Segmentor:
+    """Fill the part of a module's network that segments at test, and ask for nothing that only training needs.
+
+    Args:
+        module: composed from the same checkpoint.
+        content: of `read_checkpoint`.
+        path: for messages.
+        teacher: fill and give the averaged network, not the student.
+
+    Raises:
+        UserError: classes, method or network differ, or there is no teacher.
+    """
+    check_classes(content, module, path)
+    if teacher and module.teacher is None:
+        raise UserError(f"{path} has no teacher: leave out evaluator.teacher=true")
+    network = module.teacher.network if teacher and module.teacher is not None else module.segmentor
+    prefix = "teacher.network." if teacher else "segmentor."
+    head = network.heads[network.eval_head]
+    used = ("encoder.", *(f"heads.{name}." for name in (network.eval_head, *getattr(head, "reads", ()))))
+    wanted = {n: t for n, t in network.state_dict().items() if n.startswith(used)}
+    found = {n: content["state_dict"][prefix + n] for n in wanted if prefix + n in content["state_dict"]}
+    check_tensors(found, wanted, path)
+    wrong = [n for n, tensor in wanted.items() if n not in found or found[n].shape != tensor.shape]
+    if wrong:
+        raise UserError(f"{path} does not fit the network: {wrong[0]}; leave method= and model= to the checkpoint")
+    network.load_state_dict(found, strict=False)
+    return network.eval()
+
+
+def check_classes(content: Mapping[str, Any], module: UDAModule, path: Path, cure: str = "") -> None:
+    """Raise UserError where a checkpoint's class set is not the module's; `cure` is what may be done beside."""
+    theirs, mine = content["uda_seg"]["classes"], module.plan.classes
+    if theirs != mine.name:
+        raise UserError(
+            f"{path} predicts the classes of {theirs}, this run those of {mine.name}: choose data= accordingly{cure}"
+        )
+    names = content["uda_seg"].get("class_names")  # older ones do not say
+    if isinstance(names, list) and names != list(mine.names):
+        raise UserError(
+            f"{path} predicts {len(names)} classes ({', '.join(map(str, names))}), this run {len(mine)} "
+            f"({', '.join(mine.names)}): choose data.class_set accordingly{cure}"
+        )
+
+
+def device_precision(wanted: str, accelerator: str = "auto") -> str:
+    """Lightning's precision: `auto` is bf16-mixed where the hardware multiplies bf16 natively, 32-true elsewhere."""
+    if wanted != "auto":
+        return wanted
+    if torch.cuda.is_available() and accelerator != "cpu":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = torch.cpu._is_amx_tile_supported()  # AVX-512's bf16 alone was measured slower than float32
+    return "bf16-mixed" if fast else "32-true"

@@ -1,0 +1,114 @@
+"""Depth maps of whole data sets, in the format that CorDA's data reads: 16-bit PNG with z = raw / 256 + 1."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from uda_seg.config.schema import Config
+from uda_seg.data.custom import classes_of
+from uda_seg.data.datasets import open_domain
+from uda_seg.data.depth import DESCRIPTION, described
+from uda_seg.data.folders import twins, without_end
+from uda_seg.data.settings import DomainSettings
+from uda_seg.data.transforms import fit_inside
+from uda_seg.errors import UserError
+from uda_seg.methods.depth import SelfSupervisedDepth
+from uda_seg.ops.depth import inverse_depth
+from uda_seg.runs.record import write_json
+from uda_seg.storage.files import save_png
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Scale:
+    """What a depth network's unit is, and where it learnt it.
+
+    Attributes:
+        baseline: metres between the stereo cameras it was trained with; 0 = unknown.
+        domains: streets' domains, or data sets, it was trained on.
+    """
+
+    baseline: float
+    domains: list[str]
+
+
+@torch.no_grad()
+def export_domain(
+    config: Config, module: SelfSupervisedDepth, domain: DomainSettings, option: str, folder: Path, scale: Scale
+) -> None:
+    """Write the maps of a domain that are missing, named like its images; `depth.json` says what they are.
+
+    Raises:
+        UserError: the folder holds maps of another network, or the disk does not take them.
+    """
+    mine = domain.domain or domain.dataset
+    if mine not in scale.domains:
+        log.info("%s: no sequence of %s was learnt from: zero-shot from %s", option, mine, ", ".join(scale.domains))
+    images = open_domain(domain, config.data, classes_of(config.data), option, labeled=False)
+    said = {
+        "encoding": "disparity",
+        "z": "655.36 / (metres + 0.01)" if module.metric else "256 * disparity + 1, in no unit",
+        "learnt_from": ", ".join(scale.domains) + ("" if mine in scale.domains else " (zero-shot)"),
+        "weights": fingerprint(module),
+    }
+    describe_maps(folder, said, config.overwrite)
+    if (pair := twins(images.names, images.spec.image_suffix)) is not None:
+        raise UserError(f"{images.image_root}: {pair[0]} and {pair[1]} would have one depth map: name them apart")
+    paths = [folder / (without_end(n, images.spec.image_suffix) + ".png") for n in images.names]
+    missing = [i for i, path in enumerate(paths) if not path.is_file()]
+    hidden = not config.callbacks.progress
+    for index in track(missing, f"depth of {option}", console=Console(stderr=True), disable=hidden):
+        image = images.read_image(index)
+        if domain.size is not None:
+            size = fit_inside((image.shape[0], image.shape[1]), (domain.size[0], domain.size[1]))
+            image = np.asarray(cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA), np.uint8)
+        tensor = torch.from_numpy(image).to(module.device).permute(2, 0, 1)[None].float() / 255
+        raw = encode(module, tensor, scale.baseline)
+        save_png(paths[index], raw, "free some space and run it again")
+    log.info("%d depth maps in %s, %d of them new", len(paths), folder, len(missing))
+
+
+def encode(module: SelfSupervisedDepth, image: Tensor, baseline: float) -> NDArray[np.uint16]:
+    """Inverse depth of one image as raw = 256 (z - 1), at least 1: nothing that is predicted is invalid.
+
+    Metres are kept from 2.55 m on; what is nearer is cut to it by the 16 bits. Depth in no unit is written as the
+    authors of CorDA do, 65535 times the network's disparity.
+    """
+    if module.metric:
+        raw = 256 * (inverse_depth(module.depth(image, torch.tensor([baseline], device=image.device))) - 1)
+    else:
+        raw = 65535 * module.network.predict(image)
+    return np.asarray(raw[0, 0].round().clamp(1, 65535).cpu().numpy(), np.uint16)
+
+
+def describe_maps(folder: Path, said: dict[str, str], overwrite: bool) -> None:
+    """Write `depth.json`, after making sure that maps already there are of the same network, or removing them.
+
+    Raises:
+        UserError: they are of another one, or nothing says that they are maps of this command.
+    """
+    maps = list(folder.rglob("*.png"))
+    if maps and not (folder / DESCRIPTION).is_file():
+        raise UserError(f"{folder} holds pictures that no {DESCRIPTION} of this command describes: move them away")
+    if maps and not overwrite and described(folder) != said:
+        raise UserError(f"{folder} holds maps of another network: replace them with overwrite=true")
+    if overwrite:
+        for path in maps:
+            path.unlink()
+    write_json(folder / DESCRIPTION, said)
+
+
+def fingerprint(module: SelfSupervisedDepth) -> str:
+    """A number that changes with the weights."""
+    return f"{sum(float(p.double().abs().sum()) for p in module.network.parameters()):.9g}"

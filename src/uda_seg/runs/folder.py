@@ -1,0 +1,419 @@
+"""A run's folder: one process in it at a time, nothing in it lost, and nothing of anybody else's touched."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import logging
+import os
+import re
+import time
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from uda_seg.config.schema import Config
+from uda_seg.errors import UserError
+from uda_seg.launch.ranks import this_rank
+from uda_seg.runs.checkpoint import read_checkpoint, settings_of
+from uda_seg.runs.record import digests_of_files
+from uda_seg.storage.aside import Aside
+from uda_seg.storage.files import RUN, part_name, read_yaml, remove_parts
+from uda_seg.storage.lock import FolderLock
+from uda_seg.storage.owner import Owner
+from uda_seg.storage.slurm import slurm_job
+
+log = logging.getLogger(__name__)
+
+RECORD = "run.yaml"
+RESUMABLE = ("last.ckpt", "fresh.ckpt", "previous.ckpt", "best.ckpt")  # in the order in which they are tried
+REPLACED = "replaced_run"
+# What a run writes; the record comes last, because it is what says whose the others are.
+WRITTEN = (
+    *(f"checkpoints/{name}" for name in RESUMABLE),
+    *("pseudo_labels/round_*", "panels/step_*.png", "profile/*-simple*.txt", "profile/*-advanced*.txt"),
+    *("tensorboard/events.out.tfevents.*", "tensorboard/hparams.yaml", "wandb/id.txt"),
+    *("depth.md", "depth.png", "depth_metrics.json", "metrics.csv", "metrics.json", RECORD),
+)
+_OWN_NAME = re.compile(
+    r"(last|fresh|previous|best)\.ckpt|round_\d+\.npy|step_\d+\.png|id\.txt|depth\.(md|png)|depth_metrics\.json"
+    r"|metrics\.(csv|json)|run\.yaml|uda_seg\.lock"
+)
+WAIT_S = 60.0  # of other ranks, for the first one
+
+
+# ---------------------------------------------------------------------- one process at a time
+
+
+def alone_in(folder: Path, what: str, elsewhere: str = RUN) -> AbstractContextManager[FolderLock | None]:
+    """Hold a folder while the block lasts; of several ranks the first one does.
+
+    Args:
+        folder: it is made as needed.
+        what: this process does, in words that follow "in use by".
+        elsewhere: how to choose another folder.
+
+    Raises:
+        UserError: another process has it.
+    """
+    if this_rank() > 0:
+        return contextlib.nullcontext()
+    restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
+    owner = Owner(what, job=slurm_job() or "", restarts=int(restarts) if restarts.isdigit() else 0)
+    return FolderLock(folder, owner, elsewhere)
+
+
+@contextlib.contextmanager
+def run_folder(folder: Path, config: Config, steps: int) -> Iterator[RunFolder]:
+    """Hold a run's folder as long as the run lasts.
+
+    What an earlier one was killed in the midst of is brought to an end first: a run that was set aside comes back, and
+    temporary files go. At the end, whichever it is, a run that was set aside comes back unless this one has left a
+    checkpoint.
+
+    Args:
+        folder: of the run.
+        config: of the run that is to begin, or to go on, there.
+        steps: its length.
+
+    Raises:
+        UserError: another process runs there, or the folder holds what neither `resume` nor `overwrite` says what to do
+            with.
+    """
+    with alone_in(folder, "a run") as lock:
+        aside = Aside(folder, REPLACED)
+        if lock is None:
+            _wait_until_settled(aside, config)
+        else:
+            settle(aside)
+            remove_leftovers(folder)
+        place = RunFolder(folder, config, steps, lock)
+        try:
+            yield place
+        finally:
+            if lock is not None and not lock.taken:
+                settle(aside)
+
+
+def settle(aside: Aside) -> None:
+    """End what a run that replaces another has begun: the old one goes if there is a new checkpoint, else comes back.
+
+    Raises:
+        UserError: the disk does not take it; names the place.
+    """
+    state = aside.state
+    try:
+        if state == "done" or (state == "aside" and checkpoints_in(aside.folder)):
+            aside.drop()
+        elif state:
+            aside.bring_back(own_files(aside.folder))
+            log.warning("%s: the run that was to be replaced is back in its place", aside.folder)
+    except OSError as error:
+        raise UserError(
+            f"cannot bring the run back that was set aside in {aside.place}: {error.strerror or error}; it is all there"
+        ) from error
+
+
+def _wait_until_settled(aside: Aside, config: Config) -> None:
+    """Other ranks look at a folder that the first one has put in order."""
+    until = time.monotonic() + WAIT_S
+    while aside.state and not config.overwrite and time.monotonic() < until:
+        time.sleep(0.1)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete temporary files that processes which were killed left in a run's folder, which is locked."""
+    inside = ("", "checkpoints/", "pseudo_labels/", "panels/", "wandb/")
+    parts = [path for place in inside for path in folder.glob(f"{place}.*.tmp")]
+    remove_parts((path for path in parts if _OWN_NAME.match(part_name(path) or "")), alone=True)
+    # Other commands may be writing here.
+    remove_parts(path for place in ("evaluation", "maps") for path in (folder / place).rglob(".*.tmp"))
+
+
+# ---------------------------------------------------------------------- the run and the one before
+
+
+class RunFolder:
+    """What a run finds in its folder, and how it begins there.
+
+    Attributes:
+        resume: the checkpoint to go on from; None: the run begins.
+    """
+
+    def __init__(self, folder: Path, config: Config, steps: int, lock: FolderLock | None) -> None:
+        self.folder, self.config, self.lock = folder, config, lock
+        self.aside = Aside(folder, REPLACED)
+        self._again = lock is not None and _begins_again(folder, config, steps)
+        self.resume = self._resumed()
+        # The first rank looks: another one may come when that one has begun.
+        if lock is not None and (self.resume is None or not _within(self.resume, folder)):
+            self._check_free()
+
+    def begin(self) -> None:
+        """Set the run aside that this one replaces. Until here nothing has been changed: all that may be missing is."""
+        if self.lock is None or (self.resume is not None and _within(self.resume, self.folder)):
+            return
+        if self.config.overwrite and (found := own_files(self.folder)):
+            self.aside.put(found)
+            log.info("the run before is kept in %s until this one has a checkpoint", self.aside.place)
+        elif self._again:
+            (self.folder / "wandb" / "id.txt").unlink(missing_ok=True)  # there it is another run
+
+    def tenant(self) -> pl.Callback:
+        """What ends the run if another process takes the folder, and drops the run before when it is replaced."""
+        return _Tenant(self)
+
+    def _resumed(self) -> Path | None:
+        folder, resume = self.folder, self.config.resume
+        begun = checkpoints_in(folder)
+        if begun and _queued_again():  # whatever it was begun from
+            return newest_checkpoint(folder)
+        if resume == "last":
+            if begun:
+                return newest_checkpoint(folder)
+            if not _one_of_many():  # a sweep that goes on has jobs that were not begun
+                raise UserError(self._nothing_to_resume())
+            return None
+        if resume is not None:
+            read_checkpoint(Path(resume))
+            return Path(resume)
+        return None
+
+    def _check_free(self) -> None:
+        """Raise UserError where a run that begins here would take the place of something that was not given up."""
+        if (foreign := in_the_way(self.folder)) is not None:
+            raise UserError(
+                f"{foreign} is in the way, and nothing says that a run of uda_seg wrote it: move it away or choose "
+                "another folder with hydra.run.dir=..."
+            )
+        if self.config.overwrite or self._again or not holds_run(self.folder):
+            return
+        if checkpoints_in(self.folder):
+            raise UserError(
+                f"{self.folder} already holds a run: continue it with resume=last or replace it with overwrite=true"
+            )
+        raise UserError(
+            f"{self.folder} already holds a run, without its checkpoints: bring them back to continue it with "
+            "resume=last, or replace it with overwrite=true"
+        )
+
+    def _nothing_to_resume(self) -> str:
+        start = f"{self.folder} has no checkpoint to resume"
+        if holds_run(self.folder) and not self._again:
+            return f"{start}: bring its checkpoints back, or replace the run with overwrite=true"
+        if (other := _elsewhere(self.folder, self.config)) is not None:
+            return f"{start}; a run of these settings lies in {other}: go on with it by hydra.run.dir='{other}'"
+        return f"{start}: start the run without resume=last"
+
+
+class _Tenant(pl.Callback):
+    """See `RunFolder.tenant`; it comes after what saves checkpoints."""
+
+    def __init__(self, place: RunFolder) -> None:
+        self.place, self.replacing = place, place.aside.state == "aside"
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Look whether the folder is still this process's."""
+        if self.place.lock is not None:
+            self.place.lock.raise_if_taken()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Drop the run before as soon as there is a checkpoint."""
+        self._drop()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Likewise."""
+        self._drop()
+
+    def _drop(self) -> None:
+        if self.replacing and self.place.lock is not None and checkpoints_in(self.place.folder):
+            settle(self.place.aside)
+            self.replacing = False
+
+
+def newest_checkpoint(folder: Path) -> Path:
+    """The last checkpoint of a run that can be read.
+
+    Raises:
+        UserError: there is none; says why of the first, and the way out.
+    """
+    said: list[str] = []
+    for path in checkpoints_in(folder):
+        try:
+            read_checkpoint(path)
+        except UserError as error:
+            log.warning("%s; trying the one before", error)
+            said.append(str(error))
+            continue
+        return path
+    cure = "replace the run with overwrite=true" if recorded(folder) else "move them away to begin a run here"
+    raise UserError(f"{folder} has no checkpoint to resume, all are damaged: {said[0]}; {cure}")
+
+
+def _within(path: Path, folder: Path) -> bool:
+    return folder.resolve() in path.resolve().parents
+
+
+def _queued_again() -> bool:
+    """Whether SLURM starts this very job anew, with the command it had."""
+    return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+
+
+def _one_of_many() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+# ---------------------------------------------------------------------- what is a run's
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints of a run, the one to resume first; whether they can be read is not said."""
+    return [path for name in RESUMABLE if (path := folder / "checkpoints" / name).exists()]
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether there is a run in a folder, finished or not, be it that its checkpoints were moved away."""
+    return recorded(folder) or bool(checkpoints_in(folder))
+
+
+def recorded(folder: Path) -> bool:
+    """Whether `run.yaml` is the record that this package writes before anything else of a run, in any version."""
+    try:
+        lines = (folder / RECORD).read_bytes().splitlines()
+    except OSError:
+        return False
+    return {b"overrides", b"uda_seg", b"config"} <= {line.partition(b":")[0] for line in lines}
+
+
+def in_the_way(folder: Path) -> Path | None:
+    """The first file that a run would write over and of which nothing proves that a run wrote it; None: there is none.
+
+    A run begins only where there is none, so all that is found beside its record is its own.
+    """
+    if recorded(folder):
+        return None
+    found = (path for pattern in WRITTEN for path in sorted(folder.glob(pattern)))
+    return next((path for path in found if not _is_checkpoint(path)), None)
+
+
+def own_files(folder: Path) -> list[Path]:
+    """The files and folders of a run in its folder, the record last; nothing that somebody else may have put there."""
+    known = recorded(folder)
+    found = [path for pattern in WRITTEN for path in folder.glob(pattern) if known or _is_checkpoint(path)]
+    return [*_dashboard(folder), *_evaluations(folder), *found] if known else found
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether a file is a checkpoint of this package, without reading its tensors."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            [name] = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            content = archive.read(name)
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
+    return b"uda_seg" in content and b"state_dict" in content
+
+
+def _dashboard(folder: Path) -> list[Path]:
+    """What W&B wrote of the run whose id is kept beside it."""
+    try:
+        key = (folder / "wandb" / "id.txt").read_text()
+    except (OSError, ValueError):
+        return []
+    if not re.fullmatch(r"[0-9a-f]{16}", key):
+        return []
+    inside = (folder / "wandb").iterdir()
+    return [p for p in inside if f"-{key}" in (os.readlink(p) if p.is_symlink() else p.name)]
+
+
+def _evaluations(folder: Path) -> list[Path]:
+    """Scores and submissions of the run's network, told by what is in them."""
+    found: list[Path] = []
+    for scores, keys, names in (
+        ("scores.json", {"miou_over", "per_class"}, ("confusion_*.png", "scores.md", "scores.json", "evaluate.log")),
+        ("depth_metrics.json", {"abs_rel"}, ("depth.md", "depth.png", "depth_metrics.json", "depth.log")),
+    ):
+        for path in folder.glob(f"evaluation/*/{scores}"):
+            content = _json(path)
+            if content and all(isinstance(v, Mapping) and keys <= v.keys() for v in content.values()):
+                found += [match for name in names for match in path.parent.glob(name)]
+    for path in folder.glob("evaluation/*/submission/*/submission.json"):
+        if {"checkpoint", "network", "submission"} <= _json(path).keys():
+            found += [*path.parent.rglob("*.png"), *path.parent.parent.glob(f"{path.parent.name}.zip"), path]
+    return found
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, Mapping) else {}
+
+
+# ---------------------------------------------------------------------- which run it is
+
+
+def record_of(folder: Path) -> Mapping[str, Any]:
+    """A run's record; empty where there is none that can be read."""
+    try:
+        content = read_yaml(folder / RECORD) if recorded(folder) else None
+    except UserError:
+        return {}
+    return content if isinstance(content, Mapping) and isinstance(content.get("config"), Mapping) else {}
+
+
+def overrides_of(folder: Path) -> list[str]:
+    """What a run was given on the command line."""
+    said = record_of(folder).get("overrides")
+    return [str(override) for override in said] if isinstance(said, list) else []
+
+
+def same_run(folder: Path, config: Config, moved: bool = False) -> bool:
+    """Whether a folder's record is of a run with these settings, from files with this content.
+
+    Args:
+        folder: of a run.
+        config: of another one.
+        moved: leave out where data lie, and the hardware.
+    """
+    record = record_of(folder)
+    if not record or settings_of(record["config"], moved) != settings_of(asdict(config), moved):
+        return False
+    return moved or record.get("files", {}) in ({}, digests_of_files(config))
+
+
+def _begins_again(folder: Path, config: Config, steps: int) -> bool:
+    """Whether a run of the same settings was killed here before its first checkpoint: it makes all of it again."""
+    if checkpoints_in(folder) or (folder / "metrics.json").exists() or not same_run(folder, config):
+        return False
+    return _last_logged(folder / "metrics.csv") <= -(-steps // config.callbacks.checkpoints)
+
+
+def _last_logged(log_file: Path) -> int:
+    """The last step in a run's log; 0 where there is none."""
+    try:
+        with log_file.open(newline="", errors="replace") as file:
+            return max((int(row[0]) for row in csv.reader(file) if row and row[0].isdecimal()), default=0)
+    except (OSError, csv.Error):
+        return 0
+
+
+def _elsewhere(folder: Path, config: Config) -> Path | None:
+    """The folder beside this one of a run with the same settings, from other places or on other hardware."""
+    if not folder.name.startswith("seed"):  # no folder that was named by its settings
+        return None
+    beside = sorted(folder.parent.parent.glob(f"*/{folder.name}"))
+    return next((path for path in beside if checkpoints_in(path) and same_run(path, config, moved=True)), None)

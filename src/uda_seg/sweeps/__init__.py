@@ -1,0 +1,1 @@
+"""Many runs: how jobs ended, the table over them, and the search."""

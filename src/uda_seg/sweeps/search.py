@@ -1,0 +1,380 @@
+"""A search over settings: Optuna proposes trials, a launcher of Hydra runs them, the study is a file beside them."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import optuna
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig, open_dict
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from uda_seg.config.replay import method_options
+from uda_seg.config.schema import Config, key_of, parse
+from uda_seg.errors import Damaged, UserError
+from uda_seg.errors.ending import fail
+from uda_seg.evaluation.tables import ABSENT, Table
+from uda_seg.options.constraints import is_loss_weight
+from uda_seg.options.validate import options
+from uda_seg.runs.folder import alone_in
+from uda_seg.storage.aside import Aside
+from uda_seg.storage.files import first_line, open_file, write_text
+from uda_seg.sweeps.table import TRIALS, refuse_unscored
+
+log = logging.getLogger(__name__)
+
+Space = dict[str, BaseDistribution]
+REPLACED = "replaced_search"
+HOPELESS = 3  # trials that fail before the first one succeeds end a search
+
+# How trials are run and where their data lie: a search may go on with others.
+_NOT_SETTINGS = re.compile(
+    r"^(resume|overwrite|trainer|logger|callbacks|sweep)$|^(hydra|trainer|logger|callbacks)[./]|\.(root|workers|cache)$"
+)
+
+
+def search(
+    launcher: Launcher,
+    config: DictConfig,
+    arguments: Sequence[str],
+    *,
+    trials: int,
+    at_once: int,
+    objective: str,
+    direction: str,
+    factor: float,
+    seed: int,
+    params: Mapping[str, str] | None,
+) -> list[float]:
+    """Run trials until the study has as many as were asked for; returns the values of those that succeeded.
+
+    Args:
+        launcher: runs jobs, each given as its overrides.
+        config: composed, Hydra's node included.
+        arguments: overrides of the command line; those with a range are searched.
+        trials: how many the study is to have, failed ones too.
+        at_once: how many the launcher gets together.
+        objective: what a job returns, a number of `metrics.json`.
+        direction: of the objective: maximize or minimize.
+        factor: how far from the configured value is searched where no range is given.
+        seed: of the sampler.
+        params: ranges by key, as on the command line.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    folder = Path(config.hydra.sweep.dir)
+    try:
+        refuse_unscored(_job_config(config), objective)
+        fixed, space = split([*(f"{key}={value}" for key, value in (params or {}).items()), *arguments])
+        space = space or default_space(_job_config(config), factor)
+        with _held(folder):
+            settings = [override for override in fixed if not _NOT_SETTINGS.search(key_of(override))]
+            study = open_study(folder, settings, objective, direction, config.overwrite)
+            check_space(study, space, folder)
+            log.info("search in %s: %s", folder, ", ".join(f"{k} {_said(d)}" for k, d in space.items()))
+            _run_trials(study, launcher, space, fixed, folder, trials, at_once, seed)
+    except UserError as error:
+        fail(error)
+    except OSError as error:
+        fail(UserError(f"cannot write into {folder}: {error}; make room or choose another folder: hydra.sweep.dir=..."))
+    return [trial.value for trial in study.trials if trial.value is not None]
+
+
+# ---------------------------------------------------------------------- what is searched
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str], Space]:
+    """Overrides that hold for every trial, and what the others leave open; of two for one key the later counts.
+
+    Raises:
+        UserError: an interval that Optuna does not take.
+    """
+    parsed = {key_of(o.input_line or ""): o for o in OverridesParser.create().parse_overrides(list(arguments))}
+    fixed = [str(o.input_line) for o in parsed.values() if not o.is_sweep_override()]
+    return fixed, {o.get_key_element(): distribution(o) for o in parsed.values() if o.is_sweep_override()}
+
+
+def distribution(override: Override) -> BaseDistribution:
+    """What Optuna draws from for Hydra's `interval(a, b)`, `tag(log, ...)`, `int(interval(...))` and listed values.
+
+    Raises:
+        UserError: bounds in the wrong order, or a logarithm of what is not positive.
+    """
+    value = override.value()
+    try:
+        if isinstance(value, IntervalSweep):
+            low, high, logarithmic = value.start, value.end, "log" in value.tags
+            if isinstance(low, int) and isinstance(high, int):
+                return IntDistribution(low, high, log=logarithmic)
+            assert low is not None
+            assert high is not None
+            return FloatDistribution(float(low), float(high), log=logarithmic)
+        return CategoricalDistribution(list(override.sweep_string_iterator()))
+    except ValueError as error:
+        raise UserError(f"{override.input_line}: {error}") from error
+
+
+def default_space(config: Config, factor: float) -> Space:
+    """The learning rate and every loss weight of the method that is on, from 1 / factor to factor times its value.
+
+    Those that T2S-DA hands to its base are left out, which may not use them.
+
+    Raises:
+        UserError: a factor that leaves no range.
+    """
+    if factor <= 1:
+        raise UserError(f"hydra.sweeper.factor={factor} leaves nothing to search: it must be greater than 1")
+    values, given = {"optimizer.lr": config.optimizer.lr}, method_options(config)
+    for name, annotation in options(config.method["_target_"], "method").items():
+        if is_loss_weight(annotation) and given[name] > 0:
+            values[f"method.{name}"] = given[name]
+    return {key: FloatDistribution(value / factor, value * factor, log=True) for key, value in values.items()}
+
+
+def _job_config(config: DictConfig) -> Config:
+    job = config.copy()
+    with open_dict(job):
+        del job["hydra"]
+    return parse(job)
+
+
+def _said(found: BaseDistribution) -> str:
+    if isinstance(found, CategoricalDistribution):
+        return f"in {{{', '.join(map(str, found.choices))}}}"
+    assert isinstance(found, FloatDistribution | IntDistribution)
+    return f"from {found.low:g} to {found.high:g}"
+
+
+# ---------------------------------------------------------------------- the study
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Within the block no other process searches in `folder`: it would take this one's trials for interrupted ones.
+
+    A search that was to be replaced comes back where the new one has not had a trial that succeeded.
+    """
+    with alone_in(folder, "a search", "choose another folder with hydra.sweep.dir=..."):
+        _settle(folder)
+        try:
+            yield
+        finally:
+            _settle(folder)
+
+
+def _settle(folder: Path) -> None:
+    aside, file = Aside(folder, REPLACED), folder / TRIALS
+    if aside.state == "aside" and file.exists() and _has_succeeded(file):
+        aside.drop()
+    if aside.state == "done":
+        aside.drop()
+    elif aside.state:
+        aside.bring_back([file] if file.exists() else [])
+
+
+def _has_succeeded(file: Path) -> bool:
+    """Whether a study has a trial that succeeded."""
+    try:
+        storage = JournalStorage(JournalFileBackend(str(file)))
+        trials = (trial for study in storage.get_all_studies() for trial in storage.get_all_trials(study._study_id))
+        return any(trial.state == TrialState.COMPLETE for trial in trials)
+    except Exception:  # a damaged line fails wherever Optuna happens to be
+        return False
+
+
+def _is_study(file: Path) -> bool:
+    """Whether a file is Optuna's journal."""
+    try:
+        with file.open("rb") as opened:
+            return "op_code" in json.loads(opened.readline() or b"{}")
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def open_study(folder: Path, fixed: list[str], objective: str, direction: str, overwrite: bool) -> optuna.Study:
+    """The study in `folder`, begun or continued.
+
+    Raises:
+        UserError: it is of other settings, or `direction` is none.
+    """
+    if direction not in ("maximize", "minimize"):
+        raise UserError(f"hydra.sweeper.direction={direction}: choose maximize or minimize")
+    file = folder / TRIALS
+    if overwrite and file.exists():
+        if _is_study(file):
+            Aside(folder, REPLACED).put([file])
+        else:
+            os.replace(file, file.with_name(f"{TRIALS}.damaged"))
+            log.warning("%s is no search that can be read: it is kept as %s.damaged", file, TRIALS)
+    study = _stored_study(file, StudyDirection[direction.upper()])
+    wanted = {"fixed": sorted(fixed), "objective": objective, "direction": direction}
+    known = study.user_attrs.get("settings", wanted)
+    if not isinstance(known, dict) or known.keys() != wanted.keys():
+        raise Damaged(f"{file} is damaged: begin anew with overwrite=true")
+    if known != wanted:
+        was, now = (f"{s['direction']} {s['objective']} {' '.join(s['fixed'])}" for s in (known, wanted))
+        raise UserError(
+            f"{folder} holds another search ({was}) than this one ({now}): choose another folder with "
+            "hydra.sweep.dir=..., or begin anew with overwrite=true"
+        )
+    study.set_user_attr("settings", wanted)
+    return study
+
+
+def _stored_study(file: Path, towards: StudyDirection) -> optuna.Study:
+    """The study in a file, begun if it is not there; what cannot be read is a Damaged error."""
+    try:
+        if os.path.lexists(file):
+            _drop_torn_end(file)
+        storage = JournalStorage(JournalFileBackend(str(file)))
+        study = optuna.create_study(storage=storage, study_name="search", direction=towards, load_if_exists=True)
+        _ = study.trials
+        return study
+    except Exception as error:  # a damaged line fails wherever Optuna happens to be
+        raise Damaged(
+            f"{file} cannot be read ({type(error).__name__}: {first_line(error)}): move it away, the runs beside it "
+            "stay, or begin anew with overwrite=true"
+        ) from error
+
+
+def _drop_torn_end(file: Path) -> None:
+    """Take away a line that a kill cut short: Optuna would write the next one behind it."""
+    with open_file(file) as study:  # not of a pipe, for which Optuna would wait
+        content = study.read()
+    end = content.rfind(b"\n") + 1
+    if end < len(content):
+        log.warning("%s ends in the middle of a line, which is taken away", file)
+        os.truncate(file, end)
+
+
+def check_space(study: optuna.Study, space: Space, folder: Path) -> None:
+    """Whether the study's trials can be learnt from: ranges may change, what is one of a list may not.
+
+    Raises:
+        UserError: a setting has another list of choices, or was a range before.
+    """
+    for trial in study.trials:
+        for key, before in trial.distributions.items():
+            now = space.get(key, before)
+            listed = CategoricalDistribution in (type(before), type(now))
+            if type(before) is not type(now) or (listed and before != now):
+                raise UserError(
+                    f"{folder} holds a search of {key} {_said(before)}, which cannot go on {_said(now)}: give it as it "
+                    "was, choose another folder with hydra.sweep.dir=..., or begin anew with overwrite=true"
+                )
+
+
+def _run_trials(
+    study: optuna.Study,
+    launcher: Launcher,
+    space: Space,
+    fixed: Sequence[str],
+    folder: Path,
+    trials: int,
+    at_once: int,
+    seed: int,
+) -> None:
+    for trial in study.get_trials(states=[TrialState.RUNNING]):
+        if trial.params.keys() != space.keys():  # of a search over other settings
+            study.tell(trial.number, state=TrialState.FAIL)
+    running = study.get_trials(states=[TrialState.RUNNING])
+    stopped = {trial.number for trial in running}
+    failed = 0
+    while True:
+        batch = running[:at_once]
+        running = running[at_once:]
+        while len(batch) < at_once and len(study.trials) < trials:
+            # Anew each time: a search that goes on must not begin with the draws of its beginning.
+            study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
+            study.ask(space)
+            batch.append(study.trials[-1])
+        if not batch:
+            break
+        jobs = [[*fixed, *overrides(trial, folder, trial.number in stopped)] for trial in batch]
+        for trial, value in zip(batch, _values(launcher, jobs, batch[0].number), strict=True):
+            failed += value is None
+            study.tell(trial.number, value, state=None if value is not None else TrialState.FAIL)
+        show(study, folder, final=False)
+        if failed >= HOPELESS and not study.get_trials(states=[TrialState.COMPLETE]):
+            log.error("the first %d trials failed: the search is given up", failed)
+            break
+    show(study, folder, final=True)
+
+
+def overrides(trial: FrozenTrial, folder: Path, resumed: bool) -> list[str]:
+    """What makes a job a certain trial: its settings, and a folder by its number."""
+    where = [f"hydra.sweep.dir='{folder}'", f"hydra.sweep.subdir={name_of(trial)}"]
+    return [*(f"{key}={value}" for key, value in trial.params.items()), *where, *(["resume=last"] if resumed else [])]
+
+
+def name_of(trial: FrozenTrial) -> str:
+    """A trial's folder."""
+    return f"trial{trial.number:03d}"
+
+
+def _values(launcher: Launcher, jobs: list[list[str]], number: int) -> list[float | None]:
+    """What the jobs returned; None for one that failed."""
+    try:
+        returned: Sequence[JobReturn | None] = launcher.launch(jobs, initial_job_idx=number)
+    except Exception as error:  # of a launcher whose job died without a word
+        log.error("%s", error)
+        returned = [None] * len(jobs)
+    done = [job.return_value if job is not None and job.status == JobStatus.COMPLETED else None for job in returned]
+    return [float(value) if isinstance(value, int | float) and math.isfinite(value) else None for value in done]
+
+
+# ---------------------------------------------------------------------- the table
+
+
+def show(study: optuna.Study, folder: Path, final: bool) -> None:
+    """Write `table.md` and `table.csv` over the trials, the best one named in the title; show it at the end."""
+    finished = [trial for trial in study.trials if trial.state.is_finished()]
+    settings = study.user_attrs["settings"]
+    keys = list(dict.fromkeys(key for trial in finished for key in trial.params))
+    header = ("trial", settings["objective"], "state", *(key.lstrip("+") for key in keys))
+    rows = [
+        (name_of(t), t.value, t.state.name.lower().replace("fail", "failed"), *(t.params.get(key) for key in keys))
+        for t in finished
+    ]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    write_text(folder / "table.csv", text.getvalue())
+    title = best_of(study, settings["objective"])
+    table = Table(header, tuple(tuple(map(_cell, row)) for row in rows), title)
+    write_text(folder / "table.md", table.markdown())
+    if final:
+        table.show()
+        log.info("%s; table: %s", title, folder / "table.md")
+
+
+def best_of(study: optuna.Study, objective: str) -> str:
+    """A line that names the best trial and its settings."""
+    if not study.get_trials(states=[TrialState.COMPLETE]):
+        return "no trial succeeded"
+    best = study.best_trial
+    chosen = " ".join(f"{key.lstrip('+')}={_cell(value)}" for key, value in best.params.items())
+    return f"best: {name_of(best)}, {objective} {_cell(best.value)} (chosen on the target's labels): {chosen}"
+
+
+def _cell(value: object) -> str:
+    return ABSENT if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

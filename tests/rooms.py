@@ -1,0 +1,82 @@
+"""The rooms of the package, as its imports tell: for the test that keeps them and the script that draws them."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "src" / "uda_seg"
+
+# From the top of the house to its cellar: a room may import from those below it alone.
+ROOMS = {
+    "commands": "parse, build, call",
+    "bench": "where the time of a step goes",
+    "cli": "overrides in, one line out",
+    "sweeps": "outcomes of jobs, table, search",
+    "runs": "from a configuration to a run; its folder and checkpoints",
+    "launch": "ranks and how they are started",
+    "config": "schema, composing, replaying",
+    "callbacks": "teacher EMA, checkpoints, panels",
+    "visualize": "pictures and pages",
+    "methods": "one paper, one file",
+    "evaluation": "scores and submissions",
+    "models": "networks: tensors in, tensors out",
+    "data": "what reaches the step",
+    "ops": "pure functions on tensors",
+    "options": "constraints and their validation",
+    "storage": "files written whole, the user's cache",
+    "errors": "one line for whatever goes wrong",
+}
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name -> file of every module of the package."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Everything that a file imports, by its dotted name, wherever in the file the statement stands."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def graph() -> dict[str, set[str]]:
+    """Module -> the modules of the package that it imports."""
+    known = modules()
+
+    def module(name: str) -> str | None:
+        return name if name in known else module(name.rpartition(".")[0]) if "." in name else None
+
+    return {name: {m for i in imports(path) if (m := module(i)) not in (None, name)} for name, path in known.items()}
+
+
+def room(module: str) -> str | None:
+    """The room that a module is in; None for the package itself."""
+    _, *parts = module.split(".")
+    if not parts:
+        return None
+    return parts[0] if parts[0] in ROOMS else "commands" if len(parts) == 1 else parts[0]
+
+
+def cycle(arrows: Mapping[str, set[str]]) -> list[str] | None:
+    """A path that returns to its beginning; None where there is none."""
+    done: set[str] = set()
+
+    def walk(name: str, way: list[str]) -> list[str] | None:
+        if name in way:
+            return [*way[way.index(name) :], name]
+        if name in done:
+            return None
+        found = next((c for n in sorted(arrows.get(name, ())) if (c := walk(n, [*way, name]))), None)
+        done.add(name)
+        return found
+
+    return next((c for name in sorted(arrows) if (c := walk(name, []))), None)
