@@ -46,9 +46,9 @@ def accepted(choices: tuple[str, ...], given_words: list[str]) -> Config | None:
         return None
     chosen = tuple(str(o.input_line) for o in overrides if o.key_or_group in groups() and not o.is_delete())
     # Composing takes half a second and is the same for all overrides of keys, which come on top of it by Hydra's hand.
-    tree = composition(chosen).copy()
-    OmegaConf.set_struct(tree, True)
     try:
+        tree = composition(chosen).copy()
+        OmegaConf.set_struct(tree, True)
         ConfigLoaderImpl._apply_overrides_to_config([o for o in overrides if str(o.input_line) not in chosen], tree)
     except HydraException as error:
         raise composing.as_user_error(error) from error
@@ -57,7 +57,7 @@ def accepted(choices: tuple[str, ...], given_words: list[str]) -> Config | None:
 
 def names(line: str, given_words: list[str]) -> bool:
     """Whether a line names one of the keys, the flag or the word that it is about."""
-    said = [word.lstrip("+~").partition("=")[0].split(".") for word in given_words]
+    said = [word.lstrip("+~").partition("=")[0].partition("@")[0].split(".") for word in given_words]
     parts = {part for key in said for part in (key[-1], *(".".join(key[:end]) for end in range(1, len(key) + 1)))}
     return any(part in line for part in parts if part)
 

@@ -145,6 +145,7 @@ def check_plain(tree: Mapping[str, Any], kind: type, where: str = "") -> None:
         value, key = tree.get(name), f"{where}{name}"
         options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
         inner = typing.get_args(hint)[1] if typing.get_origin(hint) is dict else None
+        kinds = {typing.get_origin(option) or option for option in options}
         if isinstance(value, Mapping) and is_dataclass(inner):
             for label, node in value.items():
                 if isinstance(node, Mapping):
@@ -154,6 +155,10 @@ def check_plain(tree: Mapping[str, Any], kind: type, where: str = "") -> None:
                 check_plain(value, typing.cast(type, nested[0]), f"{key}.")
             elif name in tree and not (value is None and type(None) in options):
                 raise UserError(f"{key}={shown(value)} {_WRONG_TYPE}: expected keys with their values")
+        elif list in kinds and value is not None and not isinstance(value, list):
+            raise UserError(f"{key}={shown(value)} {_WRONG_TYPE}: expected a list, [...]")
+        elif isinstance(value, Mapping | list) and not kinds & {Any, dict, list}:
+            raise UserError(f"{key}={shown(value)} {_WRONG_TYPE}: expected a single value")
         elif bool in options and isinstance(value, int | float) and not isinstance(value, bool):
             raise UserError(f"{key}={shown(value)} {_WRONG_TYPE}: expected true or false")
         elif str in options and isinstance(value, bool | float):
