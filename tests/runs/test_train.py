@@ -39,6 +39,7 @@ from uda_seg.methods.step import Loss
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.runs import build
 from uda_seg.runs import folder as run_folder
+from uda_seg.runs.checkpoint import device_precision
 from uda_seg.sweeps.table import finished
 
 METHODS = ("source_only", "dacs", "lcmsm", "bicl", "t2sda", "corda")
@@ -698,3 +699,20 @@ def test_statistics_of_the_target_are_taken_without_a_validation_too(train, tmp_
     train("scored", *more, "evaluator.times=1")
     assert math.isnan(train("unscored", *more, "data.validation=null"))
     assert_same(*(checkpoint(tmp_path / folder)["state_dict"] for folder in ("scored", "unscored")))
+
+
+@pytest.mark.parametrize(
+    ("there", "native", "accelerator", "expected"),
+    [
+        (False, False, "auto", "32-true"),  # whatever the CPU can do
+        (True, True, "cpu", "32-true"),
+        (True, True, "auto", "bf16-mixed"),
+        (True, False, "auto", "32-true"),
+    ],
+)
+def test_precision_by_itself_is_float32_on_every_cpu(there, native, accelerator, expected, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    assert device_precision("auto", accelerator) == expected
+    assert device_precision("bf16-mixed", accelerator) == "bf16-mixed"

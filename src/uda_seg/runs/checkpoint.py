@@ -257,11 +257,12 @@ def check_classes(content: Mapping[str, Any], module: UDAModule, path: Path, cur
 
 
 def device_precision(wanted: str, accelerator: str = "auto") -> str:
-    """Lightning's precision: `auto` is bf16-mixed where the hardware multiplies bf16 natively, 32-true elsewhere."""
+    """Lightning's precision: `auto` is bf16-mixed on GPUs that multiply bf16 natively, 32-true elsewhere.
+
+    On CPUs too that have AMX for it: with torch 2.15, on a busy machine, the same step was seen to give other bits and
+    gradients that are not finite there.
+    """
     if wanted != "auto":
         return wanted
-    if torch.cuda.is_available() and accelerator != "cpu":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = torch.cpu._is_amx_tile_supported()  # AVX-512's bf16 alone was measured slower than float32
-    return "bf16-mixed" if fast else "32-true"
+    on_gpu = torch.cuda.is_available() and accelerator != "cpu"
+    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
