@@ -1,4 +1,4 @@
-"""The stock of drawn things that the scenes of a world share."""
+"""Texture banks shared by the scenes of a world."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from uda_seg.data.streets.styles import Style
 from uda_seg.data.streets.textures import RNG, Mips, Texture, mips
 from uda_seg.data.streets.vehicles import Vehicle, paint_vehicle
 
-VARIANTS = {"person": 12, "crown": 6, "bare": 4, "fence": 5, "sign": 10}  # 8 of all others
+VARIANTS = {"person": 12, "crown": 6, "bare": 4, "fence": 5, "sign": 10}  # 8 for all others
 STOCK = {"car": 14, "truck": 4, "bus": 4, "train": 2}
 PAINTERS: dict[str, Callable[[Style, RNG], Texture]] = {
     "facade": textures.facade, "masonry": textures.masonry, "fence": textures.fence, "crown": textures.crown,
@@ -25,7 +25,7 @@ PAINTERS: dict[str, Callable[[Style, RNG], Texture]] = {
 
 @dataclass(frozen=True)
 class Bank:
-    """Every kind of surface with its variants, the painted vehicles by kind, and the ground's grain."""
+    """Textures by kind and variant, painted vehicles by kind, and the ground's noise."""
 
     kinds: dict[str, tuple[Mips, ...]]
     vehicles: dict[str, tuple[Vehicle, ...]]
@@ -33,13 +33,13 @@ class Bank:
     grain: NDArray[np.float32]
 
     def pick(self, kind: str, rng: RNG) -> Mips:
-        """One variant at random."""
+        """Pick a random variant."""
         variants = self.kinds[kind]
         return variants[int(rng.integers(len(variants)))]
 
 
 def build_bank(style: Style, rng: RNG) -> Bank:
-    """Draw every kind of surface in several variants."""
+    """Draw several variants of every kind of surface."""
     kinds = {
         kind: tuple(mips(paint(style, rng)) for _ in range(VARIANTS.get(kind, 8))) for kind, paint in PAINTERS.items()
     }

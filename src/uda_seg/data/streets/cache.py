@@ -1,4 +1,4 @@
-"""Rendered pictures on disk: drawn once, resumed where they stopped, shared by processes without harm."""
+"""On-disk cache of rendered images: resumable, and safe to share between processes."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from uda_seg.errors import UserError
 from uda_seg.storage.files import CACHE, Picture, save_png, write_text
 from uda_seg.storage.user_cache import user_cache
 
-VERSION = 4  # of the renderer: part of every folder's name, so that a new look never meets an old one
+VERSION = 4  # renderer version, part of every folder's name, so that images of different versions never mix
 DEPTH_SCALE = 256  # depth files hold round(256 * metres) as uint16; 0 = no depth (sky, ego car, or farther than 255 m)
-# Scenes of different splits never meet: each split counts from its own first index.
+# Splits are disjoint: each counts scenes from its own first index.
 SPLIT_SIZE = 1_000_000
 FIRST_INDEX = {"train": 0, "val": SPLIT_SIZE, "test": 2 * SPLIT_SIZE}
 
@@ -45,26 +45,26 @@ def ensure_rendered(
     views: Sequence[str] = ("left",),
     progress: bool = True,
 ) -> Path:
-    """Render what is missing of one split of one domain and return its folder.
+    """Render the missing scenes of a split of a domain and return its folder.
 
-    The folder holds `image/`, `label/` and `depth/` with PNG files `000000.png`, ... and `camera/000000.json`, ... with
-    intrinsics and pose; other views add `image_right/`, `camera_right/` and so on; `world.json` says how it was made.
-    Every file is written under a temporary name and renamed, so an interrupted or concurrent rendering leaves nothing
-    half-written, and is simply continued.
+    The folder contains `image/`, `label/` and `depth/` with PNG files `000000.png`, ... and `camera/000000.json`, ...
+    with intrinsics and pose; other views add `image_right/`, `camera_right/` and so on; `world.json` records the
+    settings. Every file is written under a temporary name and renamed, so an interrupted or concurrent rendering leaves
+    no partial files and can be continued.
 
     Args:
-        world_seed: of the world.
-        domain: a style's name.
-        split: train, val or test; no scene is in two of them.
-        count: how many scenes.
-        size: height and width, pixels.
-        cache: folder to render into; `user_cache()` if None.
-        workers: processes; one per core if None.
-        views: which views of every scene.
+        world_seed: seed of the world.
+        domain: name of a style.
+        split: train, val or test, which are disjoint.
+        count: number of scenes.
+        size: height and width in pixels.
+        cache: folder to render into; default: `user_cache()`.
+        workers: number of processes; default: one per core.
+        views: views of every scene.
         progress: show a progress bar on standard error.
 
     Raises:
-        UserError: unknown domain, split or view, or a disk that does not take the files.
+        UserError: unknown domain, split or view, or files that cannot be written.
     """
     style_of(domain)
     if split not in FIRST_INDEX:
@@ -85,32 +85,32 @@ def ensure_rendered(
 
 
 def in_processes(draw: Callable[[int], None], indices: Sequence[int], workers: int, title: str | None) -> None:
-    """Call `draw` for every index, in `workers` processes, under a progress bar; no bar without a title."""
+    """Call `draw` for every index in `workers` processes, with a progress bar if a title is given."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=title is None) as bar:
         task = bar.add_task(title or "", total=len(indices))
-        workers = min(workers, 2 * cores(), len(indices))  # more would only wait
+        workers = min(workers, 2 * cores(), len(indices))  # more would be idle
         if workers == 1 or len(indices) < 4:
             for index in indices:
                 draw(index)
                 bar.advance(task)
             return
-        # Spawned, not forked: the parent may hold the threads of a training process.
+        # Spawned, not forked, because the parent may be a training process with threads.
         pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start)
         with _no_main(), pool:
             try:
                 for _ in pool.map(draw, indices, chunksize=4):
                     bar.advance(task)
             except BaseException:
-                pool.shutdown(cancel_futures=True)  # a full disk stops at once, not after every other scene
+                pool.shutdown(cancel_futures=True)  # a full disk stops all scenes at once
                 raise
 
 
 @contextlib.contextmanager
 def _no_main() -> Iterator[None]:
-    """Hide the program's main module: a spawned process imports it, and with a command's all of PyTorch and Lightning.
+    """Hide the main module, which spawned processes would import together with PyTorch and Lightning.
 
-    The renderer needs neither: half a second and 55 MB a process instead of many seconds and 860 MB.
+    The renderer needs neither: 0.5 s and 55 MB per process instead of many seconds and 860 MB.
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
@@ -121,25 +121,25 @@ def _no_main() -> Iterator[None]:
 
 
 def _start() -> None:
-    cv2.setNumThreads(0)  # the process is the thread
+    cv2.setNumThreads(0)  # parallelism is over processes
 
 
 def _paths(folder: Path, index: int, view: str) -> list[Path]:
-    """Files of one view, the one that is written last at the end."""
+    """List the files of a view; the last one is written last."""
     suffix = "" if view == "left" else f"_{view}"
     kinds = ["depth", "label", "image"] if view == "left" else [f"image{suffix}"]
     return [folder / f"camera{suffix}" / f"{index:06d}.json", *(folder / kind / f"{index:06d}.png" for kind in kinds)]
 
 
 def _is_there(folder: Path, index: int, view: str) -> bool:
-    """Whether a view is rendered: of a damaged file that was deleted, it is rendered again."""
+    """Return whether a view is complete; deleting a damaged file causes the view to be rendered again."""
     return all(path.exists() for path in _paths(folder, index, view))
 
 
 def _render_to(
     folder: Path, seed: int, domain: str, split: str, size: tuple[int, int], views: tuple[str, ...], index: int
 ) -> None:
-    """Render and write all views of one scene."""
+    """Render and write all views of a scene."""
     for view in views:
         if _is_there(folder, index, view):
             continue
@@ -155,7 +155,7 @@ def _render_to(
 
 
 def encode_depth(depth: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Metres [H, W] -> uint16 in 1/256 m; 0 where there is no depth or it does not fit."""
+    """Encode metres [H, W] as uint16 in 1/256 m; 0 for unknown depth or depth out of range."""
     scaled = np.where(np.isfinite(depth), depth, 0) * DEPTH_SCALE
     return np.where(scaled < 65535.5, np.rint(scaled), 0).astype(np.uint16)
 

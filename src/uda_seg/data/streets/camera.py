@@ -1,7 +1,7 @@
-"""The pinhole camera and the projection of many parallelograms at once.
+"""Pinhole camera and batched projection of parallelograms.
 
-World axes: X right, Y down (the road is Y = 0, so up is negative), Z along the street. Pixel (u, v) of an image is the
-point with exactly these coordinates, its centre; ``depth`` is the z coordinate in the camera frame.
+World axes: X right, Y down (the road is Y = 0, so up is negative), Z along the street. Integer coordinates (u, v) are
+pixel centres; ``depth`` is the z coordinate in the camera frame.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 YZX, ZXY = [1, 2, 0], [2, 0, 1]
-NEAR = 0.4  # metres; nothing nearer is drawn
+NEAR = 0.4  # near plane in metres
 
 
 @dataclass(frozen=True)
@@ -32,24 +32,24 @@ class Camera:
         return pose
 
     def moved(self, offset: Floats, yaw: float = 0.0) -> Camera:
-        """The same camera shifted by ``offset`` in its own frame, then turned by ``yaw`` radians."""
+        """Shift the camera by ``offset`` in its own frame, then turn it by ``yaw`` radians."""
         return Camera(self.intrinsics, self.rotation @ rotation(yaw), self.position + self.rotation @ offset)
 
     def rays(self, rows: range, width: int) -> tuple[NDArray[np.float32], ...]:
-        """World directions (dx, dy, dz) of some rows, each [h, W], scaled so that the ray's parameter is the depth."""
+        """Compute world ray directions (dx, dy, dz) of rows, each [h, W], scaled so that the parameter is the depth."""
         matrix = self.rotation @ np.linalg.inv(self.intrinsics)
         u = np.arange(width, dtype=np.float32)
         v = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None]
         return tuple(np.float32(m[0]) * u + (np.float32(m[1]) * v + np.float32(m[2])) for m in matrix)
 
     def horizon(self, width: int) -> tuple[float, float]:
-        """Rows at which the left-most and the right-most pixel column look exactly level."""
+        """Compute the rows of the horizon at the left-most and the right-most pixel column."""
         row = (self.rotation @ np.linalg.inv(self.intrinsics))[1]
         return (-row[2] / row[1], -(row[2] + row[0] * (width - 1)) / row[1])
 
 
 def rotation(yaw: float, pitch: float = 0.0, roll: float = 0.0) -> Floats:
-    """Camera-to-world rotation of yaw (right), pitch (down) and roll, in radians."""
+    """Build the camera-to-world rotation from yaw (right), pitch (down) and roll, in radians."""
     cy, sy, cp, sp, cr, sr = (
         np.cos(yaw),
         np.sin(yaw),
@@ -65,7 +65,7 @@ def rotation(yaw: float, pitch: float = 0.0, roll: float = 0.0) -> Floats:
 
 
 def intrinsics(field_of_view: float, size: tuple[int, int]) -> Floats:
-    """Square pixels, principal point in the image's centre; ``field_of_view`` is horizontal, in degrees."""
+    """Build intrinsics with square pixels and central principal point; ``field_of_view`` is horizontal, in degrees."""
     height, width = size
     focal = width / 2 / np.tan(np.radians(field_of_view) / 2)
     return np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1.0]])
@@ -73,14 +73,14 @@ def intrinsics(field_of_view: float, size: tuple[int, int]) -> Floats:
 
 @dataclass(frozen=True)
 class Projection:
-    """What the rasteriser needs of the visible parallelograms.
+    """Projected visible parallelograms for the rasteriser.
 
     Attributes:
-        index: [n] which of the given ones, far to near.
+        index: [n] index into the given ones, far to near.
         matrix: [n, 3, 3] maps (u, v, 1) to (s/t, r/t, 1/t) with the plane coordinates s, r and the depth t.
         box: [n, 4] int, the screen box x0, y0, x1, y1 (exclusive).
         extent: [n, 2] width and height of the unclipped image, in pixels.
-        polygon: n arrays [k, 2], the outline in pixels after the near clip.
+        polygon: n arrays [k, 2], outlines in pixels after clipping at the near plane.
     """
 
     index: NDArray[np.int64]
@@ -103,16 +103,16 @@ def _clip_near(corners: list[list[float]]) -> Floats:
 
 
 def cross(a: Floats, b: Floats) -> Floats:
-    """Cross products of rows [n, 3]; in a third of `np.cross`'s time."""
+    """Compute cross products of rows [n, 3], three times as fast as `np.cross`."""
     return np.asarray(a[:, YZX] * b[:, ZXY] - a[:, ZXY] * b[:, YZX])
 
 
 def project(
     camera: Camera, size: tuple[int, int], origin: Floats, u: Floats, v: Floats, smallest: float = 2.0
 ) -> Projection:
-    """Project parallelograms origin + s u + r v, 0 <= s, r <= 1 (each [n, 3], world) and cull what cannot be seen.
+    """Project parallelograms origin + s u + r v, 0 <= s, r <= 1 (each [n, 3], world) and cull invisible ones.
 
-    Those that measure less than ``smallest`` pixels along their longer side, or an eighth of it along the other, are
+    Those smaller than ``smallest`` pixels along their longer side, or than an eighth of it along the other, are
     dropped.
     """
     height, width = size
@@ -133,12 +133,12 @@ def project(
     seen &= (high[:, 0] >= 0) & (low[:, 0] <= width - 1) & (high[:, 1] >= 0) & (low[:, 1] <= height - 1)
     seen &= (extent.max(1) >= smallest) & (extent.min(1) >= smallest / 8)
     normal = cross(du, dv)
-    volume = (normal * base).sum(1)  # of the parallelepiped du, dv, base
-    seen &= np.abs(volume) > 1e-6  # else seen edge-on
+    volume = (normal * base).sum(1)  # volume of the parallelepiped du, dv, base
+    seen &= np.abs(volume) > 1e-6  # drop those seen edge-on
     index = np.flatnonzero(seen)
     index = index[np.argsort(-depth[index].mean(1), kind="stable")]
     base, du, dv = base[index], du[index], dv[index]
-    # Rows of the inverse of the matrix with the columns du, dv, base.
+    # Rows of the inverse of the matrix [du, dv, base].
     matrix = np.stack([cross(dv, base), cross(base, du), normal[index]], axis=1) / volume[index, None, None]
     box = np.concatenate([np.floor(low[index]), np.ceil(high[index]) + 1], axis=1)
     box = np.clip(box, 0, [width, height, width, height]).astype(np.int64)

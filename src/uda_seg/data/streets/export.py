@@ -1,4 +1,4 @@
-"""The built-in world on disk in the official layout and encoding of another data set, to try its whole path out on."""
+"""Export of Streets in the official layout and encoding of another data set, to test its whole data path."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from uda_seg.storage.files import read_json, write_text, write_whole
 log = logging.getLogger(__name__)
 
 DESCRIPTION = "streets.json"  # at the root of an exported tree
-SMALL = 4  # a small tree's images have 1/SMALL of the official height and width
+SMALL = 4  # small trees have images of 1/SMALL of the official height and width
 ROOM = "make room or choose another folder with streets.out=..."
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """Which scenes go where: what a process that writes them is told.
+    """Settings of the processes that write scenes.
 
     Args:
         layout: a key of `LAYOUTS`.
-        out: the tree's root.
+        out: root of the tree.
         size: (H, W).
-        seed: of the world.
-        domains: a scene's domain, in turn.
-        views: rendered beside the left one.
-        split: of the scenes.
+        seed: seed of the world.
+        domains: domains, assigned to scenes in turn.
+        views: views rendered besides the left one.
+        split: split of the scenes.
     """
 
     layout: str
@@ -49,13 +49,13 @@ class Scenes:
 
 
 def export(settings: StreetsSettings, world_seed: int, *, progress: bool = True) -> Path:
-    """Write what is missing of the tree and return its root.
+    """Write the missing files of the tree and return its root.
 
-    Every file is written under a temporary name and renamed; a scene's image is the last of its files, so that an
-    interrupted export is continued by the same command, and a finished one is left alone.
+    Every file is written under a temporary name and renamed, and a scene's image is written last, so that the same
+    command continues an interrupted export and leaves a finished one unchanged.
 
     Raises:
-        UserError: an unknown data set, no folder, a folder with other files, or a disk that does not take them.
+        UserError: an unknown data set, no folder, a folder with other files, or files that cannot be written.
     """
     layout, size = check(settings)
     out = Path(str(settings.out)).expanduser()
@@ -78,7 +78,7 @@ def export(settings: StreetsSettings, world_seed: int, *, progress: bool = True)
 
 
 def check(settings: StreetsSettings) -> tuple[Layout, Size]:
-    """The layout and the size of images that the settings ask for; what is wrong with them is a UserError."""
+    """Return the layout and the image size for the settings; raises UserError if they are invalid."""
     if settings.export not in LAYOUTS:
         raise UserError(f"streets.export={settings.export} is unknown; choose one of {', '.join(LAYOUTS)}")
     if settings.out is None:
@@ -107,7 +107,7 @@ def write_scene(scenes: Scenes, index: int) -> None:
 def _describe(
     out: Path, layout: Layout, size: Size, seed: int, domains: tuple[str, ...], views: tuple[str, ...]
 ) -> None:
-    """Say what the tree is made of; a tree of something else, or not of streets at all, is a UserError."""
+    """Write the tree's description; raises UserError if the folder has a different one, or files but none."""
     said = {
         "layout": layout.title, "renderer": VERSION, "world_seed": seed, "domains": list(domains), "size": list(size),
         "views": list(views),

@@ -1,4 +1,4 @@
-"""People and two-wheelers as cut-outs. Canvases share their scale, so that a rider fits the cycle below."""
+"""People and two-wheelers as cut-outs. Canvases share a scale, so that a rider fits the cycle."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CANVAS = 160  # two-wheelers: square canvas of 2 m
 
 
 class _Figure:
-    """A canvas on which limbs are drawn in units of the figure's height."""
+    """A canvas for limbs, in units of the figure's height."""
 
     def __init__(self, width: int, height: int, scale: float, centre: float) -> None:
         self.picture: Texture = np.zeros((height, width, 4), np.uint8)
@@ -27,11 +27,11 @@ class _Figure:
         return round((self.centre + joint[0] * self.scale) * 8), round((self.floor - joint[1] * self.scale) * 8)
 
     def limb(self, joints: list[Joint], widths: list[float], ink: Colour, gain: float = 1.0) -> None:
-        """A chain of tapering capsules."""
+        """Draw a chain of tapering capsules."""
         paint = (*rgb8(ink, gain), 255)
         for i, (a, b) in enumerate(pairwise(joints)):
             length = max(math.dist(a, b), 1e-6)
-            x, y = (b[1] - a[1]) / length, (a[0] - b[0]) / length  # the normal
+            x, y = (b[1] - a[1]) / length, (a[0] - b[0]) / length  # normal vector
             edge = ((a, widths[i]), (b, widths[i + 1]), (b, -widths[i + 1]), (a, -widths[i]))
             outline = np.array([self.at((p[0] + x * width, p[1] + y * width)) for p, width in edge])
             cv2.fillConvexPoly(self.picture, outline, paint, cv2.LINE_AA, 3)
@@ -48,7 +48,7 @@ class _Figure:
         cv2.ellipse(self.picture, (x // 8, y // 8), size, 0, 0, 360, (*rgb8(ink, gain), 255), -1, cv2.LINE_AA)
 
     def finish(self, rng: RNG) -> Texture:
-        """Fold and shade: one side in the light, creases over the cloth."""
+        """Shade the figure: light from one side, creases in the cloth."""
         height, width = self.picture.shape[:2]
         light = np.linspace(1.18, 0.78, width, dtype=np.float32)[None, :]
         folds = 0.1 * noise(rng, height, width, 10) + 0.07 * noise(rng, height, width, 28)
@@ -66,7 +66,7 @@ def _head(figure: _Figure, rng: RNG, x: float, y: float, skin: Colour, helmet: C
 
 
 def person(style: Style, rng: RNG) -> Texture:
-    """A pedestrian [224, 112, 4]; the canvas is half as wide as high, the figure fills 92 % of its height."""
+    """Draw a pedestrian [224, 112, 4]; the figure fills 92 % of the canvas's height."""
     figure, walking = _Figure(112, 224, 112.0 * 1.85, 56), bool(rng.random() < 0.6)
     skin = SKIN[int(rng.integers(len(SKIN)))]
     top, bottom, shoe = colour(rng, style.cloth), colour(rng, style.cloth), (0.1, 0.09, 0.09)
@@ -106,7 +106,7 @@ def _wheel(picture: Texture, x: int, y: int, radius: int, tyre: int) -> None:
 
 
 def bicycle(style: Style, rng: RNG) -> Texture:
-    """A bicycle from its side [160, 160, 4]; the canvas is 2 m by 2 m, front on the right."""
+    """Draw a bicycle from the side [160, 160, 4]; the canvas is 2 m by 2 m, front on the right."""
     picture = np.zeros((CANVAS, CANVAS, 4), np.uint8)
     back, front, radius = (38, 129), (122, 129), 28
     _wheel(picture, *back, radius, 5)
@@ -133,7 +133,7 @@ def bicycle(style: Style, rng: RNG) -> Texture:
 
 
 def motorcycle(style: Style, rng: RNG) -> Texture:
-    """A motorcycle or scooter from its side [160, 160, 4]; the canvas is 2.2 m by 2.2 m, front on the right."""
+    """Draw a motorcycle or scooter from the side [160, 160, 4]; the canvas is 2.2 m by 2.2 m, front on the right."""
     picture = np.zeros((CANVAS, CANVAS, 4), np.uint8)
     base = colour(rng, style.paint)
     ink, dark = (*rgb8(base), 255), (34, 34, 36, 255)
@@ -158,12 +158,12 @@ def motorcycle(style: Style, rng: RNG) -> Texture:
 
 
 def cyclist(style: Style, rng: RNG) -> Texture:
-    """Who sits on a `bicycle`: the same canvas, without the machine."""
+    """Draw the rider of a `bicycle`, on a canvas of the same scale, without the cycle."""
     return _rider(rng, style, motor=False)
 
 
 def motorist(style: Style, rng: RNG) -> Texture:
-    """Who sits on a `motorcycle`: the same canvas, without the machine."""
+    """Draw the rider of a `motorcycle`, on a canvas of the same scale, without the motorcycle."""
     return _rider(rng, style, motor=True)
 
 

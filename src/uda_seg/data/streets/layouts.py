@@ -1,7 +1,8 @@
-"""Where the official data sets keep their files and how they encode them: what `export` writes, byte for byte.
+"""Folder layouts and encodings of the official data sets, as written by `export`.
 
-Names, sizes, bit depths and id tables are those of the data sets; the pictures are streets'. Readers never import this
-file: it is the other half of `uda_seg.data.datasets` and `uda_seg.data.depth`, against which they are tested.
+Names, sizes, bit depths and id tables are the official ones; the images are rendered. The readers,
+`uda_seg.data.datasets` and `uda_seg.data.depth`, never import this module: it is the independent counterpart that they
+are tested against.
 """
 
 from __future__ import annotations
@@ -26,23 +27,23 @@ Plane = NDArray[np.uint8] | NDArray[np.uint16]
 Frames = Mapping[str, Frame]  # by view
 Files = Iterator[tuple[str, bytes]]  # path under the root, content
 
-MAP_SIZE = (512, 1024)  # of the monocular disparity maps of CorDA's authors, whatever the images' size
+MAP_SIZE = (512, 1024)  # size of CorDA's monocular disparity maps, regardless of the image size
 FAR = 655.35  # metres: 65535 cm, SYNTHIA's sky
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How one data set lies on disk.
+    """Layout of a data set on disk.
 
     Args:
-        title: The name that people know.
-        size: (H, W) of its images; where they vary, a common one.
-        domains: Domains of streets that its images are taken from, in turn.
-        image: Split, number of the scene in it -> path of its image.
-        files: The same and the frames -> all other files of that scene.
-        splits: The splits that have labels, or sequences.
-        views: Views that `files` takes beside the left one.
-        needs_views: Whether it makes no sense without them.
+        title: display name.
+        size: (H, W) of its images, or a common size if they vary.
+        domains: Streets domains of its images, in turn.
+        image: (split, index of the scene in it) -> path of its image.
+        files: (split, index, frames) -> all other files of the scene.
+        splits: splits with labels or sequences.
+        views: views required by `files` besides the left one.
+        needs_views: true if the data set is useless without them.
     """
 
     title: str
@@ -55,7 +56,7 @@ class Layout:
     needs_views: bool = False
 
     def scene(self, split: str, index: int, frames: Frames) -> Files:
-        """All files of a scene, its image last."""
+        """Yield all files of a scene, its image last."""
         yield from self.files(split, index, frames)
         path = self.image(split, index)
         yield path, (jpeg if path.endswith(".jpg") else png)(frames["left"].image)
@@ -65,7 +66,7 @@ class Layout:
 
 
 def inverse(table: Mapping[int, int], void: int) -> NDArray[np.uint8]:
-    """Train ids -> raw ids, uint8 [256]: the first raw id of a class; what is ignored becomes `void`."""
+    """Build a table uint8 [256] from train ids to the first raw id of each class; ignore becomes `void`."""
     back: dict[int, int] = {}
     for raw, train in sorted(table.items()):
         back.setdefault(train, raw)
@@ -76,14 +77,14 @@ EGO_VEHICLE, SYNTHIA_VOID, MAPILLARY_EGO = 1, 0, 64
 TO_CITYSCAPES = inverse(CITYSCAPES_RAW, EGO_VEHICLE)
 TO_SYNTHIA = inverse(SYNTHIA_RAW, SYNTHIA_VOID)
 TO_MAPILLARY = inverse(MAPILLARY_RAW, MAPILLARY_EGO)
-TO_MAPILLARY[CITYSCAPES.names.index("sidewalk")] = 15  # the first is the curb
+TO_MAPILLARY[CITYSCAPES.names.index("sidewalk")] = 15  # the first id is curb
 
 
-COUNTED = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")  # one by one, by Cityscapes
+COUNTED = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")  # instances in Cityscapes
 
 
 def instances(label: NDArray[np.uint8]) -> NDArray[np.uint16]:
-    """Numbers of connected persons and vehicles, from 1 on, [H, W]; 0 on all else, lights and signs too."""
+    """Number connected persons and vehicles from 1, [H, W]; 0 elsewhere, including lights and signs."""
     numbers, last = np.zeros(label.shape, np.uint16), 0
     for thing in map(CITYSCAPES.names.index, COUNTED):
         count, parts = cv2.connectedComponents((label == thing).astype(np.uint8))
@@ -93,7 +94,7 @@ def instances(label: NDArray[np.uint8]) -> NDArray[np.uint16]:
 
 
 def colours(label: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The label in Cityscapes' colours, RGB; what is ignored is black."""
+    """Render the label in Cityscapes' colours, RGB; ignore is black."""
     table = np.zeros((256, 3), np.uint8)
     table[: len(CITYSCAPES)] = CITYSCAPES.palette
     return np.asarray(table[label], np.uint8)
@@ -103,19 +104,19 @@ def colours(label: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def png(plane: Plane) -> bytes:
-    """A PNG of uint8 or uint16, [H, W] or RGB(A)."""
-    order = {3: [2, 1, 0], 4: [2, 1, 0, 3]}.get(plane.shape[2]) if plane.ndim == 3 else None  # OpenCV's is blue first
+    """Encode uint8 or uint16, [H, W] or RGB(A), as PNG."""
+    order = {3: [2, 1, 0], 4: [2, 1, 0, 3]}.get(plane.shape[2]) if plane.ndim == 3 else None  # OpenCV expects BGR
     stored = plane if order is None else plane[..., order]
     return bytes(cv2.imencode(".png", np.ascontiguousarray(stored))[1].tobytes())
 
 
 def jpeg(image: NDArray[np.uint8]) -> bytes:
-    """A JPEG of an RGB image."""
+    """Encode an RGB image as JPEG."""
     return bytes(cv2.imencode(".jpg", np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 95])[1])
 
 
 def palette_png(ids: NDArray[np.uint8], table: NDArray[np.uint8]) -> bytes:
-    """A palette PNG: pixels are indices into a colour table [K, 3]."""
+    """Encode indices into a colour table [K, 3] as a palette PNG."""
     file, stream = Image.fromarray(ids), io.BytesIO()
     file.putpalette(table.ravel().tolist())
     file.save(stream, "PNG")
@@ -123,7 +124,7 @@ def palette_png(ids: NDArray[np.uint8], table: NDArray[np.uint8]) -> bytes:
 
 
 def colour_table(raw: Mapping[int, int], count: int) -> NDArray[np.uint8]:
-    """The colours [count, 3] of raw ids: those of their class, black elsewhere."""
+    """Build the colours [count, 3] of raw ids: those of their class, or black."""
     return colours(lookup_table(raw)[:count])
 
 
@@ -132,13 +133,13 @@ MAPILLARY_COLOURS = colour_table(MAPILLARY_RAW, 66)
 
 
 def centimetres(depth: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Metres -> 16-bit centimetres; the sky, and what has no depth, is as far as they reach."""
+    """Convert metres to 16-bit centimetres; sky and unknown depth get the largest value."""
     metres = np.where(np.isfinite(depth) & (depth > 0), depth, FAR)
     return np.asarray(np.rint(100 * np.minimum(metres, FAR)), np.uint16)
 
 
 def relative_disparity(depth: NDArray[np.float32], size: Size) -> NDArray[np.uint16]:
-    """Maps like those of CorDA's authors: z = raw / 256 + 1, never 0, at the proportion 2:1 whatever the image's."""
+    """Build maps like CorDA's: z = raw / 256 + 1, never 0, with aspect ratio 2:1 regardless of the image's."""
     with np.errstate(divide="ignore"):
         z = np.where(depth > 0, Z_SCALE / (np.asarray(depth, np.float64) + 0.01), 1.0)
     raw = np.rint(256 * (z - 1)).clip(1, 65535).astype(np.uint16)
@@ -146,19 +147,19 @@ def relative_disparity(depth: NDArray[np.float32], size: Size) -> NDArray[np.uin
 
 
 def map_size(image: Size, official: Size) -> Size:
-    """(H, W) of such a map beside an image of another size than the official one."""
+    """Compute (H, W) of such a map for an image that does not have the official size."""
     return max(1, round(MAP_SIZE[0] * image[0] / official[0])), max(1, round(MAP_SIZE[1] * image[1] / official[1]))
 
 
 def sfsu(depth: NDArray[np.float32]) -> bytes:
-    """SFSU's MATLAB file: `depth_map`, metres as float64; infinite in the sky, 0 on the ego car."""
+    """Encode SFSU's MATLAB file: `depth_map`, metres as float64; infinite in the sky, 0 on the ego car."""
     stream = io.BytesIO()
     savemat(stream, {"depth_map": depth.astype(np.float64)}, do_compression=True)
     return stream.getvalue()
 
 
 def camera_json(frame: Frame) -> dict[str, dict[str, float]]:
-    """Cityscapes' calibration: in pixels of 2048 x 1024, whatever the exported size."""
+    """Build Cityscapes' calibration, in pixels of 2048 x 1024 regardless of the exported size."""
     height, width = frame.label.shape
     k, (y, x) = frame.intrinsics, (1024 / height, 2048 / width)
     inner = {"fx": k[0, 0] * x, "fy": k[1, 1] * y, "u0": (k[0, 2] + 0.5) * x - 0.5, "v0": (k[1, 2] + 0.5) * y - 0.5}
@@ -167,7 +168,7 @@ def camera_json(frame: Frame) -> dict[str, dict[str, float]]:
 
 
 def stereo_disparity(frame: Frame) -> NDArray[np.uint16]:
-    """Cityscapes' own disparity: p = 256 d + 1, d in pixels of 2048 columns; 0 where it is unknown, 1 in the sky."""
+    """Build Cityscapes' disparity: p = 256 d + 1, d in pixels of 2048 columns; 0 = unknown, 1 in the sky."""
     with np.errstate(divide="ignore"):
         pixels = camera_json(frame)["intrinsic"]["fx"] * BASELINE / np.asarray(frame.depth, np.float64)
     raw = np.rint(256 * pixels + 1)
@@ -175,7 +176,7 @@ def stereo_disparity(frame: Frame) -> NDArray[np.uint16]:
 
 
 # ---------------------------------------------------------------------- data sets
-# Of each, the path of a scene's image, and the other files of the scene.
+# For each data set, the path of a scene's image, and the scene's other files.
 
 
 def _gta_image(split: str, index: int) -> str:
@@ -183,7 +184,7 @@ def _gta_image(split: str, index: int) -> str:
 
 
 def gta(split: str, index: int, frames: Frames) -> Files:
-    """Playing for Data (Richter et al. 2016): palette PNGs with Cityscapes' ids; maps as CorDA's authors made them."""
+    """Yield Playing for Data (Richter et al. 2016): palette PNGs with Cityscapes' ids; CorDA's disparity maps."""
     frame, name = frames["left"], f"{index + 1:05d}.png"
     yield f"disparity/{name}", png(relative_disparity(frame.depth, map_size(frame.label.shape, (1052, 1914))))
     yield f"labels/{name}", palette_png(TO_CITYSCAPES[frame.label], GTA_COLOURS)
@@ -194,7 +195,7 @@ def _synthia_image(split: str, index: int) -> str:
 
 
 def synthia(split: str, index: int, frames: Frames) -> Files:
-    """SYNTHIA-RAND-CITYSCAPES (Ros et al. 2016): 16-bit colour, class in red, instance in green; depth in cm."""
+    """Yield SYNTHIA-RAND-CITYSCAPES (Ros et al. 2016): 16-bit PNGs, class in red, instance in green; depth in cm."""
     frame, name = frames["left"], f"{index:07d}.png"
     yield f"Depth/Depth/{name}", png(np.dstack([centimetres(frame.depth)] * 3))
     yield f"GT/COLOR/{name}", png(colours(frame.label))
@@ -215,13 +216,13 @@ def _cityscapes_image(split: str, index: int) -> str:
 
 
 def cityscapes(split: str, index: int, frames: Frames) -> Files:
-    """Cityscapes (Cordts et al. 2016), with its stereo, sequence, camera and disparity packages, and SFSU's depth."""
+    """Yield Cityscapes (Cordts et al. 2016) with stereo, sequence, camera and disparity packages, and SFSU's depth."""
     frame, stem = frames["left"], _cityscapes_stem(split, index)
     yield f"camera/{stem}_000019_camera.json", json.dumps(camera_json(frame), indent=2).encode()
     yield f"depth/{stem}_000019_depth_stereoscopic.mat", sfsu(frame.depth)
     yield f"disparity/{stem}_000019_disparity.png", png(stereo_disparity(frame))
     monocular = relative_disparity(frame.depth, map_size(frame.label.shape, (1024, 2048)))
-    yield f"disparity/{stem}_000019_leftImg8bit.png", png(monocular)  # CorDA's, in a folder of the same name
+    yield f"disparity/{stem}_000019_leftImg8bit.png", png(monocular)  # CorDA's maps, in a folder of the same name
     if "right" in frames:
         yield f"rightImg8bit/{stem}_000019_rightImg8bit.png", png(frames["right"].image)
         for view, number in (("previous", 18), ("left", 19), ("next", 20)):
@@ -247,7 +248,7 @@ def _acdc_image(split: str, index: int) -> str:
 
 
 def acdc(split: str, index: int, frames: Frames) -> Files:
-    """ACDC (Sakaridis et al. 2021): a folder for each condition, and reference images that nobody should train on."""
+    """Yield ACDC (Sakaridis et al. 2021): a folder per condition, and reference images, which must not be used."""
     condition, stem = CONDITIONS[index % 4], _acdc_stem(index)
     yield f"rgb_anon/{condition}/{split}_ref/{stem}_rgb_ref_anon.png", png(frames["left"].image)
     yield from _adverse_labels(f"gt/{condition}/{split}/{stem}", frames["left"])
@@ -263,9 +264,9 @@ def _darkzurich_image(split: str, index: int) -> str:
 
 
 def darkzurich(split: str, index: int, frames: Frames) -> Files:
-    """Dark Zurich (Sakaridis et al. 2019): training images by day, at dusk and at night, labels for validation alone.
+    """Yield Dark Zurich (Sakaridis et al. 2019): training by day, at dusk and at night, labels for validation.
 
-    Those by day and at dusk are the same pictures here: they stand where no reader should look.
+    Day and dusk are the same images here, in folders that must not be read.
     """
     image, stem = png(frames["left"].image), _darkzurich_stem(split, index)
     if split == "train":
@@ -291,7 +292,7 @@ def _bdd100k_image(split: str, index: int) -> str:
 
 
 def bdd100k(split: str, index: int, frames: Frames) -> Files:
-    """BDD100K (Yu et al. 2020), the 10K images of semantic segmentation: JPEG, and labels in train ids."""
+    """Yield BDD100K (Yu et al. 2020), the 10K images of semantic segmentation: JPEG, and labels in train ids."""
     frame, stem = frames["left"], _bdd100k_stem(split, index)
     yield f"labels/sem_seg/colormaps/{stem}.png", png(colours(frame.label))
     yield f"labels/sem_seg/masks/{stem}.png", png(frame.label)
@@ -305,7 +306,7 @@ MAPILLARY_SPLITS = {"train": "training", "val": "validation"}
 
 
 def mapillary(split: str, index: int, frames: Frames) -> Files:
-    """Mapillary Vistas 1.2 (Neuhold et al. 2017) as its second release ships it: palette PNGs of 66 ids."""
+    """Yield Mapillary Vistas 1.2 (Neuhold et al. 2017) as in its second release: palette PNGs of 66 ids."""
     frame, name = frames["left"], f"streets{index:014d}_.png"
     place, ids = f"{MAPILLARY_SPLITS[split]}/v1.2", TO_MAPILLARY[frame.label]
     single = 256 * ids.astype(np.uint16) + instances(frame.label) % 256
@@ -318,7 +319,7 @@ def _viper_image(split: str, index: int) -> str:
 
 
 def viper(split: str, index: int, frames: Frames) -> Files:
-    """VIPER (Richter et al. 2017), images alone: a sequence of three frames for each scene."""
+    """Yield VIPER (Richter et al. 2017), images only: a sequence of three frames per scene."""
     for number, view in ((1, "previous"), (3, "next")):
         yield f"{split}/img/{index + 1:03d}/{index + 1:03d}_{number:05d}.jpg", jpeg(frames[view].image)
 
@@ -328,7 +329,7 @@ def _synthia_seqs_image(split: str, index: int) -> str:
 
 
 def synthia_seqs(split: str, index: int, frames: Frames) -> Files:
-    """SYNTHIA-SEQS, images and depth: a sequence of three frames for each scene, the right camera at the second."""
+    """Yield SYNTHIA-SEQS, images and depth: a sequence of three frames per scene, the second with a right camera."""
     root = f"SYNTHIA-SEQS-{index + 1:02d}-SPRING"
     yield f"{root}/Depth/Stereo_Left/Omni_F/000001.png", png(np.dstack([centimetres(frames["left"].depth)] * 3))
     yield f"{root}/RGB/Stereo_Right/Omni_F/000001.png", png(frames["right"].image)
@@ -341,7 +342,7 @@ LAYOUTS = {
     "gta": Layout("GTA", (1052, 1914), ("game",), _gta_image, gta),
     "synthia": Layout("SYNTHIA-RAND-CITYSCAPES", (760, 1280), ("random:0.3",), _synthia_image, synthia),
     "cityscapes": Layout("Cityscapes", (1024, 2048), ("camera",), _cityscapes_image, cityscapes, BOTH, EVERY),
-    # A domain for each condition, in their order.
+    # One domain per condition, in their order.
     "acdc": Layout(
         "ACDC", (1080, 1920), ("camera:0.8", "night_rain", "night_rain:0.5", "camera"), _acdc_image, acdc, BOTH
     ),

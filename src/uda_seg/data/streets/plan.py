@@ -1,4 +1,4 @@
-"""The plan of a street: lanes, kerbs, pavements, crossings and junctions."""
+"""Ground plan of a street: lanes, kerbs, pavements, crossings and junctions."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from uda_seg.data.streets.styles import Style, draw
 
 (ROAD, SIDEWALK, BUILDING, WALL, FENCE, POLE, LIGHT, SIGN, VEGETATION, TERRAIN, SKY, PERSON, RIDER, CAR, TRUCK, BUS,
  TRAIN, MOTORCYCLE, BICYCLE) = range(19)  # fmt: skip
-FAR = 120.0  # metres of street
-PARKING = 2.1  # metres between the outer lane and the kerb, where cars may park
-NONE = 2 * FAR  # where a crossing is that does not exist
+FAR = 120.0  # length of the street in metres
+PARKING = 2.1  # width in metres of the parking lane along the kerb
+NONE = 2 * FAR  # position of a crossing that does not exist
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The plan of the ground. Lengths in metres; `x` is measured from the middle of the road.
+    """Ground plan. Lengths in metres; `x` is relative to the centre line of the road.
 
     Attributes:
         road: half width of the road.
-        parking: whether cars park along the kerbs.
+        parking: true if cars park along the kerbs.
         lanes: lanes per direction.
-        verge: width of the strip of grass between kerb and pavement (0: none).
+        verge: width of the grass strip between kerb and pavement (0: none).
         pavement: width of the pavement.
-        garden: width of what lies between pavement and houses (0: none).
-        bend: the street's middle is at x = bend * z^2.
-        crossing: where another street crosses (start, end), behind everything if there is none.
-        arms: whether the crossing street goes off to the left and to the right: a T-junction has one arm.
-        ends: whether the street itself ends at the crossing: a T-junction seen from its stem.
-        hand: -1 where traffic keeps right (oncoming cars on the left), +1 where it keeps left.
-        rails: x of a tram's track, or None.
+        garden: width of the garden between pavement and houses (0: none).
+        bend: curvature; the centre line is at x = bend * z^2.
+        crossing: (start, end) of the crossing street, beyond the far end if there is none.
+        arms: whether the crossing street continues to the left and to the right; a T-junction has one arm.
+        ends: true if the street itself ends at the crossing: a T-junction seen from its stem.
+        hand: -1 for right-hand traffic (oncoming cars on the left), +1 for left-hand traffic.
+        rails: x of a tram track, or None.
     """
 
     road: float
@@ -51,30 +51,30 @@ class Layout:
 
     @property
     def kerb(self) -> float:
-        """Outer edge of the strip of grass: where the pavement starts."""
+        """Inner edge of the pavement, behind the grass strip."""
         return self.road + self.verge
 
     @property
     def front(self) -> float:
-        """Where the houses stand."""
+        """Distance of the house fronts from the centre line."""
         return self.kerb + self.pavement + self.garden
 
     @property
     def far(self) -> float:
-        """How far the street goes."""
+        """Distance of the street's far end."""
         return self.crossing[1] if self.ends else FAR
 
     def middle(self, z: float) -> float:
-        """The road's middle, as x, at distance z."""
+        """Compute x of the centre line at distance z."""
         return self.bend * z * z
 
     def in_crossing(self, z: float, side: int, margin: float = 0.0) -> bool:
-        """Whether the crossing street is at z on that side (-1 left, 1 right)."""
+        """Return whether the crossing street is at z on a side (-1 left, 1 right)."""
         arm = self.arms[0] if side < 0 else self.arms[1]
         return arm and self.crossing[0] - margin < z < self.crossing[1] + margin
 
     def off_road(self, across: NDArray[np.float32], z: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Distance from the kerb, positive beside the road; also around the corners of a crossing."""
+        """Compute the distance from the kerb, positive off the road, including the corners of a crossing."""
         beside = np.abs(across)
         beside -= np.float32(self.road)
         if self.crossing[0] < FAR:
@@ -86,7 +86,7 @@ class Layout:
 
 
 def draw_layout(style: Style, rng: np.random.Generator) -> Layout:
-    """Draw the plan of a street."""
+    """Sample the plan of a street."""
     lane_width, lanes = draw(rng, style.lane_width), int(rng.choice([1, 2], p=[0.85, 0.15]))
     rails = None
     if rng.random() < 0.55:

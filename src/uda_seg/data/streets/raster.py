@@ -1,4 +1,4 @@
-"""From a scene to pixels: sky and ground, then everything else by warping textures against a depth buffer."""
+"""Rasteriser: sky and ground, then everything else by warping textures against a depth buffer."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from uda_seg.data.streets.stage import SHADOW, Quads
 from uda_seg.data.streets.styles import Colour
 from uda_seg.data.streets.textures import Mips, Texture
 
-CUT = 110  # alpha (of 255) from which a pixel gets the label and the depth of what is drawn
+CUT = 110  # alpha (of 255) from which a pixel gets the label and depth of a surface
 SHIFT = 4  # fractional bits of the outlines
-BRIGHTEST = 1.2  # tint; what shines more is multiplied later
-BAND = 32  # rows of ground drawn at once: their planes stay in the processor's cache
+BRIGHTEST = 1.2  # largest tint; brighter patches are multiplied later
+BAND = 32  # rows of ground drawn at once, so that their planes fit the CPU cache
 WARP = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
 Mask = NDArray[np.uint8]
 
 
 @dataclass
 class Canvas:
-    """What is drawn so far.
+    """Buffers of the image being drawn.
 
     Attributes:
         colour: uint8 [H, W, 3], `LEVELS` times the colour.
         label: uint8 [H, W].
         inverse: float32 [H, W], the inverse depth, 0 = infinitely far.
-        glow: float32 [H, W], factor of the colour where something shines; None if nothing does.
+        glow: float32 [H, W], factor of the colour of light sources; None without any.
     """
 
     colour: Texture
@@ -45,7 +45,7 @@ class Canvas:
 
 
 def draw_background(camera: Camera, size: tuple[int, int], scene: Scene, paint: GroundPaint, sky: Sky) -> Canvas:
-    """Sky above the horizon, ground below it."""
+    """Draw sky above the horizon and ground below it."""
     height, width = size
     canvas = Canvas(np.empty((*size, 3), np.uint8), np.full(size, SKY, np.uint8), np.zeros(size, np.float32))
     first = min(max(0, int(min(camera.horizon(width))) + 1), height)
@@ -63,18 +63,18 @@ def draw_background(camera: Camera, size: tuple[int, int], scene: Scene, paint: 
 
 @dataclass(slots=True)
 class Patch:
-    """One parallelogram on the screen.
+    """A projected parallelogram.
 
     Attributes:
         box: x0, y0, x1, y1 (exclusive).
         texture: one mip level.
-        matrix: [3, 3] maps the box's own pixels to (texel x, texel y, 1) / depth.
-        rows: float32 [h], the inverse depth in the box's first column.
-        columns: float32 [w], what the columns add to it.
-        outline: int32 [k, 2], the polygon in the box with `SHIFT` fractional bits.
-        tint: factors of red, green and blue; equal ones where there is a texture.
-        label: what it is.
-        solid: whether its label covers the holes.
+        matrix: [3, 3] maps pixels of the box to (texel x, texel y, 1) / depth.
+        rows: float32 [h], inverse depth in the box's first column.
+        columns: float32 [w], increments of the inverse depth along the columns.
+        outline: int32 [k, 2], polygon in the box with `SHIFT` fractional bits.
+        tint: factors of red, green and blue, equal for textured surfaces.
+        label: train id.
+        solid: true if the label also covers holes.
     """
 
     box: tuple[int, int, int, int]
@@ -90,14 +90,14 @@ class Patch:
 
 @dataclass(slots=True)
 class View:
-    """The part of a patch that is nearer than what is drawn already.
+    """The visible part of a patch.
 
     Attributes:
-        patch: what is seen.
-        corner: the part's first column and row in the patch's box.
+        patch: the patch.
+        corner: first column and row of the part in the patch's box.
         area: rows and columns of the canvas.
-        inverse: inverse depth there.
-        mask: 255 where it is nearer.
+        inverse: inverse depth of the part.
+        mask: 255 where the patch is nearer than the canvas.
     """
 
     patch: Patch
@@ -108,9 +108,9 @@ class View:
 
 
 def draw_quads(canvas: Canvas, camera: Camera, quads: Quads, frames: float) -> None:
-    """Draw all parallelograms `frames` after the scene's own moment.
+    """Draw all parallelograms, `frames` after the scene's reference time.
 
-    Shadows first; then surfaces without holes, near to far, so that the hidden ones are never warped; then those with
+    Shadows first; then surfaces without holes, near to far, so that hidden ones are never warped; then those with
     holes, far to near.
     """
     size = (canvas.label.shape[0], canvas.label.shape[1])
@@ -128,13 +128,13 @@ def draw_quads(canvas: Canvas, camera: Camera, quads: Quads, frames: float) -> N
 
 
 def patches(quads: Quads, seen: Projection) -> list[Patch]:
-    """Everything that can be prepared for all parallelograms at once."""
+    """Prepare all parallelograms at once, as far as possible."""
     index = seen.index.tolist()
     textures = [level(quads.texture[i], *extent) for i, extent in zip(index, seen.extent.tolist(), strict=True)]
     matrix = seen.matrix.copy()
     matrix[:, :, 2] += matrix[:, :, 0] * seen.box[:, :1] + matrix[:, :, 1] * seen.box[:, 1:2]
     texels = np.array([t.shape[1::-1] for t in textures], float).reshape(-1, 2, 1)
-    # Texel centres lie at half-integers. Opaque textures are sampled one texel within their edges, so that bilinear
+    # Texel centres are at half-integers. Opaque textures are sampled one texel inside their edges, so that bilinear
     # weights never reach the border, whose replication is slow.
     inset = np.array([1.0 if t.shape[2] == 3 else -0.5 for t in textures]).reshape(-1, 1, 1)
     shrink = np.where(inset > 0, 3.0, 0.0)
@@ -142,7 +142,7 @@ def patches(quads: Quads, seen: Projection) -> list[Patch]:
     inverse = matrix[:, 2].astype(np.float32)
     ramp = np.arange((seen.box[:, 2:] - seen.box[:, :2]).max(initial=0), dtype=np.float32)
     rows, columns = inverse[:, 1:2] * ramp + inverse[:, 2:], inverse[:, :1] * ramp
-    fine = (seen.extent.min(1) > 1).tolist()  # a shadow's fraction of a row darkens nothing
+    fine = (seen.extent.min(1) > 1).tolist()  # shadows below one pixel have no effect
     counts = [len(polygon) for polygon in seen.polygon]
     corners = np.concatenate([np.zeros((0, 2)), *seen.polygon])
     corners = np.clip(corners, -1e4, 1e4) - np.repeat(seen.box[:, :2], counts, axis=0)
@@ -159,11 +159,11 @@ def patches(quads: Quads, seen: Projection) -> list[Patch]:
 
 
 def look_at(canvas: Canvas, patch: Patch, outline: bool, favour: float = 1.0) -> View | None:
-    """Where a patch is at least as near (after `favour`) as what is drawn, within its `outline` if one asks for it."""
+    """Find where a patch passes the depth test (after `favour`), optionally within its `outline`."""
     x0, y0, x1, y1 = patch.box
     inverse: Plane = np.add.outer(patch.rows, patch.columns)
     here = inverse * np.float32(favour) if favour > 1 else inverse
-    order = cv2.CMP_GE if outline else cv2.CMP_GT  # near to far, or far to near: the farther wins a tie
+    order = cv2.CMP_GE if outline else cv2.CMP_GT  # the farther surface wins a tie in either drawing order
     mask = np.asarray(cv2.compare(here, canvas.inverse[y0:y1, x0:x1], order), np.uint8)
     if outline:
         mask = inside(patch, mask)
@@ -176,7 +176,7 @@ def look_at(canvas: Canvas, patch: Patch, outline: bool, favour: float = 1.0) ->
 
 
 def inside(patch: Patch, mask: Mask, corner: tuple[int, int] = (0, 0)) -> Mask:
-    """What of a mask lies within the parallelogram; the mask starts at a corner of the patch's box."""
+    """Restrict a mask, which starts at `corner` of the patch's box, to the parallelogram."""
     outline = np.zeros(mask.shape, np.uint8)
     corners = patch.outline - np.array(corner, np.int32) * 2**SHIFT if any(corner) else patch.outline
     cv2.fillConvexPoly(outline, corners, 255, cv2.LINE_8, SHIFT)
@@ -184,7 +184,7 @@ def inside(patch: Patch, mask: Mask, corner: tuple[int, int] = (0, 0)) -> Mask:
 
 
 def warp(view: View) -> Texture:
-    """The texture as it is seen."""
+    """Warp the texture into the image."""
     matrix, (x, y) = view.patch.matrix, view.corner
     if x or y:
         matrix = matrix.copy()
@@ -200,18 +200,18 @@ def own(canvas: Canvas, view: View) -> None:
 
 
 def even(shape: tuple[int, ...], *values: int) -> NDArray[np.uint8]:
-    """The same bytes everywhere, [h, w, channels]: read-only, and many times faster than by broadcasting."""
+    """Build a constant array [h, w, channels], read-only and many times faster than broadcasting."""
     height, width = shape
     return np.frombuffer(bytes(values) * (height * width), np.uint8).reshape(height, width, -1)
 
 
 def draw_surface(canvas: Canvas, patch: Patch) -> View | None:
-    """A parallelogram without holes."""
+    """Draw a parallelogram without holes."""
     view = look_at(canvas, patch, outline=True)
     if view is None:
         return None
     gain = LEVELS / 255 / max(1.0, max(patch.tint) / BRIGHTEST)
-    if patch.texture.shape[0] == 1:  # one colour: nothing to warp
+    if patch.texture.shape[0] == 1:  # a single colour needs no warp
         ink = [min(255, round(v * t * gain)) for v, t in zip(patch.texture[0, 0].tolist(), patch.tint, strict=True)]
         picture = even(view.mask.shape, *ink)
     else:
@@ -222,7 +222,7 @@ def draw_surface(canvas: Canvas, patch: Patch) -> View | None:
 
 
 def draw_cutout(canvas: Canvas, patch: Patch) -> View | None:
-    """A parallelogram whose texture has holes (premultiplied colours) laid over what is there."""
+    """Blend a parallelogram with a premultiplied RGBA texture over the canvas."""
     view = look_at(canvas, patch, outline=False)
     if view is None:
         return None
@@ -243,7 +243,7 @@ def draw_cutout(canvas: Canvas, patch: Patch) -> View | None:
 
 
 def darken(canvas: Canvas, patch: Patch) -> None:
-    """A shadow, by its tint's share; it has neither label nor depth, and may lie a little under the ground."""
+    """Draw a shadow with the strength of its tint; without label or depth, possibly just below ground."""
     view = look_at(canvas, patch, outline=False, favour=1.02)
     if view is None:
         return
@@ -254,7 +254,7 @@ def darken(canvas: Canvas, patch: Patch) -> None:
 
 
 def shine(canvas: Canvas, view: View) -> None:
-    """Let a patch that is brighter than the canvas can hold shine where nothing was drawn over it."""
+    """Record the glow of a patch brighter than the canvas can represent, where it stays visible."""
     if canvas.glow is None:
         canvas.glow = np.ones(canvas.label.shape, np.float32)
     bare = (view.mask > 0) & (canvas.inverse[view.area] == view.inverse)
@@ -262,7 +262,7 @@ def shine(canvas: Canvas, view: View) -> None:
 
 
 def level(texture: Mips, across: float, down: float) -> Texture:
-    """The coarsest mip level that still has a texel for every pixel of an image so large."""
+    """Select the coarsest mip level with at least one texel per pixel of the image."""
     if len(texture) == 1:
         return texture[0]
     height, width = texture[0].shape[:2]

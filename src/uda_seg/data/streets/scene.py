@@ -1,4 +1,4 @@
-"""One street: houses and greenery along it, furniture, people and traffic on it."""
+"""Scene generation: houses and greenery along a street, furniture, people and traffic on it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NUMBERS = {"car": CAR, "truck": TRUCK, "bus": BUS, "train": TRAIN}
 
 @dataclass
 class Scene:
-    """A street with its things, before any camera looks at it."""
+    """A street with its objects, independent of the camera."""
 
     layout: Layout
     quads: Quads
@@ -43,12 +43,12 @@ class Scene:
 
 
 class Builder(Stage):
-    """Fills the stage."""
+    """Places objects on the stage."""
 
     # ------------------------------------------------------------------ houses and greenery
 
     def sides(self) -> None:
-        """Plots on both sides of the street, from behind the camera to the far end."""
+        """Add plots on both sides of the street, from behind the camera to the far end."""
         for side in (-1, 1):
             z = -12.0
             while z < self.layout.far:
@@ -68,12 +68,12 @@ class Builder(Stage):
         self.closing_row()
 
     def house(self, side: int, z: float, length: float) -> None:
-        """A front along the street and an end wall that looks at the camera."""
+        """Add a house front along the street and an end wall facing the camera."""
         height = draw(self.rng, self.style.building_height)
         offset = side * (self.layout.front + max(0.0, float(self.rng.normal(0, 0.5))))
         skin, tone = self.bank.pick("facade", self.rng), float(self.rng.uniform(0.85, 1.12))
         start, end = (offset, z), (offset, z + length)
-        if side > 0:  # the texture's left edge is the far one
+        if side > 0:  # the texture's left edge is at the far end
             start, end = end, start
         if self.layout.garden > 1.2 and self.rng.random() < 0.6:
             kind = str(self.rng.choice(["fence", "masonry"]))
@@ -83,7 +83,7 @@ class Builder(Stage):
         self.panel((left, z), (left + 14, z), height, skin, BUILDING, 0.8 * tone)
 
     def boundary(self, edge: float, z: float, length: float, kind: str, height: float) -> None:
-        """A fence, a wall or a hedge along the street, in pieces that follow its bend."""
+        """Add a fence, wall or hedge along the street, in pieces that follow its bend."""
         label = {"fence": FENCE, "masonry": WALL, "hedge": VEGETATION}[kind]
         skin, light = self.bank.pick(kind, self.rng), self.facing(int(np.sign(edge)))
         for start in np.arange(z, z + length - 0.5, 5.0).tolist():
@@ -91,7 +91,7 @@ class Builder(Stage):
             self.panel((edge, start), (edge, end), height, skin, label, light, solid=kind == "fence")
 
     def railings(self) -> None:
-        """Now and then a fence or a low wall between road and pavement."""
+        """Add an occasional fence or low wall between road and pavement."""
         for side in (-1, 1):
             if self.rng.random() < 0.35:
                 start, kind = float(self.rng.uniform(5, 22)), "fence" if self.rng.random() < 0.65 else "masonry"
@@ -101,7 +101,7 @@ class Builder(Stage):
                     self.boundary(side * (self.layout.road + 0.25), start, length, kind, height)
 
     def open_plot(self, side: int, z: float, length: float) -> None:
-        """Trees behind a fence, a wall or a hedge."""
+        """Add trees behind a fence, wall or hedge."""
         edge = side * (self.layout.kerb + self.layout.pavement + 0.2)
         kind = str(self.rng.choice(["fence", "masonry", "hedge", "none"], p=[0.35, 0.35, 0.12, 0.18]))
         if kind != "none":
@@ -113,7 +113,7 @@ class Builder(Stage):
         self.panel((back, z), (back, z + length), 6.0, self.bank.pick("hedge", self.rng), VEGETATION, 0.8)
 
     def closing_row(self) -> None:
-        """What the street ends at, and what closes the arms of a crossing."""
+        """Close the far end of the street and the arms of a crossing with houses."""
         layout = self.layout
         if layout.ends:
             x = -60.0
@@ -132,12 +132,12 @@ class Builder(Stage):
                 self.end_wall(near - 15 if side < 0 else near, layout.crossing[1] + layout.pavement + 1.0, 15.0)
 
     def end_wall(self, left: float, z: float, width: float) -> None:
-        """A house that faces the camera."""
+        """Add a house facing the camera."""
         height = draw(self.rng, self.style.building_height)
         self.panel((left, z), (left + width, z), height, self.bank.pick("facade", self.rng), BUILDING, 0.88)
 
     def planting(self) -> None:
-        """Street trees along the kerb."""
+        """Add street trees along the kerb."""
         for side in (-1, 1):
             z, spacing = float(self.rng.uniform(4, 16)), draw(self.rng, self.style.tree_spacing)
             if self.rng.random() < 0.3:
@@ -150,7 +150,7 @@ class Builder(Stage):
     # ------------------------------------------------------------------ furniture
 
     def furniture(self) -> None:
-        """Lamp posts with signs along both kerbs; traffic lights at the crossing."""
+        """Add lamp posts with signs along both kerbs, and traffic lights at the crossing."""
         for side in (-1, 1):
             z, spacing = float(self.rng.uniform(4, 12)), draw(self.rng, self.style.pole_spacing)
             while z < min(80, self.layout.far):
@@ -161,14 +161,14 @@ class Builder(Stage):
         places = []
         if self.layout.crossing[0] < 70:
             places = [self.layout.crossing[0] - float(self.rng.uniform(0.8, 2.2)), self.layout.crossing[1] + 0.6]
-        elif self.rng.random() < 0.5:  # a crossing for pedestrians
+        elif self.rng.random() < 0.5:  # a pedestrian crossing
             places = [float(self.rng.uniform(10, 25))]
         for z in places:
             for side in (-1, 1):
                 self.signal(side, z)
 
     def mast(self, offset: float, z: float, side: int) -> None:
-        """A lamp post, or a lower post with one or two signs."""
+        """Add a lamp post, or a lower post with one or two signs."""
         metal = colour(self.rng, self.style.metal)
         if self.rng.random() < 0.45:
             height = float(self.rng.uniform(5.5, 8.0))
@@ -189,7 +189,7 @@ class Builder(Stage):
             self.board(offset, z - 0.1, 0.8, 0.8, "sign", SIGN, base=1.5)
 
     def signal(self, side: int, z: float) -> None:
-        """A traffic light on its post, sometimes another one above the road."""
+        """Add a traffic light on a post, sometimes with a second one above the road."""
         offset, metal = side * (self.layout.road + 0.5), colour(self.rng, self.style.metal)
         glow = draw(self.rng, self.style.emission)
         tint = (glow, glow, glow)
@@ -204,7 +204,7 @@ class Builder(Stage):
     # ------------------------------------------------------------------ people and cycles
 
     def people(self) -> None:
-        """Pedestrians on the pavements and crossing, riders on the road, parked cycles."""
+        """Add pedestrians on pavements and crossing, riders on the road, and parked cycles."""
         rng, layout = self.rng, self.layout
         middle, spread = layout.kerb + layout.pavement / 2, layout.pavement / 2 - 0.3
         for _ in range(int(rng.integers(6, 16))):
@@ -228,7 +228,7 @@ class Builder(Stage):
                 self.cycle(offset, z + 0.9 * i, kind, ridden=False)
 
     def cycle(self, offset: float, z: float, kind: str, ridden: bool) -> None:
-        """A bicycle or motorcycle, seen from the side; its rider sits above it in the same frame."""
+        """Add a bicycle or motorcycle seen from the side, optionally with its rider."""
         if not self.free(offset, z, 1.9, 0.8):
             return
         motor, size = kind == "motorcycle", 2.1 * float(self.rng.uniform(1.0, 1.1))
@@ -244,7 +244,7 @@ class Builder(Stage):
     # ------------------------------------------------------------------ vehicles
 
     def traffic(self) -> None:
-        """Parked cars along the kerbs, moving vehicles in the lanes, sometimes one that crosses."""
+        """Add parked cars along the kerbs, moving vehicles in the lanes, and sometimes a crossing one."""
         rng, layout = self.rng, self.layout
         far = min(75.0, layout.far - 6)
         if layout.parking:
@@ -272,16 +272,16 @@ class Builder(Stage):
                 self.vehicle(car, CAR, offset, z, float(rng.choice([-1, 1])) * np.pi / 2, 0.4)
 
     def moving(self, kind: str, offset: float, z: float, speed: float, away: bool) -> None:
-        """A vehicle in its lane, where there is room for it."""
+        """Add a moving vehicle to its lane if there is room."""
         stock = self.bank.vehicles[kind]
         car = stock[int(self.rng.integers(len(stock)))]
-        z += max(0.0, car.length / 2 - 2.2)  # the long ones start where a car would
+        z += max(0.0, car.length / 2 - 2.2)  # align the rear of long vehicles with that of a car
         if self.free(offset, z - car.length / 2, car.body.width + 0.1, car.length + 0.6):
             wobble = 0.0 if kind == "train" else float(self.rng.normal(0.0, 0.015))
             self.vehicle(car, NUMBERS[kind], offset, z, (0.0 if away else np.pi) + wobble, speed)
 
     def tram(self) -> None:
-        """A train of the tramway, if there is one."""
+        """Add a tram if there is a track."""
         if self.layout.rails is None:
             return
         away = self.layout.rails * self.layout.hand < 0
@@ -291,7 +291,7 @@ class Builder(Stage):
 
 
 def build_scene(style: Style, bank: Bank, rng: np.random.Generator) -> Scene:
-    """Draw a whole street; the largest things claim their place first."""
+    """Build a street; the largest objects claim their place first."""
     builder = Builder(style, bank, rng)
     builder.tram()
     builder.traffic()

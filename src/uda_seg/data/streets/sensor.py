@@ -1,6 +1,6 @@
-"""What air, lens and chip make of a street: haze, light, colour, blur, noise, compression.
+"""Camera model: haze, light, colour, blur, noise, compression.
 
-Images are worked on as three planes [3, H, W]: whatever weighs pixels then runs over whole rows.
+Images are processed as three planes [3, H, W], so that per-pixel weights apply to contiguous rows.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ STREAK = 9  # pixels
 
 
 def expose(canvas: Canvas, style: Style, look: np.random.Generator, grain: np.random.Generator) -> NDArray[np.uint8]:
-    """Turn a drawn street into a photograph, uint8 [H, W, 3]; the label gets the ego car's hood (255).
+    """Turn a drawn street into a photograph, uint8 [H, W, 3], and add the ego car's hood to the label (255).
 
     Args:
-        canvas: what was drawn; under the hood its label becomes 255 and its inverse depth infinite.
-        style: the domain.
-        look: the scene's stream: the same for every view of it.
-        grain: this very picture's stream: two views never share their noise.
+        canvas: the drawn street; under the hood its label becomes 255 and its inverse depth infinite.
+        style: style of the domain.
+        look: random stream of the scene, shared by its views.
+        grain: random stream of the image, so that views do not share noise.
     """
     ambient = draw(look, style.ambient) + 0.5 * draw(look, style.sun)
     sky = (canvas.inverse == 0).astype(np.uint8)
@@ -55,10 +55,10 @@ def expose(canvas: Canvas, style: Style, look: np.random.Generator, grain: np.ra
 
 
 def haze(image: Plane, inverse: Plane, sky: NDArray[np.uint8], density: float, air: list[float]) -> None:
-    """Air light over distance, Koschmieder's law: I = J t + A (1 - t), t = exp(-density depth)."""
+    """Add haze by Koschmieder's law: I = J t + A (1 - t), t = exp(-density depth)."""
     if density > 0:
         depth = np.float32(-density) / np.maximum(inverse, np.float32(1 / HORIZON))
-        # The sky is as hazy as the end of the street.
+        # The sky gets the haze of the street's end.
         cv2.copyTo(np.full_like(depth, -density * 120), sky, depth)
         clear = np.asarray(cv2.exp(depth), np.float32)
         veil = 1 - clear
@@ -70,7 +70,7 @@ def haze(image: Plane, inverse: Plane, sky: NDArray[np.uint8], density: float, a
 def night(
     image: Plane, light: Plane, canvas: Canvas, style: Style, look: np.random.Generator, grain: np.random.Generator
 ) -> None:  # fmt: skip
-    """Light; at night street lamps, head lights on the road, a wet ground that mirrors what stands on it, and rain."""
+    """Apply the light level and, at night, street lamps, headlights, reflections on wet ground, and rain."""
     height, width = canvas.label.shape
     lamps, beam, wet, rain = (
         max(0.0, draw(look, r)) for r in (style.lamp_light, style.headlight, style.wetness, style.rain)
@@ -102,7 +102,7 @@ def night(
 
 
 def streaks(size: tuple[int, int], density: float, grain: np.random.Generator) -> Plane:
-    """Light of rain drops, each a slanted line; `density` of them per pixel."""
+    """Draw rain as slanted lines, `density` per pixel."""
     height, width = size
     count = int(grain.binomial(height * width, density))
     row, column = (grain.integers(n, size=count) for n in size)
@@ -113,7 +113,7 @@ def streaks(size: tuple[int, int], density: float, grain: np.random.Generator) -
 
 
 def hood(image: Plane, canvas: Canvas, style: Style, look: np.random.Generator) -> None:
-    """The ego car's bonnet along the lower edge."""
+    """Draw the ego car's bonnet along the lower edge."""
     share = draw(look, style.hood)
     tone = colour(look, ((0.0, 1.0), (0.0, 0.3), (0.03, 0.2)))
     if share <= 0:
@@ -129,7 +129,7 @@ def hood(image: Plane, canvas: Canvas, style: Style, look: np.random.Generator) 
 
 
 def balance(image: Plane, style: Style, look: np.random.Generator) -> None:
-    """White balance, then saturation: a mixture of the colours and their luma (ITU-R BT.601)."""
+    """Apply white balance, then saturation by blending with luma (ITU-R BT.601)."""
     warm, green = draw(look, style.warmth), draw(look, style.green)
     keep, gains = max(0.0, draw(look, style.saturation)), (1 + warm / 2, 1 + green, 1 - warm / 2)
     r, g, b = (share * gain for share, gain in zip(LUMA, gains, strict=True))
@@ -139,7 +139,7 @@ def balance(image: Plane, style: Style, look: np.random.Generator) -> None:
 
 
 def lens(image: Plane, style: Style, look: np.random.Generator) -> Plane:
-    """Blur; returns the vignette [H, W], what of the light gets to the chip."""
+    """Blur the image and return the vignette [H, W], the share of light that reaches the sensor."""
     height, width = image.shape[1:]
     sigma, dark = max(0.0, draw(look, style.blur)) * width / 512, max(0.0, draw(look, style.vignette))
     if sigma > 0.12:
@@ -151,10 +151,10 @@ def lens(image: Plane, style: Style, look: np.random.Generator) -> Plane:
 
 
 def develop(plane: Plane, specks: Plane, shade: Plane, gamma: float, noise: float) -> NDArray[np.uint8]:
-    """One plane [H, W] as the chip reads it: its light, times `shade`, through knee and gamma, with noise.
+    """Convert a plane [H, W] of light to sensor values: times `shade`, with knee, gamma and noise.
 
-    The knee compresses what is brighter than 0.8, as sensors do: a parabola that reaches 1 at 1.2, level. Shot noise
-    grows with the root of the light.
+    The knee compresses values above 0.8, as sensors do, by a parabola that reaches 1 with slope 0 at 1.2. Shot noise
+    grows with the square root of the light.
     """
     plane *= shade
     limited(plane, 1.2)

@@ -1,4 +1,4 @@
-"""The sky: a gradient with clouds, and the noise that keeps it from showing bands."""
+"""Sky rendering: a gradient with clouds, dithered against banding."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from uda_seg.data.streets.styles import Style, colour, draw
 
 @dataclass(frozen=True)
 class Sky:
-    """What was drawn of a sky: colours at zenith and horizon [3], clouds on a grid [7, 11] and their cover."""
+    """Parameters of a sky: colours at zenith and horizon [3], clouds on a grid [7, 11] and their cover."""
 
     top: Plane
     low: Plane
@@ -25,7 +25,7 @@ class Sky:
 
 
 def sky_paint(style: Style, rng: np.random.Generator) -> Sky:
-    """Draw the sky's colours and clouds."""
+    """Sample the sky's colours and clouds."""
     top, low = (np.array(colour(rng, p), np.float32) for p in (style.sky_top, style.sky_low))
     cover = np.float32(max(0.0, draw(rng, style.clouds)) - 0.3)
     grid = rng.normal(0, 1, (7, 11)).astype(np.float32) + 0.5 * rng.normal(0, 1, (7, 11)).astype(np.float32)
@@ -33,14 +33,14 @@ def sky_paint(style: Style, rng: np.random.Generator) -> Sky:
 
 
 def draw_sky(sky: Sky, size: tuple[int, int], rows: int) -> NDArray[np.uint8]:
-    """The upper rows of the sky of a picture, as `as_bytes` holds it [rows, W, 3]; dull skies blow out to white."""
+    """Draw the upper rows of the sky, [rows, W, 3] in the scale of `as_bytes`; dull skies saturate to white."""
     height, width = size
     ramp = np.minimum(np.linspace(0, 1 / 0.55, height, dtype=np.float32)[:rows], 1)[:, None]
     resized = cv2.resize(sky.clouds, (width, height), interpolation=cv2.INTER_CUBIC)[:rows]
     clouds = np.asarray(resized, np.float32)
     clouds += sky.cover
     limited(clouds, 1.0)
-    dither = np.float32(0.4 / LEVELS) * shot_noise(size, sky.dither)[:rows]  # else the canvas's bytes show as bands
+    dither = np.float32(0.4 / LEVELS) * shot_noise(size, sky.dither)[:rows]  # against banding of the 8-bit canvas
     planes = []
     for start, end in zip(sky.top, sky.low, strict=True):
         clear = start + (end - start) * ramp
@@ -52,7 +52,7 @@ def draw_sky(sky: Sky, size: tuple[int, int], rows: int) -> NDArray[np.uint8]:
 
 
 def shot_noise(shape: tuple[int, ...], grain: np.random.Generator) -> Plane:
-    """Unit Gaussian noise of a shape, from the bank while it is large enough."""
+    """Sample unit Gaussian noise of a shape, from the precomputed bank if it is large enough."""
     count, bank = int(np.prod(shape)), noise_bank()
     if count >= len(bank) // 2:
         return grain.standard_normal(shape, dtype=np.float32)
@@ -62,5 +62,5 @@ def shot_noise(shape: tuple[int, ...], grain: np.random.Generator) -> Plane:
 
 @lru_cache(maxsize=1)
 def noise_bank() -> NDArray[np.float32]:
-    """Unit Gaussian noise, read from random offsets on."""
+    """Compute unit Gaussian noise, which is read from random offsets."""
     return np.random.default_rng(0).standard_normal(1 << 20, dtype=np.float32)

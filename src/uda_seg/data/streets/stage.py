@@ -1,4 +1,4 @@
-"""What a street is built of: textured parallelograms, and the few ways to put them up."""
+"""Building blocks of a street: textured parallelograms and functions to place them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from uda_seg.data.streets.textures import Mips, flat
 from uda_seg.data.streets.vehicles import Vehicle
 
 Vector = tuple[float, float, float]
-SHADOW = 254  # darkens what lies below and has no label of its own
+SHADOW = 254  # darkens the surface below and has no label
 WHITE: Colour = (1.0, 1.0, 1.0)
 FLAT = flat(WHITE)
-EYE = (0.0, -1.6, 0.0)  # about where the cameras are
+EYE = (0.0, -1.6, 0.0)  # approximate camera position
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Quads:
         solid: bool = False,
         velocity: Vector = (0.0, 0.0, 0.0),
     ) -> None:
-        """Append one; `light` scales its tint, `solid` labels its holes too."""
+        """Append a parallelogram; `light` scales its tint, `solid` also labels its holes."""
         self.origin.append(origin)
         self.u.append(u)
         self.v.append(v)
@@ -58,9 +58,9 @@ class Quads:
 
 
 class Stage:
-    """An empty street; an occupancy list keeps things from standing in one another.
+    """An empty street, with an occupancy list against overlapping objects.
 
-    Places are given as (offset, z): metres to the right of the road's middle, and along the street.
+    Places are given as (offset, z): metres to the right of the centre line, and along the street.
     """
 
     def __init__(self, style: Style, bank: Bank, rng: np.random.Generator) -> None:
@@ -73,7 +73,7 @@ class Stage:
         self.taken: list[tuple[float, float, float, float]] = []
 
     def free(self, offset: float, z: float, width: float, length: float) -> bool:
-        """Claim a rectangle of ground (from z on, centred at offset), unless something stands there."""
+        """Claim a rectangle of ground (starting at z, centred at offset) and return true, if it is free."""
         left, right, end = offset - width / 2, offset + width / 2, z + length
         for x0, x1, z0, z1 in self.taken:
             if z < z1 and z0 < end and left < x1 and x0 < right:
@@ -82,18 +82,18 @@ class Stage:
         return True
 
     def facing(self, side: int) -> float:
-        """Light on a surface that looks from `side` towards the road."""
+        """Return the light on a surface on `side` that faces the road."""
         return 1.0 - 0.45 * self.contrast * (0.35 if side != self.sun_side else 1.0)
 
     def x(self, offset: float, z: float) -> float:
-        """World x of a place beside the road's middle."""
+        """Compute world x of an offset from the centre line."""
         return self.layout.middle(z) + offset
 
     def panel(
         self, start: tuple[float, float], end: tuple[float, float], height: float, texture: Mips, label: int,
         light: float, *, solid: bool = False,
     ) -> None:  # fmt: skip
-        """An upright surface over the ground line from one place to another; its texture's left edge is at `start`."""
+        """Add an upright surface over the line from `start` to `end`; its texture's left edge is at `start`."""
         x0, x1 = self.x(*start), self.x(*end)
         along = (x1 - x0, 0.0, end[1] - start[1])
         self.quads.add(
@@ -104,7 +104,7 @@ class Stage:
         self, offset: float, z: float, width: float, height: float, kind: str, label: int,
         tint: Colour = WHITE, *, base: float = 0.0, turn: float = 0.0, velocity: Vector = (0.0, 0.0, 0.0),
     ) -> None:  # fmt: skip
-        """An upright picture, turned by `turn` from facing the camera, standing `base` metres above the ground."""
+        """Add an upright picture, rotated by `turn` from facing the camera, `base` metres above the ground."""
         x, c, d = self.x(offset, z), width * math.cos(turn), width * math.sin(turn)
         self.quads.add(
             (x - c / 2, -base - height, z - d / 2), (c, 0.0, d), (0.0, height, 0.0), self.bank.pick(kind, self.rng),
@@ -112,7 +112,7 @@ class Stage:
         )  # fmt: skip
 
     def shadow(self, offset: float, z: float, width: float, length: float, velocity: Vector = (0.0, 0.0, 0.0)) -> None:
-        """The dark ground under a thing, from z on."""
+        """Add the shadow under an object, starting at z."""
         x, strength = self.x(offset, z), 0.4 + 0.35 * self.contrast
         self.quads.add(
             (x - width / 2, -0.02, z + length), (width, 0.0, 0.0), (0.0, 0.0, -length), self.bank.blob, SHADOW,
@@ -120,7 +120,7 @@ class Stage:
         )  # fmt: skip
 
     def post(self, offset: float, z: float, height: float, radius: float, tint: Colour) -> None:
-        """A round post, as two flat strips of which one is darker."""
+        """Add a round post as two flat strips, one of them darker."""
         x = self.x(offset, z)
         for i, shade in enumerate((1.0, 0.7)):
             self.quads.add(
@@ -134,13 +134,13 @@ class Stage:
             )
 
     def tree(self, offset: float, z: float, planted: bool = True) -> None:
-        """A trunk with a crown; planted ones claim their place."""
+        """Add a trunk with a crown; planted trees claim their place."""
         if planted and not self.free(offset, z, 1.0, 1.0):
             return
         trunk, size = float(self.rng.uniform(1.8, 2.8)), float(self.rng.uniform(3.5, 6.5))
         bark = colour(self.rng, ((0.05, 0.1), (0.2, 0.45), (0.2, 0.36)))
         x, radius = self.x(offset, z), float(self.rng.uniform(0.13, 0.24))
-        far = z > 35.0  # fewer pieces where they would not be told apart
+        far = z > 35.0  # fewer pieces at a distance
         for i, shade in enumerate((0.85,) if far else (1.0, 0.7)):
             width = 2 * radius if far else radius
             self.quads.add(
@@ -160,7 +160,7 @@ class Stage:
             self.shadow(offset + 0.6 * self.sun_side, z - 1.5, size * 0.8, 3.0)
 
     def pedestrian(self, offset: float, z: float) -> None:
-        """One person, sometimes a child."""
+        """Add a person, sometimes a child."""
         height = float(self.rng.uniform(1.8, 2.15)) if self.rng.random() < 0.88 else float(self.rng.uniform(1.2, 1.5))
         if self.free(offset, z, 0.6, 0.5):
             velocity = (float(self.rng.uniform(-0.08, 0.08)), 0.0, float(self.rng.uniform(-0.1, 0.1)))
@@ -169,7 +169,7 @@ class Stage:
             self.board(offset, z, mirror * height / 2, height, "person", PERSON, velocity=velocity)
 
     def vehicle(self, car: Vehicle, label: int, offset: float, z: float, heading: float, speed: float) -> None:
-        """A vehicle centred on a place, looking along `heading` (radians, 0: away from the camera)."""
+        """Add a vehicle centred on a place, with `heading` in radians (0: away from the camera)."""
         heading += math.atan(2 * self.layout.bend * z)
         sine, cosine, x = math.sin(heading), math.cos(heading), self.x(offset, z)
         velocity, gain = (sine * speed, 0.0, cosine * speed), float(self.rng.uniform(0.85, 1.1))
@@ -184,7 +184,7 @@ class Stage:
             size = max(math.hypot(*inward), 1e-9) * (-1 if mirrored else 1)
             nx, ny, nz = (component / size for component in inward)
             right, down, away = (o + a / 2 - e for o, a, e in zip(origin, u, EYE, strict=True))
-            if right * nx + down * ny + away * nz > -1.5:  # the others look away from the cameras
+            if right * nx + down * ny + away * nz > -1.5:  # skip faces that point away from the cameras
                 light = gain * self.sheen(nx, ny, nz)
                 self.quads.add(origin, u, v, skin, label, light=light, velocity=velocity)
         wide, long = car.body.width + 0.5, car.length + 0.4
@@ -193,7 +193,7 @@ class Stage:
         self.shadow(offset, z - long / 2, wide, long, velocity)
 
     def sheen(self, x: float, y: float, z: float) -> float:
-        """Light on a vehicle's face whose inward normal is given: what looks up is lit best."""
+        """Compute the light on a vehicle's face from its inward normal; faces that point up are brightest."""
         if y > 0.6:
             return 1.05
         if y > 0.2:

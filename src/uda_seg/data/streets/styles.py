@@ -1,7 +1,7 @@
-"""What makes one domain look unlike another: every number of a street's appearance as a range.
+"""Domain styles: ranges of all parameters of a street's appearance.
 
-A style holds numbers only, so that two styles can be interpolated field by field: ``camera:0.5`` lies half-way between
-``game`` and ``camera`` and is a nearly linear handle on the size of the domain gap.
+A style contains only numbers, so that two styles can be interpolated field by field: ``camera:0.5`` is half-way between
+``game`` and ``camera``, which controls the size of the domain gap almost linearly.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Colour = tuple[float, float, float]  # RGB in [0, 1]
 
 @dataclass(frozen=True)
 class Style:
-    """Ranges of a domain's parameters; a scene draws each uniformly. Lengths in metres, angles in degrees."""
+    """Ranges of a domain's parameters, sampled uniformly per scene. Lengths in metres, angles in degrees."""
 
     # camera
     field_of_view: Range = (58.0, 70.0)
@@ -31,7 +31,7 @@ class Style:
     hood: Range = (
         -0.10,
         0.0,
-    )  # height of the ego car's bonnet as a share of the image; negative: not visible
+    )  # height of the ego car's bonnet relative to the image; negative: not visible
     # layout
     lane_width: Range = (3.0, 3.8)
     pavement_width: Range = (4.0, 7.0)
@@ -223,13 +223,13 @@ def _lerp(a: Any, b: Any, t: float) -> Any:
 
 
 def interpolate(first: Style, second: Style, t: float) -> Style:
-    """The style at strength ``t`` in [0, 1] on the straight line from ``first`` to ``second``."""
+    """Interpolate linearly from ``first`` (t = 0) to ``second`` (t = 1)."""
     pairs = {f.name: _lerp(getattr(first, f.name), getattr(second, f.name), t) for f in fields(Style)}
     return Style(**pairs)
 
 
 def style_of(domain: str) -> Style:
-    """The style of a domain name: one of `DOMAINS`, or ``name:t`` for strength t between game and that domain.
+    """Return the style of a domain: one of `DOMAINS`, or ``name:t`` for strength t between game and that domain.
 
     Raises:
         UserError: unknown name, or a strength outside [0, 1].
@@ -249,17 +249,17 @@ def style_of(domain: str) -> Style:
 
 
 def generator(seed: int, domain: str, *path: int) -> np.random.Generator:
-    """A random stream of its own for every (seed, domain, path); the same on every machine and worker."""
+    """Create an independent random stream for (seed, domain, path), identical on every machine and worker."""
     return np.random.default_rng([seed, zlib.crc32(domain.encode()), *path])
 
 
 def draw(rng: np.random.Generator, bounds: Range) -> float:
-    """One uniform draw from a range."""
+    """Sample uniformly from a range."""
     low, high = bounds
-    return low + (high - low) * rng.random()  # as `rng.uniform` does, in a third of its time
+    return low + (high - low) * rng.random()  # like `rng.uniform`, three times as fast
 
 
 def colour(rng: np.random.Generator, palette: Palette) -> Colour:
-    """One RGB colour in [0, 1] from a palette."""
+    """Sample an RGB colour in [0, 1] from a palette."""
     hue, saturation, value = (draw(rng, bounds) for bounds in palette)
     return colorsys.hsv_to_rgb(hue % 1.0, min(max(saturation, 0.0), 1.0), min(max(value, 0.0), 1.0))

@@ -1,4 +1,4 @@
-"""The drawn surfaces of a street: houses, plants, signs, and the sheet they are drawn on."""
+"""Procedural textures of a street: houses, plants, signs, and the canvas for them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from uda_seg.data.streets.styles import Colour, Style, colour, draw
 Texture = NDArray[np.uint8]  # [H, W, 4], RGBA; row 0 is the surface's upper edge
 Mips = tuple[Texture, ...]  # from fine to coarse: RGB, or RGBA with colours premultiplied by alpha
 RNG = np.random.Generator
-SUPER = 3  # silhouettes are drawn this much larger, then averaged down: smooth alpha edges
-GRAIN = 256  # side of the ground's noise
+SUPER = 3  # supersampling factor of silhouettes, for smooth alpha edges
+GRAIN = 256  # side of the ground's noise in texels
 DARK, GLASS = (38, 40, 46), (62, 74, 88)
 
 
 class Canvas:
-    """An empty RGBA sheet in unit coordinates (0..1 across, 0..1 down) with anti-aliased shapes."""
+    """An empty RGBA canvas in unit coordinates (x right, y down) with anti-aliased shapes."""
 
     def __init__(self, height: int, width: int) -> None:
         self.size = (width, height)
@@ -38,23 +38,23 @@ class Canvas:
         self.polygon([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], rgb)
 
     def ellipse(self, x: float, y: float, rx: float, ry: float, rgb: tuple[int, ...], line: float = 0.0) -> None:
-        """Fill an ellipse, or draw its outline `line` wide (a share of the width)."""
+        """Fill an ellipse, or draw its outline of width `line` (relative to the canvas's width)."""
         centre, axes = self._points([(x, y), (rx, ry)])
         thickness = -1 if line == 0 else max(1, round(line * self.pixels.shape[1]))
         cv2.ellipse(self.pixels, tuple(map(int, centre)), tuple(map(int, axes)), 0, 0, 360, (*rgb, 255), thickness)
 
     def line(self, points: list[tuple[float, float]], width: float, rgb: tuple[int, ...]) -> None:
-        """Draw a poly-line `width` wide (a share of the width)."""
+        """Draw a poly-line of width `width` (relative to the canvas's width)."""
         thickness = max(1, round(width * self.pixels.shape[1]))
         cv2.polylines(self.pixels, [self._points(points)], False, (*rgb, 255), thickness)
 
     def done(self) -> Texture:
-        """The sheet at its final size."""
+        """Return the canvas at its final size."""
         return average(self.pixels, self.size)
 
 
 def average(rgba: Texture, size: tuple[int, int]) -> Texture:
-    """Shrink to (width, height) with colours weighted by alpha, so that edges do not darken."""
+    """Down-sample to (width, height) with colours weighted by alpha, so that edges do not darken."""
     if rgba[..., 3].min() == 255:
         return np.asarray(cv2.resize(rgba, size, interpolation=cv2.INTER_AREA), np.uint8)
     small = cv2.resize(premultiplied(rgba), size, interpolation=cv2.INTER_AREA)
@@ -64,13 +64,13 @@ def average(rgba: Texture, size: tuple[int, int]) -> Texture:
 
 
 def premultiplied(rgba: Texture) -> Texture:
-    """The same sheet with its colours weighted by alpha."""
+    """Premultiply the colours by alpha."""
     alpha = cv2.extractChannel(rgba, 3)
     return np.asarray(cv2.multiply(rgba, cv2.merge([alpha] * 3 + [np.full_like(alpha, 255)]), scale=1 / 255), np.uint8)
 
 
 def mips(texture: Texture) -> Mips:
-    """The texture and its halvings, down to about 4 pixels; RGB if nothing shows through, else premultiplied RGBA."""
+    """Build mip levels down to about 4 pixels; RGB if opaque, else premultiplied RGBA."""
     if texture.shape[2] == 4 and texture[..., 3].min() == 255:
         texture = np.ascontiguousarray(texture[..., :3])
     elif texture.shape[2] == 4:
@@ -84,18 +84,18 @@ def mips(texture: Texture) -> Mips:
 
 
 def flat(rgb: Colour) -> Mips:
-    """One opaque colour, given in [0, 1]."""
+    """Build mips of an opaque colour in [0, 1]."""
     return (np.full((1, 1, 3), rgb8(rgb), np.uint8),)
 
 
 def rgb8(rgb: tuple[float, float, float], gain: float = 1.0) -> tuple[int, int, int]:
-    """A colour in [0, 1] as bytes."""
+    """Convert a colour in [0, 1] to bytes."""
     r, g, b = (int(min(max(value * gain, 0.0), 1.0) * 255) for value in rgb)
     return r, g, b
 
 
 def noise(rng: np.random.Generator, height: int, width: int, cells: int) -> NDArray[np.float32]:
-    """Smooth noise in [-1, 1] with about `cells` bumps along the longer side."""
+    """Sample smooth noise in [-1, 1] with about `cells` bumps along the longer side."""
     rows, columns = max(2, cells * height // max(height, width)), max(2, cells * width // max(height, width))
     grid = rng.uniform(-1, 1, (rows, columns)).astype(np.float32)
     return np.asarray(cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC), np.float32)
@@ -109,13 +109,13 @@ def roughen(texture: Texture, rng: np.random.Generator, strength: float, cells: 
 
 
 def brightened(texture: Texture, gain: NDArray[np.float32]) -> Texture:
-    """The texture with its colours multiplied by a gain for every pixel [H, W]."""
+    """Multiply the texture's colours by a gain per pixel [H, W]."""
     gains = cv2.merge([gain] * 3 + [np.ones_like(gain)])
     return np.asarray(cv2.multiply(texture, gains, dtype=cv2.CV_8U), np.uint8)
 
 
 def plain(rgb: tuple[int, int, int], height: int = 8, width: int = 8) -> Texture:
-    """One opaque colour."""
+    """Build a texture of one opaque colour."""
     return np.full((height, width, 4), (*rgb, 255), np.uint8)
 
 
@@ -123,7 +123,7 @@ def plain(rgb: tuple[int, int, int], height: int = 8, width: int = 8) -> Texture
 
 
 def facade(style: Style, rng: np.random.Generator) -> Texture:
-    """Five storeys by six bays of windows over a shop or a plinth, 20 m x 16 m."""
+    """Draw a façade, 20 m x 16 m: five storeys by six bays of windows above a shop or a plinth."""
     kind = rng.random()
     if kind < style.glass[0]:
         base = rgb8(colour(rng, ((0.5, 0.62), (0.15, 0.5), (0.35, 0.65))))
@@ -150,7 +150,7 @@ def facade(style: Style, rng: np.random.Generator) -> Texture:
 
 
 def ground_floor(sheet: Texture, style: Style, rng: np.random.Generator) -> None:
-    """Shops with an awning, or doors and small windows, in the lowest 36 rows."""
+    """Draw shops with an awning, or doors and small windows, in the lowest 36 rows."""
     sheet[122:126, :, :3] = (sheet[122:126, :, :3] * 0.7).astype(np.uint8)
     if rng.random() < 0.45:
         sign = rgb8(colour(rng, style.cloth))
@@ -168,7 +168,7 @@ def ground_floor(sheet: Texture, style: Style, rng: np.random.Generator) -> None
 
 
 def masonry(style: Style, rng: np.random.Generator) -> Texture:
-    """A wall of stones or bricks."""
+    """Draw a wall of stones or bricks."""
     sheet = roughen(plain(rgb8(colour(rng, style.bricks), 0.9), 32, 128), rng, 1.5)
     sheet[::6, :, :3] = (sheet[::6, :, :3] * 0.75).astype(np.uint8)
     for row in range(0, 32, 6):
@@ -178,7 +178,7 @@ def masonry(style: Style, rng: np.random.Generator) -> Texture:
 
 
 def fence(style: Style, rng: np.random.Generator) -> Texture:
-    """Railings with posts, or boards."""
+    """Draw railings with posts, or boards."""
     canvas, tone = Canvas(40, 160), rgb8(colour(rng, style.metal))
     bars = 26 if rng.random() < 0.6 else 14
     for x in np.linspace(0.005, 0.99, bars):
@@ -192,7 +192,7 @@ def fence(style: Style, rng: np.random.Generator) -> Texture:
 
 
 def crown(style: Style, rng: np.random.Generator) -> Texture:
-    """Leaves: many blobs within a few lobes, lighter above, with holes."""
+    """Draw foliage: many blobs within a few lobes, lighter at the top, with holes."""
     size = 112
     canvas, tone = Canvas(size, size), colour(rng, style.foliage)
     lobes = [(0.5, 0.5, 0.3)] + [
@@ -210,7 +210,7 @@ def crown(style: Style, rng: np.random.Generator) -> Texture:
 
 
 def bare(style: Style, rng: np.random.Generator) -> Texture:
-    """Leafless branches, forking five times."""
+    """Draw leafless branches that fork five times."""
     canvas, tone = Canvas(112, 112), rgb8(colour(rng, ((0.05, 0.1), (0.1, 0.35), (0.18, 0.32))))
 
     def branch(x: float, y: float, angle: float, length: float, depth: int) -> None:
@@ -225,7 +225,7 @@ def bare(style: Style, rng: np.random.Generator) -> Texture:
 
 
 def hedge(style: Style, rng: np.random.Generator) -> Texture:
-    """A clipped hedge."""
+    """Draw a clipped hedge."""
     sheet = roughen(plain(rgb8(colour(rng, style.foliage)), 40, 120), rng, 3.0, cells=40)
     sheet[28:, :, :3] = (sheet[28:, :, :3] * 0.75).astype(np.uint8)
     return sheet
@@ -235,7 +235,7 @@ def hedge(style: Style, rng: np.random.Generator) -> Texture:
 
 
 def traffic_light(style: Style, rng: np.random.Generator) -> Texture:
-    """A housing with three lamps, one of them lit; 0.45 m x 1.15 m."""
+    """Draw a traffic light, 0.45 m x 1.15 m, with one of three lamps lit."""
     canvas = Canvas(72, 28)
     canvas.box(0, 0, 1, 1, rgb8(colour(rng, style.metal), 0.35))
     lit = int(rng.integers(3))
@@ -246,7 +246,7 @@ def traffic_light(style: Style, rng: np.random.Generator) -> Texture:
 
 
 def sign(style: Style, rng: np.random.Generator) -> Texture:
-    """A round, triangular, square or rectangular traffic sign."""
+    """Draw a round, triangular, square or rectangular traffic sign."""
     canvas, shape = Canvas(64, 64), int(rng.integers(5))
     red, blue, white, yellow = (205, 30, 40), (30, 80, 180), (240, 240, 240), (245, 205, 40)
     if shape == 0:
@@ -273,7 +273,7 @@ def sign(style: Style, rng: np.random.Generator) -> Texture:
 
 
 def blob() -> Texture:
-    """The soft shadow under a thing: black, dense in the middle."""
+    """Draw the soft shadow under an object: black, densest in the centre."""
     y, x = np.mgrid[-1:1:32j, -1:1:32j]
     sheet = np.zeros((32, 32, 4), np.uint8)
     sheet[..., 3] = 255 * np.clip(3.0 * (1 - np.maximum(abs(x), abs(y)) ** 2), 0, 1)
@@ -281,7 +281,7 @@ def blob() -> Texture:
 
 
 def ground_grain(rng: np.random.Generator) -> NDArray[np.float32]:
-    """Noise for the ground, [256, 256] about 0, fine and coarse; it tiles."""
+    """Sample tileable zero-mean noise for the ground, [256, 256], fine and coarse."""
     fine, coarse = rng.normal(0, 1, (2, GRAIN, GRAIN)).astype(np.float32)
     coarse = cv2.GaussianBlur(np.pad(coarse, 36, mode="wrap"), (0, 0), 9)[36:-36, 36:-36]
     return np.asarray((0.45 * fine + 0.8 * coarse / coarse.std()).clip(-2.5, 2.5), np.float32)

@@ -1,4 +1,4 @@
-"""Vehicles as side profiles drawn out over their width: no gap can open between bonnet, screens and roof."""
+"""Vehicles as side profiles extruded over their width, so that no gaps open between bonnet, screens and roof."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from uda_seg.data.streets.styles import Colour, Style, colour
 from uda_seg.data.streets.textures import RNG, Mips, Texture, brightened, flat, mips, rgb8
 
 Point = tuple[float, float]
-Vector = tuple[float, float, float]  # to the right, up, and ahead of the middle on the ground
-Face = tuple[Mips, Vector, Vector, Vector, bool]  # skin, upper left corner, along, down, and whether it is mirrored
+Vector = tuple[float, float, float]  # right, up and forward, relative to the centre on the ground
+Face = tuple[Mips, Vector, Vector, Vector, bool]  # texture, upper left corner, horizontal and vertical edge, mirrored
 FRONT_LAMPS: Colour = (1.0, 0.97, 0.85)
 REAR_LAMPS: Colour = (0.85, 0.05, 0.05)
 
@@ -30,8 +30,8 @@ class Body:
         windows: polygons (z, y) of the side windows.
         wheels: z of the axles.
         wheel: radius.
-        width: over all.
-        screens: segments of the profile that are glass.
+        width: overall width.
+        screens: indices of glass segments of the profile.
     """
 
     profile: tuple[Point, ...]
@@ -120,7 +120,7 @@ KINDS = {"car": CARS, "truck": TRUCKS, "bus": BUSES, "train": TRAMS}
 
 @dataclass(frozen=True)
 class Vehicle:
-    """A painted body: its side, and one texture for every segment of the profile."""
+    """A painted body: its side, and one texture per segment of the profile."""
 
     body: Body
     side: Mips
@@ -128,21 +128,21 @@ class Vehicle:
 
     @property
     def length(self) -> float:
-        """Over all, metres."""
+        """Overall length in metres."""
         return self.body.profile[0][0] - self.body.profile[-1][0]
 
     @property
     def height(self) -> float:
-        """Of the roof, metres."""
+        """Height of the roof in metres."""
         return max(y for _, y in self.body.profile)
 
     @cached_property
     def faces(self) -> list[Face]:
-        """The strips, then the left and the right flank, which shows the left one's picture mirrored."""
+        """The strips, then the left flank and the right one, which mirrors the left texture."""
         profile, half = self.body.profile, self.body.width / 2
         faces: list[Face] = []
         for i, (skin, first, second) in enumerate(zip(self.strips, profile, profile[1:], strict=False)):
-            ahead = i < len(profile) // 2  # one sees it from in front
+            ahead = i < len(profile) // 2  # visible from the front
             (z, y), (end, low), side = (second, first, -half) if ahead else (first, second, half)
             faces.append((skin, (-side, y, z), (2 * side, 0.0, 0.0), (0.0, low - y, end - z), False))
         along, down = (0.0, 0.0, -self.length), (0.0, -self.height, 0.0)
@@ -152,7 +152,7 @@ class Vehicle:
 
 
 def paint_vehicle(rng: RNG, kind: str, which: int, style: Style) -> Vehicle:
-    """A vehicle of one kind in a colour of the style."""
+    """Paint a vehicle of a kind in a colour of the style."""
     bodies = KINDS[kind]
     body = bodies[which % len(bodies)]
     base = _coat(rng, kind, style)
@@ -218,7 +218,7 @@ def _flank(
 ) -> None:
     rows, width = picture.shape[:2]
     coloured = picture.copy()
-    if kind == "truck":  # the load's cover in a colour of its own, chassis below
+    if kind == "truck":  # the load has its own colour, above the chassis
         cover = colour(rng, ((0.0, 1.0), (0.0, 0.6), (0.4, 0.9)))
         rear, cab = body.profile[-1][0], body.windows[0][2][0] - 0.4
         cv2.fillPoly(coloured, [at(((cab, 9.0), (rear, 9.0), (rear, 1.0), (cab, 1.0)))], (*rgb8(cover), 255), 8, 4)
@@ -239,7 +239,7 @@ def _flank(
 
 
 def _face(rng: RNG, body: Body, base: Colour, kind: str, lamps: Colour, height: float) -> Mips:
-    """Front or rear, `height` metres high: bumper, lamps, plate, grille; tyres stand under it."""
+    """Draw front or rear, `height` metres high: bumper, lamps, plate, grille, and tyres below."""
     scale = 128 / body.width
     rows = round(height * scale)
     picture = np.zeros((rows, 128, 4), np.uint8)
@@ -260,11 +260,11 @@ def _face(rng: RNG, body: Body, base: Colour, kind: str, lamps: Colour, height: 
     wide = int(rng.integers(14, 30))
     for x in (4, 123 - wide):
         box(x, low, x + wide, low + high, rgb8(lamps))
-    if lamps[1] > 0.5:  # a front: the grille
+    if lamps[1] > 0.5:  # front: grille
         box(38, low - 0.02, 90, low + high, (28, 28, 30))
         for y in np.arange(low + 0.02, low + high, 0.06).tolist():
             box(40, y, 88, y, (130, 130, 132))
-    elif kind == "truck":  # the doors of the load
+    elif kind == "truck":  # rear doors
         box(63, floor + 0.22, 64, height, rgb8(base, 0.6))
         box(0, height - 0.06, 127, height, rgb8(base, 0.7))
     box(48, floor + 0.04, 80, floor + 0.17, (236, 232, 200) if rng.random() < 0.5 else (235, 235, 235))

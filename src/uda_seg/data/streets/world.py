@@ -1,4 +1,4 @@
-"""Rendering one picture: a pure function of (seed, domain, index, size, view)."""
+"""Rendering of an image as a pure function of (seed, domain, index, size, view)."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from uda_seg.errors import UserError
 
 VIEWS = ("left", "right", "previous", "next")
 BASELINE = 0.5  # metres between the left and the right camera
-STRIDE = 0.8  # metres the camera moves from one frame to the next
-BANKS = 4  # texture banks of a world and domain; a scene uses one of them
+STRIDE = 0.8  # camera motion between frames in metres
+BANKS = 4  # texture banks per world and domain; a scene uses one of them
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture with everything that is known about it.
+    """A rendered image with its ground truth.
 
     Attributes:
         image: uint8 [H, W, 3], RGB.
         label: uint8 [H, W], Cityscapes train ids, 255 on the ego car.
         depth: float32 [H, W], metres along the optical axis; inf in the sky, 0 on the ego car.
-        intrinsics: float64 [3, 3], pixels; whole coordinates are pixel centres.
+        intrinsics: float64 [3, 3], pixels; integer coordinates are pixel centres.
         pose: float64 [4, 4], camera to world (X right, Y down, Z along the street).
     """
 
@@ -47,11 +47,11 @@ def render(seed: int, domain: str, index: int, size: tuple[int, int], view: str 
     """Render scene `index` of a domain.
 
     Args:
-        seed: of the world.
-        domain: game, camera, night_rain, random; or `name:t`, at strength t in [0, 1] between game and that one.
-        index: of the scene, >= 0.
-        size: height and width, pixels.
-        view: `left`; `right`, the stereo partner; `previous` and `next`, a frame earlier and later.
+        seed: seed of the world.
+        domain: game, camera, night_rain, random; or `name:t` for strength t in [0, 1] between game and that domain.
+        index: index of the scene, >= 0.
+        size: height and width in pixels.
+        view: `left`; `right`, its stereo partner; `previous` and `next`, one frame earlier or later.
 
     Raises:
         UserError: unknown domain or view.
@@ -77,12 +77,12 @@ def render(seed: int, domain: str, index: int, size: tuple[int, int], view: str 
 
 @lru_cache(maxsize=16)
 def texture_bank(seed: int, domain: str, number: int) -> Bank:
-    """The drawn textures of one bank; built in a fraction of a second and kept."""
+    """Build the textures of a bank, which takes a fraction of a second, and cache them."""
     return build_bank(style_of(domain), generator(seed, domain, 0, number))
 
 
 def place_camera(size: tuple[int, int], lane: float, rng: np.random.Generator, domain: str) -> Camera:
-    """The ego car's camera in its lane."""
+    """Place the ego car's camera in its lane."""
     style = style_of(domain)
     matrix = intrinsics(draw(rng, style.field_of_view), size)
     pitch, yaw, roll = np.radians([draw(rng, style.pitch), rng.normal(0, 1.2), rng.normal(0, 0.4)])
