@@ -64,19 +64,19 @@ MEASUREMENTS: dict[str, Callable[[Config], Sequence[Row]]] = {
 }
 
 
-BASELINES = {"classic": "classic"}  # what `baseline=` can be: the measurement that it asks for
+BASELINES = {"classic": "classic"}  # choices of `baseline=` and the measurement each selects
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the command."""
     run("config", bench, expand=expand)
 
 
 def expand(given: Sequence[str]) -> list[str]:
-    """The overrides to compose from those given: `against.KEY=VALUE` and `baseline=` become settings of the bench.
+    """Translate `against.KEY=VALUE` and `baseline=` into settings of the bench, and return the overrides to compose.
 
     Raises:
-        UserError: an override behind `against.` that is none, or an unknown baseline.
+        UserError: an invalid override after `against.`, or an unknown baseline.
     """
     own, against = split(given)
     what = ["against"] if against else []
@@ -94,12 +94,12 @@ def expand(given: Sequence[str]) -> list[str]:
 
 
 def quoted(text: str) -> str:
-    """A text as Hydra's grammar reads it back."""
+    """Quote a text for Hydra's override grammar."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def bench(config: Config, folder: Path) -> None:
-    """Measure what `bench.what` names, print it and write `bench.output`."""
+    """Run the measurements in `bench.what`, print the results and write `bench.output`."""
     quiet_lightning()
     chosen = choose(config.bench.what)
     rows: list[Row] = []
@@ -121,21 +121,21 @@ def bench(config: Config, folder: Path) -> None:
 
 
 def choose(wanted: Sequence[str]) -> list[str]:
-    """The measurements that `bench.what` asks for, in the order they are taken.
+    """Resolve `bench.what` to measurements, in the order in which they run.
 
     Raises:
-        UserError: a name that is none, with the nearest that is.
+        UserError: an unknown name, with the nearest valid one.
     """
     known = [*MEASUREMENTS, PHASES]
     for name in wanted:
         if name not in (*known, "all"):
             raise UserError(f"bench.what={name} is no measurement; {nearest(name, [*known, 'all'])}")
-    # That needs something to be against.
+    # `against` needs a second configuration.
     return [name for name in known if name in wanted or ("all" in wanted and name != AGAINST)]
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on: date, versions, processor, threads and their waiting, a GPU's float32."""
+    """Describe the machine: date, versions, processor, threads and their wait policy, a GPU's float32 arithmetic."""
     return {
         "date": datetime.date.today().isoformat(),
         "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
@@ -148,7 +148,7 @@ def machine() -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """The processor's name, as Linux has it; elsewhere what Python knows."""
+    """Return the processor's name from Linux, elsewhere from Python."""
     listing = Path("/proc/cpuinfo")
     lines = listing.read_text().splitlines() if listing.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -156,7 +156,7 @@ def cpu_name() -> str:
 
 
 def rows_table(rows: Sequence[Row]) -> Table:
-    """One line per ratio."""
+    """Tabulate one line per ratio."""
     return Table(("name", "A", "B", "ratio", "target", ""), tuple(_cells(row) for row in rows), "Medians of A/B pairs")
 
 
@@ -168,7 +168,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def profile_table(profile: StepProfile) -> Table:
-    """One line per phase of a step, the whole with the clock of the phases, the step without it and what is of it."""
+    """Tabulate one line per phase of a step, their sum, the step without phase timing, and derived figures."""
     clocked, step = profile.clocked_ms, profile.step_ms
     cells = [(name, f"{ms:.2f}", f"{100 * ms / clocked:.1f} %") for name, ms in profile.phases_ms.items()]
     cells.append(("all phases, with their clock", f"{clocked:.2f}", ""))

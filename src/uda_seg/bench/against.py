@@ -1,4 +1,4 @@
-"""The configured training beside another one, `against.KEY=VALUE` away from it."""
+"""Comparison of the configured training with another one that differs by `against.KEY=VALUE`."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ PREFIX = "against."
 
 
 def split(given: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The overrides of the configuration, and those that `against.` tells the other one apart by, without the prefix.
+    """Split overrides into those of the configuration and those of the other one, without the prefix `against.`.
 
     Raises:
-        UserError: what follows `against.` is no override of the configuration, or does not fit the rest.
+        UserError: an invalid override after `against.`, or one that does not fit the others.
     """
     own = [o for o in given if not key_of(o).startswith(PREFIX)]
     others = [o.replace(PREFIX, "", 1) for o in given if key_of(o).startswith(PREFIX)]
@@ -36,9 +36,9 @@ def split(given: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def rival(given: Sequence[str], against: Sequence[str]) -> list[str]:
-    """The other configuration's overrides: those given, where `against` does not say otherwise.
+    """Return the other configuration's overrides: the given ones, except where `against` replaces them.
 
-    Options of a group that it chooses anew are not carried over: `method.temperature` is of no other method.
+    Options of a group with a new choice are dropped: `method.temperature` does not exist in other methods.
     """
     said = {key_of(o) for o in against}
     anew = {key for key in said if key in groups()}
@@ -47,7 +47,7 @@ def rival(given: Sequence[str], against: Sequence[str]) -> list[str]:
 
 
 def check_rival(given: Sequence[str], against: Sequence[str]) -> list[str]:
-    """The other configuration's overrides, checked as those of a command are.
+    """Return the other configuration's overrides, validated like those of a command.
 
     Raises:
         UserError: an unknown key or choice, with the nearest valid one.
@@ -59,7 +59,7 @@ def check_rival(given: Sequence[str], against: Sequence[str]) -> list[str]:
 
 
 def measure_against(config: Config) -> list[Row]:
-    """A step of the configuration and of the other one in turns, and their images/s and peak memory."""
+    """Time steps of the two configurations alternately, and report images/s and peak memory."""
     against = config.bench.against
     if not against:
         raise UserError("bench.what=against needs another configuration: against.KEY=VALUE, e.g. against.method=dacs")
@@ -70,11 +70,11 @@ def measure_against(config: Config) -> list[Row]:
 
 
 def beside(config: Config, other: Config, labels: tuple[str, str]) -> list[Row]:
-    """Two configurations in turns; `bench.pairs` and `bench.steps` are the first one's."""
+    """Measure two configurations alternately, with `bench.pairs` and `bench.steps` of the first one."""
     bench, steps = config.bench, steps_of(config)
     with tempfile.TemporaryDirectory() as folder, Turns() as turns:
         for index, side in enumerate((config, other)):
-            # So that every block logs once.
+            # one log call per block
             side = replace(side, logger=replace(side.logger, kind="csv", log_every=bench.steps))
             turns.add(_maker(side, Path(folder) / str(index), steps))
         return turns.compare(labels, bench.pairs, bench.steps).rows("against")

@@ -1,4 +1,4 @@
-"""What ours is compared with: the same computations, written out plainly."""
+"""Baselines for comparison: the same computations in plain code."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from uda_seg.ops.schedule import warmup_poly
 
 
 def paste_classes(source: Tensor, target: Tensor, label: Tensor, chosen: list[Tensor]) -> Tensor:
-    """Paste class by class, image by image, as the formula of class mixing reads.
+    """Paste class by class and image by image, like the formula of class mixing.
 
     Args:
         source: [B, C, H, W].
@@ -43,7 +43,7 @@ def paste_classes(source: Tensor, target: Tensor, label: Tensor, chosen: list[Te
 
 
 def blend_classes(source: Tensor, target: Tensor, label: Tensor, chosen: list[Tensor]) -> Tensor:
-    """Compare class by class, then blend once: the stronger baseline. Arguments as `paste_classes`."""
+    """Build the mask class by class, then blend once: the stronger baseline. Arguments as `paste_classes`."""
     mixed = torch.empty_like(target)
     for b, classes in enumerate(chosen):
         mask = torch.zeros_like(label[b], dtype=torch.bool)
@@ -54,7 +54,7 @@ def blend_classes(source: Tensor, target: Tensor, label: Tensor, chosen: list[Te
 
 
 def draw_half(label: Tensor, num_classes: int) -> list[Tensor]:
-    """Half of the classes of each image, rounded up, image by image; label uint8 [B, H, W]."""
+    """Draw half of each image's classes, rounded up, in a loop over images; label uint8 [B, H, W]."""
     chosen = []
     for image in label:
         present = image.unique()
@@ -70,31 +70,31 @@ def augment_each(image: Tensor, draw: StrongDraw) -> Tensor:
 
 @torch.no_grad()
 def average_each(teacher: nn.Module, student: nn.Module, decay: float) -> None:
-    """Move the teacher's parameters one by one: teacher = decay * teacher + (1 - decay) * student."""
+    """Update the teacher's parameters one by one: teacher = decay * teacher + (1 - decay) * student."""
     move_each(teacher.parameters(), student.parameters(), decay)
 
 
 @torch.no_grad()
 def move_each(teacher: Iterable[Tensor], student: Iterable[Tensor], decay: float) -> None:
-    """Move tensors towards others of the same order, one by one."""
+    """Update tensors towards others of the same order, one by one."""
     for mine, theirs in zip(teacher, student, strict=True):
         mine.copy_(decay * mine + (1 - decay) * theirs)
 
 
 class BareLoop:
-    """Source-only training or, with a teacher, DACS, as a plain PyTorch loop does it.
+    """Source-only training or, with a teacher, DACS, as a plain PyTorch loop.
 
-    It computes what the module computes, with the same operations on the same batches and draws. Only what a framework
-    adds is absent: hooks, the generator of losses, the guard against NaN.
+    It runs the same operations as the module, on the same batches and draws. Only the framework's additions are absent:
+    hooks, the generator of losses, the NaN check.
 
     Args:
         student: the network.
-        teacher: its frozen copy in eval mode; None trains on the source alone.
-        optimizer: over the student's parameters; its groups hold their `base_lr`.
-        plan: as the module's, with `teacher.update=start` and `teacher.batch_norm=eval`.
-        batches: from the training loader.
-        device: where to.
-        autocast: entered around every forward.
+        teacher: its frozen copy in eval mode; None for source-only training.
+        optimizer: optimiser of the student's parameters; its groups contain `base_lr`.
+        plan: the module's plan, with `teacher.update=start` and `teacher.batch_norm=eval`.
+        batches: batches of the training loader.
+        device: device to train on.
+        autocast: context around every forward.
         log: open CSV file.
     """
 
@@ -115,7 +115,7 @@ class BareLoop:
         self.steps = 0
 
     def step(self) -> None:
-        """One optimiser step."""
+        """Run one optimiser step."""
         plan, step = self.plan, self.steps
         batch = {name: domain.to(self.device) for name, domain in next(self.batches).items()}
         if self.teacher is not None:
@@ -130,7 +130,7 @@ class BareLoop:
         values = {"source/ce": self._backward(image, label, None)}
         if self.teacher is not None:
             values["mix/ce"] = self._backward(*self._mixture(image, label, batch["target"]))
-        # In the module's order: the norm's rounding depends on it, and Adam makes much of gradients that are no more.
+        # In the module's order: the norm's rounding depends on it, and Adam amplifies differences in tiny gradients.
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         limit = plan.optimizer.clip_norm
         values["gradient_norm"] = nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)

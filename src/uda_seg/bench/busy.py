@@ -1,4 +1,4 @@
-"""A training step beside processes that never rest: what a second run, or somebody else on the machine, costs it."""
+"""Cost of a training step next to busy processes, such as a second run or another user."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from uda_seg.bench.measure import Pairs, Row, synchronize
 from uda_seg.bench.session import WARM_UP, prepare
 from uda_seg.config.schema import Config
 
-# Neighbours, and what a step beside them may take at most, as a multiple of a step alone: on two cores, two threads and
-# k neighbours have 2 / (2 + k) of the time each would like. On more cores there is more to give way to.
+# Number of neighbours, and the limit of a step's time relative to a step alone: on two cores, two threads and k
+# neighbours each get 2 / (2 + k) of a core. More cores leave more room.
 LIMITS = {1: 1.5, 2: 2.0}
 
-# Says that it has begun, and never outlives who started it, however that ends.
+# Reports its start, and ends with its parent, however that ends.
 NEIGHBOUR = """
 import os, sys
 print(flush=True)
@@ -34,7 +34,7 @@ while os.getppid() == int(sys.argv[1]):
 
 
 def measure_busy(config: Config) -> list[Row]:
-    """A step of the configured method under Lightning alone, beside one busy process, and beside two, in turns."""
+    """Time a step of the configured method alternately alone, next to one busy process, and next to two."""
     bench = config.bench
     config = replace(config, logger=replace(config.logger, kind="csv", log_every=bench.steps))
     blocks = [count for _ in range(bench.pairs) for count in (0, *LIMITS)]
@@ -54,17 +54,17 @@ def measure_busy(config: Config) -> list[Row]:
 
 
 class Beside(pl.Callback):
-    """Gives the training neighbours, block by block, and times its steps.
+    """Starts neighbours block by block and times the training's steps.
 
-    In the trainer's own thread: with two threads that calculate OpenMP would have more threads than cores, and wait as
-    it does for a machine that is too busy already.
+    It runs in the trainer's own thread: with a second computing thread OpenMP would have more threads than cores and
+    change its wait policy.
 
     Args:
-        blocks: how many neighbours each block has.
-        steps: a block.
+        blocks: number of neighbours of each block.
+        steps: steps per block.
 
     Attributes:
-        seconds: of a step, block by block, by the number of neighbours.
+        seconds: seconds per step of each block, by number of neighbours.
     """
 
     def __init__(self, blocks: list[int], steps: int) -> None:
@@ -77,7 +77,7 @@ class Beside(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """End a block, and begin the next."""
+        """End a block and begin the next (Lightning hook)."""
         if batch_idx + 1 < WARM_UP or (batch_idx + 1 - WARM_UP) % self.steps:
             return
         synchronize()
@@ -89,19 +89,19 @@ class Beside(pl.Callback):
         self.began = time.perf_counter()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Leave no neighbour behind."""
+        """Stop all neighbours (Lightning hook)."""
         self.stack.close()
 
 
 @contextmanager
 def neighbours(count: int) -> Iterator[list[int]]:
-    """Within the block so many processes calculate without a rest; gives their ids. They end with the block."""
+    """Run busy processes within the block and yield their process ids."""
     with ExitStack() as stack:
         started: list[subprocess.Popen[bytes]] = []
         for _ in range(count):
             call = [sys.executable, "-S", "-c", NEIGHBOUR, str(os.getpid())]
             started.append(stack.enter_context(subprocess.Popen(call, stdout=subprocess.PIPE)))
-            stack.callback(started[-1].kill)  # before the process's own context, which waits for its end
+            stack.callback(started[-1].kill)  # runs before the process's own exit, which waits for it to end
         for process in started:
             assert process.stdout is not None
             process.stdout.readline()

@@ -1,10 +1,10 @@
-"""The step as the original repositories take it, of any method: what `baseline=classic` compares ours with.
+"""The training step of the original repositories, for any method: the baseline of `baseline=classic`.
 
 The same network, losses, draws and optimiser as ours, in float32 and in a plain loop, with four habits of the released
-codes of DACS, DAFormer, HRDA and MIC: a backward pass for every loss, also where several share a forward; a teacher
-averaged tensor by tensor; colours and blur image by image; and a value read back from the device after every pass.
-Each is a switch (`bench.habits`), and whether a GPU may round to TF32 is one (`bench.tf32`). What else those codes do
-slowly (classes pasted one by one, 51 x 51 taps of blur, `unique` of every label) is not in it.
+codes of DACS, DAFormer, HRDA and MIC: a backward pass per loss, even if several share a forward; a teacher averaged
+tensor by tensor; colour jitter and blur image by image; and a value read back from the device after every pass. Each is
+a switch (`bench.habits`), as is TF32 on a GPU (`bench.tf32`). Other slow parts of those codes (classes pasted one by
+one, 51 x 51 taps of blur, `unique` of every label) are not included.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class _FullPrecision:
 
 @dataclass
 class PlainTrainer:
-    """What a method asks its trainer for, without one: a single process in float32.
+    """Stand-in for the trainer attributes that methods use: a single process in float32.
 
     Attributes:
-        default_root_dir: where BiCL's rounds keep their labels.
+        default_root_dir: folder for the labels of BiCL's rounds.
         max_steps: length of the run.
-        datamodule: which reads the whole target for them.
-        global_step: optimiser steps done.
+        datamodule: data module that reads the whole target for the rounds.
+        global_step: number of completed optimiser steps.
     """
 
     default_root_dir: Path
@@ -63,11 +63,11 @@ class ClassicLoop:
 
     Args:
         module: the untrained method; its network is trained in place.
-        trainer: what the method may ask for.
-        batches: from the training loader, or alike.
-        device: where to.
+        trainer: stand-in for the trainer.
+        batches: batches of the training loader, or similar ones.
+        device: device to train on.
         log: open CSV file.
-        habits: of HABITS, those that the loop has.
+        habits: subset of HABITS to apply.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class ClassicLoop:
         module.on_train_start()
 
     def step(self) -> None:
-        """One optimiser step."""
+        """Run one optimiser step."""
         module, step, update = self.module, self.trainer.global_step, self.module.plan.teacher.update
         batch = module.on_before_batch_transfer(next(self.batches), 0)
         batch = {name: domain.to(self.device) for name, domain in batch.items()}
@@ -118,7 +118,7 @@ class ClassicLoop:
         module.on_train_batch_end(None, batch, step)
 
     def _backward(self, terms: tuple[Loss, ...]) -> dict[str, Tensor | float]:
-        """The backward pass or passes of terms that share a forward; their values, read back or not."""
+        """Run the backward pass or passes of terms that share a forward; return their values, optionally read back."""
         weighted = [term.value * term.weight for term in terms]
         if "backward" in self.habits:
             for i, value in enumerate(weighted):
@@ -144,7 +144,7 @@ class ClassicLoop:
         return None
 
     def _read_quality(self, label_target: Any) -> Any:
-        """The teacher's pass, after which the share of confident pixels is a number on the host."""
+        """Wrap the teacher's pass to read the share of confident pixels back to the host."""
 
         def read(*args: Any, **kwargs: Any) -> Labelled:
             found: Labelled = label_target(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""How much of a step is spent in matrix products, convolutions and attention."""
+"""Time of a step in matrix products, convolutions and attention."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from uda_seg.bench.session import WARM_UP, prepare
 from uda_seg.config.schema import Config
 from uda_seg.launch.ranks import on_gpu
 
-MATRIX = ("linear", "convolution", "conv", "conv2d", "attention")  # in names of operators, beside mm, addmm, bmm ...
-TEMPLATE = "triton_tem"  # begins the names of the kernels that Inductor makes of such operators
+MATRIX = ("linear", "convolution", "conv", "conv2d", "attention")  # in names of operators, besides mm, addmm, bmm ...
+TEMPLATE = "triton_tem"  # prefix of Inductor's kernels for such operators
 
 
 class _Profiled(pl.Callback):
-    """Records `steps` steps after the warm-up, of a GPU also its kernels."""
+    """Profiles `steps` steps after the warm-up, including GPU kernels."""
 
     def __init__(self, steps: int, gpu: bool) -> None:
         self.steps = steps
@@ -31,7 +31,7 @@ class _Profiled(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Begin and end between two steps."""
+        """Begin and end profiling between two steps (Lightning hook)."""
         synchronize()
         if trainer.global_step == WARM_UP:
             self.recorder.start()
@@ -40,7 +40,7 @@ class _Profiled(pl.Callback):
 
 
 def matrix_ms(config: Config, steps: int = 2) -> float:
-    """Milliseconds a step in matrix kernels of the configured method, on the device it runs on."""
+    """Measure milliseconds per step in matrix kernels of the configured method, on its device."""
     gpu = on_gpu(config.trainer)
     with tempfile.TemporaryDirectory() as folder:
         session = prepare(config, Path(folder), WARM_UP + steps)
@@ -51,12 +51,12 @@ def matrix_ms(config: Config, steps: int = 2) -> float:
 
 
 def matrix_us(rows: Sequence[FunctionEventAvg], gpu: bool) -> float:
-    """Microseconds in matrix kernels, every kernel once.
+    """Sum microseconds in matrix kernels, counting every kernel once.
 
-    The profiler has a row of an operator, whose own device time is that of the kernels it started itself, and one more
-    of every kernel. The names of kernels are their libraries' (`nvjet_...`, `...gemm...`) and say little, so operators
-    are what counts. Inductor's templates have no operator: their launch, which not every wrapper records, and the
-    kernel have one name, and are one time.
+    The profiler has a row per operator, whose own device time is that of the kernels it launched, and another row per
+    kernel. Names of kernels depend on their library (`nvjet_...`, `...gemm...`), so operators are counted. Inductor's
+    templates have no operator: their launch, which not every wrapper records, and the kernel share a name and are
+    counted once.
     """
     named = [(row.key or "", row) for row in rows]
     operators = [(name, row) for name, row in named if row.device_type == DeviceType.CPU and is_matrix(name)]
@@ -71,10 +71,10 @@ def matrix_us(rows: Sequence[FunctionEventAvg], gpu: bool) -> float:
 
 
 def is_matrix(name: str) -> bool:
-    """Whether an operator of this name multiplies matrices: a part of the name, between underscores, says so.
+    """Return whether an operator is a matrix operation, by the parts of its name between underscores.
 
-    Inductor names its other kernels too by all that is fused in them, `triton_poi_fused_addmm_gelu_3`: what is left of
-    the product there is its bias. Operators have a namespace.
+    Inductor's other kernels also name all fused operators, such as `triton_poi_fused_addmm_gelu_3`, which only adds the
+    bias of the product. Operators have a namespace.
     """
     words = name.lower().replace("::", "_").split("_")
     return name.startswith(TEMPLATE) or ("::" in name and any(w in MATRIX or w.endswith("mm") for w in words))

@@ -1,4 +1,4 @@
-"""How to measure: two things in turns."""
+"""A/B timing: two functions, alternately."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-BLOCK_SECONDS = 0.2  # a timed block is at least this long: far above the clock's resolution and a scheduler's slice
+BLOCK_SECONDS = 0.2  # minimum length of a timed block, far above the clock's resolution and a scheduler's time slice
 
 
 @dataclass(frozen=True)
@@ -18,15 +18,15 @@ class Row:
     """One comparison of A (ours) with B.
 
     Attributes:
-        name: of the measurement.
-        a: what A is.
-        a_value: its figure in `unit`, the median over the pairs.
-        b: what B is.
-        b_value: its figure in `unit`, the median over the pairs.
-        unit: of both.
-        ratio: median over the pairs of a/b or b/a, whichever the limit is on; of a rate, A's own figure.
-        limit: the ratio that is aimed at; None: only reported.
-        bound: whether the ratio has to stay `at most` or reach `at least` the limit.
+        name: name of the measurement.
+        a: label of A.
+        a_value: value of A in `unit`, the median over pairs.
+        b: label of B.
+        b_value: value of B in `unit`, the median over pairs.
+        unit: unit of both values.
+        ratio: median over pairs of a/b or b/a, whichever has the limit; for a rate, A's value.
+        limit: target of the ratio; None: only reported.
+        bound: `at most` or `at least`.
     """
 
     name: str
@@ -41,60 +41,60 @@ class Row:
 
     @property
     def target(self) -> str | None:
-        """The limit in words."""
+        """The limit as text."""
         return None if self.limit is None else f"{self.bound} {self.limit:g}"
 
     @property
     def met(self) -> bool | None:
-        """Whether the ratio keeps to the limit; None where there is none."""
+        """True if the ratio meets the limit; None without a limit."""
         if self.limit is None:
             return None
         return self.ratio <= self.limit if self.bound == "at most" else self.ratio >= self.limit
 
     def record(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Convert to plain values for JSON."""
         return asdict(self) | {"target": self.target, "met": self.met}
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Seconds that A and B took, pair by pair."""
+    """Seconds of A and B, pair by pair."""
 
     a: Sequence[float]
     b: Sequence[float]
 
     @property
     def a_over_b(self) -> float:
-        """Median of the pairs' ratios: a neighbour that slows one pair down slows both of its halves."""
+        """Median of the pairs' ratios: other load that slows down one pair affects both of its halves."""
         return statistics.median(a / b for a, b in zip(self.a, self.b, strict=True))
 
     @property
     def b_over_a(self) -> float:
-        """How many times faster A is: median of the pairs' ratios."""
+        """Speed-up of A: median of the pairs' ratios."""
         return statistics.median(b / a for a, b in zip(self.a, self.b, strict=True))
 
     @property
     def a_ms(self) -> float:
-        """Median of A, milliseconds."""
+        """Median of A in milliseconds."""
         return 1e3 * statistics.median(self.a)
 
     @property
     def b_ms(self) -> float:
-        """Median of B, milliseconds."""
+        """Median of B in milliseconds."""
         return 1e3 * statistics.median(self.b)
 
 
 def alternate(a: Callable[[], object], b: Callable[[], object], pairs: int, block: float = BLOCK_SECONDS) -> Pairs:
-    """Time A, B, A, B, ...; both are called once before, and as often in a block as fills `block` seconds.
+    """Time A, B, A, B, ..., after one warm-up call each; a timed block repeats calls for at least `block` seconds.
 
     Args:
         a: the first of each pair.
         b: the second.
-        pairs: how many pairs.
-        block: seconds.
+        pairs: number of pairs.
+        block: minimum seconds per block.
 
     Returns:
-        Seconds of one call.
+        Seconds per call.
     """
     calls = [(work, _calls(work, block)) for work in (a, b)]
     seconds = [[_seconds(work, count) for work, count in calls] for _ in range(pairs)]
@@ -116,6 +116,6 @@ def _seconds(work: Callable[[], object], count: int) -> float:
 
 
 def synchronize() -> None:
-    """Wait until the GPU, where there is one, has done all it was asked."""
+    """Wait for all queued work of the GPU, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

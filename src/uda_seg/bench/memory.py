@@ -1,4 +1,4 @@
-"""The memory that a training step needs for its backward passes."""
+"""Memory that a training step saves for its backward passes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from uda_seg.config.schema import Config
 
 
 def measure_memory(config: Config) -> list[Row]:
-    """Peak of what autograd saves during a step of MIC, and of source-only training on the same network and crops."""
+    """Compare the peak of autograd's saved tensors in a step of MIC and of source-only training, on equal crops."""
     peaks = [saved_peak(replace(config, method=method)) / 2**20 for method in (MIC, SOURCE_ONLY)]
     ratio = peaks[0] / peaks[1]
     return [Row("memory", "mic", peaks[0], "source_only", peaks[1], "MiB", ratio, 1.1, "at most")]
 
 
 class SavedPeak(pl.Callback):
-    """Counts what autograd saves in every step, or in the first `steps` alone; `peak` is the most at once, in bytes."""
+    """Tracks autograd's saved tensors in every step, or only in the first `steps`; `peak` is the maximum in bytes."""
 
     def __init__(self, steps: int | None = None) -> None:
         self.peak = 0
@@ -38,7 +38,7 @@ class SavedPeak(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Begin to count."""
+        """Start counting (Lightning hook)."""
         if self.steps is not None and trainer.global_step >= self.steps:
             return
         self.counter = SavedBytes([*pl_module.parameters(), *pl_module.buffers()])
@@ -47,7 +47,7 @@ class SavedPeak(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop counting."""
+        """Stop counting (Lightning hook)."""
         if self.steps is not None and trainer.global_step > self.steps:
             return
         self.counter.__exit__(None, None, None)
@@ -55,7 +55,7 @@ class SavedPeak(pl.Callback):
 
 
 def saved_peak(config: Config, steps: int = 2) -> int:
-    """The most bytes that autograd holds at once during some steps of the configured method."""
+    """Measure the peak bytes of autograd's saved tensors over some steps of the configured method."""
     with tempfile.TemporaryDirectory() as folder:
         session = prepare(config, Path(folder), steps)
         peak = SavedPeak()
@@ -65,7 +65,7 @@ def saved_peak(config: Config, steps: int = 2) -> int:
 
 
 class _Saved:
-    """Stands for a saved tensor in the graph: dies with it."""
+    """Placeholder of a saved tensor in the graph, freed together with it."""
 
     __slots__ = ("__weakref__", "tensor")
 
@@ -74,16 +74,16 @@ class _Saved:
 
 
 class SavedBytes:
-    """Counts, within its block, the bytes of the storages that autograd keeps for backward passes, each storage once.
+    """Context that counts the bytes of storages that autograd saves for backward passes, each storage once.
 
-    Exact and the same on every machine, unlike what an allocator says. Memory that no backward needs is not counted.
+    Exact and identical on every machine, unlike allocator statistics. Memory that no backward needs is not counted.
 
     Args:
-        ignore: tensors that live anyway: parameters and buffers.
+        ignore: tensors that exist anyway: parameters and buffers.
 
     Attributes:
-        live: bytes held now.
-        peak: the most bytes held at once.
+        live: bytes saved at present.
+        peak: maximum of `live`.
     """
 
     def __init__(self, ignore: Iterable[Tensor] = ()) -> None:

@@ -1,4 +1,4 @@
-"""Our step beside the original repositories', and theirs, without its habits, beside a loop that is written out."""
+"""Comparison of our step with the original repositories', and of theirs without its habits with a bare loop."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from uda_seg.launch.ranks import on_gpu
 from uda_seg.methods.base import UDAModule
 from uda_seg.runs.build import build_data, build_module
 
-AIM = 3.0  # on a GPU
+AIM = 3.0  # aimed-at speed-up on a GPU
 
 
 def measure_classic(config: Config) -> list[Row]:
-    """The configured step beside the classic one; the classic step of DACS, without habits, beside the bare loop.
+    """Compare the configured step with the classic one, and DACS's classic step without habits with the bare loop.
 
-    Both loops calculate as `bench.tf32` says, ours as torch does by itself.
+    Both loops follow `bench.tf32`; ours uses PyTorch's defaults.
     """
     bench = config.bench
     config = replace(
         config,
         optimizer=replace(config.optimizer, accumulate=1),
-        logger=replace(config.logger, kind="csv", log_every=bench.steps),  # so that every block logs once
+        logger=replace(config.logger, kind="csv", log_every=bench.steps),  # one log call per block
     )
     label = f"classic ({', '.join(bench.habits)})" if bench.habits else "classic without habits"
     rows = _timed(config, ("ours", f"{label}, {'TF32' if bench.tf32 else 'no TF32'}"), (_ours, _classic))
@@ -78,7 +78,7 @@ def _bare(config: Config, folder: Path) -> Side:
 
 
 def _plain(config: Config) -> tuple[UDAModule, UDADataModule, torch.device]:
-    """The method as it is built for training, its data, and where a process by itself trains it; nothing compiled."""
+    """Build the method without compilation, its data, and the device of a single process."""
     config = shortened(config, steps_of(config))
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = build_data(config)

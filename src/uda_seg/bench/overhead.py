@@ -1,4 +1,4 @@
-"""What a training step costs, step by step in turns with a bare loop: the framework's share, and a method's."""
+"""Overhead of the framework and of each method, measured step by step against a bare loop."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def measure_overhead(config: Config) -> list[Row]:
-    """A step of the module under Lightning, CSV log included, and of the bare loop, in turns on the same batches."""
+    """Time a step of the module under Lightning, including the CSV log, against the bare loop on the same batches."""
     rows = []
     for name, method in (("source_only", SOURCE_ONLY), ("dacs", DACS)):
         turns = interleave(replace(config, method=method))
@@ -40,7 +40,7 @@ def measure_overhead(config: Config) -> list[Row]:
 
 
 def measure_methods(config: Config) -> list[Row]:
-    """A step of each method under Lightning beside DACS in a bare loop, which `overhead/dacs` compares with itself."""
+    """Time a step of each method under Lightning against DACS in a bare loop, which `overhead/dacs` calibrates."""
     rows = []
     for name, method in (("bicl", BICL), ("t2sda", T2SDA), ("corda", CORDA)):
         pairs = interleave(replace(config, method=method), DACS).pairs()
@@ -50,21 +50,21 @@ def measure_methods(config: Config) -> list[Row]:
 
 
 class Interleaved(pl.Callback):
-    """Takes a step of the bare loop after every step of the trainer and times both.
+    """Runs a step of the bare loop after every step of the trainer and times both.
 
-    The trainer's step lasts from the end of one bare step to the beginning of the next: loading, transfer, hooks and
-    logging are all in it.
+    The trainer's step lasts from the end of one bare step to the start of the next, so it includes loading, transfer,
+    hooks and logging.
 
     Args:
         make: builds the bare loop once the trainer knows its device.
-        pairs: pairs of blocks.
-        block: steps a block.
+        pairs: number of pairs of blocks.
+        block: steps per block.
 
     Attributes:
         bare: the loop.
-        seconds: of every trainer's and every bare step.
-        difference: largest distance between a weight of the module's network and of the loop's, at the end: 0 says that
-            both sides of the ratio did the same work.
+        seconds: seconds of every step of the trainer and of the bare loop.
+        difference: largest absolute difference between the weights of the two networks at the end; 0 confirms that both
+            sides did the same work.
     """
 
     def __init__(self, make: Callable[[pl.Trainer], BareLoop], pairs: int, block: int) -> None:
@@ -75,14 +75,14 @@ class Interleaved(pl.Callback):
         self.began = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Build the loop from the untrained module."""
+        """Build the loop from the untrained module (Lightning hook)."""
         self.bare = self.make(trainer)
         self.began = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """The bare loop's turn."""
+        """Run a step of the bare loop (Lightning hook)."""
         assert self.bare is not None
         synchronize()
         between = time.perf_counter()
@@ -93,7 +93,7 @@ class Interleaved(pl.Callback):
         self.began = after
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Compare what the two have trained."""
+        """Compare the two trained networks (Lightning hook)."""
         assert self.bare is not None
         assert isinstance(pl_module, UDAModule)
         mine = dict(pl_module.segmentor.named_parameters())
@@ -101,7 +101,7 @@ class Interleaved(pl.Callback):
         self.difference = max(float((mine - bare).detach().abs().max()) for mine, bare in both)
 
     def pairs(self) -> Pairs:
-        """Seconds of a step, averaged over each block, without the warm-up."""
+        """Average the seconds per step over each block, without the warm-up."""
         timed = self.seconds[WARM_UP:]
         blocks = [timed[i * self.block : (i + 1) * self.block] for i in range(self.count)]
         mean = [tuple(sum(side) / self.block for side in zip(*block, strict=True)) for block in blocks]
@@ -109,18 +109,18 @@ class Interleaved(pl.Callback):
 
 
 def interleave(config: Config, beside: dict[str, Any] | None = None) -> Interleaved:
-    """Train a method and a bare loop step by step in turns, on the same batches.
+    """Train a method and a bare loop alternately, step by step, on the same batches.
 
     Args:
-        config: the method and all else.
-        beside: what the bare loop does, source-only or DACS; None: what `config` names, from the same weights.
+        config: configuration of the method.
+        beside: the bare loop's method, source-only or DACS; None: that of `config`, from the same weights.
     """
     bench = config.bench
     config = replace(
         config,
         optimizer=replace(config.optimizer, accumulate=1),
         teacher=replace(config.teacher, update="start", batch_norm="eval"),
-        logger=replace(config.logger, kind="csv", log_every=bench.steps),  # so that every block logs once
+        logger=replace(config.logger, kind="csv", log_every=bench.steps),  # one log call per block
     )
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         session = prepare(config, Path(name), WARM_UP + bench.pairs * bench.steps)
@@ -143,13 +143,13 @@ def interleave(config: Config, beside: dict[str, Any] | None = None) -> Interlea
 
 
 def bare_loop(module: UDAModule, data: UDADataModule, device: torch.device, mixed: bool, log: TextIO) -> BareLoop:
-    """The plain loop over a module's network and teacher: source-only training or DACS.
+    """Build a plain loop over a module's network and teacher: source-only training or DACS.
 
     Args:
-        module: trained in place.
-        data: set up.
-        device: where to.
-        mixed: in bf16-mixed, otherwise in float32.
+        module: module to train in place.
+        data: data module after `setup`.
+        device: device to train on.
+        mixed: train in bf16-mixed instead of float32.
         log: open CSV file.
     """
     module.to(device).train()

@@ -1,4 +1,4 @@
-"""Parts of the package beside what they replace."""
+"""Benchmarks of components against the implementations they replace."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RENDERED = (256, 512)
 
 
 def measure_evaluator(config: Config, size: tuple[int, int] = (1024, 2048)) -> list[Row]:
-    """Add one prediction and label, both int64, to the evaluator, and to torchmetrics' JaccardIndex as it comes."""
+    """Compare updates of the evaluator with torchmetrics' JaccardIndex, on an int64 prediction and label."""
     generator = torch.Generator().manual_seed(0)
     label = block_labels(1, size, generator).long()
     label[:, : size[0] // 10] = IGNORE
@@ -39,7 +39,7 @@ def measure_evaluator(config: Config, size: tuple[int, int] = (1024, 2048)) -> l
 
 
 def measure_mixing(config: Config, size: tuple[int, int] = (512, 512)) -> list[Row]:
-    """Draw classes of two source images and paste them, image and label, over two target images."""
+    """Compare drawing classes of two source images and pasting them, image and label, over two target images."""
     generator = torch.Generator().manual_seed(0)
     label, other_label = block_labels(2, size, generator), block_labels(2, size, generator)
     source, target = torch.rand(2, 2, 3, *size, generator=generator)
@@ -65,7 +65,7 @@ def measure_mixing(config: Config, size: tuple[int, int] = (512, 512)) -> list[R
 
 
 def measure_ema(config: Config, variant: str = "b0") -> list[Row]:
-    """Average the parameters of a MiT encoder at once, and one by one."""
+    """Compare the fused EMA update of a MiT encoder with a loop over parameters."""
     student = MixVisionTransformer(variant=variant)
     teacher = copy.deepcopy(student).requires_grad_(False)
     pairs = alternate(
@@ -77,10 +77,10 @@ def measure_ema(config: Config, variant: str = "b0") -> list[Row]:
 
 
 def measure_render(config: Config, size: tuple[int, int] = RENDERED) -> list[Row]:
-    """Images a second of one core: image, label and depth of the first `bench.scenes` scenes of each domain.
+    """Measure images/s per core: image, label and depth of the first `bench.scenes` scenes of each domain.
 
-    A counts every scene and the textures that are drawn for them; B the second half of the scenes alone, when most
-    textures are there. Processor time, not time on the wall: neighbours on the machine take none of it.
+    A counts all scenes and the drawing of their textures; B only the second half of the scenes, when most textures
+    exist. Measured in processor time, which other processes do not affect.
     """
     from uda_seg.data.streets import DOMAINS, render
 
@@ -101,12 +101,12 @@ def measure_render(config: Config, size: tuple[int, int] = RENDERED) -> list[Row
 
 
 def block_labels(batch: int, size: tuple[int, int], generator: torch.Generator, block: int = 32) -> Tensor:
-    """Labels uint8 [B, H, W] in blocks, so that an image has about all of the classes."""
+    """Sample labels uint8 [B, H, W] in blocks, so that an image contains most classes."""
     grid = torch.randint(0, CLASSES, (batch, -(-size[0] // block), -(-size[1] // block)), generator=generator)
     label = grid.to(torch.uint8).repeat_interleave(block, 1).repeat_interleave(block, 2)
     return label[:, : size[0], : size[1]].contiguous()
 
 
 def faster(name: str, a: str, b: str, pairs: Pairs, limit: float | None = None) -> Row:
-    """A row that says how many times faster A is."""
+    """Build a row with the speed-up of A."""
     return Row(name, a, pairs.a_ms, b, pairs.b_ms, "ms", pairs.b_over_a, limit)

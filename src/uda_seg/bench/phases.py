@@ -1,4 +1,4 @@
-"""Where the time of a training step goes."""
+"""Time of a training step by phase."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ from uda_seg.methods.base import Batch, Loss, UDAModule
 
 @dataclass(frozen=True)
 class StepProfile:
-    """Where the time of a step goes.
+    """Time of a step by phase.
 
     Attributes:
-        method: the class of the configured method.
-        precision: Lightning's.
-        steps: that were timed, once without the clock of the phases and once with it.
-        step_ms: mean milliseconds of a whole step that nobody watches.
-        steps_per_s: of those.
-        images_per_s: images of both domains, of those.
-        phases_ms: mean milliseconds a step; what belongs to no phase is `the rest`. Their clock waits for the GPU where
-            a phase begins or ends, so host and device never work at once: the shares are what it tells.
-        clocked_ms: their sum, a step with that clock.
-        matrix_ms: of a step, in matrix products, convolutions and attention.
-        peak_saved_bytes: the most bytes that autograd holds at once.
-        peak_device_bytes: the most bytes allocated on the GPU; None on a CPU.
+        method: class of the configured method.
+        precision: Lightning's precision.
+        steps: number of timed steps, once without phase timing and once with it.
+        step_ms: mean milliseconds per step, without phase timing.
+        steps_per_s: steps/s, likewise.
+        images_per_s: images/s of both domains, likewise.
+        phases_ms: mean milliseconds per step and phase; time outside of all phases is `the rest`. Timing synchronises
+            with the GPU at the start and end of a phase, so host and device never overlap: only the shares are
+            meaningful.
+        clocked_ms: sum of the phases.
+        matrix_ms: milliseconds per step in matrix products, convolutions and attention.
+        peak_saved_bytes: peak bytes of autograd's saved tensors.
+        peak_device_bytes: peak bytes allocated on the GPU; None on a CPU.
     """
 
     method: str
@@ -54,9 +55,9 @@ class StepProfile:
 
 
 class PhaseClock(Profiler):
-    """Seconds by phase; time within an inner phase is the inner one's alone.
+    """Seconds per phase; time in a nested phase counts only for the inner one.
 
-    Lightning calls it around its own actions; `watch` puts it around those of the method.
+    Lightning calls it around its own actions; `watch` wraps those of the method.
     """
 
     ACTIONS = (
@@ -69,15 +70,15 @@ class PhaseClock(Profiler):
     def __init__(self) -> None:
         super().__init__()
         self.seconds: dict[str, float] = {}
-        self._open: list[list[float]] = []  # of every open phase: when it began, seconds of its inner phases
+        self._open: list[list[float]] = []  # start time and seconds of nested phases, of every open phase
 
     def begin(self) -> None:
-        """Open a phase whose name is told at its end."""
+        """Open a phase, which is named when it ends."""
         synchronize()
         self._open.append([time.perf_counter(), 0.0])
 
     def end(self, phase: str) -> None:
-        """Close the phase that was opened last."""
+        """Close the innermost phase."""
         synchronize()
         start, inner = self._open.pop()
         whole = time.perf_counter() - start
@@ -100,7 +101,7 @@ class PhaseClock(Profiler):
         return next((phase for end, phase in self.ACTIONS if action.endswith(end)), None)
 
     def timed(self, owner: Any, names: Sequence[str], phase: str) -> None:
-        """Time those of the named methods that `owner` has."""
+        """Wrap the named methods of `owner`, where they exist, with timing."""
         for name in names:
             if hasattr(owner, name):
                 setattr(owner, name, self._wrapped(getattr(owner, name), phase))
@@ -116,7 +117,7 @@ class PhaseClock(Profiler):
         return call
 
     def watch(self, module: UDAModule) -> None:
-        """Time the parts of a module's step: each term's forward and backward by name."""
+        """Wrap the parts of a module's step with timing: each term's forward and backward by name."""
         losses, backward, current = module.losses, module.manual_backward, [""]
 
         def timed_losses(batch: Batch) -> Iterator[Loss | tuple[Loss, ...]]:
@@ -146,11 +147,11 @@ class PhaseClock(Profiler):
 
 
 class TimedSteps(pl.Callback):
-    """Seconds of `steps` steps after the warm-up; waits for the GPU before the first and after the last alone.
+    """Seconds of `steps` steps after the warm-up; synchronises with the GPU only before the first and after the last.
 
     Args:
-        steps: how many.
-        clock: of the phases, set to zero and read where this one is; None: nobody watches.
+        steps: number of steps.
+        clock: phase clock, reset and read together with this one; None for timing without phases.
     """
 
     def __init__(self, steps: int, clock: PhaseClock | None = None) -> None:
@@ -159,7 +160,7 @@ class TimedSteps(pl.Callback):
         self.phases: dict[str, float] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Time the optimiser too, which exists only now."""
+        """Wrap the optimiser, which exists only now (Lightning hook)."""
         if self.clock is not None:
             for optimizer in trainer.optimizers:
                 self.clock.timed(optimizer, ("step",), "optimiser")
@@ -167,7 +168,7 @@ class TimedSteps(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Begin and end between two steps."""
+        """Begin and end timing between two steps (Lightning hook)."""
         if trainer.global_step == WARM_UP:
             synchronize()
             if self.clock is not None:
@@ -180,7 +181,7 @@ class TimedSteps(pl.Callback):
 
 
 def profile_step(config: Config) -> StepProfile:
-    """Time the configured method's step, and in a second training its phases: as many steps as a ratio's A takes."""
+    """Time the configured method's step, and its phases in a second training, for as many steps as A of a ratio."""
     steps = config.bench.pairs * config.bench.steps
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -207,7 +208,7 @@ def profile_step(config: Config) -> StepProfile:
 
 
 def _take(config: Config, timed: TimedSteps) -> tuple[str, str, int]:
-    """Take the steps that are timed; the method's class, Lightning's precision and the images of a step."""
+    """Run the timed steps; return the method's class, Lightning's precision and the images per step."""
     with tempfile.TemporaryDirectory() as folder:
         session = prepare(config, Path(folder), WARM_UP + timed.steps)
         session.trainer.callbacks.append(timed)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""How far the losses in bf16-mixed are from those in float32."""
+"""Difference of losses between bf16-mixed and float32."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from uda_seg.config.schema import Config
 
 
 def measure_precision(config: Config) -> list[Row]:
-    """How far every loss in bf16-mixed is from that in float32, from the same weights, batches and draws.
+    """Compare every loss in bf16-mixed and float32, from the same weights, batches and draws.
 
-    That of the first step is due to the arithmetic alone; later on the two trainings drift apart too. The ratio is the
-    median over the steps of one by the other.
+    At the first step the difference is due to arithmetic only; later the trainings also drift apart. The ratio is the
+    median over steps of bf16-mixed / float32.
     """
     mixed, full = (losses(config, precision) for precision in ("bf16-mixed", "32-true"))
     rows = []
@@ -39,7 +39,7 @@ def measure_precision(config: Config) -> list[Row]:
 
 
 class _Values(pl.Callback):
-    """Keeps the losses of every step."""
+    """Collects the losses of every step."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, float]] = []
@@ -47,15 +47,15 @@ class _Values(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """What the step has logged."""
+        """Collect the logged values of the step (Lightning hook)."""
         recorded: dict[str, float] = pl_module.recorded  # type: ignore[assignment]
         self.steps.append({k.partition("/")[2]: v for k, v in recorded.items() if k.startswith("train/")})
 
 
 def losses(config: Config, precision: str) -> list[dict[str, float]]:
-    """The losses, and the gradient's norm, of the first `bench.steps` steps of a training.
+    """Compute losses and gradient norm of the first `bench.steps` steps of a training.
 
-    Without dropout and stochastic depth: some of their kernels draw otherwise in another precision.
+    Dropout and stochastic depth are off, because some of their kernels draw differently in another precision.
     """
     config = replace(
         config,
@@ -72,7 +72,7 @@ def losses(config: Config, precision: str) -> list[dict[str, float]]:
 
 
 def without_dropout(network: nn.Module) -> None:
-    """Switch dropout and stochastic depth off for good."""
+    """Switch off dropout and stochastic depth permanently."""
     for module in network.modules():
         if isinstance(module, _DropoutNd):
             module.p = 0.0

@@ -1,4 +1,4 @@
-"""Training crops from the cache on disk, and from shards, beside decoding the picture they come from."""
+"""Reading of training crops from the disk cache and from shards, against decoding the whole image."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ PICTURES = 4
 
 
 def measure_reading(config: Config, size: tuple[int, int] = (1024, 2048), crop: int = 512) -> list[Row]:
-    """A 512 x 512 crop out of memory-mapped pictures, and decoding one 2048 x 1024 PNG, with a label both PNGs.
+    """Compare a 512 x 512 crop of memory-mapped images with decoding a 2048 x 1024 PNG, optionally with its label.
 
-    The pictures are of the full size, and of half, as DAFormer trains; with and without a label, whose class rule (at
-    most 75 % of one class) is part of the crop. The crop is copied, as a batch would; the file lies in the page cache.
-    At last the same crop out of a shard and out of a PNG file, both decoded.
+    Images have full or half size, as DAFormer trains; with and without a label, whose class rule (at most 75 % of one
+    class) is part of the crop. The crop is copied as for a batch; files are in the page cache. Finally, the same crop
+    from a shard and from a PNG file, both decoded.
     """
     rows = []
     with tempfile.TemporaryDirectory() as name:
@@ -80,7 +80,7 @@ def _stored(folder: Path, box: tuple[int, int], size: tuple[int, int], labeled: 
 
 
 def _write_pair(root: Path, index: int, size: tuple[int, int]) -> None:
-    """A smooth picture with a camera's noise, about as large as Cityscapes' PNGs, and a label of patches."""
+    """Write a smooth image with camera noise, similar in file size to Cityscapes' PNGs, and a label of patches."""
     rng = np.random.default_rng(index)
     coarse = rng.integers(0, 256, (size[0] // 8, size[1] // 8, 3), dtype=np.uint8)
     smooth = np.asarray(cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_CUBIC), np.int16)

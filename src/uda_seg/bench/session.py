@@ -1,4 +1,4 @@
-"""A method about to be trained for a few steps."""
+"""Short trainings for measurements."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from uda_seg.data.datamodule import UDADataModule
 from uda_seg.methods.base import UDAModule
 from uda_seg.runs.build import build_data, build_module, build_trainer
 
-WARM_UP = 3  # steps before anything is timed
+WARM_UP = 3  # untimed steps
 
-# The methods that the ratios are about, by what tells them from the class's defaults.
+# Methods of the ratios, by the options that differ from the class's defaults.
 SOURCE_ONLY = {"_target_": "uda_seg.methods.source_only.SourceOnly"}
 DACS = {"_target_": "uda_seg.methods.self_training.SelfTraining"}
 MIC = DACS | {"mask_weight": 1.0, "feature_distance": 0.005}
@@ -25,7 +25,7 @@ CORDA = {"_target_": "uda_seg.methods.corda.CorDA"}
 
 @dataclass
 class Session:
-    """A method about to be trained for some steps, as `train` would, without validation, pictures and checkpoints."""
+    """A method set up for some training steps as in `train`, without validation, image panels and checkpoints."""
 
     config: Config
     data: UDADataModule
@@ -33,12 +33,12 @@ class Session:
     trainer: pl.Trainer
 
     def fit(self) -> None:
-        """Take the steps."""
+        """Run the steps."""
         self.trainer.fit(self.module, datamodule=self.data)
 
 
 def prepare(config: Config, folder: Path, steps: int) -> Session:
-    """Build data, method and trainer for `steps` steps on one device; what the trainer writes goes into `folder`."""
+    """Build data, method and trainer for `steps` steps on one device, with the trainer's output in `folder`."""
     config = shortened(config, steps)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = build_data(config)
@@ -51,15 +51,15 @@ def prepare(config: Config, folder: Path, steps: int) -> Session:
 
 
 def shortened(config: Config, steps: int) -> Config:
-    """The first `steps` steps of a run, on one device, and nothing but steps."""
+    """Reduce a run to its first `steps` steps on one device, without validation."""
     return replace(
         config,
-        steps=max(config.steps, steps + 1),  # the run's last step would be saved and validated
+        steps=max(config.steps, steps + 1),  # the last step of a run is saved and validated
         trainer=replace(config.trainer, devices=1, num_nodes=1, strategy="auto", max_steps=steps, overfit=False),
         callbacks=replace(config.callbacks, progress=False, panels=0, checkpoints=1),
     )
 
 
 def steps_of(config: Config) -> int:
-    """Steps of a training that is timed in turns, and one more, so that its end is in no block."""
+    """Compute the steps of an interleaved training, plus one so that its end is outside of all blocks."""
     return WARM_UP + config.bench.pairs * config.bench.steps + 1

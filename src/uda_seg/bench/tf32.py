@@ -1,4 +1,4 @@
-"""Whether float32 products and convolutions on a GPU may round their factors to TF32's ten bits."""
+"""TF32 settings: whether float32 products and convolutions on a GPU may round their factors to ten bits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-# Of torch's switches, which all threads share. The older ones (`allow_tf32`) refuse to be read while these are moved.
+# PyTorch's global switches. The older ones (`allow_tf32`) raise on reading once these have been set.
 SWITCHES: dict[str, Any] = {
     "products": torch.backends.cuda.matmul,
     "convolutions": torch.backends.cudnn.conv,  # type: ignore[attr-defined]
@@ -17,14 +17,14 @@ SWITCHES: dict[str, Any] = {
 
 
 def arithmetic() -> dict[str, str]:
-    """How a GPU calculates in float32 as things are: `tf32` or `ieee`, by kind of operation."""
+    """Return the current float32 arithmetic on a GPU, `tf32` or `ieee`, by kind of operation."""
     found = {kind: str(switch.fp32_precision) for kind, switch in SWITCHES.items()}
     return {kind: "ieee" if precision == "none" else precision for kind, precision in found.items()}
 
 
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Within the block, TF32 is allowed in both or in neither, whatever torch's defaults are."""
+    """Allow or forbid TF32 in both kinds of operations within the block, whatever PyTorch's defaults are."""
     before = [switch.fp32_precision for switch in SWITCHES.values()]
     try:
         for switch in SWITCHES.values():
@@ -36,7 +36,7 @@ def tf32(allowed: bool) -> Iterator[None]:
 
 
 def stepped(step: Callable[[], None], allowed: bool) -> Callable[[], None]:
-    """The step of a loop, taken with or without TF32; what comes before and after it is not touched."""
+    """Wrap the step of a loop to run with or without TF32."""
 
     @wraps(step)
     def call() -> None:

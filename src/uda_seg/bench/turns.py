@@ -1,4 +1,4 @@
-"""Two trainings in one process, some steps of the one, some of the other, and so on."""
+"""Two trainings in one process, interleaved in blocks of steps."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from uda_seg.bench.session import WARM_UP, Session
 
 
 class Side(Protocol):
-    """A training that takes steps when told to.
+    """A training that advances on demand.
 
     Attributes:
-        images: that a step reads.
-        saved_bytes: the most that autograd held at once in the warm-up; None where it was not counted.
+        images: images per step.
+        saved_bytes: peak bytes of autograd's saved tensors in the warm-up; None if not counted.
     """
 
     images: int
     saved_bytes: int | None
 
     def warm_up(self) -> None:
-        """Take the first steps, which nobody times."""
+        """Run the untimed first steps."""
 
     def advance(self, steps: int) -> None:
         """Take some steps."""
@@ -40,7 +40,7 @@ class Side(Protocol):
 
 
 class _Wait(pl.Callback):
-    """Lets the trainer's thread go on for as many steps as it was told, then waits to be told again."""
+    """Blocks the trainer's thread after the requested number of steps until more are requested."""
 
     def __init__(self) -> None:
         self.go, self.done = threading.Semaphore(0), threading.Semaphore(0)
@@ -49,7 +49,7 @@ class _Wait(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """One step less to go."""
+        """Count down the requested steps (Lightning hook)."""
         self.left -= 1
         if self.left == 0:
             self.done.release()
@@ -58,12 +58,12 @@ class _Wait(pl.Callback):
 
 
 class Trained:
-    """A session under Lightning. Its trainer has a thread of its own, which works while `advance` waits for it.
+    """A session under Lightning, whose trainer runs in its own thread while `advance` waits for it.
 
-    A step is all there is of it: loading, transfer, hooks and logging.
+    A step includes loading, transfer, hooks and logging.
 
     Args:
-        session: of more steps than it will be told to take.
+        session: session with more steps than will be requested.
     """
 
     def __init__(self, session: Session) -> None:
@@ -73,7 +73,7 @@ class Trained:
         self._wait = _Wait()
         self._error: BaseException | None = None
         self._counts = SavedPeak(WARM_UP)
-        compiled = session.module.segmentor.backend is not None  # counting would be compiled too
+        compiled = session.module.segmentor.backend is not None  # the counting hooks would be compiled too
         callbacks = [self._wait] if compiled or torch.cuda.is_available() else [self._counts, self._wait]
         session.trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
         self._thread = threading.Thread(target=self._fit, daemon=True)
@@ -87,7 +87,7 @@ class Trained:
         self._wait.done.release()
 
     def warm_up(self) -> None:
-        """Start, and take the first steps."""
+        """Start the trainer and run the first steps."""
         self._thread.start()
         self.advance(WARM_UP)
         self.saved_bytes = self._counts.peak or None
@@ -96,8 +96,8 @@ class Trained:
         """Take some steps.
 
         Raises:
-            BaseException: what the trainer raised.
-            RuntimeError: it has come to its end.
+            BaseException: raised by the trainer.
+            RuntimeError: the training has ended.
         """
         self._wait.left = steps
         self._wait.go.release()
@@ -119,10 +119,10 @@ class Looped:
     """A plain loop.
 
     Args:
-        step: takes one.
-        module: whose parameters are no memory that a step needs.
-        images: that a step reads.
-        log: the loop's open file.
+        step: runs one step.
+        module: module whose parameters do not count as memory of a step.
+        images: images per step.
+        log: open file of the loop.
     """
 
     def __init__(self, step: Callable[[], object], module: nn.Module, images: int, log: TextIO) -> None:
@@ -150,14 +150,14 @@ class Looped:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two trainings took.
+    """Results of two trainings.
 
     Attributes:
         a: label of the first.
         b: label of the second.
-        pairs: seconds of a step.
-        images: that a step of each reads.
-        peak_bytes: of each; on a GPU the most it had allocated in its warm-up, elsewhere the most that autograd saved.
+        pairs: seconds per step.
+        images: images per step of each.
+        peak_bytes: peak memory of each in the warm-up: allocated on a GPU, elsewhere saved by autograd.
     """
 
     a: str
@@ -167,12 +167,12 @@ class Comparison:
     peak_bytes: tuple[int | None, int | None]
 
     def rows(self, name: str, limit: float | None = None, faster: bool = False) -> list[Row]:
-        """Milliseconds a step, images a second, MiB: ratios of A to B; with `faster` how often A's step goes into B's.
+        """Build rows of ms per step, images/s and MiB as ratios of A to B, or B to A for the step if `faster`.
 
         Args:
-            name: of the comparison.
-            limit: that the ratio of the steps has to reach, if `faster`, or to keep.
-            faster: see above.
+            name: name of the comparison.
+            limit: limit of the step's ratio, a minimum if `faster`, else a maximum.
+            faster: report the speed-up of A.
         """
         pairs = self.pairs
         ratio = pairs.b_over_a if faster else pairs.a_over_b
@@ -189,7 +189,7 @@ class Comparison:
 
 
 class Turns:
-    """Takes two trainings through their warm-ups and times them in turns; a context, which ends both."""
+    """Context that warms up two trainings, times them alternately and closes both."""
 
     def __init__(self) -> None:
         self.sides: list[Side] = []
@@ -205,7 +205,7 @@ class Turns:
             side.close()
 
     def add(self, make: Callable[[], Side]) -> None:
-        """Build a training and warm it up; what it allocates beyond what is there already is its own."""
+        """Build a training and warm it up, attributing newly allocated memory to it."""
         gpu = torch.cuda.is_available()
         before = torch.cuda.memory_allocated() if gpu else 0
         if gpu:
