@@ -139,7 +139,7 @@ def test_idlers_make_more_threads_than_cores_and_no_more_of_them_than_that_takes
 REAL = """
 import os, time, torch
 torch.set_num_threads(2)
-from uda_seg.threads import Watch, needed, queued
+from uda_seg.launch.threads import Watch, needed, queued
 tasks = lambda: len(os.listdir('/proc/self/task'))
 torch.zeros(1 << 20).exp_()
 watch, before = Watch(), tasks()
