@@ -53,6 +53,7 @@ from uda_seg.methods.settings import OptimizerSettings, ScheduleSettings, StepPl
 from uda_seg.models.depth import DepthHead, PoseNetwork
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.models.trial import trained, try_out
+from uda_seg.models.weights import check_tensors
 from uda_seg.runs.build import interval, lightning, quiet_lightning
 from uda_seg.runs.checkpoint import read_checkpoint
 from uda_seg.runs.depth_maps import Scale, export_domain
@@ -205,8 +206,9 @@ def read_fitting(path: Path, module: SelfSupervisedDepth, parts: tuple[str, ...]
     content = read_checkpoint(path)
     if "depth" not in content["uda_seg"]:
         raise UserError(f"{path} is no checkpoint of python -m uda_seg.depth")
+    check_tensors(content["state_dict"], module.state_dict(), path)
     found, wanted = (
-        {n: t.shape for n, t in state.items() if n.startswith(parts)}
+        {n: getattr(t, "shape", None) for n, t in state.items() if n.startswith(parts)}
         for state in (content["state_dict"], module.state_dict())
     )
     if found != wanted:
