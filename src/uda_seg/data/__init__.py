@@ -1,1 +1,1 @@
-"""What reaches the step: class taxonomies, data sets, samplers, the paired loaders and the built-in world."""
+"""Data: class taxonomies, data sets, samplers, loaders and the rendered Streets data set."""

@@ -1,4 +1,4 @@
-"""What reaches the step: the images of one domain, and one decoded sample on its way there."""
+"""Containers of a decoded sample and of a batch of one domain."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Array = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Sample:
-    """One decoded image with what lies on its pixels.
+    """A decoded image with its per-pixel maps.
 
     Args:
         image: uint8 [H, W, 3], RGB.
-        label: uint8 [H, W], train ids, 255 = ignore; None where labels are not read.
-        valid: uint8 [H, W], 1 where a pseudo-label may be trusted; None: everywhere.
-        depth: float32 [H, W], inverse depth, exactly 1.0 = invalid; None where depth is not read.
-        window: (top, left, mirrored): where in the resized image the sample lies, and whether it is mirrored (0 or 1).
+        label: uint8 [H, W], train ids, 255 = ignore; None if labels are not read.
+        valid: uint8 [H, W], 1 where pseudo-labels may be used; None: everywhere.
+        depth: float32 [H, W], inverse depth, exactly 1.0 = invalid; None if depth is not read.
+        window: (top, left, mirrored): position of the sample in the resized image, and whether it is flipped (0 or 1).
     """
 
     image: Array
@@ -35,7 +35,7 @@ class Sample:
     window: tuple[int, int, int] = (0, 0, 0)
 
     def map(self, image: Callable[[Array], Array], plane: Callable[[Any], Any]) -> Sample:
-        """Apply `image` to the image and `plane`, which keeps the type, to whatever lies on its pixels."""
+        """Apply `image` to the image and `plane`, which keeps the dtype, to all per-pixel maps."""
         return Sample(
             image(self.image),
             None if self.label is None else plane(self.label),
@@ -47,23 +47,23 @@ class Sample:
 
 @dataclass
 class TensorBatch:
-    """A batch whose fields are tensors with a leading B, or None: how it travels to the step."""
+    """Base class of batches whose fields are tensors with a leading B, or None."""
 
     def _each(self, function: Callable[[Tensor], Tensor]) -> Self:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{name: function(t) for name, t in values.items() if t is not None})
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Self:
-        """A copy on `device`; asynchronous towards a GPU only, as the host would read half-written memory."""
+        """Copy to `device`; asynchronously only to a GPU, because the host could read incomplete memory."""
         asynchronous = non_blocking and torch.device(device).type == "cuda"
         return self._each(lambda tensor: tensor.to(device, non_blocking=asynchronous))
 
     def part(self, index: int, parts: int) -> Self:
-        """Micro-batch `index` of `parts` nearly equal ones, as views."""
+        """Return micro-batch `index` of `parts` nearly equal ones, as views."""
         return self._each(lambda tensor: tensor.tensor_split(parts)[index])
 
     def pin_memory(self) -> Self:
-        """A copy in page-locked memory (the loader calls it when a GPU waits)."""
+        """Copy to page-locked memory (called by the loader for a GPU)."""
         return self._each(Tensor.pin_memory)
 
 
@@ -73,13 +73,13 @@ class DomainBatch(TensorBatch):
 
     Args:
         image: uint8 [B, 3, H, W], RGB.
-        label: uint8 [B, H, W], train ids, 255 = ignore; None where labels are never read (the target in
-            training). In validation it has the size of the label on disk, which may differ from the image's.
-        index: int64 [B], the images' places in the sorted data set.
-        valid: bool [B, H, W], false in padding and in the margins where pseudo-labels are not trusted.
-        depth: float32 [B, 1, H, W], inverse depth, exactly 1.0 = invalid; None where the method reads none.
-        pseudo: uint8 [B, H, W], stored pseudo-labels under the image's crop and flip; None: there are none.
-        window: int64 [B, 3], top, left and mirroring of each image, as in `Sample`; None: not known.
+        label: uint8 [B, H, W], train ids, 255 = ignore; None if labels are not read (the target in training). In
+            validation it has the size of the label on disk, which may differ from the image's.
+        index: int64 [B], indices of the images in the sorted data set.
+        valid: bool [B, H, W], false in padding and in margins where pseudo-labels are ignored.
+        depth: float32 [B, 1, H, W], inverse depth, exactly 1.0 = invalid; None for methods without depth.
+        pseudo: uint8 [B, H, W], stored pseudo-labels with the image's crop and flip; None without any.
+        window: int64 [B, 3], top, left and flip of each image, as in `Sample`; None if unknown.
     """
 
     image: Tensor
@@ -92,7 +92,7 @@ class DomainBatch(TensorBatch):
 
 
 def collate(samples: Sequence[Sample], indices: Sequence[int]) -> DomainBatch:
-    """Stack samples of one size into a batch; different sizes are a UserError."""
+    """Stack samples into a batch; raises UserError if their sizes differ."""
     sizes = sorted({sample.image.shape[:2] for sample in samples})
     if len(sizes) > 1:
         raise UserError(f"images of the sizes {sizes} cannot share a batch: set data.val_batch=1")

@@ -1,4 +1,4 @@
-"""What an image file's own checksums and markers say, which no decoder looks at and training can afford to."""
+"""Verification of checksums and end markers of image files, which decoders skip; cheap enough for training."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from uda_seg.errors import Damaged
 
 PNG, JPEG, JPEG_END = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\xff\xd9"
 CURE = "copy or unpack the file again"
-LARGEST = 2**31  # bytes of a file, or of its pixels: no camera's
-_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of PNG's colour types
+LARGEST = 2**31  # limit in bytes of a file and of its pixels, beyond any camera
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # channels of PNG's colour types
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-_TIGHTEST = 1032  # bytes that one packed by DEFLATE can stand for at most
-_ALONE = (0x01, *range(0xD0, 0xD9))  # JPEG's markers without a length
+_TIGHTEST = 1032  # maximum compression ratio of DEFLATE
+_ALONE = (0x01, *range(0xD0, 0xD9))  # JPEG markers without a length
 
 
 class Flaw(Exception):
-    """What is wrong with a file, as the words after its name, and what to do about it."""
+    """A defect of a file: a phrase that follows the file's name, and the cure."""
 
     def __init__(self, what: str, cure: str = CURE) -> None:
         super().__init__(what)
@@ -25,13 +25,13 @@ class Flaw(Exception):
 
 
 def check_sums(content: bytes, name: str) -> None:
-    """Check of an image file called `name` what is cheap beside decoding it.
+    """Run the checks on an image file that are cheap compared with decoding it.
 
-    All checksums of a PNG, that it has its end, and that so many pixels can be in it; that a JPEG has its end. Other
-    kinds pass. Measured: 1.2 ms for a PNG of 3.9 MB that takes 77 ms to decode.
+    For a PNG all checksums, the end chunk and a plausible number of pixels; for a JPEG the end marker. Other formats
+    pass. Takes 1.2 ms for a PNG of 3.9 MB that takes 77 ms to decode.
 
     Raises:
-        Damaged: names the file and what is wrong with it.
+        Damaged: a check failed; names the file and the defect.
     """
     try:
         if content.startswith(PNG):
@@ -43,22 +43,22 @@ def check_sums(content: bytes, name: str) -> None:
 
 
 def has_end(content: bytes) -> bool:
-    """Whether the end marker comes after the beginning of a JPEG's pixels: one before is that of its thumbnail.
+    """Return whether a JPEG has an end marker after the start of its pixels; an earlier one is its thumbnail's.
 
-    Cameras add things after it, be it a whole video.
+    Cameras append data after it, even whole videos.
     """
     at = 2
     while at + 4 <= len(content) and content[at] == 0xFF:
-        if content[at + 1] == 0xDA:  # the pixels begin
+        if content[at + 1] == 0xDA:  # start of the pixels
             return content.find(JPEG_END, at) >= 0
-        # Fill bytes and markers without content stand alone, others say how long they are.
+        # Fill bytes and some markers have no length field.
         alone = content[at + 1] in _ALONE
         at += 1 if content[at + 1] == 0xFF else 2 if alone else 2 + int.from_bytes(content[at + 2 : at + 4])
-    return JPEG_END in content  # decoders pass over bytes between markers
+    return JPEG_END in content  # decoders skip bytes between markers
 
 
 def chunks_of(content: memoryview) -> tuple[bytes, list[memoryview]]:
-    """The header and the packed pixels of a PNG whose checksums are all right; else a Flaw."""
+    """Return the header and the compressed pixels of a PNG; raises Flaw if a checksum is wrong."""
     header, packed = b"", []
     at = len(PNG)
     while True:
@@ -81,9 +81,9 @@ def chunks_of(content: memoryview) -> tuple[bytes, list[memoryview]]:
 
 
 def rows_of(header: bytes, packed: list[memoryview]) -> tuple[tuple[int, int], list[tuple[int, int]]]:
-    """What a PNG's header says: (height, width), and (rows, bytes of a row with its filter byte) of its passes.
+    """Parse a PNG's header: (height, width), and (rows, bytes per row including the filter byte) of each pass.
 
-    A Flaw where so many pixels cannot be in so few bytes.
+    Raises Flaw if the compressed data are too short for so many pixels.
     """
     if len(header) != 13:
         raise Flaw("is damaged: it has no header")

@@ -1,9 +1,8 @@
-"""The class statistics that DAFormer's converters leave in a data set's root, read instead of counting.
+"""Class statistics written by DAFormer's converters to a data set's root, read instead of counting.
 
-`sample_class_stats.json` is a list with one object an image, {"file": label, "<train id>": pixels, ...};
-`sample_class_stats_dict.json` an object label -> {"<train id>": pixels}; `samples_with_class.json` an object
-"<train id>" -> [[label, pixels], ...]. Labels may be written with the back-slashes of Windows; the base name alone
-counts, as there.
+`sample_class_stats.json` is a list with one object per image, {"file": label, "<train id>": pixels, ...};
+`sample_class_stats_dict.json` an object label -> {"<train id>": pixels}; `samples_with_class.json` an object "<train
+id>" -> [[label, pixels], ...]. Labels may contain Windows back-slashes; only the base name is used, as in DAFormer.
 """
 
 from __future__ import annotations
@@ -24,21 +23,21 @@ from uda_seg.storage.files import first_line, read_json, read_text, spare_name, 
 log = logging.getLogger(__name__)
 
 FILES = ("sample_class_stats.json", "samples_with_class.json", "sample_class_stats_dict.json")
-Counts = dict[str, dict[int, int]]  # label file as it is written -> train id -> pixels
+Counts = dict[str, dict[int, int]]  # label file as written -> train id -> pixels
 CURE = "move it away, the classes are counted then"
-MOST_PIXELS = 2**40  # of a class in a label; what is more was never counted
+MOST_PIXELS = 2**40  # limit of a class's pixels in a label; larger values are implausible
 
 
 def find_class_files(root: Path) -> list[Path]:
-    """Those of the three files that are there, the first read first."""
+    """Find the existing ones of the three files, in order of preference."""
     return [root / name for name in FILES if (root / name).is_file()]
 
 
 def read_class_file(file: Path) -> Counts:
-    """Pixels of each train id in each label.
+    """Read the pixels of each train id in each label.
 
     Raises:
-        UserError: the file cannot be read, or says something else.
+        UserError: the file cannot be read, or has another structure.
     """
     content = read_json(file, CURE)
     try:
@@ -68,20 +67,20 @@ def _pixels(value: object) -> int:
 
 
 def uses_back_slashes(counts: Counts) -> bool:
-    """Whether a label is written as Windows writes paths."""
+    """Return whether a label is written with Windows back-slashes."""
     return any("\\" in label for label in counts)
 
 
 def base_name(label: str) -> str:
-    """The file's name, whatever separates its folders."""
+    """Return the file's base name, whatever separates its folders."""
     return label.replace("\\", "/").rpartition("/")[2]
 
 
 def official_pixels(dataset: SegmentationDataset) -> NDArray[np.int64] | None:
-    """Pixels of each class in each label, int64 [N, C], as the files in the root say; None where they do not serve.
+    """Read the pixels of each class in each label, int64 [N, C], from the files in the root; None if unusable.
 
-    They serve if they are of a public data set's own classes and have every image; why one does not, and names that no
-    image has, are told in a warning.
+    The files are usable if the classes are the public data set's own and every image is listed. A warning tells why a
+    file is not used, and names without an image.
     """
     if dataset.classes.name != dataset.spec.classes.name or dataset.encoding.described:
         return None
@@ -101,7 +100,7 @@ def official_pixels(dataset: SegmentationDataset) -> NDArray[np.int64] | None:
 
 
 def match_images(dataset: SegmentationDataset, counts: Counts) -> tuple[NDArray[np.int64] | None, str]:
-    """The counts in the order of the images, and what is wrong with them in a line ("" = nothing)."""
+    """Order the counts by image, and describe what is wrong with them in a line ("" = nothing)."""
     stems = {_stem(dataset, dataset.label_path(i).name): i for i in range(len(dataset))}
     pixels = np.zeros((len(dataset), len(dataset.classes)), np.int64)
     found, strange = np.zeros(len(dataset), bool), []
@@ -124,7 +123,7 @@ def match_images(dataset: SegmentationDataset, counts: Counts) -> tuple[NDArray[
 
 
 def _stem(dataset: SegmentationDataset, label: str) -> str:
-    """What an image's labels of all kinds have in common: 00001 of 00001.png and of 00001_labelTrainIds.png."""
+    """Return the common stem of an image's labels of all kinds: 00001 for 00001.png and 00001_labelTrainIds.png."""
     for suffix in sorted((encoding.suffix for encoding in dataset.spec.encodings), key=len, reverse=True):
         if label.endswith(suffix):
             return label.removesuffix(suffix)
@@ -132,7 +131,7 @@ def _stem(dataset: SegmentationDataset, label: str) -> str:
 
 
 def mend_back_slashes(file: Path) -> Path:
-    """Rewrite a statistics file with forward slashes; the original stays beside it, and its place is returned."""
+    """Rewrite a statistics file with forward slashes, keep the original, and return the original's new path."""
     text = read_text(file, CURE)
     content = json.loads(text)
     kept = spare_name(file, "original")

@@ -1,4 +1,4 @@
-"""Data sets and class sets that a person describes in YAML: any folders, any label ids, any classes."""
+"""Custom data sets and class sets, described in YAML: any folders, any label ids, any classes."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ Described = TypeVar("Described")
 
 @dataclass
 class CustomData:
-    """Where the files of a data set lie under its root, and what its labels mean.
+    """File layout and label encoding of a custom data set.
 
     Args:
-        images: Folder of the images; ``{split}`` stands for the split, ``*`` for any one folder.
-        labels: Folder of the labels, with the images' sub-folders and stars; None: there are none.
-        image_suffix: The end of every image's name, in whatever case; ``.*`` at its end: that of every kind of image.
-        label_suffix: What takes its place in the label's name.
-        label_format: gray: ids of 8 or 16 bits; palette: ids are indices into a colour table; red: ids are the red
-            channel of a 16-bit colour PNG; color: colours stand for classes.
-        label_map: Raw id -> class name, train id, or ``ignore``, as a mapping or as a list of such pairs. The ids of
-            ``color`` are ``[R, G, B]``, ``"R,G,B"`` or ``"#RRGGBB"``. None: files hold train ids, 255 = ignore; or the
-            palette of the classes, black = ignore unless a class has it.
-        unlisted: What an id that the map does not name is: ``error`` or ``ignore``.
+        images: Folder of the images; ``{split}`` stands for the split, ``*`` for any single folder.
+        labels: Folder of the labels, with the images' sub-folders and wildcards; None: no labels.
+        image_suffix: Suffix of image names, case-insensitive; a final ``.*`` matches any image extension.
+        label_suffix: Suffix that replaces it in the label's name.
+        label_format: gray: ids of 8 or 16 bits; palette: indices into a colour table; red: ids in the red channel of a
+            16-bit colour PNG; color: one colour per class.
+        label_map: Raw id -> class name, train id, or ``ignore``, as a mapping or a list of pairs. Ids of ``color`` are
+            ``[R, G, B]``, ``"R,G,B"`` or ``"#RRGGBB"``. None: files contain train ids, 255 = ignore; or the palette of
+            the classes, with black = ignore unless it is a class's colour.
+        unlisted: Treatment of ids that are not in the map: ``error`` or ``ignore``.
     """
 
     images: str = "images/{split}"
@@ -56,10 +56,10 @@ class CustomClasses:
 
     Args:
         names: Class names in the order of their train ids.
-        palette: [R, G, B] of each class, 0-255; None: colours that are well apart.
-        things: Names of the countable classes (DAFormer's feature distance looks at these alone).
-        words: What each class is called in a language model's prompt (LC-MSM); None: its name.
-        subsets: Name -> class names over which a mean is reported, for `data.eval_classes`; ``all`` is always there.
+        palette: [R, G, B] of each class, 0-255; None: distinct colours.
+        things: Names of the countable classes, which DAFormer's feature distance is restricted to.
+        words: Name of each class in a language model's prompt (LC-MSM); None: the class name.
+        subsets: Name -> class names of a reported mean, for `data.eval_classes`; ``all`` always exists.
     """
 
     names: list[str] = field(default_factory=list)
@@ -70,10 +70,10 @@ class CustomClasses:
 
 
 def classes_of(settings: DataSettings) -> ClassSet:
-    """The class set that `data.classes` names, or `data.class_set` describes.
+    """Return the class set named by `data.classes` or described by `data.class_set`.
 
     Raises:
-        UserError: an unknown name, or a description that is not whole.
+        UserError: an unknown name, or an incomplete description.
     """
     key = "data.class_set"
     if settings.classes != "custom":
@@ -105,11 +105,11 @@ def classes_of(settings: DataSettings) -> ClassSet:
 
 
 def label_table(said: CustomData, classes: ClassSet, key: str) -> dict[int, int]:
-    """Raw id -> train id of the ids that `said` names, in the order in which it does.
+    """Build the table raw id -> train id of the ids in `said`, in its order.
 
     Raises:
-        UserError: a map that is none, an id that cannot be, a value that is no class, one id for two classes, or a map
-            without a class; starts with `key`.
+        UserError: not a map, an impossible id, a value that is not a class, an id of two classes, or a map without a
+            class; the message starts with `key`.
     """
     colours = said.label_format == "color"
     if said.label_map is None:
@@ -142,7 +142,7 @@ def _pairs(said: Any, key: str) -> list[tuple[Any, Any]]:
 
 
 def _number(raw: Any, largest: int, key: str) -> int:
-    """A raw id; keys of the command line and of JSON are strings."""
+    """Parse a raw id; on the command line and in JSON, keys are strings."""
     number = int(raw) if isinstance(raw, str) and raw.isdecimal() else raw
     if isinstance(number, bool) or not isinstance(number, int):
         raise UserError(f"{key}: {raw} is no raw id: give a number (colours need label_format=color)")
@@ -152,7 +152,7 @@ def _number(raw: Any, largest: int, key: str) -> int:
 
 
 def _colour(raw: Any, key: str) -> int:
-    """The id 65536 R + 256 G + B of a colour as a person writes it."""
+    """Parse a colour to its id 65536 R + 256 G + B."""
     if isinstance(raw, str) and re.fullmatch(r"#[0-9a-fA-F]{6}", raw):
         return int(raw[1:], 16)
     parts = re.split(r"[\s,]+", raw.strip("()[] ")) if isinstance(raw, str) else raw
@@ -176,7 +176,7 @@ def _train_id(value: Any, classes: ClassSet, where: str) -> int:
 
 
 def contents(settings: DataSettings) -> dict[str, dict[str, Any]]:
-    """What the settings describe of class sets and data sets, plain values by key, whatever file it stands in."""
+    """Return all custom class sets and data sets of the settings as plain values by key, including those in files."""
     found = {}
     if settings.classes == "custom":
         said = asdict(described(settings.class_set, CustomClasses, "data.class_set"))
@@ -190,10 +190,10 @@ def contents(settings: DataSettings) -> dict[str, dict[str, Any]]:
 
 
 def described(value: Any, kind: type[Described], key: str) -> Described:
-    """A mapping, the YAML file that holds one, or its text in JSON, as the dataclass `kind`.
+    """Convert a mapping, a YAML file with one, or JSON text to the dataclass `kind`.
 
     Raises:
-        UserError: nothing is given, the file cannot be read, or a key or value does not fit; says `key`.
+        UserError: nothing is given, the file cannot be read, or a key or value is invalid; names `key`.
     """
     if value is None:
         raise UserError(f"{key} is not set: give a mapping, or the YAML file that holds it (conf/data/custom.yaml)")
@@ -229,7 +229,7 @@ def _train_ids(part: list[str], names: tuple[str, ...], key: str) -> tuple[int, 
 
 
 def _colours(count: int) -> list[tuple[int, int, int]]:
-    """`count` different colours, those of Cityscapes first, then steps around the hues by the golden ratio."""
+    """Generate `count` distinct colours: Cityscapes' first, then hues in steps of the golden ratio."""
     found = list(CLASS_SETS["cityscapes"].palette)[:count]
     for i in range(count - len(found)):
         r, g, b = colorsys.hsv_to_rgb((0.12 + i * 0.618034) % 1.0, 0.75, 0.95 - 0.5 * (i % 3) / 3)

@@ -1,4 +1,4 @@
-"""UDADataModule: the paired training loader and one validation loader per name, from the `data` settings."""
+"""UDADataModule: the paired training loader and the validation loaders, built from the `data` settings."""
 
 from __future__ import annotations
 
@@ -40,27 +40,27 @@ from uda_seg.storage.user_cache import user_cache
 
 log = logging.getLogger(__name__)
 
-SOURCE, TARGET = 0, 1  # the domains' numbers in every draw
+SOURCE, TARGET = 0, 1  # ids of the domains in random draws
 
 
 def choose_workers(in_memory: bool, cores: int) -> int:
-    """How many loader processes a rank with this many cores gets when `data.workers` is null.
+    """Choose the number of loader processes of a rank with this many cores, for `data.workers=null`.
 
-    None for images in memory: cropping a batch takes a few milliseconds, less than another process costs on a
-    small machine. Otherwise decoding dominates: up to 4, with a core left for the rank's training process.
+    Zero for images in memory: cropping a batch takes a few milliseconds, less than another process costs on a small
+    machine. Otherwise decoding dominates: up to 4, leaving a core for the rank's training process.
     """
     return 0 if in_memory else min(4, max(1, cores - 1))
 
 
 def bound_workers(asked: int, items: int) -> int:
-    """`data.workers` as far as another process helps: two for each core, and one for each item there is to load."""
+    """Limit `data.workers` to two per core and one per item."""
     most = min(2 * cores(), items)
     if asked > most:
         _tell_bound(asked, cores(), items)
     return min(asked, most)
 
 
-@functools.cache  # once for all loaders that are alike
+@functools.cache  # warn once per combination
 def _tell_bound(asked: int, machine: int, items: int) -> None:
     log.warning(
         "data.workers=%d: %d are started, for %d cores and %d items to load: more would only wait",
@@ -69,10 +69,9 @@ def _tell_bound(asked: int, machine: int, items: int) -> None:
 
 
 def cores_of_rank(trainer: pl.Trainer | None) -> int:
-    """Cores of this machine for each rank that trains on it.
+    """Return this machine's number of cores per rank.
 
-    SLURM's tasks have cores of their own where `--cpus-per-task` says how many; other ranks share those that each of
-    them may use.
+    SLURM tasks have their own cores if `--cpus-per-task` is set; other ranks share the cores available to each of them.
     """
     if trainer is None:
         return cores()
@@ -83,9 +82,9 @@ def cores_of_rank(trainer: pl.Trainer | None) -> int:
 
 
 class StepSampler(Sampler[int]):
-    """The steps from `start` on, or as often step 0 to `overfit` on.
+    """Sampler of steps from `start` on, or of step 0 repeatedly to overfit on it.
 
-    Its length is that of the whole run, by which Lightning counts batches.
+    Its length is that of the whole run, because Lightning counts batches by it.
     """
 
     def __init__(self, start: int, steps: int, overfit: bool = False) -> None:
@@ -99,34 +98,34 @@ class StepSampler(Sampler[int]):
 
 
 class StepLoader(DataLoader[dict[str, DomainBatch]]):
-    """A loader without a state: what it reads follows from the step. Saying so lets Lightning resume it."""
+    """A stateless loader, as batches depend only on the step. The state methods let Lightning resume it."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing."""
+        """Return an empty state."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to load: `UDADataModule.train_dataloader` starts at the trainer's step."""
+        """Do nothing: `UDADataModule.train_dataloader` starts at the trainer's step."""
 
 
 class UDADataModule(pl.LightningDataModule):
-    """Pairs labelled source and unlabelled target crops; a batch depends on seed, rank, world and step alone.
+    """Pairs labelled source and unlabelled target crops; a batch depends only on seed, rank, world size and step.
 
-    The oracle trains on the target's own labels: they take the source's place, and there is no target. Where
-    the settings or the method have no target, batches have no "target" key.
+    The oracle trains on the target's labels: the labelled target replaces the source, and there is no target. Without a
+    target in the settings or the method, batches have no "target" key.
 
     Args:
         settings: The `data` node.
-        steps: The length of the whole run.
-        seed: Drives order, crops and flips.
-        needs_target: Whether the method reads unlabelled target images.
-        target_in_step: Whether it reads them in every step; otherwise `target_batches` alone gives them.
-        target_labels: The oracle: train on the labelled target instead of the source.
-        needs_depth: Whether the method reads the depth of source and target.
-        overfit: Train on the first batch again and again; validation stays as it is.
+        steps: Length of the whole run.
+        seed: Seed of order, crops and flips.
+        needs_target: The method reads unlabelled target images.
+        target_in_step: The method reads them in every step; otherwise only through `target_batches`.
+        target_labels: Train on the labelled target instead of the source (the oracle).
+        needs_depth: The method reads the depth of source and target.
+        overfit: Train repeatedly on the first batch; validation is unchanged.
 
     Raises:
-        UserError: whatever is wrong with the settings or the files, in a line that names the cure.
+        UserError: invalid settings or files; names the cure.
     """
 
     def __init__(
@@ -164,34 +163,34 @@ class UDADataModule(pl.LightningDataModule):
 
     @property
     def rank(self) -> int:
-        """This process among all that train; 0 without a trainer."""
+        """Rank of this process; 0 without a trainer."""
         return self.trainer.global_rank if self.trainer else 0
 
     @property
     def world(self) -> int:
-        """How many processes train; 1 without a trainer."""
+        """Number of ranks; 1 without a trainer."""
         return self.trainer.world_size if self.trainer else 1
 
     @property
     def source_images_per_step(self) -> int:
-        """Labelled images that all ranks together read in a step."""
+        """Labelled images per step over all ranks."""
         return self.settings.source_batch * self.world
 
     @property
     def images_per_step(self) -> int:
-        """Images of both domains that all ranks together read in a step."""
+        """Images of both domains per step over all ranks."""
         return self.source_images_per_step + self.target_batch * self.world
 
     @property
     def target_batch(self) -> int:
-        """Target images that a rank reads in a step."""
+        """Target images per step and rank."""
         return self._target_batch if self._target and self.target_in_step else 0
 
     def find(self) -> None:
-        """Look for the data sets on disk, and leave what has to be rendered for later.
+        """Find the data sets on disk, except those that have yet to be rendered.
 
         Raises:
-            UserError: a folder that is not set, or not there, with the command that mends it.
+            UserError: a folder that is not set or does not exist; names the command that helps.
         """
         labeled, target = (*self._labeled, True), ("data.target", self._target, False)
         validation = [(f"data.validation.{name}", domain, True) for name, domain in self.settings.validation.items()]
@@ -203,18 +202,18 @@ class UDADataModule(pl.LightningDataModule):
                 self._found[option] = self._open(domain, option, labeled=read, depth=depth)
 
     def _open(self, domain: DomainSettings, option: str, *, labeled: bool, depth: bool) -> SegmentationDataset:
-        """A data set, opened anew unless `find` has done so."""
+        """Open a data set unless `find` has already."""
         found = self._found.pop(option, None)
         if found is not None:
             return found
         return open_domain(domain, self.settings, self.classes, option, labeled=labeled, depth=depth)
 
     def prepare_data(self) -> None:
-        """Render and count whatever the cache lacks (Lightning calls it once per machine, before `setup`)."""
+        """Render and count what is missing from the cache (Lightning calls it once per machine, before `setup`)."""
         self.setup(self.trainer.state.fn if self.trainer else None)
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the data sets: for training too unless `stage` says that there will be none."""
+        """Open the data sets; those for training only if `stage` requires them (Lightning hook)."""
         if stage in (None, "fit") and not self._streams:
             self._streams["source"] = self._source_stream()
             if self._target is not None:
@@ -227,7 +226,7 @@ class UDADataModule(pl.LightningDataModule):
                 self._compare_bits(name, domain)
 
     def _compare_bits(self, name: str, domain: DomainSettings) -> None:
-        """Warn where validation images of the target's folder are scaled otherwise than those for training."""
+        """Warn if validation images in the target's folder use another bit depth than those for training."""
         target, same = self._streams.get("target"), self._target is not None and self._target.root == domain.root
         if target is None or not same or domain.root is None:
             return
@@ -255,15 +254,15 @@ class UDADataModule(pl.LightningDataModule):
         )
 
     def val_dataloader(self) -> dict[str, DataLoader[tuple[Sample, int]]]:
-        """A loader per name, in the settings' order; ranks share the images without repeating any.
+        """Build one loader per validation set, in the settings' order; images are split over ranks without repetition.
 
-        A rank beyond the last image reads the first one too; `UDAModule` does not count it there.
+        A rank without images left reads the first one, which `UDAModule` does not count.
         """
         return {
             name: DataLoader(
                 ValidationImages(samples),
                 batch_size=self.settings.val_batch,
-                # Lightning would leave a rank without images out, and the others would wait for it.
+                # Lightning would skip a rank without images, and the others would wait for it.
                 sampler=range(self.rank, len(samples), self.world) or range(1),
                 num_workers=self._workers([samples], -(-len(samples) // self.settings.val_batch)),
                 collate_fn=_collate,
@@ -275,30 +274,30 @@ class UDADataModule(pl.LightningDataModule):
 
     @property
     def validation_sizes(self) -> list[tuple[int, int]]:
-        """Height and width of the first image of each validation set, as the network sees it."""
+        """Height and width of the first image of each validation set, as input of the network."""
         return [samples.image_size for samples in self._validation.values()]
 
     @property
     def has_target(self) -> bool:
-        """Whether unlabelled target images are at hand."""
+        """True if there are unlabelled target images."""
         return self._target is not None
 
     @property
     def bits(self) -> int | None:
-        """How many of 16 bits a channel the images use, those of the target before all others; None: they have 8."""
+        """Used bits per channel of 16-bit images, preferably the target's; None for 8-bit images."""
         target = [self._streams["target"].samples] if "target" in self._streams else []
         source = [self._streams["source"].samples] if "source" in self._streams else []
         return next((s.dataset.bits for s in (*target, *self._validation.values(), *source) if s.dataset.bits), None)
 
     @property
     def target_shape(self) -> tuple[int, int, int]:
-        """How many target images there are for training, and the height and width that each fits inside."""
+        """Number of target images for training, and the maximum height and width."""
         samples = self._streams["target"].samples
         height, width = samples.resize.box if samples.resize else samples.image_size
         return len(samples), height, width
 
     def target_images(self, batches: Sequence[Sequence[int]]) -> DataLoader[tuple[Sample, int]]:
-        """Whole target images of training, unlabelled, in the given batches of places."""
+        """Load whole unlabelled target images of training in the given batches of indices."""
         samples = self._streams["target"].samples
         return DataLoader(
             ValidationImages(samples),
@@ -310,7 +309,7 @@ class UDADataModule(pl.LightningDataModule):
         )
 
     def target_batches(self, count: int) -> Iterator[DomainBatch]:
-        """The first `count` target batches of training, whatever the step (for batch statistics)."""
+        """Yield the first `count` target batches of training, regardless of the step (for batch statistics)."""
         stream = self._of_rank(self._streams["target"])
         return (stream.batch_at(step) for step in range(count))
 
@@ -334,7 +333,7 @@ class UDADataModule(pl.LightningDataModule):
             dataset, stored = open_shards(domain, self.settings, option), None
         else:
             dataset = self._open(domain, option, labeled=labeled, depth=depth)
-            if labeled and self.rank == 0:  # once is enough
+            if labeled and self.rank == 0:  # on one rank is enough
                 self._looked[option] = check_labels(dataset, option, self.eval_classes)
             stored = self._stored(dataset, domain, option) if resize_label else None
         return SampleReader(
@@ -350,7 +349,7 @@ class UDADataModule(pl.LightningDataModule):
         return self.settings.reader == "shards" and option == "data.target"
 
     def _stored(self, dataset: SegmentationDataset, domain: DomainSettings, option: str) -> DiskCache | None:
-        """The training images' cache on disk, where it is asked for or simply there."""
+        """Open the disk cache of training images if it is configured or exists."""
         if self.settings.cache not in ("disk", "auto"):
             return None
         try:
@@ -393,7 +392,7 @@ class UDADataModule(pl.LightningDataModule):
         )
 
     def _say_absent(self, dataset: SegmentationDataset, option: str, counted: ClassStatistics | None) -> None:
-        """Warn of classes that are evaluated and not seen, by the counts of all labels or else by the first look."""
+        """Warn of evaluated classes without pixels, from the counts of all labels or else from a sample."""
         if option not in self._looked:
             return
         found, looked = self._looked[option].pixels, self._looked[option].looked
@@ -429,7 +428,7 @@ class UDADataModule(pl.LightningDataModule):
 
 
 def resize_of(domain: DomainSettings) -> Resize | None:
-    """How a domain's images are brought to the network's size; None: they stay as on disk."""
+    """Return the resize of a domain's images to the network's size; None to keep them as on disk."""
     if domain.size is None:
         return None
     height, width = domain.size
@@ -446,9 +445,9 @@ def _margins(domain: DomainSettings, option: str) -> tuple[int, int, int, int] |
 
 
 def start_worker(worker: int) -> None:
-    """What a loader's process does first."""
-    cv2.setNumThreads(0)  # the worker is the thread
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; the loader says when workers end
+    """Initialise a loader process."""
+    cv2.setNumThreads(0)  # parallelism is over workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the loader stops its workers
 
 
 def _collate(items: Sequence[tuple[Sample, int]]) -> DomainBatch:

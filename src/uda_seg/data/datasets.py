@@ -1,6 +1,6 @@
-"""Data sets on disk: one class reads all that a `DatasetSpec` describes.
+"""Data sets on disk: one class for every `DatasetSpec`.
 
-A new data set is one entry of `uda_seg.data.specs.SPECS` and one YAML in `conf/data/`.
+To add a data set, add an entry to `uda_seg.data.specs.SPECS` and a YAML to `conf/data/`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from uda_seg.errors import UserError
 
 log = logging.getLogger(__name__)
 
-_UNKNOWN = 254  # stands for a raw id that the encoding does not know
+_UNKNOWN = 254  # marks a raw id that is not in the encoding
 
 
 class SegmentationDataset:
@@ -57,18 +57,18 @@ class SegmentationDataset:
         root: Its folder.
         split: One of `spec.splits`.
         classes: The classes that labels are mapped to.
-        labeled: Without labels no label file is looked for, opened or needed.
-        depth: Likewise depth: find the files with `find_depth` from the split's image names.
+        labeled: Read labels; if false, label files are not searched, opened or required.
+        depth: Finds depth files from the split's image names with `find_depth`; None: depth is not read.
         count: Use the first `count` images; None: all.
-        bits: How many of 16 bits a channel the images use; None: found in a sample.
+        bits: Used bits per channel of 16-bit images; None: determined from a sample.
         option: The setting that `root` comes from, for messages.
-        prepare: The command that prepares the data, for messages; empty: there is none.
+        prepare: The command that prepares the data, for messages; empty if there is none.
 
     Attributes:
-        left_out: Files among the images that are not taken for images, relative to their folder.
+        left_out: Files next to the images that are not images, relative to their folder.
 
     Raises:
-        UserError: no folder, no images, images without a label; `read` names what is wrong with a file.
+        UserError: no folder, no images, or images without a label; `read` reports defects of single files.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class SegmentationDataset:
             raise UserError(f"{option}.split={split}: {spec.title} has {' and '.join(spec.splits)} only")
         self.spec, self.root, self.split, self.classes, self.option = spec, root, split, classes, option
         then = f", then run {prepare}" if prepare else ""
-        # A target that nobody labelled can be adapted to all the same.
+        # An unlabelled target can still be adapted to.
         then += f"; to train without scores: '~{option}'" if option.startswith("data.validation.") else ""
         cure = f"set {option}.root to the folder that holds {spec.layout(split)}{then}"
         if labeled and not spec.encodings:
@@ -123,7 +123,7 @@ class SegmentationDataset:
         return len(self.names)
 
     def _place(self, labeled: bool) -> tuple[str, str]:
-        """The first pair of folder patterns that is there, with labels if there is one: others may share its images."""
+        """Return the first existing pair of folder patterns, preferably with labels, as pairs may share images."""
         places = list(self.spec.places(self.split))
         whole = [place for place in places if holds(self.root, place, labeled=True)]
         images = [place for place in places if not labeled and holds(self.root, place, labeled=False)]
@@ -131,38 +131,38 @@ class SegmentationDataset:
 
     @property
     def labeled(self) -> bool:
-        """Whether samples have labels."""
+        """True if samples have labels."""
         return self._encoding is not None
 
     @property
     def encoding(self) -> LabelEncoding:
-        """The kind of label files that are read."""
+        """Encoding of the label files that are read."""
         if self._encoding is None:
             raise ValueError(f"the labels of {self.root} were not asked for")
         return self._encoding
 
     def read_labels_as(self, encoding: LabelEncoding) -> None:
-        """Read the labels of this kind from now on, whether or not every image has one."""
+        """Switch to labels of this encoding, whether or not every image has one."""
         mapped = class_map(self.spec.classes, self.classes)
         self._encoding = encoding
         missing = _UNKNOWN if encoding.rest is None else mapped[encoding.rest]
         table = lookup_table({raw: mapped[train] for raw, train in encoding.table.items()}, missing)
-        self._table = np.append(table, np.uint8(missing))  # larger ids are clipped to its end
+        self._table = np.append(table, np.uint8(missing))  # larger ids are clipped to the last entry
 
     def train_id(self, raw: int) -> int:
-        """The train id of the wanted classes that a raw id stands for; 255 = ignore."""
+        """Map a raw id to its train id in the wanted classes; 255 = ignore."""
         return int(self._table[min(raw, len(self._table) - 1)])
 
     def image_path(self, index: int) -> Path:
-        """The image file at `index`."""
+        """Return the image file at `index`."""
         return self.image_root / self.names[index]
 
     def label_path(self, index: int) -> Path:
-        """The label file that belongs to the image at `index`."""
+        """Return the label file of the image at `index`."""
         return self.label_root / self.label_name(self.names[index], self.encoding)
 
     def read(self, index: int) -> Sample:
-        """Decode the image at `index` and what was asked for beside it, as on disk, upright."""
+        """Decode the image at `index`, and its label and depth if configured, at the size on disk, upright."""
         path = self.image_path(index)
         content = read_bytes(path)
         orientation = orientation_of(content)
@@ -173,11 +173,11 @@ class SegmentationDataset:
         return Sample(image, label, depth=depth)
 
     def read_image(self, index: int) -> Array:
-        """The image at `index` alone."""
+        """Decode only the image at `index`."""
         return read_image(self.image_path(index), self.bits)
 
     def read_upright_label(self, index: int) -> Array:
-        """The label at `index` alone, on the pixels of `read_image`."""
+        """Decode only the label at `index`, aligned with `read_image`."""
         label = self.read_label(index)
         content = read_bytes(self.image_path(index))
         orientation = orientation_of(content)
@@ -188,19 +188,19 @@ class SegmentationDataset:
 
     @cached_property
     def bits(self) -> int | None:
-        """How many of 16 bits a channel the images use; None: they have 8."""
+        """Used bits per channel of 16-bit images; None for 8-bit images."""
         if self._bits is not None:
             return self._bits
         sample = [partial(read_bytes, self.image_path(index)) for index in spread(range(len(self)))]
         return used_bits(sample, f"{self.option}.bits")
 
     def _upright(self, label: Array, index: int, shown: tuple[int, int], orientation: int) -> Array:
-        """A label on the pixels of its image as it is shown (H, W): drawn on these, or on the stored ones.
+        """Align a label, which was drawn on the displayed or on the stored pixels, with its image as displayed (H, W).
 
-        Its size says which; of images turned by 180 degrees, mirrored or square, `stored_labels`.
+        Its size tells which; for square, flipped or 180-degree rotated images `stored_labels` does.
 
         Raises:
-            UserError: it has neither's size.
+            UserError: it has neither size.
         """
         size, stored = (label.shape[0], label.shape[1]), stored_size(shown, orientation)
         if size == shown and (orientation == 1 or size != stored or not self.stored_labels):
@@ -215,9 +215,9 @@ class SegmentationDataset:
 
     @cached_property
     def stored_labels(self) -> bool:
-        """Whether labels lie on the stored pixels of photographs that size does not tell about, else on the shown ones.
+        """Whether labels are aligned with stored instead of displayed pixels, for photographs where size does not tell.
 
-        Those of a sample whose height and width their orientation exchanges say so for all; else the shown ones count.
+        Decided by a sample of labels whose orientation swaps height and width; false without any.
         """
         said = set()
         for index in spread(range(len(self))):
@@ -236,10 +236,10 @@ class SegmentationDataset:
         return said == {True}
 
     def read_label(self, index: int) -> Array:
-        """The label at `index` as uint8 [H, W], train ids of the wanted classes, 255 = ignore."""
+        """Read the label at `index` as uint8 [H, W], train ids of the wanted classes, 255 = ignore."""
         path = self.label_path(index)
         raw = self.encoding.decode(path)
-        if raw.dtype == np.uint8 or raw.max() < 256:  # OpenCV's look-up is the faster one
+        if raw.dtype == np.uint8 or raw.max() < 256:  # OpenCV's look-up is faster
             label = np.asarray(cv2.LUT(raw.astype(np.uint8, copy=False), self._table[:256]), np.uint8)
         else:
             label = self._table.take(raw, mode="clip")
@@ -249,7 +249,7 @@ class SegmentationDataset:
         return label
 
     def label_ids(self, index: int) -> dict[int, int]:
-        """The raw ids of the label at `index`, each with its pixels; an unknown one is a UserError."""
+        """Count the pixels of each raw id in the label at `index`; raises UserError for an unknown id."""
         path = self.label_path(index)
         ids = present_ids(self.encoding.decode(path))
         for raw in ids:
@@ -268,16 +268,16 @@ class SegmentationDataset:
         return UserError(f"{what}: without a label_map files hold {hold}; {cure}")
 
     def label_name(self, image_name: str, encoding: LabelEncoding) -> str:
-        """The label of this kind that belongs to an image, relative to the labels' folder."""
+        """Return the name of an image's label in this encoding, relative to the labels' folder."""
         name = without_end(image_name, self.spec.image_suffix) + encoding.suffix
         return self._spelled.get(name, name)
 
     def image_files(self) -> list[str]:
-        """All images of the split on disk, relative to `image_root`, sorted."""
+        """List all images of the split on disk, relative to `image_root`, sorted."""
         return self._images_and_others()[0]
 
     def _images_and_others(self) -> tuple[list[str], list[str]]:
-        """The images under `image_root` and the files that are none; labels that lie there too are neither."""
+        """List the images under `image_root` and the other files there, labels excluded."""
         found, suffix = files_below(self.image_root, self._within), self.spec.image_suffix
         if self.label_root == self.image_root:
             ends = [e.suffix for e in self.spec.encodings if e.suffix.lower() != suffix.lower()]
@@ -289,13 +289,13 @@ class SegmentationDataset:
         return images, [name for name in found if not ends_in(name, suffix)] if len(images) < len(found) else []
 
     def label_files(self, suffix: str) -> list[str]:
-        """All files of the split where labels lie whose names end in `suffix`, relative to `label_root`, sorted."""
+        """List all files of the split under `label_root` with this suffix, relative to it, sorted."""
         found = [name for name in files_below(self.label_root, self._within) if ends_in(name, suffix)]
         self._note_spelling(found)
         return found
 
     def _note_spelling(self, labels: list[str]) -> None:
-        """Remember the names of labels whose ends are written in another case than `label_name` would."""
+        """Remember label names whose suffix differs in case from `label_name`."""
         ends = [encoding.suffix for encoding in self.spec.encodings]
         present: set[str] | None = None
         for name in labels:
@@ -307,10 +307,10 @@ class SegmentationDataset:
                         self._spelled[plain] = name
 
     def _find_encoding(self, images: list[str], cure: str) -> LabelEncoding:
-        """The kind of label files that covers the most images.
+        """Find the encoding whose label files cover the most images.
 
         Raises:
-            UserError: there are none, an image has no label, or a label no image.
+            UserError: there are no labels, or an image without a label, or a label without an image.
         """
         kinds = self.spec.encodings
         missing = []
@@ -329,7 +329,7 @@ class SegmentationDataset:
                 f"{self.spec.title}: {len(missing[best])} of {len(self)} images have no label, the first is "
                 f"{self.image_root / first} without {label}{there}: {cure}"
             )
-        if self.spec is not SPECS["streets"]:  # which may be being rendered, labels first
+        if self.spec is not SPECS["streets"]:  # it may still be rendering, labels first
             known = {self.label_name(name, kind) for name in images for kind in kinds}
             self._refuse_lonely([n for n in self.label_files(kinds[best].suffix) if n not in known])
         return kinds[best]
@@ -352,18 +352,18 @@ def open_domain(
     labeled: bool,
     depth: bool = False,
 ) -> SegmentationDataset:
-    """The data set that `domain` names; streets without a root is rendered into the cache first.
+    """Open the data set of `domain`; streets without a root is first rendered into the cache.
 
     Args:
-        domain: Which images.
+        domain: Settings of the domain.
         settings: The whole `data` node, for the world's seed and for messages.
         classes: The classes that labels are mapped to.
-        option: Where `domain` stands in the configuration, e.g. ``data.source``.
-        labeled: Whether labels are read.
-        depth: Whether depth is read.
+        option: Key of `domain` in the configuration, e.g. ``data.source``.
+        labeled: Read labels.
+        depth: Read depth.
 
     Raises:
-        UserError: An unknown data set, no root, or whatever is wrong with its folders.
+        UserError: an unknown data set, no root, or invalid folders.
     """
     spec = custom_spec(domain, classes, option) if domain.dataset == "custom" else SPECS.get(domain.dataset)
     if spec is None:
@@ -405,7 +405,7 @@ def open_domain(
 
 
 def say_frames(data: SegmentationDataset) -> None:
-    """Log where files of a sample hold several pictures each, of which the first is read."""
+    """Log that files of a sample contain several frames, of which only the first is read."""
     paths = [data.image_path(index) for index in spread(range(len(data)))]
     paths = [path for path in paths if path.suffix.lower() in (".gif", ".webp", ".tif", ".tiff", ".avif")]
     several = [path for path in paths if frames(read_bytes(path)) > 1]
@@ -414,7 +414,7 @@ def say_frames(data: SegmentationDataset) -> None:
 
 
 def _refuse_shards(domain: DomainSettings, settings: DataSettings, spec: DatasetSpec, root: Path, option: str) -> None:
-    """Say that shards are no validation images, where the root of these is still that of the target."""
+    """Raise UserError if a validation set's root is that of the target's shards, which cannot be validated on."""
     shards = settings.target.root if settings.target is not None and settings.reader == "shards" else None
     if shards != domain.root or not option.startswith("data.validation."):
         return
@@ -435,7 +435,7 @@ def _depth_finder(
 
 
 def _render(domain: DomainSettings, settings: DataSettings, option: str) -> Path:
-    from uda_seg.data.streets.cache import ensure_rendered  # other data sets need no renderer
+    from uda_seg.data.streets.cache import ensure_rendered  # only needed for streets
 
     if domain.domain is None or domain.count is None or domain.size is None:
         raise UserError(f"streets needs {option}.domain, {option}.count and {option}.size=[H,W]")

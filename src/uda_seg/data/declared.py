@@ -1,7 +1,7 @@
-"""What labels hold against what was declared of them: before anything is learnt or scored, and in `prepare`.
+"""Checks that labels match their declared encoding, before training or evaluation and in `prepare`.
 
-Commands that read labels look at some of them first, spread over the data set; `prepare` looks at all. Both judge by
-the functions here.
+Commands that read labels first check a sample spread over the data set; `prepare` checks all. Both use the functions
+here.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from uda_seg.errors import UserError
 
 log = logging.getLogger(__name__)
 
-FILES, PIXELS = 64, 2**25  # looked at before a run: so many labels, or fewer of so many pixels (0.3 s on one core)
-LAST_TRAIN_ID = 18  # of Cityscapes' classes
-MANY_LOW, SOME_LOW = 0.05, 2  # share and number of raw labels without higher ids from which they are suspicious (ours)
-SPARSE = 0.05  # share of pixels of any class below which labels are suspicious (ours)
+FILES, PIXELS = 64, 2**25  # limits of the sample before a run: labels, and pixels (0.3 s on one core)
+LAST_TRAIN_ID = 18  # last train id of Cityscapes' classes
+MANY_LOW, SOME_LOW = 0.05, 2  # share and number of labels without higher raw ids from which they are suspicious (ours)
+SPARSE = 0.05  # share of labelled pixels below which labels are suspicious (ours)
 UNPACK = "unpack the labels again"
 
 
 @dataclass
 class Contents:
-    """What some labels of a data set hold.
+    """Contents of a sample of labels.
 
     Args:
         pixels: int64 [K], pixels of each class.
         ids: Raw id -> pixels.
-        looked: How many labels these are.
-        blank: Labels without a pixel of any class.
-        low: Labels whose ids are all train ids of Cityscapes' classes.
+        looked: Number of labels in the sample.
+        blank: Number of labels without a pixel of any class.
+        low: Number of labels whose ids are all train ids of Cityscapes' classes.
     """
 
     pixels: NDArray[np.int64]
@@ -46,7 +46,7 @@ class Contents:
     low: list[int] = field(default_factory=list)
 
     def add(self, dataset: SegmentationDataset, index: int, ids: Mapping[int, int]) -> NDArray[np.int64]:
-        """Take in the label at `index`, raw id -> pixels, of ids that the encoding knows; its int64 [K]."""
+        """Add the label at `index`, raw id -> pixels, with ids of the encoding; returns its class counts, int64 [K]."""
         pixels = np.zeros_like(self.pixels)
         for raw, number in ids.items():
             self.ids[raw] = self.ids.get(raw, 0) + number
@@ -63,10 +63,10 @@ class Contents:
 
 
 def first_look(dataset: SegmentationDataset) -> Contents:
-    """The contents of at most `FILES` labels, spread evenly over the data set, of about `PIXELS` pixels together.
+    """Read at most `FILES` labels, spread evenly over the data set, of about `PIXELS` pixels in total.
 
     Raises:
-        UserError: a label that cannot be read, or has an unknown id.
+        UserError: a label that cannot be read or contains an unknown id.
     """
     found = Contents(np.zeros(len(dataset.classes), np.int64))
     first = dataset.label_ids(0)
@@ -78,15 +78,15 @@ def first_look(dataset: SegmentationDataset) -> Contents:
 
 
 def check_labels(dataset: SegmentationDataset, option: str, wanted: Iterable[int] = ()) -> Contents:
-    """Hold the first labels that are looked at against what was declared of them; warn of what is merely suspicious.
+    """Check a sample of labels against the declared encoding, and warn of what is merely suspicious.
 
     Args:
-        dataset: opened with labels.
-        option: where it stands in the configuration, for messages.
-        wanted: train ids that are evaluated.
+        dataset: data set opened with labels.
+        option: its key in the configuration, for messages.
+        wanted: evaluated train ids.
 
     Raises:
-        UserError: labels that are certainly not what was declared.
+        UserError: labels that certainly do not match the declaration.
     """
     found = first_look(dataset)
     looked = f"{option}: of {dataset.spec.title}'s {len(dataset)} labels {found.looked} were looked at"
@@ -107,7 +107,7 @@ def check_labels(dataset: SegmentationDataset, option: str, wanted: Iterable[int
 
 
 def contradiction(dataset: SegmentationDataset, found: Contents) -> tuple[str, str] | None:
-    """What labels together show that no single one does, as (what, cure); None: nothing."""
+    """Find a contradiction that only shows over many labels, as (what, cure); None if there is none."""
     encoding, key = dataset.encoding, f"{dataset.option}.custom.label_map"
     ids, names = sorted(found.ids), dataset.classes.names
     few = ", ".join(map(encoding.spelled, ids[:5])) + (", ..." if len(ids) > 5 else "")
@@ -127,10 +127,10 @@ def contradiction(dataset: SegmentationDataset, found: Contents) -> tuple[str, s
 
 
 def converted(encoding: LabelEncoding, found: Contents) -> tuple[str, str] | None:
-    """Labels that may hold train ids among raw ones, as (what, cure); None: there is none.
+    """Find labels that may contain train ids among raw ones, as (what, cure); None if there are none.
 
-    Raw ids reach beyond the 19 train ids in nearly every street (sky, vegetation, cars): the more labels that do not,
-    the less likely they are raw.
+    Raw ids exceed the 19 train ids in nearly every street scene (sky, vegetation, cars): the more labels do not, the
+    less likely they are raw.
     """
     if not found.low or not _reaches_far(encoding):
         return None
@@ -139,13 +139,13 @@ def converted(encoding: LabelEncoding, found: Contents) -> tuple[str, str] | Non
 
 
 def _reaches_far(encoding: LabelEncoding) -> bool:
-    """Whether most classes of a public data set's encoding have ids that are no train ids."""
+    """Return whether most classes of a public data set's encoding have ids beyond the train ids."""
     ids = [raw for raw, train in encoding.table.items() if train != IGNORE]
     return not encoding.described and 2 * sum(raw > LAST_TRAIN_ID for raw in ids) > len(ids)
 
 
 def unnamed_classes(dataset: SegmentationDataset, wanted: Iterable[int]) -> list[int]:
-    """Those of the wanted classes that no id in the labels of a data set can stand for."""
+    """List the wanted classes that no id of the data set's encoding maps to."""
     named = {dataset.train_id(raw) for raw in dataset.encoding.table}
     return [c for c in wanted if c not in named]
 
@@ -153,18 +153,18 @@ def unnamed_classes(dataset: SegmentationDataset, wanted: Iterable[int]) -> list
 def warn_of_absent(
     dataset: SegmentationDataset, option: str, wanted: Iterable[int], pixels: NDArray[np.int64], looked: int, cure: str
 ) -> None:
-    """Name the classes that are evaluated, but of which the labels that are learnt from show nothing.
+    """Warn of evaluated classes that do not occur in the labels for training.
 
     Args:
-        dataset: what is learnt from.
-        option: where it stands in the configuration.
-        wanted: train ids that are evaluated.
-        pixels: int64 [K], of each class in the labels that were looked at.
-        looked: how many these were.
-        cure: the command that looks at all.
+        dataset: data set for training.
+        option: its key in the configuration.
+        wanted: evaluated train ids.
+        pixels: int64 [K], pixels of each class in the inspected labels.
+        looked: number of inspected labels.
+        cure: command that inspects all labels.
     """
     wanted = list(wanted)
-    unnamed = unnamed_classes(dataset, wanted)  # which were named before
+    unnamed = unnamed_classes(dataset, wanted)  # already reported
     names = ", ".join(dataset.classes.names[c] for c in wanted if not pixels[c] and c not in unnamed)
     if names and looked == len(dataset):
         log.warning("%s: none of its %d labels has a pixel of %s: evaluated, but not learnt", option, looked, names)

@@ -1,4 +1,4 @@
-"""Label files, decoded; a file that is not what it should be is a UserError that names it."""
+"""Decoding of label files; raises UserError naming a file that does not match its format."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def read_gray(path: Path) -> NDArray[np.uint8]:
-    """An 8-bit single-channel label, [H, W]."""
+    """Read an 8-bit single-channel label, [H, W]."""
     label, content = _stored(path)
     if label.ndim != 2 or label.dtype != np.uint8:
         raise UserError(f"{path} is not an 8-bit single-channel label but {_kind(content, label)}: {_cure(label)}")
@@ -31,7 +31,7 @@ def read_gray(path: Path) -> NDArray[np.uint8]:
 
 
 def read_ids(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """A single-channel label of 8 or 16 bits, [H, W]."""
+    """Read a single-channel label of 8 or 16 bits, [H, W]."""
     label, content = _stored(path)
     if label.ndim != 2 or label.dtype not in (np.uint8, np.uint16):
         raise UserError(f"{path} is not a single-channel label but {_kind(content, label)}: {_cure(label)}")
@@ -39,7 +39,7 @@ def read_ids(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
 
 
 def read_palette(path: Path) -> NDArray[np.uint8]:
-    """The indices of a palette PNG, [H, W] (OpenCV would give the colours); plain 8-bit files too."""
+    """Read the indices of a palette PNG, [H, W] (OpenCV would return colours); also plain 8-bit files."""
     content = read_bytes(path)
     check_sums(content, str(path))
     _refuse_lossy(content, path)
@@ -47,7 +47,7 @@ def read_palette(path: Path) -> NDArray[np.uint8]:
         with Image.open(io.BytesIO(content)) as file:
             mode = file.mode
             ids = np.array(file, np.uint8) if mode in ("P", "L", "1") else None
-    except Exception as error:  # PIL's plugins raise whatever they like on damaged files
+    except Exception as error:  # PIL's plugins raise any exception on damaged files
         raise UserError(f"{path} {wrong_with(content)}") from error
     if ids is None:
         label = _decoded(content, path)
@@ -57,7 +57,7 @@ def read_palette(path: Path) -> NDArray[np.uint8]:
 
 
 def read_red(path: Path) -> NDArray[np.uint16]:
-    """SYNTHIA's class ids, [H, W]: the red channel of a 16-bit colour PNG (PIL would cut it to 8 bits)."""
+    """Read SYNTHIA's class ids, [H, W]: the red channel of a 16-bit colour PNG (PIL would reduce it to 8 bits)."""
     label, _ = _stored(path)
     if label.ndim != 3 or label.shape[2] < 3:
         raise UserError(f"{path} is not a SYNTHIA label: it has the shape {label.shape}, not three channels")
@@ -66,11 +66,11 @@ def read_red(path: Path) -> NDArray[np.uint16]:
             f"{path} is not a SYNTHIA label: it is {label.dtype}, not 16-bit. Either it is a picture of GT/COLOR, or a "
             "program that cannot write 16-bit colour (PIL) saved it without its ids: unpack GT/LABELS again"
         )
-    return label[..., 2].astype(np.uint16)  # OpenCV's order is blue, green, red
+    return label[..., 2].astype(np.uint16)  # OpenCV's order is BGR
 
 
 def read_color(path: Path) -> NDArray[np.uint32]:
-    """A label of colours with 8 bits a channel, [H, W]: 65536 R + 256 G + B of every pixel; palettes are looked up."""
+    """Read a colour label with 8 bits per channel as [H, W], 65536 R + 256 G + B; palettes are resolved."""
     label, content = _stored(path)
     if label.ndim != 3 or label.dtype != np.uint8:
         raise UserError(f"{path} is not a label of 8-bit colours but {_kind(content, label)}: {_cure(label)}")
@@ -79,11 +79,11 @@ def read_color(path: Path) -> NDArray[np.uint32]:
     elif label[..., 3].min() < 255:
         raise UserError(f"{path} is partly transparent, so its colours are not certain: save it without transparency")
     codes = np.ascontiguousarray(label, np.uint8).view("<u4")[..., 0].astype(np.uint32, copy=False)
-    return codes & np.uint32(0xFFFFFF)  # blue is the lowest byte
+    return codes & np.uint32(0xFFFFFF)  # blue is in the lowest byte
 
 
 def _stored(path: Path) -> tuple[MatLike, bytes]:
-    """A label's samples as the file holds them, and the file; one whose format does not keep ids is a UserError."""
+    """Read a label's stored samples and the file's bytes; raises UserError for a lossy format."""
     content = read_bytes(path)
     check_sums(content, str(path))
     _refuse_lossy(content, path)
@@ -93,13 +93,13 @@ def _stored(path: Path) -> tuple[MatLike, bytes]:
 
 
 def _step(content: bytes) -> int:
-    """What decoders multiply the samples of a grey PNG of 1, 2 or 4 bits by, to reach 255; 1 for all other files."""
+    """Return the factor by which decoders scale a grey PNG of 1, 2 or 4 bits to 255; 1 for all other files."""
     bits = content[24] if content[:8] == _PNG and len(content) > 25 and content[25] == 0 else 8
     return 255 // (2**bits - 1) if bits < 8 else 1
 
 
 def _refuse_lossy(content: bytes, path: Path) -> None:
-    """Raise UserError for a label in a format that blends neighbouring ids into others, whatever its suffix says."""
+    """Raise UserError for a label in a lossy format, which blends neighbouring ids, whatever its suffix."""
     if (kind := _lossy(content)) is not None:
         raise UserError(
             f"{path} is {kind}, which changes ids when it is saved: export the labels again as PNG from where they "
@@ -122,7 +122,7 @@ def _lossy(content: bytes) -> str | None:
 
 
 def _kind(content: bytes, label: MatLike) -> str:
-    """What a label's samples are, in words."""
+    """Describe the kind of a label's samples."""
     bits = 8 * label.dtype.itemsize
     if content[:8] == _PNG and len(content) > 25 and content[25] == 3:
         return "a palette PNG (its ids are indices into a colour table)"
@@ -133,7 +133,7 @@ def _kind(content: bytes, label: MatLike) -> str:
 
 
 def _cure(label: MatLike) -> str:
-    """What to do about samples of another kind."""
+    """Suggest a cure for samples of another kind."""
     if label.ndim == 2:
         return "instance ids or depth? Take the file of class ids; dataset=custom reads one's own (label_format=gray)"
     return (

@@ -1,13 +1,13 @@
-"""Depth files of every kind as inverse depth z: z >= 1, exactly 1.0 where depth is unknown (CorDA's convention).
+"""Depth files of every format, read as inverse depth z: z >= 1, exactly 1.0 where unknown (CorDA's convention).
 
 Metric files give z = 655.36 / (metres + 0.01), so that 5, 10 and 50 metres become 130.8, 65.5 and 13.1, and 655.35 m
-(the farthest of SYNTHIA's 16-bit centimetres: its sky) becomes exactly 1.0. Disparity files give z = raw / 256 + 1: our
-own trainer writes metric z that way where it knows the baseline; a monocular one is known up to a factor only.
+(the largest 16-bit value in centimetres: SYNTHIA's sky) becomes exactly 1.0. Disparity files give z = raw / 256 + 1:
+our own trainer writes metric z that way if it knows the baseline; monocular disparity is only known up to scale.
 
-Files of one kind read as another are seen by the median distance of a few of them, and by whether it grows towards the
-horizon (`DepthFiles`). This does not see a factor that leaves the median between 4 and 50 m: at the 15 m of a common
-street those from 0.27 to 3.3, so 16-bit centimetres read in steps of 1/256 m (0.39) and the reverse. Nor does it see a
-factor of disparity, which has no unit, or what is wrong with single files.
+A wrong format is detected by the median distance of a few files, and by whether distance grows towards the horizon
+(`DepthFiles`). This misses scale factors that leave the median between 4 and 50 m: from 0.27 to 3.3 at the typical 15 m
+of a street, such as 16-bit centimetres read in steps of 1/256 m (0.39) and vice versa. It also misses the scale of
+disparity, which has no unit, and defects of single files.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ from uda_seg.storage.files import first_line, read_json
 log = logging.getLogger(__name__)
 
 Floats = NDArray[np.float32]
-DESCRIPTION = "depth.json"  # what `python -m uda_seg.depth` leaves beside the maps it exports
-SAMPLES = 9  # files of a data set whose scale is looked at before training
-INVERTED = 1.25  # median z of upper over that of lower image halves: from here on far is near; rendered streets: 0.37
-STRETCH = 1.15  # a depth file may be squeezed by so much against its image: 2:1 maps of GTA's 1.82:1 pictures
-MOST_UNPACKED = 2**30  # bytes of a MATLAB file: 64 times one of Cityscapes
+DESCRIPTION = "depth.json"  # written by `python -m uda_seg.depth` next to the exported maps
+SAMPLES = 9  # files of a data set whose scale is checked before training
+INVERTED = 1.25  # depth is inverted if median z of the upper / lower image half exceeds it; rendered streets: 0.37
+STRETCH = 1.15  # maximum change of aspect ratio between depth and image: 2:1 maps of GTA's 1.82:1 images
+MOST_UNPACKED = 2**30  # limit in bytes of an unpacked MATLAB file: 64 times one of Cityscapes
 
 
 @dataclass(frozen=True)
 class DepthEncoding:
-    """Depth files of one kind.
+    """Format of depth files.
 
     Args:
-        title: What they are, for messages.
+        title: Description for messages.
         decode: Reads a file as z, float32 [H, W].
-        median: The range in which the median z of street scenes lies: outside it the scale must be wrong.
-        explain: What that range means.
+        median: Range of the median z of street scenes, outside of which the scale must be wrong.
+        explain: Explanation of that range, for messages.
     """
 
     title: str
@@ -63,7 +63,7 @@ class DepthEncoding:
 
 
 def read_uint16(path: Path) -> NDArray[np.uint16]:
-    """A 16-bit PNG [H, W]; three equal channels, as SYNTHIA's have, count as one."""
+    """Read a 16-bit PNG [H, W]; three equal channels, as in SYNTHIA, are read as one."""
     content = read_file(path)
     check_sums(content, str(path))
     try:
@@ -84,21 +84,21 @@ def read_uint16(path: Path) -> NDArray[np.uint16]:
 
 
 def read_metres(path: Path, unit: float) -> Floats:
-    """A 16-bit PNG in steps of `unit` metres; 0 = unknown."""
+    """Read a 16-bit PNG in steps of `unit` metres; 0 = unknown."""
     return metric(read_uint16(path).astype(np.float64) * unit)
 
 
 def read_disparity(path: Path) -> Floats:
-    """A 16-bit PNG with z = raw / 256 + 1; 0 = unknown."""
+    """Read a 16-bit PNG with z = raw / 256 + 1; 0 = unknown."""
     return np.asarray(read_uint16(path) / 256 + 1, np.float32)
 
 
 def read_sfsu(path: Path) -> Floats:
-    """The metres of SFSU's completed stereo depth (Sakaridis et al. 2018), `depth_map` of a MATLAB file, H x W float64.
+    """Read SFSU's completed stereo depth (Sakaridis et al. 2018) in metres: `depth_map` of a MATLAB file, float64.
 
-    They may be infinite or negative; as in CorDA, whatever is below 0.1 m is unknown.
+    Values may be infinite or negative; as in CorDA, values below 0.1 m are unknown.
     """
-    from scipy.io import loadmat  # no other data set needs it
+    from scipy.io import loadmat  # only needed for this data set
 
     try:
         metres = np.asarray(
@@ -108,7 +108,7 @@ def read_sfsu(path: Path) -> Floats:
         raise UserError(f"{path} holds no depth_map: is it SFSU's depth_stereoscopic?") from error
     except UserError:
         raise
-    except Exception as error:  # a damaged file fails wherever its reader happens to be
+    except Exception as error:  # a damaged file can raise anything
         raise Damaged(f"{path} cannot be read as a MATLAB file ({first_line(error)}): {CURE}") from error
     if metres.ndim != 2:
         raise UserError(f"{path}: depth_map has the shape {metres.shape}, not height x width")
@@ -116,10 +116,10 @@ def read_sfsu(path: Path) -> Floats:
 
 
 def _inflated(content: bytes) -> bytes:
-    """A MATLAB file of version 5 with its elements unpacked, their checksums verified, which SciPy does not do to all.
+    """Decompress the elements of a MATLAB 5 file and verify their checksums, which SciPy does not do for all.
 
-    Others, as versions 4 and 7.3, come back as they are. An element is its kind and its length, 4 bytes each, and what
-    it holds; kind 15 is packed by zlib (MAT-File Format, MathWorks, chapter 1).
+    Other versions, such as 4 and 7.3, are returned unchanged. An element has a type and a length, 4 bytes each,
+    followed by its data; type 15 is compressed by zlib (MAT-File Format, MathWorks, chapter 1).
     """
     order = {b"IM": "<", b"MI": ">"}.get(content[126:128])
     if order is None:
@@ -143,7 +143,7 @@ def _inflated(content: bytes) -> bytes:
 
 
 def metric(metres: NDArray[np.float64]) -> Floats:
-    """Metres as z."""
+    """Convert metres to z."""
     return inverse_depth(torch.from_numpy(metres)).float().numpy()
 
 
@@ -161,7 +161,7 @@ ENCODINGS = {
 
 @dataclass(frozen=True)
 class DepthLayout:
-    """Where a data set's depth lies: `folder` under its root ({split} stands for the split), the name's new end."""
+    """Location of a data set's depth: `folder` under its root, with {split}, and the suffix of file names."""
 
     folder: str
     suffix: str
@@ -177,14 +177,14 @@ LAYOUTS: dict[str, tuple[DepthLayout, ...]] = {
     "gta": (DepthLayout("disparity", ".png", "disparity"),),
     "cityscapes": (
         DepthLayout("depth/{split}", "_depth_stereoscopic.mat", "sfsu"),
-        # Of CorDA's authors; the official package of this name holds other values in other files.
+        # CorDA's maps; the official package of this name contains other values in other files.
         DepthLayout("disparity/{split}", "_leftImg8bit.png", "disparity"),
     ),
 }
 
 
 class DepthFiles:
-    """The depth that belongs to a data set's images.
+    """Depth files of a data set's images.
 
     Args:
         paths: One file per image, in the images' order.
@@ -192,7 +192,7 @@ class DepthFiles:
         option: The setting they come from, for messages.
 
     Raises:
-        UserError: a few of the files together show a scale that cannot be, or what is far as near.
+        UserError: a sample of the files has an impossible scale or inverted depth.
     """
 
     def __init__(self, paths: Sequence[Path], encoding: str, option: str) -> None:
@@ -200,7 +200,7 @@ class DepthFiles:
         self._check_scale()
 
     def read(self, index: int, size: tuple[int, int]) -> Floats:
-        """The z of image `index`, float32 [H, W], sampled nearest to the image's size (H, W) where it has another."""
+        """Read z of image `index`, float32 [H, W], resampled by nearest neighbour to the image's size (H, W)."""
         z = self.encoding.decode(self.paths[index])
         if not same_shape((z.shape[0], z.shape[1]), size):
             raise UserError(
@@ -212,9 +212,9 @@ class DepthFiles:
         return z
 
     def _check_scale(self) -> None:
-        """Refuse what no street shows, judged by the valid pixels of a few files together: one image may be odd.
+        """Check the scale on the valid pixels of a sample of files together, as single images may be unusual.
 
-        The median lies outside of the encoding's range, or the upper image half is nearer than the lower one.
+        Refuse a median outside of the encoding's range, and an upper image half that is nearer than the lower one.
         """
         picked = {int(i) for i in np.linspace(0, len(self.paths) - 1, SAMPLES)}
         maps = [self.encoding.decode(self.paths[i]) for i in sorted(picked)]
@@ -236,17 +236,17 @@ class DepthFiles:
 
 
 def same_shape(depth: tuple[int, int], image: tuple[int, int]) -> bool:
-    """Whether a depth map (H, W) may be that of an image (H, W), of any resolution."""
+    """Return whether a depth map (H, W) can belong to an image (H, W), at any resolution."""
     return 1 / STRETCH <= depth[1] / depth[0] * image[0] / image[1] <= STRETCH
 
 
 def _valid(maps: Sequence[Floats]) -> Floats:
-    """The known values of several maps, flat."""
+    """Concatenate the known values of several maps."""
     return np.concatenate([z[z != INVALID] for z in maps])
 
 
 def _choices() -> str:
-    """The encodings, as a message lists them."""
+    """List the encodings for a message."""
     return ", ".join(f"{name} ({encoding.title})" for name, encoding in ENCODINGS.items())
 
 
@@ -260,20 +260,20 @@ def find_depth(
 ) -> DepthFiles:
     """Find the depth of the images `names` in the data set's own layout, or in the folder `domain.depth`.
 
-    There it has the images' sub-folders, and what its `depth.json` says of its encoding and origin counts; without one
-    `domain.depth_encoding` has to name the encoding of PNGs: read as another, depth would be learnt all the same.
+    In that folder files have the images' sub-folders, and `depth.json` tells encoding and origin; without it
+    `domain.depth_encoding` must name the encoding of PNGs, because training would not notice a wrong one.
 
     Args:
-        domain: Which data set, and where its depth is.
+        domain: Settings of the domain.
         settings: The whole `data` node, for messages.
         root: The data set's folder.
         names: The images, relative to their folder.
-        image_suffix: The end of their names.
-        option: Where the domain stands in the configuration, e.g. ``data.source``.
+        image_suffix: Suffix of their names.
+        option: Key of the domain in the configuration, e.g. ``data.source``.
 
     Raises:
-        UserError: nothing is known about the data set's depth or its encoding, files are missing (the first is named),
-            or their scale is wrong.
+        UserError: unknown location or encoding of the data set's depth, missing files (the first is named), or a wrong
+            scale.
     """
     dataset, encoding = domain.dataset, domain.depth_encoding
     if encoding is not None and encoding not in ENCODINGS:
@@ -291,7 +291,7 @@ def find_depth(
             log.info("%s: the depth in %s was learnt from %s", option, place, said["learnt_from"])
     else:
         layouts = list(LAYOUTS.get(dataset, ()))
-        # Cityscapes has depth of two kinds.
+        # Cityscapes has two kinds of depth.
         layouts = [layout for layout in layouts if layout.encoding == encoding] or layouts
         candidates = [(root / layout.folder.format(split=domain.split), layout) for layout in layouts]
     if not candidates:
@@ -317,7 +317,7 @@ def find_depth(
 
 
 def _cure(domain: DomainSettings, settings: DataSettings, option: str) -> str:
-    """The commands that make depth for images that have none."""
+    """Suggest the commands that predict depth for images without any."""
     root = "" if domain.root is None else f" {option}.root={domain.root}"
     return (
         "learn depth with python -m uda_seg.depth data=streets, write maps with python -m uda_seg.depth "
@@ -327,7 +327,7 @@ def _cure(domain: DomainSettings, settings: DataSettings, option: str) -> str:
 
 
 def described(folder: Path) -> Mapping[str, str]:
-    """What a folder's `depth.json` says, nothing where there is none; a damaged one is a UserError."""
+    """Read a folder's `depth.json`; empty if there is none; raises UserError if it is damaged."""
     file, cure = folder / DESCRIPTION, "export the depth maps again with overwrite=true"
     if not os.path.lexists(file):
         return {}

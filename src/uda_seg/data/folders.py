@@ -1,4 +1,4 @@
-"""The folders of a data set: what lies in them, and where they are when they are not where they should be."""
+"""Folders of a data set: listing files, and finding misplaced folders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from uda_seg.data.images import SUFFIXES
 from uda_seg.data.specs import DatasetSpec
 from uda_seg.errors import UserError
 
-# What systems leave among a person's files, in lower case.
+# Files left by operating systems, in lower case.
 _CLUTTER = {
     *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"),
     *("__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information"),
@@ -22,30 +22,30 @@ _KINDS_SHOWN, _NAMES_SHOWN = 5, 3
 
 
 def fixed(pattern: str) -> tuple[str, tuple[str, ...]]:
-    """A folder pattern as the folder before its first star and the parts from there on."""
+    """Split a folder pattern at its first wildcard into the fixed folder and the remaining parts."""
     parts = pattern.split("/")
     stars = next((i for i, part in enumerate(parts) if "*" in part), len(parts))
     return "/".join(parts[:stars]), tuple(parts[stars:])
 
 
 def holds(root: Path, place: tuple[str, str], labeled: bool) -> bool:
-    """Whether a pair of folder patterns, or the images' alone, is there under `root`."""
+    """Return whether a pair of folder patterns, or only the images' pattern, exists under `root`."""
     return all(any(p.is_dir() for p in root.glob(pattern)) for pattern in (place if labeled else place[:1]))
 
 
 def nearby_root(spec: DatasetSpec, root: Path, split: str, labeled: bool) -> Path | None:
-    """The folder up to two levels above or below `root` that the data set lies in, None where there is none."""
+    """Find the data set up to two levels above or below `root`; None if it is not there."""
     below = [*root.glob("*/"), *root.glob("*/*/")] if root.is_dir() else []
     for folder in itertools.chain(root.absolute().parents[:2], sorted(below)):
         for place in spec.places(split):
-            # Many data sets have a folder of such a name; this one's images end as they should.
+            # Many data sets have a folder of this name, so the images' suffix is checked too.
             if holds(folder, place, labeled) and next(folder.glob(f"{place[0]}/**/*{spec.image_suffix}"), None):
                 return folder
     return None
 
 
 def packed_files(root: Path, prepare: str) -> str | None:
-    """What to do about a missing folder where the files are still packed; None: they are not."""
+    """Suggest a cure for a missing folder whose files are still packed; None if they are not."""
     packed = sorted(name for suffix in ("zip", "rar", "7z", "tar*", "tgz") for name in root.glob(f"*.{suffix}"))
     if not packed or not prepare:
         return None
@@ -54,25 +54,25 @@ def packed_files(root: Path, prepare: str) -> str | None:
 
 
 def scan(folder: Path, suffix: str, within: tuple[str, ...] = ()) -> list[str]:
-    """Files under `folder` whose names end in `suffix` (`ends_in`), relative to it with forward slashes, sorted.
+    """List files under `folder` with this suffix (`ends_in`), relative to it with forward slashes, sorted.
 
-    Those alone whose first folders match the patterns of `within`, one by one.
+    Only files whose first folders match the patterns of `within`, one by one.
     """
     return [name for name in files_below(folder, within) if ends_in(name, suffix)]
 
 
 def files_below(folder: Path, within: tuple[str, ...] = (), without: Path | None = None) -> list[str]:
-    """All files under `folder`, relative to it, sorted; linked folders are followed, though never in circles.
+    """List all files under `folder`, relative to it, sorted; links to folders are followed, except cycles.
 
-    Hidden files and folders, and those that systems leave beside pictures, are not among them.
+    Hidden files and folders and those left by operating systems are skipped.
 
     Args:
-        folder: Where to look.
+        folder: Folder to search.
         within: Patterns of the first folders, one by one.
-        without: A folder that is passed over.
+        without: A folder to skip.
 
     Raises:
-        UserError: a folder that cannot be looked into.
+        UserError: a folder that cannot be read.
     """
     found: list[str] = []
     passed = None if without is None else without.resolve()
@@ -83,7 +83,7 @@ def files_below(folder: Path, within: tuple[str, ...] = (), without: Path | None
         except OSError as error:
             raise UserError(f"cannot look into the folder {place}: {error.strerror or error}") from error
         if here in above or (passed is not None and place.resolve() == passed):
-            return  # `above`: a link to a folder that it lies in
+            return  # `above`: a link to one of its parents
         for entry in entries:
             if is_clutter(entry.name):
                 continue
@@ -111,12 +111,12 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def is_clutter(name: str) -> bool:
-    """Whether a file or folder is hidden, or one that a system leaves (a Mac's archives: `._name.png`, `__MACOSX`)."""
+    """Return whether a file or folder is hidden or left by an operating system (macOS: `._name.png`, `__MACOSX`)."""
     return name.startswith(".") or name.lower() in _CLUTTER
 
 
 def ends_in(name: str, suffix: str) -> bool:
-    """Whether a name has this end, in whatever case; an end in `.*` is that of every kind of image."""
+    """Return whether a name has this suffix, case-insensitively; a final `.*` matches any image extension."""
     lower, suffix = name.lower(), suffix.lower()
     if suffix.endswith(".*"):
         return lower.endswith(tuple(suffix[:-2] + kind for kind in SUFFIXES))
@@ -124,14 +124,14 @@ def ends_in(name: str, suffix: str) -> bool:
 
 
 def without_end(name: str, suffix: str) -> str:
-    """A name that `ends_in` a suffix, without it."""
+    """Remove a suffix that the name `ends_in`."""
     if suffix.endswith(".*"):
         return name[: len(name) - len(PurePosixPath(name).suffix) - len(suffix[:-2])]
     return name[: len(name) - len(suffix)]
 
 
 def kinds_of(names: Sequence[str]) -> str:
-    """What files are there, in a few words: `3 files (2 .jpg, 1 .txt): a.jpg, b.jpg, notes.txt`."""
+    """Summarise files by kind: `3 files (2 .jpg, 1 .txt): a.jpg, b.jpg, notes.txt`."""
     kinds = Counter(PurePosixPath(name).suffix.lower() or "without a suffix" for name in names)
     listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(_KINDS_SHOWN))
     more = ", ..." if len(kinds) > _KINDS_SHOWN else ""
@@ -140,7 +140,7 @@ def kinds_of(names: Sequence[str]) -> str:
 
 
 def twins(names: Sequence[str], suffix: str) -> tuple[str, str] | None:
-    """The first two of these names that are one without their ends; None: all can be told apart."""
+    """Find the first two names that are equal without their suffixes; None if all differ."""
     seen: dict[str, str] = {}
     for name in names:
         if (first := seen.setdefault(without_end(name, suffix), name)) != name:

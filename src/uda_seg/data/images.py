@@ -1,8 +1,8 @@
-"""Photographs: one rule by which every reader decodes them, upright, RGB, 8 bits a channel.
+"""Decoding of images, the same for every reader: upright, RGB, 8 bits per channel.
 
-What a file is, its content says, not its name. A camera that was held on its side says so in EXIF: images are turned
-as every viewer shows them. Of files with 16 bits a channel many cameras fill 10, 12 or 14; how many, the set as a
-whole says, so that all of its images are scaled alike.
+The format is determined by a file's content, not its name. EXIF orientation is applied, as every viewer does. Many
+cameras use only 10, 12 or 14 bits of 16-bit files; the number is determined for the data set as a whole, so that all of
+its images are scaled equally.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ log = logging.getLogger(__name__)
 Pixels = NDArray[Any]  # uint8 or uint16
 Item = TypeVar("Item")
 
-# Every kind that is read, as files are called; content decides what one is.
+# Supported suffixes; the format is determined by the content.
 SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif"),
     *(".tiff", ".webp"),
 )
-# Raw photographs: TIFF by their content, of which a decoder gives a thumbnail.
+# Raw photographs, which look like TIFF, and of which a decoder would return a thumbnail.
 RAW = (".3fr", ".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".srw")
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
-SAMPLES = 32  # files of a set that are looked at before the first one is used
-DEPTHS = (8, 10, 12, 14, 16)  # bits that files of 16 bits a channel may use
-_DEEP = ("PNG", "TIFF", "PNM")  # kinds that do not say how many of 16 bits are used; of others the decoder knows
-_ORIENTATION = 274  # the EXIF tag
-_TURNED = (5, 6, 7, 8)  # orientations that exchange height and width
-HEAD = 64  # bytes that tell a kind
-_EARLY = 2**18  # bytes of a JPEG within which its EXIF begins
-_LARGEST = 2**30  # pixels that OpenCV decodes
+SAMPLES = 32  # files of a set that are inspected for the number of used bits
+DEPTHS = (8, 10, 12, 14, 16)  # numbers of used bits in 16-bit files
+_DEEP = ("PNG", "TIFF", "PNM")  # formats that do not record the number of used bits; for others the decoder knows it
+_ORIENTATION = 274  # EXIF tag
+_TURNED = (5, 6, 7, 8)  # orientations that swap height and width
+HEAD = 64  # bytes that determine the format
+_EARLY = 2**18  # bytes of a JPEG within which its EXIF starts
+_LARGEST = 2**30  # OpenCV's limit of pixels
 
-# Beginnings of files, and what they are; the first that fits.
+# Magic numbers of formats; the first match counts.
 _KINDS = (
     (b"\x89PNG\r\n\x1a\n", "PNG"),
     (b"\xff\xd8\xff", "JPEG"),
@@ -55,7 +55,7 @@ _KINDS = (
     *((begin, "JPEG 2000") for begin in (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")),
 )
 _PNM = re.compile(rb"P[1-6]\s+[#\d]")
-_BMPHEADERS = (12, 16, 40, 52, 56, 64, 108, 124)  # bytes; by two letters alone, texts would be pictures
+_BMPHEADERS = (12, 16, 40, 52, 56, 64, 108, 124)  # sizes in bytes; the two letters alone could start a text
 _BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"crx ": "raw"} | dict.fromkeys(
     (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIC"
 )
@@ -83,7 +83,7 @@ UNREADABLE = "cannot be read as an image: copy or unpack the file again"
 
 
 def kind_of(head: bytes) -> str | None:
-    """The kind of image that a file with this beginning is; None: it is none that is read."""
+    """Determine the image format from the start of a file; None if it is not supported."""
     for begin, kind in _KINDS:
         if head.startswith(begin):
             return kind
@@ -97,12 +97,12 @@ def kind_of(head: bytes) -> str | None:
 
 
 def _brand(head: bytes) -> str | None:
-    """What the brand of an ISO media file says it is: AVIF, HEIC, raw or a video; None: it is no such file."""
+    """Determine the format from the brand of an ISO media file: AVIF, HEIC, raw or a video; None for other files."""
     return _BRANDS.get(head[8:12], "video") if head[4:8] == b"ftyp" else None
 
 
 def wrong_with(content: bytes) -> str:
-    """Why a content that is no readable image is none, as the words after its name, and what to do about it."""
+    """Explain why a content is not a readable image, as a phrase that follows its name, with the cure."""
     if not content:
         return "is empty: copy or unpack the file again"
     head = content[:HEAD].lstrip(b"\xef\xbb\xbf \r\n\t")
@@ -119,17 +119,17 @@ def _is_too_large(content: bytes) -> bool:
             return file.height * file.width > _LARGEST
     except Image.DecompressionBombError:
         return True
-    except Exception:  # PIL's plugins raise whatever they like on damaged headers
+    except Exception:  # PIL's plugins raise any exception on damaged headers
         return False
 
 
 def _quiet() -> warnings.catch_warnings[None]:
-    """PIL warns of large images and odd metadata; what matters of it is an error here."""
+    """Suppress PIL's warnings of large images and odd metadata; relevant ones are errors here."""
     return warnings.catch_warnings(action="ignore")
 
 
 def read_bytes(path: Path, count: int = -1) -> bytes:
-    """The first `count` bytes of a file, -1 for all; one that cannot be opened is a UserError that names it."""
+    """Read the first `count` bytes of a file, -1 for all; raises UserError naming a file that cannot be opened."""
     try:
         with open_file(path) as file:
             return file.read(count)
@@ -138,27 +138,27 @@ def read_bytes(path: Path, count: int = -1) -> bytes:
 
 
 def read_image(path: Path, bits: int | None = None) -> NDArray[np.uint8]:
-    """An image file as it is shown: RGB, uint8 [H, W, 3].
+    """Read an image file as displayed: RGB, uint8 [H, W, 3].
 
     Args:
-        path: Of any kind in `SUFFIXES`, whatever its name.
-        bits: How many of 16 bits a channel are used in this set of images (`used_bits`); None: it has none of 16 bits.
+        path: A file of any format in `SUFFIXES`, whatever its name.
+        bits: Used bits per channel of 16-bit images in this set (`used_bits`); None for a set without any.
 
     Raises:
-        UserError: names the file, what is wrong with it and what to do.
+        UserError: names the file, the defect and the cure.
     """
     return image_of(read_bytes(path), bits, str(path))
 
 
 def image_of(content: bytes, bits: int | None, name: str) -> NDArray[np.uint8]:
-    """The same of the content of a file called `name`."""
+    """Decode the content of a file called `name` as `read_image` does."""
     return eight_bits(upright(decode(content, name), orientation_of(content)), bits, name)
 
 
 def decode(content: bytes, name: str) -> Pixels:
-    """The pixels of an image as they are stored, RGB [H, W, 3], of 8 or 16 bits; of several frames the first.
+    """Decode the stored pixels of an image's first frame, RGB [H, W, 3], of 8 or 16 bits.
 
-    Grey images and palettes become RGB, CMYK is converted, an alpha channel is dropped.
+    Grey images, palettes and CMYK are converted to RGB, an alpha channel is dropped.
     """
     if name.lower().endswith(RAW):
         raise UserError(f"{name} {_SAID['raw']}")
@@ -166,7 +166,7 @@ def decode(content: bytes, name: str) -> Pixels:
     kind = kind_of(content[:HEAD])
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION | (cv2.IMREAD_ANYDEPTH if kind in _DEEP else 0)
     image = None
-    if content and kind != "GIF":  # OpenCV knows it from 4.11 on
+    if content and kind != "GIF":  # OpenCV supports it only from 4.11 on
         try:
             image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
         except cv2.error:
@@ -179,7 +179,7 @@ def decode(content: bytes, name: str) -> Pixels:
 
 
 def _decode_by_pil(content: bytes, name: str) -> NDArray[np.uint8]:
-    """What OpenCV, or this build of it, does not decode."""
+    """Decode formats that OpenCV, or this build of it, does not support."""
     if kind_of(content[:HEAD]) is None:
         raise UserError(f"{name} {wrong_with(content)}")
     try:
@@ -193,7 +193,7 @@ def _decode_by_pil(content: bytes, name: str) -> NDArray[np.uint8]:
 
 
 def orientation_of(content: bytes) -> int:
-    """EXIF's orientation, 1 to 8: how the stored pixels are to be turned; 1, upright, where nothing is said."""
+    """Read EXIF's orientation, 1 to 8; 1 (upright) if missing."""
     exif = _exif(content)
     if not exif:
         return 1
@@ -202,13 +202,13 @@ def orientation_of(content: bytes) -> int:
         with _quiet():
             tags.load(exif)
             found = tags.get(_ORIENTATION, 1)
-    except Exception:  # damaged metadata say nothing
+    except Exception:  # ignore damaged metadata
         return 1
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
 def _exif(content: bytes) -> bytes:
-    """The EXIF block of a file, empty where there is none; OpenCV itself turns TIFF and AVIF, whatever it is asked."""
+    """Read the EXIF block of a file, empty if there is none; OpenCV always rotates TIFF and AVIF itself."""
     kind = kind_of(content[:HEAD])
     if kind == "PNG":
         return _png_exif(content)
@@ -232,7 +232,7 @@ def _png_exif(content: bytes) -> bytes:
 
 
 def upright(stored: Pixels, orientation: int) -> Pixels:
-    """Pixels [H, W, ...] turned and mirrored as EXIF's orientation wants them to be shown."""
+    """Rotate and flip pixels [H, W, ...] according to EXIF's orientation."""
     turned = stored.swapaxes(0, 1) if orientation in _TURNED else stored
     if orientation in (3, 4, 7, 8):
         turned = turned[::-1]
@@ -242,7 +242,7 @@ def upright(stored: Pixels, orientation: int) -> Pixels:
 
 
 def stored_size(shown: tuple[int, int], orientation: int) -> tuple[int, int]:
-    """(H, W) of the stored pixels of an image that is shown with (H, W); the same rule both ways."""
+    """Convert the displayed size (H, W) of an image to its stored size, or vice versa."""
     return (shown[1], shown[0]) if orientation in _TURNED else shown
 
 
@@ -250,10 +250,10 @@ def stored_size(shown: tuple[int, int], orientation: int) -> tuple[int, int]:
 
 
 def eight_bits(pixels: Pixels, bits: int | None, name: str) -> NDArray[np.uint8]:
-    """Pixels of 8 bits as they are, of 16 by the 8 highest of the `bits` that are used.
+    """Convert 16-bit pixels to the 8 highest of the used `bits`; 8-bit pixels are unchanged.
 
     Raises:
-        UserError: nobody said how many are used, or a value needs more.
+        UserError: the number of used bits is unknown, or a value exceeds it.
     """
     if pixels.dtype == np.uint8:
         return np.asarray(pixels, np.uint8)
@@ -271,20 +271,20 @@ def eight_bits(pixels: Pixels, bits: int | None, name: str) -> NDArray[np.uint8]
 
 
 def used_by(largest: int) -> int:
-    """The least of `DEPTHS` that holds a value."""
+    """Return the smallest of `DEPTHS` that can represent a value."""
     return next(bits for bits in DEPTHS if largest >> bits == 0)
 
 
 def used_bits(files: Iterable[Callable[[int], bytes]], option: str) -> int | None:
-    """How many of 16 bits a channel a set of images uses, by the largest value in a sample of it; said in the log.
+    """Determine and log the used bits per channel of a set of 16-bit images from the largest value in a sample.
 
     Args:
-        files: The sample, each file as a function that reads its first bytes, all of them for -1.
-        option: The setting that decides otherwise, for the log.
+        files: The sample: functions that read the first bytes of a file, all of them for -1.
+        option: The setting that overrides the result, for the log.
 
     Returns:
-        8, 10, 12, 14 or 16; None where no sampled image has 16 bits a channel. What cannot be read is passed over: it
-        is told where it is used.
+        8, 10, 12, 14 or 16; None if no image in the sample has 16 bits per channel. Unreadable files are skipped: they
+        are reported when they are used.
     """
     largest, deep = -1, 0
     for read in files:
@@ -305,19 +305,19 @@ def used_bits(files: Iterable[Callable[[int], bytes]], option: str) -> int | Non
 
 
 def may_be_deep(head: bytes) -> bool:
-    """Whether a file that begins so can have 16 bits a channel without saying how many of them are used."""
+    """Return whether a file with this start can have 16 bits per channel without recording the number of used bits."""
     kind = kind_of(head)
-    return kind in _DEEP and (kind != "PNG" or head[24:25] == b"\x10")  # the bit depth in its header
+    return kind in _DEEP and (kind != "PNG" or head[24:25] == b"\x10")  # bit depth in the header
 
 
 def spread(items: Sequence[Item], count: int = SAMPLES) -> list[Item]:
-    """At most `count` of the items, evenly spread, the first and the last among them."""
+    """Select at most `count` items, evenly spread, including the first and the last."""
     places = sorted({int(place) for place in np.linspace(0, len(items) - 1, count)}) if items else []
     return [items[place] for place in places]
 
 
 def frames(content: bytes) -> int:
-    """How many pictures a file holds; those after the first are not read."""
+    """Count the frames of a file, of which only the first is read."""
     if kind_of(content[:HEAD]) not in ("GIF", "WebP", "TIFF", "PNG", "AVIF"):
         return 1
     try:

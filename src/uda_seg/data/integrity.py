@@ -1,4 +1,4 @@
-"""Whether an image file is whole. Decoders are no judge: OpenCV reads a truncated PNG in silence, its end black."""
+"""Integrity checks of image files, because decoders accept damage: OpenCV silently reads truncated PNGs."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from uda_seg.storage.files import first_line, read_bytes
 
 
 def check_image_file(path: Path) -> tuple[int, int]:
-    """Read an image file to its last byte and return the (height, width) it is shown with; see `check_image`.
+    """Read an image file completely and return its displayed (height, width); see `check_image`.
 
     Raises:
-        Damaged: names the file and what is wrong with it.
+        Damaged: names the file and the defect.
     """
     return check_image(read_file(path), str(path))
 
 
 def read_file(path: Path) -> bytes:
-    """The content of a file; one that cannot be opened is a Damaged error."""
+    """Read a file; raises Damaged if it cannot be opened."""
     return read_bytes(path, CURE, LARGEST)
 
 
 def check_image(content: bytes, name: str) -> tuple[int, int]:
-    """Read the content of an image called `name` to its last byte; returns the (height, width) it is shown with.
+    """Check the whole content of an image called `name` and return its displayed (height, width).
 
-    A PNG is whole if every chunk's checksum is right, the end chunk is there, and its pixels inflate to as many bytes,
-    with as many valid row filters, as its header promises (PNG specification, sections 5, 7.2 and 9). A JPEG has no
-    checksums: it must decode and have its end marker. Other kinds must decode, and by PIL, which refuses what is cut
-    off, where PIL knows them.
+    A PNG is intact if every chunk's checksum is correct, the end chunk is present, and its pixels inflate to as many
+    bytes, with as many valid row filters, as its header requires (PNG specification, sections 5, 7.2 and 9). A JPEG has
+    no checksums: it must decode and have its end marker. Other formats must decode, by PIL if it supports them, because
+    it refuses truncated files.
 
     Raises:
-        Damaged: names the file and what is wrong with it.
+        Damaged: names the file and the defect.
     """
     try:
         if content.startswith(PNG):
@@ -66,7 +66,7 @@ def _check_other(content: bytes) -> tuple[int, int]:
         with Image.open(io.BytesIO(content)) as file:
             file.load()
     except (UnidentifiedImageError, Image.DecompressionBombError):
-        pass  # 16-bit TIFF in colours is one that OpenCV alone reads
+        pass  # such as 16-bit colour TIFF, which only OpenCV reads
     except Exception as error:  # PIL's plugins raise whatever they like on damaged files
         raise Flaw(f"is damaged ({first_line(error)})") from error
     return _decoded_size(content)
@@ -81,7 +81,7 @@ def _decoded_size(content: bytes) -> tuple[int, int]:
 
 
 def _check_png(content: memoryview) -> tuple[int, int]:
-    """Inflate the pixels; they must be as many as the header says."""
+    """Inflate the pixels and compare their number with the header."""
     header, packed = chunks_of(content)
     size, rows = rows_of(header, packed)
     promised = sum(count * stride for count, stride in rows)

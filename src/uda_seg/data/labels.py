@@ -1,4 +1,4 @@
-"""The class taxonomy: names, train ids, raw-id tables, palettes and the class subsets that papers report."""
+"""Class taxonomies: names, train ids, raw-id tables, palettes and the class subsets that papers report."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from uda_seg.ops import IGNORE as IGNORE
 
 @dataclass(frozen=True)
 class ClassSet:
-    """A list of classes; a class's train id is its place in the list.
+    """A list of classes; the train id of a class is its index.
 
     Args:
-        name: How settings name the set, e.g. ``"cityscapes"``.
+        name: Name of the set in the settings, e.g. ``"cityscapes"``.
         names: Class names, one per train id.
         palette: RGB colours 0-255, one per train id.
-        things: Train ids of the countable objects (DAFormer's feature distance looks at these alone).
-        words: The names as they stand in a language model's prompt (LC-MSM renames four of them).
-        subsets: Train ids over which a mean is reported; the first subset is the default.
+        things: Train ids of countable classes, which DAFormer's feature distance is restricted to.
+        words: Names in a language model's prompt (LC-MSM renames four of them).
+        subsets: Train ids of each reported mean; the first subset is the default.
     """
 
     name: str
@@ -36,7 +36,7 @@ class ClassSet:
         return len(self.names)
 
     def subset(self, name: str) -> tuple[int, ...]:
-        """Train ids of the subset called `name`; an unknown name is a UserError that lists the valid ones."""
+        """Return the train ids of the subset called `name`; raises UserError listing the valid names."""
         if name not in self.subsets:
             raise UserError(
                 f"data.eval_classes={name} is unknown for the classes of {self.name}; "
@@ -45,7 +45,7 @@ class ClassSet:
         return self.subsets[name]
 
 
-# Order and palette: Cityscapes (Cordts et al. 2016); 16 and 13: what SYNTHIA results are reported on.
+# Order and palette: Cityscapes (Cordts et al. 2016); 16 and 13: the classes of SYNTHIA results.
 CITYSCAPES = ClassSet(
     name="cityscapes",
     names=(
@@ -92,7 +92,7 @@ CAMVID = ClassSet(
 
 CLASS_SETS: dict[str, ClassSet] = {classes.name: classes for classes in (CITYSCAPES, CAMVID)}
 
-# Raw id -> train id. A table names every id that may occur; any other id is another encoding or damage.
+# Raw id -> train id. A table lists every valid id; any other id indicates another encoding or damage.
 _UNLABELLED = {IGNORE: IGNORE}
 CITYSCAPES_RAW: dict[int, int] = dict.fromkeys(range(35), IGNORE) | {
     7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13,
@@ -102,9 +102,9 @@ SYNTHIA_RAW: dict[int, int] = dict.fromkeys(range(23), IGNORE) | {
     3: 0, 4: 1, 2: 2, 21: 3, 5: 4, 7: 5, 15: 6, 9: 7, 6: 8, 16: 9, 1: 10, 10: 11, 17: 12, 8: 13, 18: 14,
     19: 15, 20: 16, 12: 17, 11: 18,
 }  # fmt: skip
-# Mapillary Vistas 1.2 numbers its 66 classes from 0; these are the ones that domain generalisation is scored on
-# (the map of Choi et al. 2021 that HRDA's and later results use): curbs count as sidewalk, lane markings other than
-# crosswalks and manholes as road, all riders as rider, utility poles as pole, what runs on rails as train.
+# Mapillary Vistas 1.2 numbers its 66 classes from 0; this is the mapping for domain generalisation (Choi et al. 2021,
+# used for HRDA's and later results): curbs count as sidewalk, lane markings other than crosswalks and manholes as road,
+# all riders as rider, utility poles as pole, rail vehicles as train.
 MAPILLARY_RAW: dict[int, int] = dict.fromkeys(range(66), IGNORE) | {
     13: 0, 24: 0, 41: 0, 2: 1, 15: 1, 17: 2, 6: 3, 3: 4, 45: 5, 47: 5, 48: 6, 50: 7, 30: 8, 29: 9, 27: 10, 19: 11,
     20: 12, 21: 12, 22: 12, 55: 13, 61: 14, 54: 15, 58: 16, 57: 17, 52: 18,
@@ -122,21 +122,21 @@ CLASS_MAPS: dict[tuple[str, str], dict[int, int]] = {("cityscapes", "camvid"): C
 
 
 def lookup_table(mapping: Mapping[int, int], missing: int = IGNORE) -> NDArray[np.uint8]:
-    """The mapping as uint8 [N], N = 256 or as many as its largest id needs; ids it does not name become `missing`."""
+    """Build a table uint8 [N], N >= 256, from a mapping; ids that it does not contain become `missing`."""
     table = np.full(max(256, max(mapping, default=0) + 1), missing, np.uint8)
     table[list(mapping)] = list(mapping.values())
     return table
 
 
 def class_set(name: str) -> ClassSet:
-    """The class set called `name`; an unknown name is a UserError that lists the valid ones."""
+    """Return the class set called `name`; raises UserError listing the valid names."""
     if name not in CLASS_SETS:
         raise UserError(f"data.classes={name} is unknown; choose one of {', '.join(CLASS_SETS)}")
     return CLASS_SETS[name]
 
 
 def class_map(source: ClassSet, wanted: ClassSet) -> dict[int, int]:
-    """Train ids of `source` -> those of `wanted`, 255 stays; sets that cannot be matched are a UserError."""
+    """Map train ids of `source` to those of `wanted`, keeping 255; raises UserError if the sets cannot be matched."""
     if source.name == wanted.name:
         return {c: c for c in range(len(source))} | _UNLABELLED
     if (source.name, wanted.name) not in CLASS_MAPS:

@@ -1,4 +1,4 @@
-"""Work on many files: a thread per core, a progress bar, and no more results in memory than are being worked on."""
+"""Parallel processing of files: a thread per core, a progress bar, and a bounded number of results in memory."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 _Out = TypeVar("_Out", covariant=True)
 
-AHEAD = 4  # items submitted per thread, so that a slow one does not stop the others
+AHEAD = 4  # items submitted per thread, so that a slow item does not stall the others
 
 
 class Items(Sized, Iterable[_Out], Protocol[_Out]):
-    """Anything that can be walked through and counted."""
+    """Sized iterable."""
 
 
 def cores() -> int:
-    """Cores that this process may use: what SLURM and `taskset` leave of the machine's, and a container's limit."""
+    """Return the number of cores available to this process, limited by SLURM, `taskset` and container quotas."""
     return max(1, math.ceil(min(affinity(), quota())))
 
 
 def affinity() -> int:
-    """Cores that this process may be on, however little of their time it is granted."""
+    """Return the number of cores in the CPU affinity, regardless of quotas."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def quota(root: Path = Path("/")) -> float:
-    """How many cores' worth of time Linux grants this process's control groups; infinite where nothing limits them.
+    """Return the CPU quota of this process's Linux control groups in cores; infinite without a limit.
 
-    A container sees all of the machine's cores, and would start a thread on each for the few it is granted.
+    A container sees all cores of the machine, and would start a thread on each although it is granted only a few.
 
     Args:
-        root: of the file system.
+        root: root of the file system.
     """
     try:
         groups = (root / "proc/self/cgroup").read_text().splitlines()
@@ -52,17 +52,17 @@ def quota(root: Path = Path("/")) -> float:
             continue
         top = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
         own = top / path.strip("/")
-        # A group is held to the limits of those around it; inside a container its own path may not be there.
+        # Limits of parent groups apply too; inside a container the group's own path may not exist.
         limits += [_limit(folder) for folder in (own, *own.parents) if folder.is_relative_to(top)]
     return min(limits)
 
 
 def _limit(group: Path) -> float:
-    """The quota over its period, of version 2 (one file) or 1 (two) of control groups."""
+    """Read quota / period of control groups, version 2 (one file) or 1 (two files)."""
     for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
         try:
             granted, period = (int(word) for name in names for word in (group / name).read_text().split())
-        except (OSError, ValueError):  # not there, or `max`
+        except (OSError, ValueError):  # missing, or `max`
             continue
         if granted > 0 and period > 0:
             return granted / period
@@ -70,9 +70,9 @@ def _limit(group: Path) -> float:
 
 
 def in_threads(work: Callable[[Item], Result], items: Items[Item], title: str) -> Iterator[Result]:
-    """`work(item)` of every item, in the items' order; decoding, inflating and checksums let threads run side by side.
+    """Yield `work(item)` of every item in order, from threads; decoding, inflating and checksums release the GIL.
 
-    An exception of `work` is raised at its item's turn; what had not begun by then is not done.
+    An exception of `work` is raised at its item's turn; items that have not started by then are cancelled.
     """
     threads = cores()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

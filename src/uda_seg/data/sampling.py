@@ -1,8 +1,7 @@
-"""Which image stands at which place of the endless stream: pure functions of (seed, domain, position).
+"""Order of images in the infinite training stream, as pure functions of (seed, domain, position).
 
-Position p of a domain's stream is step s, place b of the batch and rank r of W: p = (s B + b) W + r.
-So ranks never draw the same position, one pass over N images covers each exactly once, and a run that resumes
-needs nothing but its step.
+Position p of a domain's stream belongs to step s, batch index b and rank r of W: p = (s B + b) W + r. So ranks never
+draw the same position, one pass over N images covers each exactly once, and a resumed run needs only its step.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 
 class Draw(IntEnum):
-    """What a generator is for, so that no two uses share their numbers."""
+    """Purposes of generators, so that no two share random numbers."""
 
     PASS = 0
     RARE_CLASS = 1
@@ -28,27 +27,27 @@ class Draw(IntEnum):
 
 
 class Pick(NamedTuple):
-    """An image of the data set and, with rare-class sampling, the train id it was drawn for."""
+    """Index of an image and, with rare-class sampling, the train id it was drawn for."""
 
     image: int
     rare: int | None = None
 
 
 class Order(Protocol):
-    """Anything that says which image stands at a position."""
+    """Mapping from positions of the stream to images."""
 
     def pick(self, position: int, world: int) -> Pick:
-        """The image at `position` >= 0 of a stream that `world` ranks share."""
+        """Return the image at `position` >= 0 of a stream shared by `world` ranks."""
         ...
 
 
 def generator(seed: int, domain: int, draw: Draw, number: int) -> np.random.Generator:
-    """A fresh generator for one use: `number` is the position or the pass."""
+    """Create a generator for one purpose; `number` is the position or the pass."""
     return np.random.default_rng([seed, domain, draw, number])
 
 
 def positions(step: int, batch: int, rank: int = 0, world: int = 1) -> range:
-    """The `batch` positions of a domain's stream that `rank` of `world` reads at `step`."""
+    """Return the `batch` positions of a domain's stream that `rank` of `world` reads at `step`."""
     first = step * batch * world + rank
     return range(first, first + batch * world, world)
 
@@ -60,20 +59,20 @@ def _permutation(length: int, seed: int, domain: int, number: int) -> NDArray[np
 
 @dataclass(frozen=True)
 class ShuffledOrder:
-    """Pass after pass over `length` images, each pass in an order of its own."""
+    """Passes over `length` images, each in a new random order."""
 
     length: int
     seed: int
     domain: int
 
     def pick(self, position: int, world: int = 1) -> Pick:
-        """The image at `position`: place p mod N of pass p // N, however many ranks share it."""
+        """Return the image at `position`: entry p mod N of pass p // N, for any number of ranks."""
         number, place = divmod(position, self.length)
         return Pick(int(_permutation(self.length, self.seed, self.domain, number)[place]))
 
 
 def rare_class_probabilities(pixels: NDArray[np.int64], temperature: float) -> NDArray[np.float64]:
-    """P(c) = softmax over the classes that occur of (1 - f_c) / T (DAFormer, Hoyer et al. 2022, eq. 7-8).
+    """Compute P(c) = softmax((1 - f_c) / T) over the classes that occur (DAFormer, Hoyer et al. 2022, eq. 7-8).
 
     Args:
         pixels: int64 [C], pixels of each class in the whole data set.
@@ -91,13 +90,13 @@ def rare_class_probabilities(pixels: NDArray[np.int64], temperature: float) -> N
 
 @dataclass(frozen=True)
 class RareClassOrder:
-    """Draw a class by its rarity, then uniformly one of the images that have enough of it (DAFormer's RCS).
+    """Rare-class sampling: draw a class by its rarity, then uniformly an image with enough of it (DAFormer's RCS).
 
     Args:
         probabilities: float64 [C], P(c); 0 where `images[c]` is empty.
-        images: For each class the images to draw from.
-        seed: The run's seed.
-        domain: The domain's number.
+        images: Images to draw from, per class.
+        seed: Seed of the run.
+        domain: Id of the domain.
     """
 
     probabilities: NDArray[np.float64]
@@ -106,7 +105,7 @@ class RareClassOrder:
     domain: int
 
     def pick(self, position: int, world: int = 1) -> Pick:
-        """The image at `position` and the class that it was drawn for, however many ranks share the stream."""
+        """Return the image at `position` and the class it was drawn for, for any number of ranks."""
         rng = generator(self.seed, self.domain, Draw.RARE_CLASS, position)
         rare = int(rng.choice(len(self.probabilities), p=self.probabilities))
         return Pick(int(rng.choice(self.images[rare])), rare)

@@ -1,4 +1,4 @@
-"""SequenceData: the loaders of the self-supervised depth trainer."""
+"""SequenceData: data module of self-supervised depth."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ log = logging.getLogger(__name__)
 
 
 class SequenceLoader(DataLoader[SequenceBatch]):
-    """A loader without a state: what it reads follows from the step. Saying so lets Lightning resume it."""
+    """A stateless loader, as batches depend only on the step. The state methods let Lightning resume it."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing."""
+        """Return an empty state."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to load: `SequenceData.train_dataloader` starts at the trainer's step."""
+        """Do nothing: `SequenceData.train_dataloader` starts at the trainer's step."""
 
 
 class SequenceData(pl.LightningDataModule):
-    """Sequences and stereo pairs of the named domains; streets is validated against its exact depth.
+    """Sequences and stereo pairs of the given domains, with validation on streets' exact depth.
 
     Args:
         settings: The `data` node.
         domains: `source`, `target` or both.
         supervision: A key of `VIEWS`.
         batch: Images per step and rank.
-        steps: The length of the run.
-        seed: Drives the order.
+        steps: Length of the run.
+        seed: Seed of the order.
         val_count: Images of streets' validation split, per domain.
 
     Raises:
-        UserError: a domain that is not there, or whatever is wrong with its files.
+        UserError: a missing domain, or invalid files.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class SequenceData(pl.LightningDataModule):
         self.validation: dict[str, SequenceDataset] = {}
 
     def domain(self, name: str) -> DomainSettings:
-        """The settings of `source` or `target`."""
+        """Return the settings of `source` or `target`."""
         found = {"source": self.settings.source, "target": self.settings.target}.get(name)
         if found is None:
             raise UserError(f"depth.domains names {name}, but data={self.settings.name} has no such domain")
@@ -78,18 +78,18 @@ class SequenceData(pl.LightningDataModule):
 
     @property
     def seen(self) -> str:
-        """What is to be said of scores on images that training reads too; empty where there are none."""
-        # A folder of streets is one split; the cache has one folder for each.
+        """Caveat about scores on images that are also trained on; empty if there are none."""
+        # A folder of streets is a single split; the cache has one folder per split.
         names = [f"data.{name}" for name in self.validation_names if self.domains[name].root is not None]
         return f"{' and '.join(names)} scored on training images" if names else ""
 
     @property
     def images_per_step(self) -> int:
-        """Images that all ranks together read in a step."""
+        """Images per step over all ranks."""
         return self.batch * (self.trainer.world_size if self.trainer else 1)
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the data sets: for training too unless `stage` says that there will be none; streets renders first."""
+        """Open the data sets, rendering streets first; those for training only if `stage` requires them."""
         if not self.validation:
             if self.seen:
                 log.warning("a given root has no validation images of its own: %s", self.seen)
@@ -100,7 +100,7 @@ class SequenceData(pl.LightningDataModule):
             self.train = [self._open(domain, name, self.views) for name, domain in self.domains.items()]
 
     def prepare_data(self) -> None:
-        """Render what is missing (Lightning calls it once per machine, before `setup`)."""
+        """Render missing images (Lightning calls it once per machine, before `setup`)."""
         self.setup(self.trainer.state.fn if self.trainer else None)
 
     def _open(self, domain: DomainSettings, name: str, views: Sequence[str], depth: bool = False) -> SequenceDataset:
@@ -126,12 +126,12 @@ class SequenceData(pl.LightningDataModule):
         )
 
     def val_dataloader(self) -> list[DataLoader[SequenceBatch]]:
-        """A loader per domain with exact depth; ranks share the images without repeating any."""
+        """Build one loader per domain with exact depth; images are split over ranks without repetition."""
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         loaders = []
         for samples in self.validation.values():
             mine = range(rank, len(samples), world)
-            # Lightning would leave a rank without images out, and the others would wait for it.
+            # Lightning would skip a rank without images, and the others would wait for it.
             views, mine = (Views(samples), mine) if mine else (ViewsOfUnknownDepth(samples), range(1))
             size = self.settings.val_batch
             loaders.append(DataLoader(views, batch_size=size, sampler=mine, collate_fn=stack))
@@ -139,7 +139,7 @@ class SequenceData(pl.LightningDataModule):
 
 
 class Views(torch.utils.data.Dataset[SequenceBatch]):
-    """A SequenceDataset in the form a loader wants."""
+    """Map-style data set of a SequenceDataset."""
 
     def __init__(self, samples: SequenceDataset) -> None:
         self.samples = samples
@@ -152,7 +152,7 @@ class Views(torch.utils.data.Dataset[SequenceBatch]):
 
 
 class ViewsOfUnknownDepth(Views):
-    """Samples that count for nothing in a score."""
+    """Samples with unknown depth, which do not affect scores."""
 
     def __getitem__(self, index: int) -> SequenceBatch:
         sample = super().__getitem__(index)

@@ -1,4 +1,4 @@
-"""Images with their neighbours in time and their stereo partner, and the camera that took them."""
+"""Images with temporal neighbours, stereo partner and camera intrinsics."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ from uda_seg.storage.files import read_json
 log = logging.getLogger(__name__)
 
 VIEWS = {"stereo": ("right",), "monocular": ("previous", "next"), "both": ("previous", "next", "right")}
-KEEP_BYTES = 2**30  # samples are kept in memory up to here
+KEEP_BYTES = 2**30  # limit in bytes of samples kept in memory
 _CURE = "it belongs to the images beside it, fetch or render them again"
 
 
 @dataclass
 class SequenceBatch(TensorBatch):
-    """Images and the views they are explained by.
+    """Images and the views to warp into them.
 
     Args:
-        image: uint8 [B, 3, H, W], RGB: the left camera, now.
+        image: uint8 [B, 3, H, W], RGB: the left camera at the current frame.
         views: uint8 [B, V, 3, H, W], in the order of `VIEWS`.
-        intrinsics: float32 [B, 3, 3] in pixels; whole coordinates are pixel centres.
+        intrinsics: float32 [B, 3, 3] in pixels; integer coordinates are pixel centres.
         baseline: float32 [B], metres from the left to the right camera; 0 = unknown.
-        depth: float32 [B, 1, H, W], exact depth in metres, 0 = unknown; None where there is none.
+        depth: float32 [B, 1, H, W], exact depth in metres, 0 = unknown; None if not available.
     """
 
     image: Tensor
@@ -57,26 +57,26 @@ class SequenceBatch(TensorBatch):
 
 @dataclass(frozen=True)
 class Camera:
-    """Intrinsics [3, 3] in pixels of the image as it was taken, and the stereo baseline in metres (0 = unknown)."""
+    """Intrinsics [3, 3] in pixels of the original image, and the stereo baseline in metres (0 = unknown)."""
 
     intrinsics: Tensor
     baseline: float
 
 
 def pinhole(fx: float, fy: float, cx: float, cy: float, baseline: float) -> Camera:
-    """A camera from its focal lengths and principal point in pixels."""
+    """Build a camera from its focal lengths and principal point in pixels."""
     return Camera(torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), baseline)
 
 
 @dataclass(frozen=True)
 class SequenceLayout:
-    """Where a data set keeps views and cameras; both get the root, the split and the image's relative name."""
+    """Functions that locate views and cameras from root, split and the image's relative name."""
 
     view: Callable[[Path, str, str, str], Path]
     camera: Callable[[Path, str, str], Camera]
     wanted: str
-    calibrated: tuple[int, int] | None = None  # (H, W) of the images that cameras speak of; None: as large as on disk
-    broken: tuple[str, ...] = ()  # images, known to be damaged, that are left out, as neighbours too
+    calibrated: tuple[int, int] | None = None  # (H, W) that intrinsics refer to; None: the size on disk
+    broken: tuple[str, ...] = ()  # images known to be damaged, skipped also as neighbours
 
 
 def _streets_view(root: Path, split: str, name: str, view: str) -> Path:
@@ -99,7 +99,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _possible(camera: Camera, path: Path) -> Camera:
-    """The camera, if there can be such a one: a damaged file is still text."""
+    """Return the camera if its values are plausible, as a damaged text file can still be parsed."""
     k, flat = camera.intrinsics, camera.intrinsics.shape == (3, 3)
     if not (flat and k.isfinite().all() and k[0, 0] > 0 and k[1, 1] > 0 and 0 <= camera.baseline < math.inf):
         raise Damaged(f"{path} describes no camera: {_CURE}")
@@ -111,14 +111,14 @@ def _cityscapes_view(root: Path, split: str, name: str, view: str) -> Path:
         return root / "rightImg8bit" / split / name.replace("_leftImg8bit", "_rightImg8bit")
     found = re.fullmatch(r"(.*_)(\d{6})(_leftImg8bit\.png)", name)
     if found is None:
-        return root / "leftImg8bit_sequence" / split / name  # which is not there
+        return root / "leftImg8bit_sequence" / split / name  # does not exist
     frame = int(found[2]) + (1 if view == "next" else -1)
     return root / "leftImg8bit_sequence" / split / f"{found[1]}{frame:06d}{found[3]}"
 
 
 def _cityscapes_camera(root: Path, split: str, name: str) -> Camera:
     path = root / "camera" / split / name.replace("_leftImg8bit.png", "_camera.json")
-    if not path.is_file():  # the commonest of the data set's calibrations
+    if not path.is_file():  # the most frequent calibration of the data set
         return pinhole(2262.52, 2265.3017905988554, 1096.98, 513.137, 0.209313)
     content = _read_json(path)
     try:
@@ -130,29 +130,29 @@ def _cityscapes_camera(root: Path, split: str, name: str) -> Camera:
 
 
 def _viper_view(root: Path, split: str, name: str, view: str) -> Path:
-    """VIPER is one camera's: `img/<sequence>/<sequence>_<frame>.jpg`."""
+    """Locate a view of VIPER, which has one camera: `img/<sequence>/<sequence>_<frame>.jpg`."""
     return root / split / "img" / _neighbour(name, view)
 
 
 def _viper_camera(root: Path, split: str, name: str) -> Camera:
-    # As the authors of CorDA have it: focal lengths over width and height, the principal point in the middle.
+    # As in CorDA: focal lengths relative to width and height, central principal point.
     return pinhole(1.206285 * 1920, 2.144507 * 1080, (1920 - 1) / 2, (1080 - 1) / 2, 0.0)
 
 
 def _synthia_view(root: Path, split: str, name: str, view: str) -> Path:
-    """SYNTHIA-SEQS: `<sequence>/RGB/Stereo_Left/Omni_F/<frame>.png`, its partner in Stereo_Right."""
+    """Locate a view of SYNTHIA-SEQS: `<sequence>/RGB/Stereo_Left/Omni_F/<frame>.png`, its partner in Stereo_Right."""
     if view == "right":
         return root / name.replace("/Stereo_Left/", "/Stereo_Right/")
     return root / _neighbour(name, view)
 
 
 def _synthia_camera(root: Path, split: str, name: str) -> Camera:
-    # Focal length: as the authors of CorDA have it. The 0.8 m between the cameras are the data set's own statement.
+    # Focal length as in CorDA; the baseline of 0.8 m is documented by the data set.
     return pinhole(532.740352, 532.740352, (1280 - 1) / 2, (760 - 1) / 2, 0.8)
 
 
 def _neighbour(name: str, view: str) -> str:
-    """The image before or after one whose name ends in its frame's number; where there is none, a name of no file."""
+    """Return the name of the previous or next frame, which may not exist."""
     found, step = re.fullmatch(r"(.*?)(\d+)(\.\w+)", name), {"previous": -1, "next": 1}.get(view)
     if found is None or step is None:
         return f"{name}.{view}"
@@ -185,15 +185,15 @@ LAYOUTS = {
 
 
 class SequenceDataset:
-    """The images of one domain that have all the views wanted, decoded and resized with their cameras.
+    """Images of a domain that have all required views, decoded and resized with their cameras.
 
     Args:
-        domain: Which images; `size` is what they are fitted inside.
+        domain: Settings of the domain; images are resized to fit inside `size`.
         settings: The whole `data` node.
-        classes: Not read; the data set behind wants to know.
-        option: Where `domain` stands in the configuration.
-        views: Which views.
-        depth: Whether exact depth is read, where the data set has it.
+        classes: Unused for depth, but required to open the data set.
+        option: Key of `domain` in the configuration.
+        views: Required views.
+        depth: Read exact depth if the data set has it.
 
     Raises:
         UserError: the data set has no sequences, or no image has its views.
@@ -234,7 +234,7 @@ class SequenceDataset:
                 len(images.names), " and ".join(views),
             )  # fmt: skip
         if depth:
-            own = replace(domain, depth=None, depth_encoding=None)  # exact, not what a network made
+            own = replace(domain, depth=None, depth_encoding=None)  # exact depth, not a network's
             self.depth = find_depth(own, settings, images.root, self.names, images.spec.image_suffix, option)
         self._kept: dict[int, SequenceBatch] = {}
 
@@ -243,7 +243,7 @@ class SequenceDataset:
 
     @property
     def in_memory(self) -> bool:
-        """Whether all samples are small enough to be kept."""
+        """True if all samples fit in memory."""
         first = self[0]
         return (first.image.nbytes + first.views.nbytes) * len(self) <= KEEP_BYTES
 
@@ -252,7 +252,7 @@ class SequenceDataset:
         return self.layout.view(self.root, self.split, name, view)
 
     def __getitem__(self, index: int) -> SequenceBatch:
-        """One sample as a batch of one."""
+        """Return a sample as a batch of one."""
         if index not in self._kept:
             sample = self._decode(index)
             if (sample.image.nbytes + sample.views.nbytes) * len(self) > KEEP_BYTES:
@@ -289,13 +289,13 @@ class SequenceDataset:
 
 
 def _metres(files: DepthFiles, index: int, size: tuple[int, int]) -> Tensor:
-    """Depth [1, 1, H, W] in metres, 0 = unknown."""
+    """Read depth [1, 1, H, W] in metres, 0 = unknown."""
     z = torch.from_numpy(files.read(index, size))[None, None]
     return torch.where(z == INVALID, torch.zeros_like(z), Z_SCALE / z - 0.01)
 
 
 def _render_views(domain: DomainSettings, settings: DataSettings, views: Sequence[str]) -> None:
-    from uda_seg.data.streets.cache import ensure_rendered  # other data sets need no renderer
+    from uda_seg.data.streets.cache import ensure_rendered  # only needed for streets
 
     if domain.domain is not None and domain.count is not None and domain.size is not None:
         size, names = (domain.size[0], domain.size[1]), ("left", *views)
@@ -303,7 +303,7 @@ def _render_views(domain: DomainSettings, settings: DataSettings, views: Sequenc
 
 
 def stack(samples: Sequence[SequenceBatch]) -> SequenceBatch:
-    """One batch of several samples of one size; different sizes are a UserError."""
+    """Concatenate samples into a batch; raises UserError if their sizes differ."""
     sizes = sorted({tuple(sample.image.shape[-2:]) for sample in samples})
     if len(sizes) > 1:
         raise UserError(f"images of the sizes {sizes} cannot share a batch: give the domains one data.*.size")
@@ -318,15 +318,15 @@ def stack(samples: Sequence[SequenceBatch]) -> SequenceBatch:
 
 
 class SequenceSteps(torch.utils.data.Dataset[SequenceBatch]):
-    """Whole training batches as functions of the step: item `step` mixes the domains' samples in shuffled passes.
+    """Training batches as functions of the step: item `step` mixes the domains' samples in shuffled passes.
 
     Args:
-        domains: Where samples come from; each is drawn as often as it is large.
+        domains: Data sets, sampled in proportion to their sizes.
         batch: Images per step and rank.
-        steps: The length of the run.
-        seed: Drives the order.
-        rank: This process.
-        world: How many processes train.
+        steps: Length of the run.
+        seed: Seed of the order.
+        rank: Rank of this process.
+        world: Number of ranks.
     """
 
     def __init__(

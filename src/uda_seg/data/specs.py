@@ -1,4 +1,4 @@
-"""What is known of each data set: where its files lie, how labels are encoded, how many images there are."""
+"""Specifications of public data sets: folder layout, label encodings, numbers of images."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ CUSTOM = "the custom data set"
 
 @dataclass(frozen=True)
 class LabelEncoding:
-    """Label files of one kind.
+    """Encoding of label files.
 
     Args:
-        suffix: What takes the place of the image's suffix in the label's name.
-        table: Raw id -> train id for every raw id that may occur. The id of a colour is 65536 R + 256 G + B.
+        suffix: Suffix of label names, which replaces the image's.
+        table: Raw id -> train id for every valid raw id. The id of a colour is 65536 R + 256 G + B.
         decode: Reads the raw ids of a file.
-        rest: Train id of all ids that `table` does not name; None: such an id is an error.
-        described: The `label_format` in which a person described such files; empty: they are of a public data set.
-        mapped: Whether the table is a person's `label_map`.
+        rest: Train id of all ids that are not in `table`; None: such an id is an error.
+        described: `label_format` of a custom data set; empty for public data sets.
+        mapped: True if the table is a custom `label_map`.
     """
 
     suffix: str
@@ -46,40 +46,40 @@ class LabelEncoding:
 
     @property
     def is_color(self) -> bool:
-        """Whether ids are colours."""
+        """True if ids are colours."""
         return self.described == "color"
 
     @property
     def identity(self) -> list[Any]:
-        """What ids in a file mean, as plain values: part of the digest of whatever is made from labels."""
+        """The encoding as plain values, for digests of everything derived from labels."""
         return [*sorted(self.table.items()), *([self.described, self.rest] if self.described else [])]
 
     def knows(self, raw: int) -> bool:
-        """Whether a raw id may occur."""
+        """Return whether a raw id is valid."""
         return self.rest is not None or raw in self.table
 
     def spelled(self, raw: int) -> str:
-        """A raw id as a person writes it: a number, or [R, G, B]."""
+        """Format a raw id: a number, or [R, G, B]."""
         return str(list(raw.to_bytes(3, "big")) if self.is_color else raw)
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """Where a data set's files lie under its root.
+    """Layout of a data set under its root.
 
     Args:
-        title: The name that people know.
+        title: Display name.
         classes: The classes of its train ids.
-        images: Folder of the images; ``{split}`` stands for the split, ``*`` for any one folder.
-        labels: Folder of the labels, with the same sub-folders and stars as the images.
-        image_suffix: The end of every image's name, in whatever case; ``.*`` at its end: that of every kind of image.
-        encodings: The kinds of label files, the preferred first; the one that covers the most images is read. None: the
-            labels of this data set are not read.
-        splits: The splits there are.
-        folders: What ``{split}`` is on disk, for splits whose folder has another name.
-        others: Further pairs of such folders that are looked for where the first are not there.
-        counts: Images of the official release by split, as far as they are known.
-        size: (H, W) of every image of the official release; None: they are of several sizes.
+        images: Folder of the images; ``{split}`` stands for the split, ``*`` for any single folder.
+        labels: Folder of the labels, with the images' sub-folders and wildcards.
+        image_suffix: Suffix of image names, case-insensitive; a final ``.*`` matches any image extension.
+        encodings: Label encodings, the preferred one first; the one that covers the most images is read. None: labels
+            of this data set are not read.
+        splits: Names of the splits.
+        folders: ``{split}`` on disk, for splits whose folder has another name.
+        others: Alternative pairs of folders, tried if the first do not exist.
+        counts: Numbers of images in the official release by split, where known.
+        size: (H, W) of every image in the official release; None if sizes vary.
     """
 
     title: str
@@ -95,21 +95,21 @@ class DatasetSpec:
     size: tuple[int, int] | None = None
 
     def layout(self, split: str) -> str:
-        """The expected files in a few words, for messages."""
+        """Describe the expected files, for messages."""
         images, labels = next(self.places(split))
         wanted = " or ".join(f"{labels}/**/*{encoding.suffix}" for encoding in self.encodings)
         return f"{images}/**/*{self.image_suffix}" + (f" and {wanted}" if wanted else "")
 
     def places(self, split: str) -> Iterator[tuple[str, str]]:
-        """Where images and labels of a split may lie under the root, the official folders first."""
+        """Yield possible folders of images and labels of a split, the official ones first."""
         folder = self.folders.get(split, split)
         for images, labels in ((self.images, self.labels), *self.others):
             yield images.format(split=folder), labels.format(split=folder)
 
 
-# Folders and suffixes of BDD100K, Mapillary, VIPER and SYNTHIA-SEQS are those that public loaders of these sets use; of
-# all sets but CamVid (SegNet's edition), no official file has been read. Counts of test splits, of BDD100K and of
-# Mapillary are from their publications; streets has as many images as were rendered.
+# Folders and suffixes of BDD100K, Mapillary, VIPER and SYNTHIA-SEQS follow public loaders of these sets; except for
+# CamVid (SegNet's edition), no official file has been read. Counts of test splits, BDD100K and Mapillary are from their
+# publications; streets has as many images as were rendered.
 SPECS: dict[str, DatasetSpec] = {
     "streets": DatasetSpec("streets", CITYSCAPES, "image", "label", ".png", (LabelEncoding(".png", CITYSCAPES_TRAIN),)),
     "camvid": DatasetSpec(
@@ -160,7 +160,7 @@ SPECS: dict[str, DatasetSpec] = {
             LabelEncoding("_gtFine_labelIds.png", CITYSCAPES_RAW),
         ),
         splits=("train", "val", "test"),
-        others=(  # where one or both archives were unpacked into folders of their own names
+        others=(  # archives unpacked into folders of their own names
             ("leftImg8bit_trainvaltest/leftImg8bit/{split}", "gtFine_trainvaltest/gtFine/{split}"),
             ("leftImg8bit_trainvaltest/leftImg8bit/{split}", "gtFine/{split}"),
             ("leftImg8bit/{split}", "gtFine_trainvaltest/gtFine/{split}"),
@@ -183,7 +183,7 @@ SPECS: dict[str, DatasetSpec] = {
             ("rgb_anon_trainvaltest/rgb_anon/*/{split}", "gt_trainval/gt/*/{split}"),
             ("rgb_anon_trainvaltest/rgb_anon/*/{split}", "gt/*/{split}"),
             ("rgb_anon/*/{split}", "gt_trainval/gt/*/{split}"),
-            ("rgb_anon/{split}", "gt/{split}"),  # as the DAFormer family re-arranges it
+            ("rgb_anon/{split}", "gt/{split}"),  # as rearranged by the DAFormer family
         ),
         counts={"train": 1600, "val": 406, "test": 2000},
         size=(1080, 1920),
@@ -199,7 +199,7 @@ SPECS: dict[str, DatasetSpec] = {
             LabelEncoding("_gt_labelIds.png", CITYSCAPES_RAW),
         ),
         splits=("train", "val", "test"),
-        folders={"train": "train/night"},  # beside day and twilight; they have no labels
+        folders={"train": "train/night"},  # day and twilight have no labels
         counts={"train": 2416, "val": 50, "test": 151},
         size=(1080, 1920),
     ),
@@ -226,7 +226,7 @@ SPECS: dict[str, DatasetSpec] = {
         ".jpg",
         (LabelEncoding(".png", MAPILLARY_RAW, read_palette),),
         folders={"train": "training", "val": "validation"},
-        others=(("{split}/images", "{split}/labels"),),  # before version 2.0 came along in the same archive
+        others=(("{split}/images", "{split}/labels"),),  # before version 2.0 was added to the archive
         counts={"train": 18000, "val": 2000},
     ),
     "viper": DatasetSpec("VIPER", CITYSCAPES, "{split}/img", "{split}/cls", ".jpg", ()),
@@ -243,10 +243,10 @@ SPECS: dict[str, DatasetSpec] = {
 
 
 def custom_spec(domain: DomainSettings, classes: ClassSet, option: str) -> DatasetSpec:
-    """The data set that `domain.custom` describes; its labels are those of the wanted classes.
+    """Build the specification of the data set described by `domain.custom`, with labels of the wanted classes.
 
     Raises:
-        UserError: what does not fit in the description, by its key.
+        UserError: an invalid description; names the key.
     """
     said = described(domain.custom, CustomData, f"{option}.custom")
     encodings = () if said.labels is None else (_encoding(said, classes, f"{option}.custom.label_map"),)

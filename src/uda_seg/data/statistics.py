@@ -1,4 +1,4 @@
-"""How many pixels each image has of each class, counted once and cached, for rare-class sampling."""
+"""Cached pixel counts per class and image, for rare-class sampling."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from uda_seg.storage.files import CACHE, first_line, open_file, read_sealed, wri
 log = logging.getLogger(__name__)
 
 GTA_AREA, GTA_MIN_PIXELS = 1914 * 1052, 3000
-MANY = 1000  # labels that take long enough to be worth a word
+MANY = 1000  # number of labels from which counting is announced in the log
 CROP_AREA, CROP_MIN_PIXELS = 512 * 512, 1500
 
 
 @dataclass(frozen=True)
 class ClassStatistics:
-    """Pixel counts on disk.
+    """Pixel counts of labels at their size on disk.
 
     Args:
         pixels: int64 [N, C], pixels of each class in each label.
-        areas: int64 [N], all pixels of each label, the ignored ones included.
+        areas: int64 [N], all pixels of each label, including ignored ones.
     """
 
     pixels: NDArray[np.int64]
@@ -43,14 +43,14 @@ class ClassStatistics:
 
 
 def class_statistics(dataset: SegmentationDataset, cache: Path, prepare: str = "") -> ClassStatistics:
-    """The counts of a labelled data set, from `cache`, its official files or counted, and put into `cache`.
+    """Get the counts of a labelled data set from `cache`, from its official files, or by counting, and cache them.
 
-    The file's name holds a digest of the label files' names, sizes and times: changed labels are counted anew.
+    The file's name contains a digest of the label files' names, sizes and times, so changed labels are counted again.
 
     Args:
-        dataset: whose labels.
-        cache: where all caches lie.
-        prepare: the command that counts beforehand, told where much is counted now; empty: there is none.
+        dataset: labelled data set.
+        cache: root of all caches.
+        prepare: command that counts in advance, suggested in the log for large sets; empty if there is none.
     """
     file = statistics_file(dataset, cache)
     if (kept := _read(file, len(dataset), len(dataset.classes))) is not None:
@@ -64,26 +64,26 @@ def class_statistics(dataset: SegmentationDataset, cache: Path, prepare: str = "
 
 
 def kept_statistics(dataset: SegmentationDataset, cache: Path) -> ClassStatistics | None:
-    """The counts in `cache` of a data set's labels as they are now; None: they were not counted."""
+    """Read the up-to-date counts of a data set's labels from `cache`; None if there are none."""
     start = f"{dataset.root.name}-{dataset.split}-"
     if not any(path.name.startswith(start) for path in cache.glob("statistics/*")):
-        return None  # without a look at every file
+        return None  # avoids reading the times of all files
     return _read(statistics_file(dataset, cache), len(dataset), len(dataset.classes))
 
 
 def statistics_file(dataset: SegmentationDataset, cache: Path) -> Path:
-    """Where the counts of a data set's labels, as they are now, are kept."""
+    """Return the path of the counts of a data set's current labels."""
     return cache / "statistics" / f"{dataset.root.name}-{dataset.split}-{_digest(dataset)}.json"
 
 
 def save_statistics(dataset: SegmentationDataset, cache: Path, statistics: ClassStatistics) -> None:
-    """Keep counts for `class_statistics`."""
+    """Save counts for `class_statistics`."""
     content = {"pixels": statistics.pixels.tolist(), "areas": statistics.areas.tolist()}
     write_sealed(statistics_file(dataset, cache), content, CACHE)
 
 
 def official_statistics(dataset: SegmentationDataset) -> ClassStatistics | None:
-    """What DAFormer's files in the data set's root say, with the areas that they leave out; None: nothing of use."""
+    """Read DAFormer's files in the data set's root, adding the areas that they lack; None if unusable."""
     pixels = official_pixels(dataset)
     if pixels is None:
         return None
@@ -91,9 +91,9 @@ def official_statistics(dataset: SegmentationDataset) -> ClassStatistics | None:
     def area(index: int) -> int:
         path = dataset.label_path(index)
         try:
-            with open_file(path) as file, Image.open(file) as label:  # its header alone
+            with open_file(path) as file, Image.open(file) as label:  # reads only the header
                 return label.width * label.height
-        except Exception as error:  # a damaged header fails wherever its reader happens to be
+        except Exception as error:  # a damaged header can raise anything
             raise Damaged(
                 f"{path} cannot be read as an image ({first_line(error)}): copy or unpack it again"
             ) from error
@@ -103,7 +103,7 @@ def official_statistics(dataset: SegmentationDataset) -> ClassStatistics | None:
 
 
 def count_classes(dataset: SegmentationDataset) -> ClassStatistics:
-    """Read every label and count, with a progress bar."""
+    """Count all labels, with a progress bar."""
     pixels = np.zeros((len(dataset), len(dataset.classes)), np.int64)
     areas = np.zeros(len(dataset), np.int64)
 
@@ -119,9 +119,9 @@ def count_classes(dataset: SegmentationDataset) -> ClassStatistics:
 def rare_class_order(
     statistics: ClassStatistics, settings: RareClassSettings, names: tuple[str, ...], seed: int, domain: int
 ) -> RareClassOrder:
-    """DAFormer's rare-class sampling over these statistics.
+    """Build DAFormer's rare-class sampling from these statistics.
 
-    A class without any image above the threshold is never drawn; a warning names it (DAFormer stops there).
+    A class without an image above the threshold is never drawn, with a warning (DAFormer raises an error).
     """
     threshold = statistics.areas * GTA_MIN_PIXELS / GTA_AREA
     if settings.min_pixels is not None:
@@ -141,7 +141,7 @@ def rare_class_order(
 
 
 def min_crop_pixels(settings: RareClassSettings, crop: tuple[int, int]) -> float:
-    """How many pixels of the drawn class a crop of (H, W) should show."""
+    """Compute the minimum pixels of the drawn class in a crop of (H, W)."""
     if settings.min_crop_pixels is not None:
         return settings.min_crop_pixels
     return CROP_MIN_PIXELS * crop[0] * crop[1] / CROP_AREA
@@ -149,21 +149,21 @@ def min_crop_pixels(settings: RareClassSettings, crop: tuple[int, int]) -> float
 
 def _digest(dataset: SegmentationDataset) -> str:
     files = []
-    for name in dataset.names:  # as text: a Path object for each would take longer than the look at the file
+    for name in dataset.names:  # as str: building Path objects would take longer than the stat calls
         path = f"{dataset.label_root.absolute()}/{dataset.label_name(name, dataset.encoding)}"
         try:
             status = os.stat(path)
         except OSError as error:
             raise Damaged(f"{path} cannot be opened: {error.strerror}; copy or unpack it again") from error
         files.append([path, status.st_size, status.st_mtime_ns])
-    # What a person may change.
+    # Settings that can be changed.
     own = [len(dataset.classes), dataset.encoding.identity] if dataset.encoding.described else []
     described = json.dumps([dataset.spec.title, dataset.classes.name, files, *own])
     return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 
 def _read(file: Path, count: int, classes: int) -> ClassStatistics | None:
-    """What was kept; None where there is nothing, or nothing that can be read."""
+    """Read saved counts; None if missing or unreadable."""
     if not os.path.lexists(file):
         return None
     try:

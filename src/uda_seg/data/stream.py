@@ -1,4 +1,4 @@
-"""Training batches as functions of the step: decoded samples, one domain's stream, the paired data set."""
+"""Training batches as functions of the step: sample readers, domain streams, the paired data set."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ SLAB_BYTES = 64 * 2**20
 
 
 class Slabs:
-    """Copies of arrays, side by side in large blocks.
+    """Copies of arrays, stored contiguously in large blocks.
 
-    One by one, small arrays that stay would lie among large ones that come and go in a step; the heap, which cannot use
-    the holes between them, was measured to grow to several times what a run needs.
+    Long-lived small arrays between the short-lived large ones of a step fragment the heap, which was measured to grow
+    to several times the required memory.
     """
 
     def __init__(self) -> None:
         self._slab, self._used = np.empty(0, np.uint8), 0
 
     def keep(self, array: NDArray[Any]) -> NDArray[Any]:
-        """A copy of `array`."""
+        """Copy `array` into a block and return the copy."""
         if array.nbytes > self._slab.nbytes - self._used:
             self._slab, self._used = np.empty(max(SLAB_BYTES, array.nbytes), np.uint8), 0
         room = self._slab[self._used : self._used + array.nbytes]
-        self._used += -(-array.nbytes // 64) * 64  # where every type may begin
+        self._used += -(-array.nbytes // 64) * 64  # aligned for every dtype
         copy = room.view(array.dtype).reshape(array.shape)
         copy[...] = array
         return copy
 
 
 class SampleReader:
-    """Decoded and resized samples of a data set: from its cache on disk, or kept in memory if it is small.
+    """Decoded and resized samples of a data set, from its disk cache or kept in memory if small.
 
     Args:
-        dataset: Where samples come from.
-        resize: How they are brought to their size; None: as on disk.
+        dataset: The data set.
+        resize: Resize of the samples; None: as on disk.
         margins: (top, bottom, left, right) pixels on disk in which `valid` is 0; None: no margins.
-        cache: "memory", "none", or "auto": memory where all samples take at most 512 MiB.
-        stored: The samples, already resized, on disk: views into them are given out, and nothing is decoded.
-        resize_label: Whether the label follows the image's size; in validation it stays as on disk.
+        cache: "memory", "none", or "auto": memory if all samples take at most 512 MiB.
+        stored: Disk cache of resized samples, of which views are returned without decoding.
+        resize_label: Resize the label with the image; in validation it keeps its size on disk.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class SampleReader:
         return sample if self.margins is None else replace(sample, valid=self._inside(self.margins, size))
 
     def _kept_on_disk(self, stored: DiskCache, index: int) -> tuple[Sample, tuple[int, int]] | None:
-        """The sample and its file's (H, W) from the cache; None, and a warning once, where it is damaged there."""
+        """Read the sample and its file's (H, W) from the cache; None, with one warning, if it is damaged."""
         try:
             return stored.sample(index), stored.disk_size(index)
         except Damaged as error:
@@ -113,7 +113,7 @@ class SampleReader:
             return None
 
     def _inside(self, margins: tuple[int, int, int, int], size: tuple[int, int]) -> Array:
-        """`valid` of an image whose file has `size` (H, W): one array for all of them."""
+        """Build `valid` for images whose file has `size` (H, W), shared by all of them."""
         if size not in self._valid:
             (top, bottom, left, right), (height, width) = margins, size
             valid = np.zeros(size, np.uint8)
@@ -124,19 +124,19 @@ class SampleReader:
 
 @dataclass(frozen=True)
 class DomainStream:
-    """The endless stream of one domain's training crops.
+    """Infinite stream of a domain's training crops.
 
     Args:
         samples: Decoded samples.
-        order: Which of them stands at a position.
-        rule: How they are cropped.
-        seed: The run's seed.
-        domain: The domain's number; domains with different numbers draw independently.
+        order: Mapping from positions to samples.
+        rule: Cropping rule.
+        seed: Seed of the run.
+        domain: Id of the domain; domains with different ids draw independently.
         batch: Images per step and rank.
-        rank: This process.
-        world: How many processes read the stream.
-        rare_pixels: Pixels that a crop should show of the class it was drawn for.
-        rare_tries: How often a crop without them is drawn anew.
+        rank: Rank of this process.
+        world: Number of ranks.
+        rare_pixels: Minimum pixels in a crop of the class it was drawn for.
+        rare_tries: Number of further crops if there are fewer.
     """
 
     samples: SampleReader
@@ -151,7 +151,7 @@ class DomainStream:
     rare_tries: int = 0
 
     def batch_at(self, step: int) -> DomainBatch:
-        """The batch of this rank at `step`: the same in whatever process and run it is asked for."""
+        """Return this rank's batch at `step`, identical in every process and run."""
         crops, indices = [], []
         for position in positions(step, self.batch, self.rank, self.world):
             pick = self.order.pick(position, self.world)
@@ -163,7 +163,7 @@ class DomainStream:
 
 
 class PairedSteps(torch.utils.data.Dataset[dict[str, DomainBatch]]):
-    """The map-style data set of whole training batches: item `step` holds one batch of each domain."""
+    """Map-style data set of training batches: item `step` contains one batch per domain."""
 
     def __init__(self, streams: Mapping[str, DomainStream], steps: int) -> None:
         self.streams, self.steps = dict(streams), steps
@@ -176,7 +176,7 @@ class PairedSteps(torch.utils.data.Dataset[dict[str, DomainBatch]]):
 
 
 class ValidationImages(torch.utils.data.Dataset[tuple[Sample, int]]):
-    """Every labelled image once: the image at the network's size, the label as on disk."""
+    """All labelled images: the image at the network's size, the label at its size on disk."""
 
     def __init__(self, samples: SampleReader) -> None:
         self.samples = samples

@@ -1,7 +1,7 @@
-"""CPU geometry: resize, crop, flip, pad (the only file that knows albumentations).
+"""Geometric transforms on the CPU: resize, crop, flip, pad (the only module that uses albumentations).
 
-albumentations' functional layer is used, not its random transforms: where a crop lies is drawn here, from a
-generator that the caller owns, so that a sample is a pure function of (seed, position) in whatever process.
+Only albumentations' functional layer is used, not its random transforms: crops are drawn here, from the caller's
+generator, so that a sample is a pure function of (seed, position) in every process.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from uda_seg.data.batch import Array, Sample
 from uda_seg.data.counting import count_ids
 from uda_seg.data.labels import IGNORE
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would ask the network for a newer version
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # the import would check for updates online
 import albumentations.augmentations.crops.functional as crops
 import albumentations.augmentations.geometric.functional as geometric
 
-# PIL's filters weigh all pixels that one covers; OpenCV's looks at four, however far they are apart.
+# PIL's filters are antialiased: they weight all covered pixels, while OpenCV's bilinear uses four.
 PIL_FILTERS = {"pil_bilinear": Image.Resampling.BILINEAR, "pil_bicubic": Image.Resampling.BICUBIC}
 Pixel = TypeVar("Pixel", np.uint8, np.float32)
 
 
 @dataclass(frozen=True)
 class CropRule:
-    """How training crops are taken.
+    """Rule for training crops.
 
     Args:
         size: (H, W) of a crop; smaller images are padded at the right and bottom.
         max_ratio: Draw again while one class has this share or more of the labelled pixels; 1.0: never.
-        flip: Mirror left-right with probability 0.5.
-        tries: How many are drawn under `max_ratio` at most; the last is kept, whatever it shows.
+        flip: Flip horizontally with probability 0.5.
+        tries: Maximum number of crops drawn under `max_ratio`; the last is kept unconditionally.
     """
 
     size: tuple[int, int]
@@ -47,7 +47,7 @@ class CropRule:
 
 @dataclass(frozen=True)
 class RareClass:
-    """The class that a crop should show: more than `min_pixels` of `train_id`, after at most `tries` further draws."""
+    """Class required in a crop: more than `min_pixels` of `train_id`, with at most `tries` further draws."""
 
     train_id: int
     min_pixels: float
@@ -55,7 +55,7 @@ class RareClass:
 
 
 def fit_inside(size: tuple[int, int], box: tuple[int, int]) -> tuple[int, int]:
-    """(H, W) of an image of `size` after a resize that keeps its aspect ratio and fits inside `box` (H, W).
+    """Compute (H, W) of an image of `size` after a resize that keeps its aspect ratio and fits inside `box` (H, W).
 
     GTA's 1052 x 1914 in 720 x 1280 becomes 704 x 1280, as in DAFormer.
     """
@@ -65,13 +65,13 @@ def fit_inside(size: tuple[int, int], box: tuple[int, int]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Resize:
-    """Brings a sample to a size: the image smoothly, the planes nearest.
+    """Resize of a sample: images by a smooth filter, labels and masks by nearest neighbour.
 
     Args:
         box: (H, W).
-        keep_ratio: Whether the image fits inside the box with its aspect ratio, or is squeezed into all of it.
-        depth: How inverse depth is sampled: nearest, or bilinear, which blends invalid pixels with their neighbours.
-        filter: How the image is sampled: bilinear (OpenCV's), or one of `PIL_FILTERS`.
+        keep_ratio: Keep the aspect ratio and fit inside the box; false stretches to the whole box.
+        depth: Interpolation of inverse depth: nearest, or bilinear, which blends invalid pixels with their neighbours.
+        filter: Interpolation of images: bilinear (OpenCV's), or one of `PIL_FILTERS`.
     """
 
     box: tuple[int, int]
@@ -80,11 +80,11 @@ class Resize:
     filter: str = "bilinear"
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """(H, W) that an image of `height` x `width` gets."""
+        """Compute the new (H, W) of an image of `height` x `width`."""
         return fit_inside((height, width), self.box) if self.keep_ratio else self.box
 
     def image(self, image: Array) -> Array:
-        """An image uint8 [H, W, 3] at its new size."""
+        """Resize an image uint8 [H, W, 3]."""
         height, width = self.size(*image.shape[:2])
         if self.filter in PIL_FILTERS:
             return np.asarray(Image.fromarray(image).resize((width, height), PIL_FILTERS[self.filter]))
@@ -92,28 +92,28 @@ class Resize:
         return resized
 
     def plane(self, plane: NDArray[Pixel]) -> NDArray[Pixel]:
-        """A plane [H, W] at its new size, every pixel one of its own.
+        """Resize a plane [H, W] by nearest neighbour.
 
-        The exact variant samples at pixel centres, like the bilinear one and PIL; INTER_NEAREST is half a pixel off.
+        The exact variant samples at pixel centres, like bilinear and PIL; INTER_NEAREST is half a pixel off.
         """
         resized: NDArray[Pixel] = geometric.resize(plane, self.size(*plane.shape[:2]), cv2.INTER_NEAREST_EXACT)
         return resized
 
     def inverse_depth(self, z: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Inverse depth [H, W] at its new size."""
+        """Resize inverse depth [H, W]."""
         if self.depth == "nearest":
             return self.plane(z)
         resized: NDArray[np.float32] = geometric.resize(z, self.size(*z.shape[:2]), cv2.INTER_LINEAR)
         return resized
 
     def __call__(self, sample: Sample) -> Sample:
-        """The sample at its new size."""
+        """Resize the sample."""
         resized = sample.map(self.image, self.plane)
         return resized if sample.depth is None else replace(resized, depth=self.inverse_depth(sample.depth))
 
 
 def pad(sample: Sample, size: tuple[int, int]) -> Sample:
-    """Grow the sample to at least `size` (H, W) at the right and bottom: image 0, label 255, valid 0, depth 1."""
+    """Pad the sample to at least `size` (H, W) at the right and bottom: image 0, label 255, valid 0, depth 1."""
     height, width = sample.image.shape[:2]
     bottom, right = max(0, size[0] - height), max(0, size[1] - width)
     if not bottom and not right:
@@ -130,7 +130,7 @@ def pad(sample: Sample, size: tuple[int, int]) -> Sample:
 
 
 def crop(sample: Sample, top: int, left: int, size: tuple[int, int]) -> Sample:
-    """The window of `size` (H, W) at (top, left), as views."""
+    """Crop a window of `size` (H, W) at (top, left), as views."""
 
     def cut(array: NDArray[Pixel]) -> NDArray[Pixel]:
         window: NDArray[Pixel] = crops.crop(array, left, top, left + size[1], top + size[0])
@@ -140,19 +140,19 @@ def crop(sample: Sample, top: int, left: int, size: tuple[int, int]) -> Sample:
 
 
 def flip(sample: Sample) -> Sample:
-    """Mirror the sample left-right."""
+    """Flip the sample horizontally."""
     top, left, mirrored = sample.window
     return replace(sample.map(geometric.hflip, geometric.hflip), window=(top, left, 1 - mirrored))
 
 
 def is_dominated(label: Array, max_ratio: float) -> bool:
-    """Whether one class has `max_ratio` or more of the labelled pixels of [H, W] (also: none is labelled)."""
+    """Return whether one class has `max_ratio` or more of the labelled pixels of [H, W], or none is labelled."""
     counts = count_ids(label)[:IGNORE]
     return bool(counts.max() >= max_ratio * counts.sum())
 
 
 def random_crop(sample: Sample, rule: CropRule, rng: np.random.Generator) -> Sample:
-    """A crop at a uniformly drawn place; the rule on dominating classes draws a few, keeps the last."""
+    """Crop at a uniformly drawn position; redraw a few times if a class dominates, and keep the last."""
     height, width = sample.image.shape[:2]
     for _ in range(rule.tries):
         top = int(rng.integers(height - rule.size[0] + 1))
@@ -164,13 +164,13 @@ def random_crop(sample: Sample, rule: CropRule, rng: np.random.Generator) -> Sam
 
 
 def training_crop(sample: Sample, rule: CropRule, rng: np.random.Generator, rare: RareClass | None = None) -> Sample:
-    """Pad, crop and flip one decoded sample; with `rare`, crop again until the rare class is seen.
+    """Pad, crop and flip one decoded sample; with `rare`, redraw until the crop contains the rare class.
 
     Args:
-        sample: The decoded and resized sample; it is not changed.
+        sample: The decoded and resized sample, which is not modified.
         rule: Size of the crop, rule on dominating classes, flip.
-        rng: Where every draw comes from.
-        rare: The class wanted in the crop (it needs a label); after `rare.tries` further draws the last is kept.
+        rng: Generator of all draws.
+        rare: Class required in the crop (needs a label); after `rare.tries` further draws the last crop is kept.
 
     Returns:
         A sample of exactly `rule.size`.
