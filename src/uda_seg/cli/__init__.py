@@ -1,1 +1,1 @@
-"""What every command does around its work."""
+"""Command-line handling shared by all commands."""

@@ -1,4 +1,4 @@
-"""The words of a command line: Hydra's flags, and overrides in the form that Hydra's grammar can read."""
+"""Command-line arguments: Hydra's flags, and overrides normalised for Hydra's grammar."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from uda_seg.config.schema import key_of
 from uda_seg.errors import UserError
 from uda_seg.options.validate import at_home, shown
 
-LONGEST = 20_000  # of an override, in characters: reading takes longer than linearly
-DEEPEST = 40  # brackets in brackets
+LONGEST = 20_000  # maximum length of an override in characters, as parsing is super-linear
+DEEPEST = 40  # maximum nesting of brackets
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """What a person wrote behind the name of a command.
+    """Parsed command-line arguments.
 
     Attributes:
-        flags: Hydra's, as it reads them.
-        overrides: in a form that it reads.
-        multirun: whether values that are told apart by commas are to be run one after the other.
-        explains: whether Hydra shows a text, which no configuration is needed for.
-        name: of another primary configuration.
-        folder: of further files of the configuration.
+        flags: Hydra's flags.
+        overrides: overrides in a form that Hydra can parse.
+        multirun: run comma-separated values as a sweep.
+        explains: Hydra only shows a text, for which no configuration is needed.
+        name: name of another primary configuration.
+        folder: folder of further configuration files.
     """
 
     flags: list[str]
@@ -47,10 +47,10 @@ class Arguments:
 
 
 def read_arguments(words: Sequence[str]) -> Arguments:
-    """Tell flags and overrides apart, in whatever order they come.
+    """Separate flags and overrides, in any order.
 
     Raises:
-        UserError: an unknown flag, flags that do not go together, or what is neither.
+        UserError: an unknown flag, incompatible flags, or an argument that is neither.
     """
     for word in words:
         if not word.isprintable() and any("\udc80" <= c <= "\udcff" for c in word):
@@ -113,20 +113,20 @@ def _flags(said: argparse.Namespace, folder: Path | None) -> list[str]:
 
 
 def parsed(overrides: Sequence[str]) -> list[Override]:
-    """What Hydra's grammar reads in overrides.
+    """Parse overrides with Hydra's grammar.
 
     Raises:
-        UserError: one that it cannot read.
+        UserError: an override that it cannot parse.
     """
     parser = OverridesParser.create()
     found = []
     for override in overrides:
-        whole = override.partition("=")[2][:1] in ("'", '"')  # read in one piece
+        whole = override.partition("=")[2][:1] in ("'", '"')  # parsed as one token
         if not whole and (len(override) > LONGEST or _depth(override) > DEEPEST):
             raise UserError(f"{shown(key_of(override))}: the value is too long or too deep for a command line")
         try:
             found += parser.parse_overrides([override])
-        except (HydraException, ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits
+        except (HydraException, ValueError, RecursionError) as error:  # ValueError: a number with thousands of digits
             lines = [line for line in str(error).splitlines() if not line.startswith(("Error parsing", "See http"))]
             cure = "put a value that has '=', ',' or brackets of its own in quotes: \"key='value'\""
             raise UserError(f"cannot read {shown(override, 80)}: {shown(' '.join(lines))}; {cure}") from error
@@ -142,15 +142,15 @@ def _depth(text: str) -> int:
 
 
 def emptied(override: str) -> str:
-    """An override, with null for a `data.validation={}`: Hydra would merge nothing into the sets that are there."""
+    """Replace `data.validation={}` by null, because Hydra would merge the empty mapping into the existing sets."""
     return "data.validation=null" if re.fullmatch(r"\+*data\.validation=\s*\{\s*\}", override) else override
 
 
 def quoted(override: str) -> str:
-    """An override, in quotes if its value is plain text in which Hydra would read something else, or nothing at all.
+    """Quote an override's value if it is plain text that Hydra would misread or reject.
 
-    So is the path of what is there (our own run folders have '=' and ',' in their names), and what Hydra's grammar
-    cannot read and has no look of a list, a mapping or a sweep. A leading `~` is the home folder.
+    This applies to existing paths (our run folders have '=' and ',' in their names) and to text that Hydra's grammar
+    cannot parse and that does not look like a list, mapping or sweep. A leading `~` is the home folder.
     """
     key, equals, value = override.partition("=")
     if not equals or re.fullmatch(r"[\w./+-]*", value, re.ASCII) or value[0] in "'\"":
@@ -178,19 +178,19 @@ def _is_read(override: str) -> bool:
 
 
 def as_override(key: str, text: str, then: str = "") -> str:
-    """`key='text'`, with what Hydra or OmegaConf would read in the text made harmless.
+    """Build `key='text'`, escaping everything that Hydra or OmegaConf would interpret.
 
     Args:
-        key: of the override.
-        text: plain text, which stays what it is.
-        then: what follows it and may hold interpolations.
+        key: key of the override.
+        text: literal text.
+        then: appended text, which may contain interpolations.
     """
     plain = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", text)
     return f"{key}={QuotedString(plain + then, Quote.single).with_quotes()}"
 
 
 def text_of(override: str) -> str:
-    """The value of an override as the configuration has it; interpolations may not look into the configuration."""
+    """Return the value of an override as text; interpolations must not refer to the configuration."""
     value = parsed([override])[0].value()
     try:
         return str(OmegaConf.create({"value": value}).value)
@@ -199,10 +199,10 @@ def text_of(override: str) -> str:
 
 
 def given_path(given: Sequence[str], key: str, usage: str, must_exist: bool = True) -> Path:
-    """The path that an override `key=` gives.
+    """Return the path given by an override `key=`.
 
     Raises:
-        UserError: it was not given, or nothing is there.
+        UserError: it is missing, or the path does not exist.
     """
     values = [text_of(o) for o in given if key_of(o) == key]
     if not values or not values[-1]:

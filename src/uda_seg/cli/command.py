@@ -1,4 +1,4 @@
-"""What every command does around its work: overrides in, one clear line out when something is wrong."""
+"""Execution of a command: compose and check the configuration, run, report errors in one line."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ OmegaConf.register_new_resolver("plain_name", plain_name, replace=True)
 
 
 def listed_choices() -> str:
-    """Every group of the configuration and what it can be, as `--help` shows them."""
+    """List every configuration group with its choices, for `--help`."""
     lines = []
     for group in sorted(groups()):
         names = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
@@ -62,12 +62,12 @@ def run(
     """Run a command: parse the command line, compose and check the configuration, call `work` with it and its folder.
 
     Args:
-        name: primary config in `conf/`.
-        work: the command; its result is what a sweeper minimises or maximises. `--help` shows its module's docstring.
-        expand: turns the given overrides into those to compose (`evaluate` adds a checkpoint's).
-        after: called when all jobs of a multirun are done, with how they ended.
+        name: primary configuration in `conf/`.
+        work: the command; its result is the objective of a sweeper. `--help` shows its module's docstring.
+        expand: maps the given overrides to those to compose (`evaluate` adds a checkpoint's).
+        after: called with the outcomes when all jobs of a multirun are done.
 
-    Exits with code 1 and one line on standard error after an error of any kind, 130 after Ctrl-C.
+    Exits with code 1 and one line on standard error after any error, and with 130 after Ctrl-C.
     """
     OmegaConf.register_new_resolver("usage", lambda: str(sys.modules[work.__module__].__doc__), replace=True)
     outlive_readers()
@@ -85,7 +85,7 @@ def run(
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(_job(work, jobs, loud))()
     except SystemExit as end:
         ended = end
-    except (HydraException, OmegaConfBaseException) as error:  # of no job: these end otherwise
+    except (HydraException, OmegaConfBaseException) as error:  # outside of jobs, which handle their own errors
         ended = ended_by(told(as_user_error(error), None, loud))
     except Exception as error:
         ended = ended_by(told(error, None, loud))
@@ -95,7 +95,7 @@ def run(
 
 
 def _sum_up(jobs: Jobs, after: Callable[[Sequence[Outcome]], None] | None, loud: bool = False) -> None:
-    """What is left to do and to say after the jobs of a multirun, be it that they were stopped."""
+    """Finish a multirun and report its outcomes, also after an interruption."""
     outcomes = jobs.outcomes()
     jobs.forget()
     failures = [f"{outcome.name}: {outcome.error}" for outcome in outcomes if outcome.error is not None]
@@ -103,14 +103,14 @@ def _sum_up(jobs: Jobs, after: Callable[[Sequence[Outcome]], None] | None, loud:
     try:
         if outcomes and after is not None and not jobs.told_elsewhere:
             after(outcomes)
-    except Exception as error:  # must not cost what is known of the jobs
+    except Exception as error:  # must not hide the outcomes of the jobs
         said.append(str(told(error, None, loud)))
     if said:
         fail(UserError("; ".join(said)))
 
 
 def _job(work: Callable[[Config, Path], Any], jobs: Jobs, loud: bool = False) -> Callable[[DictConfig], Any]:
-    """`work` on Hydra's terms. In a sweep a failing job, whatever its error, must not take the others down."""
+    """Wrap `work` for Hydra. In a sweep a failing job, whatever its error, must not stop the others."""
 
     def job(raw: DictConfig) -> Any:
         folder = Path(HydraConfig.get().runtime.output_dir)
@@ -141,20 +141,20 @@ def _job(work: Callable[[Config, Path], Any], jobs: Jobs, loud: bool = False) ->
 
 
 def check(name: str, overrides: Sequence[str], folder: Path | None = None, multirun: bool = True) -> list[str]:
-    """Refuse misspelt keys and choices with the nearest valid one, before Hydra is asked.
+    """Refuse misspelt keys and choices, suggesting the nearest valid one, before calling Hydra.
 
     Args:
-        name: of the primary configuration.
-        overrides: as Hydra can read them.
-        folder: of further files of the configuration (`--config-dir`).
-        multirun: whether several values of an override are several runs.
+        name: name of the primary configuration.
+        overrides: overrides that Hydra can parse.
+        folder: folder of further configuration files (`--config-dir`).
+        multirun: several values of an override mean several runs.
 
     Returns:
-        The overrides; one for an option that a class or the schema has and no file sets is marked as an addition.
+        The overrides, with `+` for options that a class or the schema has but no file sets.
 
     Raises:
-        UserError: a line that cannot be parsed, an unknown key, an unknown choice of a group, or several values where
-            one is meant.
+        UserError: an override that cannot be parsed, an unknown key, an unknown choice of a group, or several values
+            instead of one.
     """
     read, places = parsed(overrides), Places.of(folder)
     if not multirun:
@@ -163,7 +163,7 @@ def check(name: str, overrides: Sequence[str], folder: Path | None = None, multi
         if override.value_type == ValueType.GLOB_CHOICE_SWEEP and override.key_or_group not in places.groups():
             raise UserError(f"{shown(override.input_line)} names no files to choose from: give the values one by one")
     choices = [o for o in read if o.key_or_group in places.groups() and not o.is_delete()]
-    # Hydra answers for its own keys.
+    # Hydra checks its own keys.
     keys = [o for o in read if o.key_or_group not in places.groups() and not o.key_or_group.startswith("hydra")]
     unset: set[str] = set()
     for chosen in itertools.product(*(_choices(o, places) for o in choices)):
@@ -172,7 +172,7 @@ def check(name: str, overrides: Sequence[str], folder: Path | None = None, multi
 
 
 def refuse_two_weights(overrides: Sequence[str]) -> None:
-    """Raise UserError where both settings are given that say what the encoder starts from: one would be lost."""
+    """Raise UserError if both settings of the encoder's initial weights are given, as one would be ignored."""
     keys = ("pretrained", "model.encoder.weights")
     given = {key_of(o): o.partition("=")[2] for o in overrides if key_of(o) in keys}
     if len(given) == 2 and len(set(given.values())) == 2:
@@ -181,7 +181,7 @@ def refuse_two_weights(overrides: Sequence[str]) -> None:
 
 
 def _refuse_sweeps(name: str, overrides: Sequence[Override], places: Places) -> None:
-    """Raise UserError where an override has several values and nothing makes them several runs."""
+    """Raise UserError if an override has several values outside of a multirun."""
     several = [o for o in overrides if o.is_sweep_override()]
     if not several:
         return
@@ -192,7 +192,7 @@ def _refuse_sweeps(name: str, overrides: Sequence[Override], places: Places) -> 
 
 
 def _choices(override: Override, places: Places) -> list[str]:
-    """`group=choice` of every choice that an override of a group names, sweeps included."""
+    """List `group=choice` for every choice in an override of a group, including sweeps."""
     group, value = override.key_or_group, override.value()
     names = list(override.sweep_string_iterator()) if override.is_sweep_override() else value
     choices = [str(n) for n in (names if isinstance(names, list) else [names])]

@@ -1,4 +1,4 @@
-"""Which keys and choices overrides may name: those of the package's configuration and of a folder beside it."""
+"""Valid keys and choices of overrides, from the package's configuration and an additional folder."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from uda_seg.storage.files import read_yaml
 
 @dataclass(frozen=True)
 class Places:
-    """Where the configuration's files lie: in the package, and before that in a folder that was given."""
+    """Search path of configuration files: a given folder, then the package."""
 
     folder: Path | None = None
 
     @classmethod
     def of(cls, folder: Path | None) -> Places:
-        """These places, once every file in the folder's groups is known to be YAML.
+        """Build the search path after checking that every file in the folder's groups is YAML.
 
         Raises:
-            UserError: a file is none; says what is wrong with it.
+            UserError: an invalid file; names the defect.
         """
         places = cls(folder)
         if folder is not None:
@@ -38,35 +38,35 @@ class Places:
         return places
 
     def groups(self) -> set[str]:
-        """The folders of files to choose from."""
+        """Return the names of all groups."""
         folders = [CONF] if self.folder is None else [CONF, self.folder]
         return {path.name for folder in folders for path in folder.iterdir() if path.is_dir() and path.name != "hydra"}
 
     def choices(self, group: str) -> list[str]:
-        """What there is to choose from in a group."""
+        """List the choices of a group."""
         roots = [folder / group for folder in (CONF, self.folder) if folder is not None]
         return sorted({p.relative_to(root).with_suffix("").as_posix() for root in roots for p in root.rglob("*.yaml")})
 
     def overrides(self) -> list[str]:
-        """What makes Hydra's compose look into the folder too."""
+        """Return the overrides that add the folder to Hydra's search path."""
         if self.folder is None:
             return []
         return [as_override("hydra.searchpath", f"file://{self.folder}").replace("=", "=[", 1) + "]"]
 
 
 def check_keys(tree: Mapping[str, Any], overrides: Sequence[Override], chosen: Sequence[str] = ()) -> set[str]:
-    """Refuse keys that the configuration does not have, in whatever form they are overridden.
+    """Refuse keys that the configuration does not have, in every form of override.
 
     Args:
-        tree: what the chosen files say, plain values.
-        overrides: of keys, not of groups.
-        chosen: those of groups, for messages.
+        tree: plain values of the chosen files.
+        overrides: overrides of keys, not of groups.
+        chosen: overrides of groups, for messages.
 
     Returns:
-        The keys that the schema or a class has, and no file sets.
+        The keys that the schema or a class has but no file sets.
 
     Raises:
-        UserError: names the key and the nearest that there is.
+        UserError: an unknown key; names the nearest valid one.
     """
     tree = _with_added_sets(tree, overrides)
     values = dict(leaves(tree))
@@ -84,7 +84,7 @@ def check_keys(tree: Mapping[str, Any], overrides: Sequence[Override], chosen: S
 
 
 def _with_added_sets(tree: Mapping[str, Any], overrides: Sequence[Override]) -> Mapping[str, Any]:
-    """The tree with the validation sets that `+` adds, so that their keys are known."""
+    """Add the validation sets of `+` overrides to the tree, so that their keys are known."""
     names = [str(o.key_or_group).split(".") for o in overrides if o.is_add() or o.is_force_add()]
     added = [name[2] for name in names if name[:2] == ["data", "validation"] and len(name) > 2]
     if not added:
@@ -97,7 +97,7 @@ def _with_added_sets(tree: Mapping[str, Any], overrides: Sequence[Override]) -> 
 
 
 def _check_parents(tree: Mapping[str, Any], key: str, overrides: Sequence[Override]) -> None:
-    """Raise UserError where a key lies inside a value that is no mapping: Hydra would replace all of it."""
+    """Raise UserError if a key is inside a value that is not a mapping, which Hydra would replace."""
     given = {str(o.key_or_group): o for o in overrides if not o.is_delete()}
     said = dict(leaves(tree))
     for parent in _parents(key):

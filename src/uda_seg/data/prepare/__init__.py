@@ -1,1 +1,1 @@
-"""What only the prepare command needs."""
+"""Checking, unpacking and repairing data sets, for the prepare command."""

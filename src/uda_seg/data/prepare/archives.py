@@ -1,4 +1,4 @@
-"""A data set's official ZIPs: which of their files it needs, and unpacking these safely into its folder."""
+"""Official ZIP archives of data sets: selecting the required files and unpacking them safely."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from uda_seg.storage.files import CHUNK, first_line, open_file, written_whole
 
 log = logging.getLogger(__name__)
 
-DEEPEST = 3  # folders that may stand before the data set's own in a ZIP, as in bdd100k/images/...
+DEEPEST = 3  # maximum number of folders in front of the data set's own in a ZIP, as in bdd100k/images/...
 ROOM = "make room there, or unpack the files on another disk and set the root to it"
 
 
@@ -31,9 +31,9 @@ class Member:
 
     Args:
         archive: The ZIP.
-        name: Its name there.
-        target: Where it belongs under the data set's root, with forward slashes.
-        size: Its bytes, unpacked.
+        name: Name in the ZIP.
+        target: Path under the data set's root, with forward slashes.
+        size: Unpacked size in bytes.
     """
 
     archive: Path
@@ -43,15 +43,15 @@ class Member:
 
 
 def find_archives(root: Path) -> list[Path]:
-    """The ZIPs that lie in a data set's folder."""
+    """Find the ZIPs in a data set's folder."""
     return sorted(root.glob("*.zip"))
 
 
 def folders_of(spec: DatasetSpec, dataset: str) -> frozenset[str]:
-    """The first folders under the root that a data set's images, labels and depth lie in, of all splits and places.
+    """Collect the top-level folders of a data set's images, labels and depth, over all splits and alternatives.
 
-    Those that only put the archive's own name before an official place are left out: files go to the official one.
-    SYNTHIA-SEQS' sequences have no common name, so that they are unpacked by hand (they are RARs anyway).
+    Alternatives that only prepend the archive's name to an official folder are left out: files go to the official one.
+    SYNTHIA-SEQS' sequences have no common name and must be unpacked by hand (they are RARs anyway).
     """
     depth = [layout.folder for layout in LAYOUTS.get(dataset, ())]
     found = set()
@@ -64,7 +64,7 @@ def folders_of(spec: DatasetSpec, dataset: str) -> frozenset[str]:
 
 
 def lacks_folders(spec: DatasetSpec, split: str, root: Path, members: Sequence[Member]) -> bool:
-    """Whether the images or the labels of a split are in ZIPs, but in none of the folders where they may lie."""
+    """Return whether images or labels of a split are in ZIPs, but in none of their possible folders."""
     for patterns in zip(*spec.places(split), strict=True):
         there = any(folder.is_dir() for pattern in patterns for folder in root.glob(pattern))
         if not there and any(_lies_in(member.target, pattern) for member in members for pattern in patterns):
@@ -78,10 +78,10 @@ def _lies_in(target: str, pattern: str) -> bool:
 
 
 def list_members(archives: Sequence[Path], folders: frozenset[str]) -> list[Member]:
-    """The files of the ZIPs that belong into one of `folders`, wherever in the ZIP these begin.
+    """List the files of the ZIPs that belong to one of `folders`, at whatever depth these are in the ZIP.
 
     Raises:
-        UserError: a ZIP that cannot be read, or that would write outside of the root; nothing has been unpacked then.
+        UserError: a ZIP that cannot be read or would write outside of the root; nothing has been unpacked then.
     """
     return [member for archive in archives for member in _members(archive, folders)]
 
@@ -92,7 +92,7 @@ def _members(archive: Path, folders: frozenset[str]) -> list[Member]:
             infos = [info for info in file.infolist() if not info.is_dir()]
             if strange := [info.filename for info in infos if not _named_twice(content, info)]:
                 raise zipfile.BadZipFile(f"{strange[0]!r} has another name where it lies")
-    except Exception as error:  # a damaged table of contents fails wherever its reader happens to be
+    except Exception as error:  # a damaged central directory can raise anything
         raise UserError(
             f"{archive} cannot be read as a ZIP ({first_line(error)}): it is cut off or damaged, copy it again"
         ) from error
@@ -100,7 +100,7 @@ def _members(archive: Path, folders: frozenset[str]) -> list[Member]:
     levels = [level for _, path in paths for level in _levels(path, folders)]
     if not levels:
         return []
-    level = min(levels)  # images/ in images/images/a.png is the first
+    level = min(levels)  # in images/images/a.png the first images/ counts
     return [
         Member(archive, info.filename, "/".join(path.parts[level:]), info.file_size)
         for info, path in paths
@@ -109,8 +109,8 @@ def _members(archive: Path, folders: frozenset[str]) -> list[Member]:
 
 
 def _named_twice(content: BinaryIO, info: zipfile.ZipInfo) -> bool:
-    """Whether the name in a ZIP's table of contents, which has no checksum, is that before the file itself."""
-    content.seek(info.header_offset + 26)  # of the local header, which has 30 bytes
+    """Return whether the name in a ZIP's central directory, which has no checksum, matches the local header."""
+    content.seek(info.header_offset + 26)  # in the local header, which has 30 bytes
     length = int.from_bytes(content.read(4)[:2], "little")
     return content.read(length) == info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437")
 
@@ -120,7 +120,7 @@ def _levels(path: PurePosixPath, folders: frozenset[str]) -> list[int]:
 
 
 def _safe(archive: Path, info: zipfile.ZipInfo) -> PurePosixPath:
-    """The name of a ZIP's file; one that leads out of the folder it is unpacked in, or a link, is refused."""
+    """Return a ZIP member's path; raises UserError for links and for paths outside of the destination."""
     name = info.filename.replace("\\", "/")
     path = PurePosixPath(name)
     if path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts or "\0" in name:
@@ -133,7 +133,7 @@ def _safe(archive: Path, info: zipfile.ZipInfo) -> PurePosixPath:
 
 
 def missing_members(members: Sequence[Member], root: Path) -> list[Member]:
-    """The files that are not yet under `root` with the size they have in the ZIP."""
+    """List the files that are not yet under `root` with the same size."""
     return [member for member in members if _size(root / member.target) != member.size]
 
 
@@ -145,10 +145,10 @@ def _size(path: Path) -> int | None:
 
 
 def unpack(members: Sequence[Member], root: Path) -> None:
-    """Unpack files, all cores at work; each appears whole, its checksum right, or not at all.
+    """Unpack files on all cores; each is written atomically and only if its checksum is correct.
 
     Raises:
-        UserError: no room, or a damaged ZIP; what was unpacked stays, and unpacking goes on from there.
+        UserError: a full disk, or a damaged ZIP; unpacked files are kept, and unpacking can be continued.
     """
     needed, free = sum(member.size for member in members), shutil.disk_usage(root).free
     if needed > free:
@@ -163,18 +163,18 @@ def unpack(members: Sequence[Member], root: Path) -> None:
 
 def _extract(file: zipfile.ZipFile, root: Path, member: Member) -> None:
     with written_whole(root / member.target, ROOM) as part, part.open("wb") as target:
-        for piece in _pieces(file, member):  # one at a time: a small ZIP may hold more than the memory does
+        for piece in _pieces(file, member):  # piece by piece: a small ZIP may unpack to more than fits in memory
             target.write(piece)
 
 
 def _pieces(file: zipfile.ZipFile, member: Member) -> Iterator[bytes]:
-    """What a file in a ZIP holds; the last piece comes with its checksum verified."""
+    """Yield the content of a ZIP member in pieces, the last one after verifying the checksum."""
     try:
         with file.open(member.name) as content:
             while piece := content.read(CHUNK):
                 yield piece
-    except (NotImplementedError, RuntimeError) as error:  # another compression, or a password
+    except (NotImplementedError, RuntimeError) as error:  # unsupported compression, or a password
         raise UserError(f"{member.archive}: {member.name}: {error}: unpack it by hand, with 7z") from error
-    except Exception as error:  # damaged data fail wherever their reader happens to be
+    except Exception as error:  # damaged data can raise anything
         said = first_line(error)
         raise Damaged(f"{member.archive}: {member.name} is damaged ({said}): copy the ZIP again") from error

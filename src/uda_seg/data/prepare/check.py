@@ -1,7 +1,7 @@
-"""Whether a data set on disk is what it should be: every file read once, and everything that is wrong with it listed.
+"""Check of a data set on disk: reads every file once and lists all defects.
 
-What was found in a file is kept in a journal, so that a check that was interrupted goes on, and a repeated one reads
-only what has changed.
+Findings are kept in a journal, so that an interrupted check can be continued, and a repeated one reads only what has
+changed.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from uda_seg.data.specs import LabelEncoding
 from uda_seg.data.statistics import ClassStatistics
 from uda_seg.errors import Damaged, UserError
 
-STRANGE = 16  # ids of a label that its encoding does not name and that are told apart
+STRANGE = 16  # maximum number of unknown ids that are listed per label
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong with a file or a folder.
+    """A defect of a file or folder.
 
     Args:
-        file: Its path.
-        what: What is wrong.
-        cure: What to do.
+        file: Path of the file or folder.
+        what: Description of the defect.
+        cure: Suggested cure.
         kind: unreadable, bits, label, size, missing, extra, mixed, depth, count or statistics.
-        damage: Whether training could not use the data, or would learn something else; otherwise it is worth knowing.
-        index: The image it belongs to.
+        damage: True if training could not use the data or would learn something wrong; false for a mere note.
+        index: Index of the image it belongs to.
     """
 
     file: str
@@ -55,15 +55,15 @@ class Problem:
 
 @dataclass
 class Report:
-    """What a check of one domain found.
+    """Result of checking a domain.
 
     Args:
-        option: Where the domain stands in the configuration.
-        dataset: What was checked; it reads the labels that were found best, if any.
-        labels: How many images have a label of that kind; None: labels were not looked for, or there are none.
-        shapes: int64 [N, 2], (H, W) of the images; 0 where unreadable.
-        statistics: Pixels of each class in each label, 0 for labels that cannot be used.
-        problems: All that is wrong.
+        option: Key of the domain in the configuration.
+        dataset: The checked data set, reading the best label encoding found, if any.
+        labels: Number of images with a label of that encoding; None if labels were not searched or there are none.
+        shapes: int64 [N, 2], (H, W) of the images; 0 if unreadable.
+        statistics: Pixels of each class in each label, 0 for unusable labels.
+        problems: All defects.
     """
 
     option: str
@@ -75,25 +75,25 @@ class Report:
 
     @property
     def damaged(self) -> bool:
-        """Whether training cannot use the data as it is."""
+        """True if training cannot use the data as they are."""
         return any(problem.damage for problem in self.problems)
 
     @property
     def good(self) -> list[int]:
-        """The images with which nothing is wrong."""
+        """Indices of the images without defects."""
         bad = {problem.index for problem in self.problems}
         return [index for index in range(len(self.dataset)) if index not in bad]
 
 
 def check_domain(dataset: SegmentationDataset, option: str, cache: Path, *, labels: str, whole: bool = True) -> Report:
-    """Read every file of a domain and list what is wrong.
+    """Read every file of a domain and list all defects.
 
     Args:
         dataset: The domain, opened without labels.
-        option: Where it stands in the configuration, for messages.
-        cache: Where all caches lie.
-        labels: "needed"; "optional": what is wrong with them is no damage, and there may be none; or "none".
-        whole: Whether all of the data set's images are used, so that their number says something.
+        option: Its key in the configuration, for messages.
+        cache: Root of all caches.
+        labels: "needed"; "optional": labels may be missing, and their defects are not damage; or "none".
+        whole: All images of the data set are used, so that their number can be checked.
     """
     place = hashlib.sha256(os.fsencode(dataset.image_root.absolute())).hexdigest()[:16]
     folder = cache / "checked" / f"{dataset.root.name}-{dataset.split}-{place}"
@@ -114,7 +114,7 @@ def check_domain(dataset: SegmentationDataset, option: str, cache: Path, *, labe
 def _look(
     journal: Journal, files: Mapping[int, Path], look: Callable[[int], Finding], title: str
 ) -> Iterator[tuple[int, Finding]]:
-    """The findings in files, one at a time: those of the journal first; other files are read by all cores."""
+    """Yield findings file by file: those in the journal first, then others, read on all cores."""
     unread = []
     for index, path in files.items():
         known = journal.recall(str(path), path)
@@ -124,7 +124,7 @@ def _look(
             yield index, known
 
     def work(index: int) -> tuple[int, list[int], Finding]:
-        stamp = stamp_of(files[index])  # before it is read: a file that changes meanwhile is read again next time
+        stamp = stamp_of(files[index])  # before reading: a file that changes meanwhile is read again
         return index, stamp, look(index)
 
     try:
@@ -184,7 +184,7 @@ def _check_sizes(report: Report, whole: bool) -> None:
 
 
 def _survey_labels(report: Report, *, needed: bool) -> bool:
-    """Choose the kind of labels that covers the most images; list images without one and labels without an image."""
+    """Choose the encoding whose labels cover the most images; list images without labels and labels without images."""
     data = report.dataset
     if not data.spec.encodings:
         if needed:
@@ -221,13 +221,13 @@ def _survey_labels(report: Report, *, needed: bool) -> bool:
 
 def _find_extra(report: Report, present: set[str], expected: set[str], needed: bool) -> None:
     data = report.dataset
-    every = data.image_files()  # more than `data.names` where only the first are used
+    every = data.image_files()  # more than `data.names` if only the first images are used
     expected = expected | {data.label_name(name, e) for name in every for e in data.spec.encodings}
     suffixes = tuple(encoding.suffix for encoding in data.spec.encodings)
     for label in sorted(present - expected):
         if label.endswith(suffixes):
             cure = f"unpack the images of {data.spec.title} again, or fix=true"
-            # Only of the kind that is read: training refuses a half-extracted data set by these.
+            # Only of the encoding in use, like training, which refuses a partly extracted data set.
             damage = needed and label.endswith(data.encoding.suffix)
             problem = Problem(str(data.label_root / label), "belongs to no image", cure, "extra", damage)
             report.problems.append(problem)
@@ -243,7 +243,7 @@ def _look_at_label(path: Path, encoding: LabelEncoding) -> Finding:
 
 
 def _bounded(ids: dict[int, int], encoding: LabelEncoding) -> dict[int, int]:
-    """Ids that can be kept in a journal: of thousands that the encoding does not name, the last stands for the rest."""
+    """Limit the ids kept in the journal: of many unknown ids, the last one represents the rest."""
     strange = [raw for raw in ids if raw not in encoding.table]
     for raw in strange[STRANGE:]:
         ids[strange[STRANGE - 1]] += ids.pop(raw)
@@ -293,7 +293,7 @@ def _label_problem(report: Report, index: int, found: Finding, needed: bool) -> 
 def _lies_on_stored_pixels(
     data: SegmentationDataset, index: int, label: tuple[int, int], shown: tuple[int, ...]
 ) -> bool:
-    """Whether a label has the size of its photograph's pixels as they are stored, which EXIF has shown turned."""
+    """Return whether a label has the size of its photograph's stored pixels, before EXIF rotation."""
     return label == shown[::-1] and stored_size(label, orientation_of(read_bytes(data.image_path(index)))) == shown
 
 
@@ -325,13 +325,13 @@ def _check_depth(report: Report, journal: Journal) -> None:
 
 
 def to_text(problems: Sequence[Problem]) -> str:
-    """All problems, a line each: damage or note, file, what, cure, with tabs between."""
+    """Format all problems, one per line: damage or note, file, description, cure, separated by tabs."""
     lines = [f"{'damage' if p.damage else 'note'}\t{p.file}\t{p.what}\t{p.cure}" for p in problems]
     return "".join(line + "\n" for line in lines) or "no problems\n"
 
 
 def summary(report: Report) -> dict[str, Any]:
-    """Numbers of a domain, for tables."""
+    """Summarise a domain in numbers, for tables."""
     return {
         "images": len(report.dataset),
         "labels": report.labels,

@@ -1,4 +1,4 @@
-"""What was found in files, kept beside the caches by the file's name, size and time."""
+"""Journal of findings, keyed by a file's name, size and time."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import TextIO
 from uda_seg.errors import UserError
 from uda_seg.storage.files import CACHE, write_text
 
-VERSION = 4  # of the checks, and of these lines: findings of another version are not used
+VERSION = 4  # version of checks and format; findings of other versions are ignored
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What reading a file showed.
+    """Result of reading a file.
 
     Args:
         shape: (H, W) of an intact file.
-        ids: The raw ids of a label, with their pixels.
-        error: What is wrong with the file alone.
-        broken: Whether it cannot be read at all, rather than being a label of another kind.
+        ids: Raw ids of a label, with their pixels.
+        error: Defect of the file itself.
+        broken: True if it cannot be read at all, false for a label in another encoding.
     """
 
     shape: tuple[int, int] | None = None
@@ -34,13 +34,13 @@ class Finding:
 
 
 class Journal:
-    """Findings of earlier checks, a line of JSON and its checksum each, appended as they are made.
+    """Findings of earlier checks: lines of JSON with a checksum, appended one by one.
 
-    A line that is torn, where a check was killed, or damaged is dropped, and its file is read again.
+    A truncated or damaged line, as after a kill, is dropped, and its file is read again.
 
     Args:
-        file: Where it lies.
-        subject: How files were looked at; findings of another subject are not used.
+        file: Path of the journal.
+        subject: Settings of the check; findings with other settings are ignored.
     """
 
     def __init__(self, file: Path, subject: str) -> None:
@@ -49,13 +49,13 @@ class Journal:
         self._open: TextIO | None = None
         for line in _lines_of(file, self._header):
             content, _, checksum = line.rpartition("\t")
-            if checksum == _checksum(content):  # then it is as `note` wrote it
+            if checksum == _checksum(content):  # intact, as written by `note`
                 self._lines[json.loads(content)["file"]] = line
         write_text(file, "\n".join([self._header, *self._lines.values(), ""]), cure=CACHE)
 
     def recall(self, name: str, path: Path) -> Finding | None:
-        """What was found in a file, if it has not changed since."""
-        line = self._lines.pop(name, None)  # it is asked for once
+        """Return the finding of a file, if it has not changed since."""
+        line = self._lines.pop(name, None)  # each is requested once
         if line is None:
             return None
         entry = json.loads(line.rpartition("\t")[0])
@@ -66,7 +66,7 @@ class Journal:
         return Finding(shape, ids, entry["error"], entry["broken"])
 
     def note(self, name: str, stamp: Sequence[int], finding: Finding) -> None:
-        """Keep what was found in a file that had `stamp` before it was read."""
+        """Append the finding of a file that had `stamp` before it was read."""
         line = json.dumps({"file": name, "stamp": stamp, **finding.__dict__})
         try:
             self._open = self._open or self.file.open("a")
@@ -76,13 +76,13 @@ class Journal:
             raise UserError(f"cannot write {self.file}: {error.strerror or error}; {CACHE}") from error
 
     def close(self) -> None:
-        """Nothing more will be noted."""
+        """Close the file."""
         if self._open is not None:
             self._open.close()
 
 
 def _lines_of(file: Path, header: str) -> list[str]:
-    """The lines below a header; none of a file with another one, or of none."""
+    """Read the lines after a matching header; empty if the file is missing or has another header."""
     if not file.is_file():
         return []
     try:
@@ -97,7 +97,7 @@ def _checksum(line: str) -> str:
 
 
 def stamp_of(path: Path) -> list[int]:
-    """Size in bytes and time of change in nanoseconds of a file; [] where there is none."""
+    """Return size in bytes and modification time in nanoseconds of a file; [] if it does not exist."""
     try:
         status = os.stat(path)
     except OSError:

@@ -1,4 +1,4 @@
-"""The page on which `prepare` shows what it found: one HTML file that needs no other."""
+"""Report of `prepare` as a single self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from uda_seg.data.labels import ClassSet
 from uda_seg.data.prepare.check import Problem
 
 Shares = NDArray[np.float64]
-SHOWN = 20  # problems on the terminal
-LISTED = 200  # problems on the page; all of them are in problems.txt
-_RAREST = 1e-5  # share at which a bar has no length: the scale is logarithmic, or rare classes could not be seen
+SHOWN = 20  # problems shown in the terminal
+LISTED = 200  # problems on the page; problems.txt has all of them
+_RAREST = 1e-5  # share with a bar of length 0: the scale is logarithmic to make rare classes visible
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #212529; max-width: 1100px; margin: 2em auto; padding: 0 1em }
@@ -29,7 +29,7 @@ td.n { text-align: right; font-variant-numeric: tabular-nums } .bar { height: .9
 
 
 def problem_table(problems: Sequence[Problem]) -> rich.table.Table:
-    """The first problems, for the terminal; long paths are folded, or a narrow one would show nothing else."""
+    """Tabulate the first problems for the terminal, with long paths folded to fit narrow ones."""
     more = f" ({len(problems) - SHOWN} more in problems.txt)" if len(problems) > SHOWN else ""
     table = rich.table.Table(title=f"problems{more}", title_justify="left", show_lines=True)
     for name in ("", "file", "what", "cure"):
@@ -48,14 +48,14 @@ def page(
     problems: Sequence[Problem],
     sheet: NDArray[np.uint8],
 ) -> str:
-    """The page's HTML.
+    """Render the page's HTML.
 
     Args:
-        title: What was prepared, and by which command.
+        title: The data and the command.
         counts: A row of numbers per domain, all with the same keys.
         shares: Domain -> each class's share of the labelled pixels, [K].
         classes: Their names and colours.
-        problems: What was found wrong.
+        problems: All problems.
         sheet: The contact sheet, RGB uint8 [H, W, 3].
     """
     parts = [f"<h1>{html.escape(title)}</h1>", _counts(counts), "<h2>Problems</h2>", _problems(problems)]

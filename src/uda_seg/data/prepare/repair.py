@@ -1,4 +1,4 @@
-"""Repairs of what a check found. Nothing is ever deleted: what is replaced or taken out of the way is renamed."""
+"""Repair of defects found by a check. Nothing is ever deleted: replaced or unusable files are renamed."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from uda_seg.storage.files import save_png, spare_name
 
 log = logging.getLogger(__name__)
 
-SET_ASIDE = "damaged"  # what is added to the name of a file that cannot be repaired
-FEW = 0.05  # at most this share of the images, but always 3, is set aside: more is a copy that went wrong (ours)
+SET_ASIDE = "damaged"  # added to the name of a file that cannot be repaired
+FEW = 0.05  # maximum share of images to set aside, but at least 3; more indicates a failed copy (ours)
 
 
 def repair(report: Report, name: str) -> list[str]:
-    """Mend what can be mended, and say so in a line each; `set_aside` is for what is damaged still.
+    """Repair what is possible and return a line per repair; `set_aside` handles the rest.
 
-    1. Damaged and missing files that the root's ZIPs hold are unpacked again; damaged ones are renamed before.
-    2. Train-id labels that are missing or damaged are converted from the official ones, where these are there.
-    3. Back-slashes in statistics files are replaced; the original stays beside them.
+    1. Damaged and missing files in the root's ZIPs are unpacked again; damaged ones are renamed first. 2. Missing or
+    damaged train-id labels are converted from the official ones, if these exist. 3. Back-slashes in statistics files
+    are replaced; the original is kept.
 
     Args:
-        report: of a check just made.
+        report: result of a preceding check.
         name: the data set's name in the configuration.
     """
     data = report.dataset
@@ -62,7 +62,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def _rename(path: Path) -> Path:
-    """Set a file aside; its new name."""
+    """Set a file aside and return its new name."""
     spare = spare_name(path, SET_ASIDE)
     try:
         os.replace(path, spare)
@@ -72,7 +72,7 @@ def _rename(path: Path) -> Path:
 
 
 def _wanted(report: Report) -> set[Path]:
-    """Files that are missing or cannot be read."""
+    """Collect files that are missing or cannot be read."""
     data, found = report.dataset, set()
     for problem in report.problems:
         if problem.kind in ("unreadable", "depth"):
@@ -86,7 +86,7 @@ def _wanted(report: Report) -> set[Path]:
 
 
 def _images_of(data: SegmentationDataset, label: Path) -> list[str]:
-    """The images that a label without one may belong to, relative to the images' folder."""
+    """Return possible image names of a label without an image, relative to the images' folder."""
     relative = label.relative_to(data.label_root).as_posix()
     suffixes = [encoding.suffix for encoding in data.spec.encodings if relative.endswith(encoding.suffix)]
     return [relative.removesuffix(suffix) + data.spec.image_suffix for suffix in suffixes]
@@ -112,16 +112,16 @@ def _unpack_each(members: list[Member], root: Path) -> None:
 
 
 def _convert(report: Report) -> list[str]:
-    """Write train-id labels that are missing or damaged from the labels of another kind."""
+    """Write missing or damaged train-id labels from labels in another encoding."""
     data = report.dataset
     goal = next((e for e in data.spec.encodings if all(raw == train for raw, train in e.table.items())), None)
     lacking = [p.index for p in report.problems if p.kind in ("missing", "unreadable") and p.index is not None]
-    lacking = [index for index in lacking if not _is_whole(data.label_path(index))]  # some were unpacked again
+    lacking = [index for index in lacking if not _is_whole(data.label_path(index))]  # others were unpacked again
     if goal is None or not lacking:
         return []
     indices: Iterable[int] = lacking
     if data.encoding is not goal:
-        # One kind of labels is read: where the images that lack this one have the new one, all others get it too.
+        # A single encoding is read: if images without this one got the new one, all others need it too.
         if not all(_is_whole(_label(data, index, goal)) for index in lacking):
             return []
         indices = range(len(data))
@@ -152,13 +152,13 @@ def _convert_one(data: SegmentationDataset, index: int, goal: LabelEncoding) -> 
 
 
 def set_aside(report: Report) -> list[str]:
-    """Rename what is still damaged after `repair`, if it is little, so that the rest can be trained on.
+    """Rename files that are still damaged after `repair`, if these are few, so that the rest can be trained on.
 
-    An image and its labels of all kinds go together; a label without an image goes alone. Folders, depth, which few
-    methods read, and images that `bits=` has to be set for stay.
+    An image is renamed together with its labels of all encodings; a label without an image alone. Folders, depth, which
+    few methods read, and images that need `bits=` are kept.
 
     Args:
-        report: of a check made after the repair.
+        report: result of a check after the repair.
     """
     data = report.dataset
     damage = [problem for problem in report.problems if problem.damage and problem.kind not in ("depth", "bits")]
@@ -177,6 +177,6 @@ def set_aside(report: Report) -> list[str]:
 
 
 def _files_of(data: SegmentationDataset, index: int) -> list[Path]:
-    """An image and its labels of all kinds, those that are there."""
+    """List the existing files of an image: itself and its labels of all encodings."""
     labels = [_label(data, index, encoding) for encoding in data.spec.encodings] if data.labeled else []
     return [path for path in (data.image_path(index), *labels) if os.path.lexists(path)]

@@ -1,1 +1,1 @@
-"""Data sets at rest: caches, shards and stored labels."""
+"""Storage of data sets: disk cache, shards, stored labels."""

@@ -1,9 +1,9 @@
-"""Images, labels and depth of a domain as training reads them, decoded and resized once, in flat files on disk.
+"""Disk cache of a domain's images, labels and depth, decoded and resized once for training.
 
-One folder holds one plane of one data set: `data.bin` with the pixels of all images one after the other, and
-`index.json` with their sizes and checksums. It is mapped into memory, so that a crop reads the rows it shows alone. The
-folder's name carries a digest of the files' names, sizes and times and of how they are resized: whatever changes asks
-for another folder. It is written under another name and renamed when it is whole; an interrupted one is continued.
+A folder contains one plane of a data set: `data.bin` with the pixels of all images, concatenated, and `index.json` with
+their sizes and checksums. The file is memory-mapped, so that a crop reads only its own rows. The folder's name contains
+a digest of the files' names, sizes and times and of the resize, so that any change leads to another folder. It is
+written under a temporary name and renamed when complete; an interrupted one is continued.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ from uda_seg.storage.owner import Owner
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of the files: part of every digest
+VERSION = 1  # version of the format, part of every digest
 CURE = "move it away, then run python -m uda_seg.prepare again"
-KEYS = frozenset(("shapes", "disk", "sums"))  # of an index
-SYNC = 64  # images between two moments at which what is written counts as done
+KEYS = frozenset(("shapes", "disk", "sums"))  # keys of an index
+SYNC = 64  # images between two syncs, after which they count as done
 Pixels = NDArray[Any]
 Sizes = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Plane:
-    """What is kept of a data set: images, labels or depth.
+    """A kind of content to cache: images, labels or depth.
 
     Args:
         name: image, label or depth.
-        kind: Type of a value.
-        channels: Values of a pixel.
-        folder: Where it lies once it is written.
-        decode: A function that gives the plane of an image, resized, [H, W] or [H, W, 3].
+        kind: dtype.
+        channels: Channels per pixel.
+        folder: Final folder.
+        decode: Returns the resized plane of an image, [H, W] or [H, W, 3].
     """
 
     name: str
@@ -60,19 +60,19 @@ class Plane:
     decode: Callable[[int], Pixels]
 
     def nbytes(self, shapes: Sizes) -> NDArray[np.int64]:
-        """Bytes of every image, int64 [N], from the images' (H, W), int64 [N, 2]."""
+        """Compute the bytes of every image, int64 [N], from (H, W), int64 [N, 2]."""
         area: NDArray[np.int64] = shapes.prod(axis=1) * self.channels * self.kind.itemsize
         return area
 
 
 def planes(dataset: SegmentationDataset, resize: Resize | None, cache: Path, disk: Sizes | None = None) -> list[Plane]:
-    """What `dataset` reads: its images, its labels and its depth if it was opened with them.
+    """List the planes of `dataset`: images, and labels and depth if it was opened with them.
 
-    `disk`, (H, W) of every image file, int64 [N, 2], is needed to decode depth alone, which takes the image's size.
+    `disk`, (H, W) of every image file, int64 [N, 2], is only needed to decode depth, which takes the image's size.
     """
     keep: Callable[[Pixels], Pixels] = lambda array: array  # noqa: E731
     rule: list[Any] | None = None if resize is None else [list(resize.box), resize.keep_ratio]
-    if rule is not None and resize is not None and resize.filter != Resize.filter:  # which older caches do not say
+    if rule is not None and resize is not None and resize.filter != Resize.filter:  # not part of older digests
         rule.append(resize.filter)
     image, plane, depth = (resize.image, resize.plane, resize.inverse_depth) if resize else (keep, keep, keep)
     count, files = len(dataset), dataset.depth
@@ -91,7 +91,7 @@ def planes(dataset: SegmentationDataset, resize: Resize | None, cache: Path, dis
         found.append(described("label", np.uint8, 1, labels, how, lambda i: plane(dataset.read_upright_label(i))))
     if files is not None:
         how = [files.encoding.title, resize.depth if resize else ""]
-        paths = [str(files.paths[i]) for i in range(count)] + images  # it takes the image's size first
+        paths = [str(files.paths[i]) for i in range(count)] + images  # depth is resampled to the image's size first
         sizes = [] if disk is None else [(int(height), int(width)) for height, width in disk]
         found.append(described("depth", np.float32, 1, paths, how, lambda i: depth(files.read(i, sizes[i]))))
     return found
@@ -110,9 +110,9 @@ def _digest(content: Any) -> str:
 
 
 class PlaneFile:
-    """A finished plane, mapped into memory when it is first read; a copy in another process maps it anew.
+    """A finished plane, memory-mapped on first access; pickled copies map it again.
 
-    A process verifies an image's checksum when it first reads it, 0.2 ms per MB; later it reads a crop's rows alone.
+    A process verifies an image's checksum on first access, 0.2 ms per MB; afterwards it reads only the rows of a crop.
 
     Raises:
         Damaged: the folder is damaged; names it and the cure.
@@ -122,7 +122,7 @@ class PlaneFile:
         self.folder, self.kind, self.channels = plane.folder, plane.kind, plane.channels
         try:
             content = read_json(self.folder / "index.json", CURE)
-            known = KEYS if "sums" in content else KEYS - {"sums"}  # which an earlier version did not write
+            known = KEYS if "sums" in content else KEYS - {"sums"}  # missing in files of earlier versions
             index = unsealed(content, known, self.folder / "index.json", CURE)
             self.disk, self.shapes = (np.array(index[key], np.int64).reshape(-1, 2) for key in ("disk", "shapes"))
             self.sums = np.array(index["sums"], np.uint32) if "sums" in index else None
@@ -134,14 +134,14 @@ class PlaneFile:
         counts = [len(array) for array in (self.disk, self.shapes, self.sums) if array is not None]
         if any(number != count for number in counts) or size != self.offsets[-1] or (self.shapes < 1).any():
             raise Damaged(self._damaged())
-        self._known = np.zeros(count, bool)  # images whose checksum was right
+        self._known = np.zeros(count, bool)  # images with a verified checksum
         self._bytes: NDArray[np.uint8] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_bytes": None}  # a memmap would be pickled with all it maps
+        return {**self.__dict__, "_bytes": None}  # a memmap would be pickled with its whole content
 
     def __getitem__(self, index: int) -> Pixels:
-        """The plane of an image as a read-only view into the file, [H, W] or [H, W, 3]."""
+        """Return the plane of an image as a read-only view into the file, [H, W] or [H, W, 3]."""
         if self._bytes is None:
             try:
                 self._bytes = np.asarray(np.memmap(self.folder / "data.bin", np.uint8, "r"))
@@ -167,25 +167,25 @@ class DiskCache:
         self.files = files
 
     def sample(self, index: int) -> Sample:
-        """The resized sample at `index`, as read-only views; without margins."""
+        """Return the resized sample at `index` as read-only views, without margins."""
         found = {name: file[index] for name, file in self.files.items()}
         return Sample(found["image"], found.get("label"), depth=found.get("depth"))
 
     def disk_size(self, index: int) -> tuple[int, int]:
-        """(H, W) of the image file."""
+        """Return (H, W) of the image file."""
         height, width = self.files["image"].disk[index]
         return int(height), int(width)
 
 
 def find_cache(dataset: SegmentationDataset, resize: Resize | None, cache: Path) -> DiskCache | None:
-    """The finished cache of a data set as it is opened, or None where a plane of it is missing or out of date.
+    """Open the finished cache of a data set; None if a plane is missing or out of date.
 
     Raises:
-        UserError: it is there, but damaged.
+        UserError: the cache is damaged.
     """
     start = f"{dataset.root.name}-{dataset.split}-image-"
     if not any(path.name.startswith(start) for path in cache.glob("resized/*")):
-        return None  # without a look at every file
+        return None  # avoids reading the times of all files
     wanted = planes(dataset, resize, cache)
     if not all(plane.folder.is_dir() for plane in wanted):
         return None
@@ -193,16 +193,16 @@ def find_cache(dataset: SegmentationDataset, resize: Resize | None, cache: Path)
 
 
 def write_cache(dataset: SegmentationDataset, resize: Resize | None, cache: Path, disk: Sequence[Sequence[int]]) -> int:
-    """Write what is missing of a data set's cache, all cores at work, and return the bytes it takes on the whole.
+    """Write the missing parts of a data set's cache on all cores, and return its total size in bytes.
 
     Args:
-        dataset: opened with all that training reads.
-        resize: how training brings samples to their size.
-        cache: where all caches lie.
+        dataset: data set opened with everything that training reads.
+        resize: resize in training.
+        cache: root of all caches.
         disk: (H, W) of every image file.
 
     Raises:
-        UserError: no room, or a file that cannot be decoded.
+        UserError: a full disk, or a file that cannot be decoded.
     """
     sizes = np.array(disk, np.int64).reshape(-1, 2)
     shapes = np.array([resize.size(int(h), int(w)) if resize else (h, w) for h, w in sizes], np.int64).reshape(-1, 2)
@@ -244,9 +244,10 @@ def _write_plane(plane: Plane, shapes: Sizes, disk: Sizes, title: str) -> None:
 
 
 class _Draft:
-    """An unfinished plane: the pixels so far, every image's checksum, and a byte that says whether it is there.
+    """An unfinished plane: the pixels so far, and every image's checksum and completion flag.
 
-    It is written with `write`, not through a map: a full disk would end the process there, not raise an error.
+    It is written with `write`, not through a memory map, where a full disk kills the process instead of raising an
+    error.
     """
 
     def __init__(self, plane: Plane, shapes: Sizes) -> None:
@@ -256,7 +257,7 @@ class _Draft:
         self.data, self.done, self.sums = (self.folder / name for name in ("data.bin", "done", "sums"))
 
     def begin(self) -> None:
-        """Make the files, or leave those of an interrupted draft."""
+        """Create the files, or reuse those of an interrupted draft."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in (self.data, self.done, self.sums):
@@ -268,16 +269,16 @@ class _Draft:
             raise UserError(f"cannot write {self.folder}: {error.strerror or error}; {CACHE}") from error
 
     def todo(self) -> list[int]:
-        """The images that are not there yet."""
+        """List the images that are still missing."""
         done = np.frombuffer(self.done.read_bytes(), np.uint8)
         return [int(index) for index in np.flatnonzero(done == 0)]
 
     def remaining(self) -> int:
-        """Bytes that are still to be written."""
+        """Compute the bytes still to be written."""
         return int(self.sizes[self.todo()].sum())
 
     def put(self, index: int) -> int:
-        """Decode an image and write it in its place."""
+        """Decode an image and write it at its offset."""
         pixels = np.ascontiguousarray(self.plane.decode(index))
         if pixels.shape[:2] != tuple(self.shapes[index]) or pixels.dtype != self.plane.kind:
             raise UserError(
@@ -293,7 +294,7 @@ class _Draft:
         return index
 
     def settle(self, indices: Sequence[int]) -> None:
-        """Say that these images are there, once the disk has them."""
+        """Mark these images as complete after a sync."""
         for path in (self.data, self.sums):
             with path.open("r+b") as file:
                 os.fsync(file.fileno())
@@ -303,14 +304,14 @@ class _Draft:
                 file.write(b"\1")
 
     def finish(self, disk: Sizes) -> None:
-        """Put the whole plane in its place."""
+        """Move the complete plane to its final folder."""
         sums = np.fromfile(self.sums, np.uint32).tolist()
         index = {"shapes": self.shapes.tolist(), "disk": disk.tolist(), "sums": sums}
         write_sealed(self.folder / "index.json", index, CACHE)
         try:
             os.rename(self.folder, self.plane.folder)
         except OSError:
-            if not self.plane.folder.is_dir():  # else another process was first
+            if not self.plane.folder.is_dir():  # otherwise another process was faster
                 raise
 
 

@@ -1,4 +1,4 @@
-"""Files behind an address, kept on this machine's disk: each is fetched once for all its processes."""
+"""Local copies of remote files, fetched once per machine."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from uda_seg.errors import UserError
 from uda_seg.storage.files import CACHE, written_whole
 from uda_seg.storage.user_cache import user_cache
 
-ATTEMPTS = 5  # openings of a file that other processes delete for room each time
+ATTEMPTS = 5  # attempts to open a file that other processes delete to make room
 
 
 class FetchedFiles:
-    """The files at an address; what is opened is fetched unless it is here already.
+    """Files at a remote address, fetched on first access.
 
-    Processes that want the same file wait for the one that fetches it. Where they lack room, the files that were opened
-    longest ago are deleted; who has one open reads on.
+    Processes that need the same file wait for the one that fetches it. To make room, the least recently opened files
+    are deleted; processes that have one open can continue to read it.
 
     Args:
-        root: the address, of a kind that WebDataset opens.
-        room: bytes that all of them together may take.
+        root: an address that WebDataset can open.
+        room: maximum bytes of all files together.
     """
 
     def __init__(self, root: str, room: int) -> None:
@@ -34,17 +34,17 @@ class FetchedFiles:
         self.folder = user_cache() / "shards" / hashlib.sha256(root.encode()).hexdigest()[:16]
 
     def open(self, name: str, size: int) -> BinaryIO:
-        """A file of `size` bytes, open for reading.
+        """Open a file of `size` bytes for reading.
 
         Raises:
-            UserError: it cannot be fetched, or has another size, or is deleted before it is open, again and again.
+            UserError: it cannot be fetched, has another size, or is repeatedly deleted before it can be opened.
         """
         path = self.folder / name
         for _ in range(ATTEMPTS):
             if not _is_here(path, size):
                 self._fetch(path, size)
             with contextlib.suppress(FileNotFoundError):
-                with contextlib.suppress(PermissionError):  # another user's
+                with contextlib.suppress(PermissionError):  # owned by another user
                     os.utime(path)
                 return path.open("rb")
         raise UserError(f"{path} was deleted for room before it could be read: make data.shards.cache_gb larger")
@@ -62,7 +62,7 @@ class FetchedFiles:
                     with gopen(address) as stream, part.open("wb") as file:
                         shutil.copyfileobj(stream, file, 2**20)
                 except (OSError, ValueError) as error:
-                    for cause in (error, error.__context__):  # a full disk, and then the program that could not go on
+                    for cause in (error, error.__context__):  # a full disk, then the fetching program's failure
                         if isinstance(cause, OSError) and cause.errno is not None:
                             raise cause from None  # `written_whole` names the cure
                     raise UserError(f"{address} cannot be fetched: {error}") from error
@@ -70,7 +70,7 @@ class FetchedFiles:
                     raise UserError(f"{address} has {found} bytes, but its index says {size}: index it again")
 
     def _make_room(self, size: int) -> None:
-        """Delete what was opened longest ago until `size` more bytes fit."""
+        """Delete the least recently opened files until `size` more bytes fit."""
         found = []
         for path in self.folder.glob("*"):
             with contextlib.suppress(FileNotFoundError):
@@ -84,7 +84,7 @@ class FetchedFiles:
 
 
 def _is_here(path: Path, size: int) -> bool:
-    """Whether a file is there, as its index has it: not one that was changed at its address since it was fetched."""
+    """Return whether a file exists with the size in the index, that is, unless it has changed remotely since."""
     try:
         return path.stat().st_size == size
     except FileNotFoundError:
@@ -93,13 +93,13 @@ def _is_here(path: Path, size: int) -> bool:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Within the block no other process has this lock; it ends with the process."""
+    """Hold this lock within the block; it is released when the process ends."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.open("w")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; {CACHE}") from error
     with lock:
-        with contextlib.suppress(OSError):  # a disk without locks: several may fetch the same, and one of them stays
+        with contextlib.suppress(OSError):  # without locks several may fetch the file; one copy remains
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -1,4 +1,4 @@
-"""Labels that a network gave a whole data set, on disk: one file a version, read under the crops of training."""
+"""On-disk store of pseudo-labels for a whole data set: one file per version, read with training crops."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from uda_seg.data.labels import IGNORE
 from uda_seg.errors import Damaged, UserError
 from uda_seg.storage.files import checksum, first_line, open_file, read_text, write_text
 
-PLANES = {"label": np.uint8, "level": np.int16, "selected": np.uint8}  # of a draft
+PLANES = {"label": np.uint8, "level": np.int16, "selected": np.uint8}  # planes of a draft
 
 
 class LabelStore:
-    """Versions of labels uint8 [N, H, W], each a memory-mapped file that is there whole or not at all.
+    """Versions of labels uint8 [N, H, W], each a memory-mapped file that is written atomically.
 
-    Beside each lies its CRC-32, verified when a process opens it: 0.6 s per GB, once a round.
+    Each has a CRC-32 in a separate file, verified when a process opens it: 0.6 s per GB, once per round.
 
     Args:
-        folder: where the files lie.
-        count: images N.
-        size: (H, W) that every image fits inside; beyond a smaller one lies 255.
+        folder: folder of the files.
+        count: number of images N.
+        size: maximum (H, W) of the images; smaller ones are padded with 255.
     """
 
     def __init__(self, folder: Path, count: int, size: tuple[int, int]) -> None:
@@ -35,15 +35,15 @@ class LabelStore:
         self._open: tuple[int, NDArray[np.uint8]] | None = None
 
     def path(self, version: int) -> Path:
-        """The finished file of a version."""
+        """Return the path of a finished version."""
         return self.folder / f"round_{version:03d}.npy"
 
     def sum_path(self, version: int) -> Path:
-        """The checksum of a finished version; those of an earlier release have none."""
+        """Return the path of a version's checksum, which earlier releases did not write."""
         return self.path(version).with_suffix(".crc32")
 
     def has(self, version: int) -> bool:
-        """Whether a version is finished and can be read; a broken file is as good as none."""
+        """Return whether a version is finished and readable; a broken file counts as missing."""
         if not self.path(version).is_file():
             return False
         try:
@@ -53,7 +53,7 @@ class LabelStore:
         return True
 
     def take(self, folder: Path, version: int) -> None:
-        """Copy a finished version from another folder, if it has it."""
+        """Copy a finished version from another folder, if it exists there."""
         other = LabelStore(folder, self.count, self.size)
         if not other.has(version):
             return
@@ -68,23 +68,23 @@ class LabelStore:
             raise _no_room(self.folder, error) from error
 
     def forget_from(self, version: int) -> None:
-        """Delete this version and later ones, unfinished ones too."""
+        """Delete this and later versions, including unfinished ones."""
         for path in self.folder.glob("round_*"):
             number = path.stem.removeprefix("round_")
             if number.isdecimal() and int(number) >= version:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def read(self, version: int, index: Tensor, window: Tensor, crop: tuple[int, int]) -> Tensor:
-        """The labels of training crops.
+        """Read the labels of training crops.
 
         Args:
-            version: a finished one.
-            index: int64 [B], places of the images.
-            window: int64 [B, 3], where each crop lies and whether it is mirrored, as in `Sample`.
+            version: number of a finished version.
+            index: int64 [B], indices of the images.
+            window: int64 [B, 3], position and flip of each crop, as in `Sample`.
             crop: (h, w).
 
         Returns:
-            uint8 [B, h, w]; 255 where a crop reaches beyond its image.
+            uint8 [B, h, w]; 255 where a crop extends beyond its image.
         """
         labels = self._map(version)
         out = np.full((len(index), *crop), IGNORE, np.uint8)
@@ -99,7 +99,7 @@ class LabelStore:
             path = self.path(version)
             cure = "resume=last makes them anew"
             try:
-                open_file(path).close()  # a pipe would keep the next line waiting
+                open_file(path).close()  # refuses a pipe, on which the next line would block
                 labels = np.lib.format.open_memmap(path, "r")
             except Exception as error:  # a damaged header fails wherever its reader happens to be
                 raise Damaged(f"cannot read the pseudo-labels {path}: {first_line(error)}; {cure}") from error
@@ -117,16 +117,16 @@ def _no_room(folder: Path, error: OSError) -> UserError:
 
 
 class LabelDraft:
-    """An unfinished version: predictions and their certainty levels, batch of images by batch of images.
+    """An unfinished version: predictions and their confidence levels, written batch by batch.
 
     Args:
-        store: where it will belong.
+        store: store of the finished version.
         version: its number.
-        size: images a batch.
-        network: fingerprint of what labels; a draft of another one, or in other batches, is begun anew.
+        size: images per batch.
+        network: fingerprint of the labelling network; a draft of another network or batch size is restarted.
 
     Attributes:
-        batches: the places of each batch's images.
+        batches: indices of the images of each batch.
     """
 
     def __init__(self, store: LabelStore, version: int, size: int, network: str) -> None:
@@ -136,7 +136,7 @@ class LabelDraft:
         self.identity = f"{network} labels {self.shape} by {size}"
 
     def begin(self) -> None:
-        """Make the files, or leave those of an interrupted draft of the same identity."""
+        """Create the files, or reuse those of an interrupted draft with the same identity."""
         tag = self.folder / "identity.txt"
         if tag.is_file() and tag.read_bytes() == self.identity.encode() and self._is_whole():
             return
@@ -151,7 +151,7 @@ class LabelDraft:
             raise _no_room(self.folder, error) from error
 
     def _is_whole(self) -> bool:
-        """Whether the planes are there as they were begun."""
+        """Return whether the planes exist as they were created."""
         shapes = {**dict.fromkeys(PLANES, self.shape), "done": (len(self.batches),)}
         try:
             planes = {name: self.plane(name) for name in shapes}
@@ -161,15 +161,15 @@ class LabelDraft:
         return kinds and all(planes[name].shape == shape for name, shape in shapes.items())
 
     def plane(self, name: str) -> np.memmap[Any, np.dtype[Any]]:
-        """`label`, `level`, `selected` [N, H, W] or `done` [batches], mapped for reading."""
+        """Map `label`, `level`, `selected` [N, H, W] or `done` [batches] for reading."""
         plane: np.memmap[Any, np.dtype[Any]] = np.load(self.folder / f"{name}.npy", mmap_mode="r")
         return plane
 
     def write(self, name: str, first: int, content: NDArray[np.generic]) -> None:
-        """Put rows into a plane from row `first` on.
+        """Write rows of a plane from row `first` on.
 
-        Not through a map: of a page that two machines write, one's part would be lost, and a full disk would end the
-        process without a word.
+        Not through a memory map: if two machines write to the same page, one part is lost, and a full disk kills the
+        process without an error.
         """
         plane = self.plane(name)
         offset = plane.offset + first * plane.strides[0]
@@ -181,7 +181,7 @@ class LabelDraft:
             raise _no_room(self.folder, error) from error
 
     def finish(self) -> None:
-        """Put `selected` in its place, its checksum beside it, and drop the rest."""
+        """Move `selected` to its final path, write its checksum, and delete the other planes."""
         selected = self.folder / "selected.npy"
         write_text(self.store.sum_path(self.version), checksum(selected, "run it again") + "\n")
         os.replace(selected, self.store.path(self.version))

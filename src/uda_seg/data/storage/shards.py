@@ -1,9 +1,9 @@
-"""Unlabelled images in tar shards, as WebDataset lays them out: target sets too large for a folder of files.
+"""Unlabelled images in tar shards in WebDataset's layout, for target sets too large for a folder of files.
 
-A shard is an uncompressed tar of images; whatever else lies in it (captions, JSON) is passed over. Beside
-the shards, `index.json` says how many images each holds: with it, which image stands at a position of the endless
-stream is a function of the position, as for files. The root is a folder, or an address that WebDataset opens
-(`https://` with curl, `gs://` with gsutil): then each shard is fetched whole, once for a machine, when its turn comes.
+A shard is an uncompressed tar of images; other members (captions, JSON) are skipped. `index.json` next to the shards
+lists the number of images in each, so that the image at a position of the infinite stream is a function of the
+position, as for files. The root is a folder, or an address that WebDataset can open (`https://` with curl, `gs://` with
+gsutil), from which each shard is fetched as a whole, once per machine, when it is needed.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from uda_seg.errors import Damaged, UserError
 from uda_seg.storage.files import first_line, open_file, unsealed, write_sealed, written_whole
 
 INDEX = "index.json"
-OPEN_TABLES = 64  # shards whose tables of contents a process remembers: 16 bytes an image
-KEEP_EVERY = 32  # shards between two savings of an index that is being made
+OPEN_TABLES = 64  # shards whose tables of contents a process caches: 16 bytes per image
+KEEP_EVERY = 32  # shards between two saves of an index under construction
 ROOM = "make room or choose another folder"
-_NAME = re.compile(r"[\w.-]+\.tar")  # a plain file name: nothing that a remote index says becomes a path or a command
+_NAME = re.compile(r"[\w.-]+\.tar")  # plain file names only: a remote index must not inject paths or commands
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar: its file name, its images, its size in bytes, and the CRC-32 of every image in eight hexadecimal digits.
+    """A tar: file name, number of images, size in bytes, and the CRC-32 of every image in eight hexadecimal digits.
 
-    An index of an earlier version has no checksums: "".
+    The checksums are "" for an index of an earlier version.
     """
 
     name: str
@@ -56,19 +56,19 @@ class Shard:
 
 
 def is_address(root: str) -> bool:
-    """Whether shards lie elsewhere, behind an address such as `https://...`."""
+    """Return whether the root is remote, an address such as `https://...`."""
     return "://" in root
 
 
 def read_index(root: str, cure: str) -> list[Shard]:
-    """The shards that `index.json` lists.
+    """Read the shards listed in `index.json`.
 
     Args:
         root: folder or address.
-        cure: what to do where it is missing, for the message.
+        cure: cure for a missing index, for the message.
 
     Raises:
-        UserError: there is none, or it is none.
+        UserError: the index is missing or invalid.
     """
     try:
         content = _fetch_small(f"{root}/{INDEX}") if is_address(root) else _content_of(Path(root) / INDEX)
@@ -88,7 +88,7 @@ def _content_of(path: Path) -> bytes:
 
 
 def _parsed(content: bytes, name: str, cure: str) -> list[Shard]:
-    """The shards that the content of an index lists."""
+    """Parse the content of an index."""
     try:
         found = unsealed(json.loads(content.decode()), frozenset(("shards",)), name, cure)["shards"]
         shards = [Shard(str(s["name"]), int(s["images"]), int(s["bytes"]), str(s.get("sums", ""))) for s in found]
@@ -105,16 +105,16 @@ def _fetch_small(address: str) -> bytes:
     try:
         with gopen(address) as stream:
             return bytes(stream.read())
-    except ValueError as error:  # no handler for such addresses
+    except ValueError as error:  # no handler for this kind of address
         cure = "give https://... (needs curl), gs://... (needs gsutil) or a folder"
         raise UserError(f"{address} cannot be opened: {error}; {cure}") from error
 
 
 def contents(path: Path) -> list[tuple[str, int, int]]:
-    """(name, first byte, bytes) of every image in a shard, in its order; reads the headers alone.
+    """List (name, offset, bytes) of every image in a shard, in order, reading only the headers.
 
     Raises:
-        Damaged: it is cut off, compressed, or no tar at all.
+        Damaged: the shard is truncated, compressed, or not a tar.
     """
     with _open(path) as file:
         return _members(file, str(path))
@@ -131,7 +131,7 @@ def _members(file: BinaryIO, name: str) -> list[tuple[str, int, int]]:
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             found = [(m.name, m.offset_data, m.size) for m in tar if m.isfile() and _is_image(m.name)]
-            # A damaged header ends the list in silence; after the last one there are zeros.
+            # A damaged header silently ends the list; zeros must follow the last one.
             file.seek(tar.offset)
             rest, size = file.read(tarfile.BLOCKSIZE), file.seek(0, os.SEEK_END)
     except Exception as error:  # a damaged header fails wherever its reader happens to be
@@ -148,19 +148,19 @@ def _is_image(name: str) -> bool:
 
 
 class ShardDataset:
-    """The images of a folder of shards by number: those of the first shard, those of the second, ...
+    """The images of all shards, numbered consecutively.
 
     Args:
         root: folder or address of the shards.
-        option: where that stands in the configuration, for messages.
+        option: its key in the configuration, for messages.
         count: use the first `count` images; None: all.
-        bits: how many of 16 bits a channel the images use; None: found in the first of them.
-        cache_bytes: room for fetched shards on this machine's disk; those opened longest ago are deleted for others.
-        cure: what to do where there is no index, for the message.
+        bits: used bits per channel of 16-bit images; None: determined from the first images.
+        cache_bytes: maximum bytes of fetched shards on this machine's disk; the least recently opened are deleted.
+        cure: cure for a missing index, for the message.
 
     Attributes:
-        shards: those that are used, the last of them perhaps in part.
-        depth: None: shards have images alone.
+        shards: the shards in use, the last one possibly in part.
+        depth: None, as shards contain only images.
     """
 
     depth = None
@@ -190,10 +190,10 @@ class ShardDataset:
         self._table = functools.lru_cache(maxsize=OPEN_TABLES)(self._read_table)
 
     def read(self, index: int) -> Sample:
-        """Decode the image of this number, as RGB.
+        """Decode the image at `index`, as RGB.
 
         Raises:
-            UserError: names the shard, and the place in it, of what cannot be read.
+            UserError: it cannot be read; names the shard and the member.
         """
         content, name = self._content(index), self._name(index)
         shard, place = self._place(index)
@@ -202,11 +202,11 @@ class ShardDataset:
         said = self.shards[shard].sums[8 * place : 8 * place + 8]
         if said and _sum(content) != said:
             raise Damaged(f"{name} is damaged: {self._cure(shard)}")
-        # Asked for only where it counts: it may fetch the first shard.
+        # Only evaluated if needed, because it may fetch the first shard.
         return Sample(image_of(content, self.bits if may_be_deep(content[:HEAD]) else None, name))
 
     def _place(self, index: int) -> tuple[int, int]:
-        """The shard of an image, and its place in it."""
+        """Return the shard of an image, and its index in the shard."""
         shard = int(np.searchsorted(self.ends, index, side="right"))
         return shard, index - (int(self.ends[shard - 1]) if shard else 0)
 
@@ -215,7 +215,7 @@ class ShardDataset:
         return f"image {place} of {self.root}/{self.shards[shard].name}"
 
     def _content(self, index: int, count: int = -1) -> bytes:
-        """The first bytes of an image's file, -1 for all; nothing where the shard is cut off."""
+        """Read the first bytes of an image's file, -1 for all; empty if the shard is truncated."""
         shard, place = self._place(index)
         start, size = self._table(shard)[place]
         wanted = size if count < 0 else min(count, size)
@@ -226,7 +226,7 @@ class ShardDataset:
 
     @functools.cached_property
     def bits(self) -> int | None:
-        """How many of 16 bits a channel the images use, by those of the first shard; None: they have 8."""
+        """Used bits per channel of 16-bit images, determined from the first shard; None for 8-bit images."""
         if self._bits is not None:
             return self._bits
         sample = [functools.partial(self._content, index) for index in spread(range(self.shards[0].images))]
@@ -240,7 +240,7 @@ class ShardDataset:
         with self._open(shard) as file:
             found = _members(file, f"{self.root}/{self.shards[shard].name}")
         promised = self.shards[shard].images
-        whole = shard < len(self.shards) - 1  # of the last one, the first images may be all that is used
+        whole = shard < len(self.shards) - 1  # of the last shard possibly only the first images are used
         if len(found) < promised or (whole and len(found) > promised):
             raise UserError(
                 f"{self.root}/{self.shards[shard].name} holds {len(found)} images, but {INDEX} says {promised}: it was "
@@ -249,13 +249,13 @@ class ShardDataset:
         return np.array([(start, size) for _, start, size in found], np.int64)
 
     def _open(self, shard: int) -> BinaryIO:
-        """The shard's file on this machine, fetched if need be."""
+        """Open the shard's file, fetching it if necessary."""
         name, size = self.shards[shard].name, self.shards[shard].bytes
         return self._fetched.open(name, size) if is_address(self.root) else _open(Path(self.root) / name)
 
 
 def _first(shards: Sequence[Shard], count: int | None) -> list[Shard]:
-    """The shards that hold the first `count` images."""
+    """Return the shards with the first `count` images."""
     kept, left = [], count if count is not None else sum(shard.images for shard in shards)
     for shard in shards:
         if left > 0:
@@ -266,18 +266,18 @@ def _first(shards: Sequence[Shard], count: int | None) -> list[Shard]:
 
 @dataclass(frozen=True)
 class ShardOrder:
-    """Pass after pass over the shards; a rank has shards of its own, and shuffles `window` of them together.
+    """Passes over the shards; each rank has its own shards and shuffles the images of `window` shards together.
 
-    Position p is that of rank p mod W (`uda_seg.data.sampling`), which reads every W-th shard of an order that the seed
-    draws once: so no two ranks train on the same shard, and each machine's cache serves all passes. In a pass the
-    rank's shards come in a new order, `window` at a time, and the images of a window in an order of their own: at any
-    moment no more than `window` shards are open. A rank whose shards hold fewer images begins its next pass earlier.
+    Position p belongs to rank p mod W (`uda_seg.data.sampling`), which reads every W-th shard of an order drawn once
+    from the seed: no two ranks train on the same shard, and each machine's cache serves all passes. Every pass visits
+    the rank's shards in a new order, `window` at a time, and the images of a window in random order, so that at most
+    `window` shards are open. A rank whose shards contain fewer images starts its next pass earlier.
 
     Args:
-        sizes: images of each shard.
-        seed: the run's seed.
-        domain: the domain's number.
-        window: shards that are shuffled together.
+        sizes: number of images of each shard.
+        seed: seed of the run.
+        domain: id of the domain.
+        window: number of shards shuffled together.
     """
 
     sizes: tuple[int, ...]
@@ -286,7 +286,7 @@ class ShardOrder:
     window: int
 
     def pick(self, position: int, world: int) -> Pick:
-        """The image at `position` of the stream that `world` ranks share.
+        """Return the image at `position` of the stream shared by `world` ranks.
 
         Raises:
             UserError: there are fewer shards than ranks.
@@ -300,7 +300,7 @@ class ShardOrder:
 
 @functools.lru_cache(maxsize=64)
 def _own_shards(order: ShardOrder, rank: int, world: int) -> tuple[NDArray[np.int64], int]:
-    """The shards that a rank reads, and how many images they hold."""
+    """Return a rank's shards and their number of images."""
     if len(order.sizes) < world:
         raise UserError(
             f"{len(order.sizes)} shards cannot be shared by {world} ranks: pack the images into more of them "
@@ -312,7 +312,7 @@ def _own_shards(order: ShardOrder, rank: int, world: int) -> tuple[NDArray[np.in
 
 @functools.lru_cache(maxsize=8)
 def _pass(order: ShardOrder, rank: int, world: int, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """A rank's shards as they come in a pass, and where each of its windows ends."""
+    """Return a rank's shards in the order of a pass, and the end of each window."""
     rng = generator(order.seed, order.domain, Draw.SHARDS, 1 + number * world + rank)
     shards = rng.permutation(_own_shards(order, rank, world)[0])
     ends = np.cumsum([order.sizes[s] for s in shards])
@@ -322,7 +322,7 @@ def _pass(order: ShardOrder, rank: int, world: int, number: int) -> tuple[NDArra
 
 @functools.lru_cache(maxsize=8)
 def _window(order: ShardOrder, rank: int, world: int, number: int, window: int) -> NDArray[np.int64]:
-    """The images of a window in their order."""
+    """Return the images of a window in order."""
     shards = _pass(order, rank, world, number)[0][window * order.window : (window + 1) * order.window]
     first = np.cumsum((0, *order.sizes))
     images = np.concatenate([np.arange(first[s], first[s] + order.sizes[s]) for s in shards])
@@ -332,10 +332,10 @@ def _window(order: ShardOrder, rank: int, world: int, number: int, window: int) 
 
 
 def open_shards(domain: DomainSettings, settings: DataSettings, option: str) -> ShardDataset:
-    """The shards that `data.reader=shards` reads as `domain`.
+    """Open the shards of `domain` for `data.reader=shards`.
 
     Raises:
-        UserError: no root, no folder or no index, with the command that mends it.
+        UserError: no root, no folder or no index; names the command that helps.
     """
     cure = f"run {prepare_command(settings)} data.reader=shards"
     if domain.root is None:
@@ -354,12 +354,12 @@ def open_shards(domain: DomainSettings, settings: DataSettings, option: str) -> 
 
 
 def index_shards(root: str) -> list[Shard]:
-    """Read every image of a folder's shards to its last byte, and write `index.json` beside them.
+    """Read every image of a folder's shards completely, and write `index.json`.
 
-    What an interrupted call has read is not read again, nor is a shard that has the size it had.
+    Shards that an earlier or interrupted call has read are skipped if their size is unchanged.
 
     Raises:
-        UserError: no folder, no shard, a damaged shard or image, or no image in one.
+        UserError: no folder, no shard, a damaged shard or image, or a shard without images.
     """
     if is_address(root):
         raise UserError(f"{root} is an address: index the shards in a folder, and upload {INDEX} with them")
@@ -383,7 +383,7 @@ def index_shards(root: str) -> list[Shard]:
 
 
 def _known(path: Path) -> Iterator[Shard]:
-    """What an index file, if there is a good one, says."""
+    """Yield the shards of an index file, if it exists and is valid."""
     with contextlib.suppress(OSError, Damaged):
         yield from _parsed(_content_of(path), str(path), "")
 
@@ -415,17 +415,17 @@ def _write_index(path: Path, shards: Sequence[Shard]) -> None:
 
 
 def pack(dataset: SegmentationDataset, out: Path, images: int) -> list[Shard]:
-    """Copy the images of a data set, byte by byte as they are on disk, into shards of `images` each, and index them.
+    """Copy the image files of a data set unchanged into shards of `images` each, and index them.
 
-    An interrupted call goes on with the first shard that is missing. Labels and depth are left behind.
+    An interrupted call continues with the first missing shard. Labels and depth are not copied.
 
     Args:
-        dataset: whose images.
+        dataset: source of the images.
         out: folder of the shards; empty, or that of an interrupted call.
-        images: images a shard.
+        images: images per shard.
 
     Raises:
-        UserError: a damaged image; `out` holds other shards; the disk is full.
+        UserError: a damaged image, a folder with other shards, or a full disk.
     """
     starts = range(0, len(dataset), images)
     names = {start: f"images-{number:06d}.tar" for number, start in enumerate(starts)}
@@ -460,6 +460,6 @@ def _pack_one(dataset: SegmentationDataset, indices: range, path: Path) -> Shard
 
 
 def _member(index: int, name: str) -> tuple[str, str]:
-    """Key and suffix in the shard: WebDataset ends a key at its first dot, and keys must differ."""
+    """Build a unique key and a suffix for the shard; in WebDataset a key ends at the first dot."""
     stem, _, suffix = name.rpartition(".")
     return f"{index:09d}_{re.sub(r'[^A-Za-z0-9_-]', '_', stem)}", suffix.lower()
