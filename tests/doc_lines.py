@@ -76,7 +76,10 @@ def yaml(path: Path) -> Iterator[Line]:
 
 
 def documents() -> list[Path]:
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [
+        *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")),
+        *sorted((ROOT / "docs").glob("*.md")),
+    ]
 
 
 def script_of_benchmarks() -> list[Line]:
@@ -110,7 +113,7 @@ def code_lines() -> Iterator[tuple[str, str]]:
     for path in documents():
         language, continued = None, False
         for number, line in enumerate(path.read_text().splitlines(), start=1):
-            fence = re.match(r"\s*```(\w*)", line)
+            fence = re.match(r"\s*```([\w{}]*)", line)
             if fence:
                 language = None if language is not None else fence[1] or "shell"
                 continue

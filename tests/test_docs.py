@@ -241,6 +241,12 @@ def test_other_programs_are_called_with_what_is_there(line, places, cli, monkeyp
         monkeypatch.setattr(sys, "argv", ["script", str(places["<run>"])])
         runpy.run_path(str(ROOT / "scripts/make_encoder_start.py"), run_name="__main__")
         assert (tmp_path / "start.pth").is_file()
+    elif line.program == "python scripts/draw_rooms.py":
+        assert not line.words  # what it draws is compared with the page in tests/test_rooms.py
+    elif line.program == "python scripts/same_numbers.py":
+        script = runpy.run_path(str(ROOT / "scripts/same_numbers.py"))
+        for method, more in script["MORE"].items():
+            assert len(composed(cli, monkeypatch, "train", [f"method={method}", *script["SMALL"], *more])) == 1
     else:  # it needs a package of vectors that is no dependency
         assert line.program == "python scripts/make_class_text.py", f"nobody told tests/test_docs.py how to run {line}"
 

@@ -3,7 +3,7 @@
 import os
 import sys
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # How long a thread of PyTorch's that waits for the others spins before it sleeps: about a millisecond. By itself it
 # spins for ten, and keeps the core from whoever else wants it; `launch.threads` does more while somebody does. GNU's

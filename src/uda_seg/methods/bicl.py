@@ -1,4 +1,4 @@
-"""BiCL: bi-directional contrastive learning (Lee, Oh, Kim, Noh and Ham, ECCV 2022, arXiv 2207.10892).
+"""BiCL: bi-directional contrastive learning (Lee, Eom, Lee, Park and Ham, ECCV 2022, arXiv 2207.10892).
 
 Within each pair of images, target pixels are pulled to source prototypes (forward) and source pixels to target
 prototypes (backward). Target labels are hybrid: static labels y_F, which the network predicts for the whole target once

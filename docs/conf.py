@@ -1,0 +1,87 @@
+"""Configuration of the documentation site, which `make docs` builds from docs/ and the docstrings."""
+
+from __future__ import annotations
+
+import re
+import sys
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+
+import uda_seg
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+project = "uda_seg"
+author = "the developers of uda_seg"
+version = release = uda_seg.__version__
+extensions = [
+    "myst_parser",
+    "sphinx.ext.apidoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinxcontrib.mermaid",
+]
+exclude_patterns = ["api/modules.rst"]
+html_theme = "furo"
+html_title = f"uda_seg {version}"
+
+highlight_language = "bash"
+
+# Pages are Markdown that reads as well in the repository; a link to a heading that is not there is a warning.
+myst_heading_anchors = 3
+myst_fence_as_directive = ["mermaid"]
+
+# A page for each module, written to docs/api/ (not committed), so that one which moves or comes takes its page with it.
+apidoc_modules = [
+    {
+        "path": "../src/uda_seg",
+        "destination": "api",
+        "separate_modules": True,
+        "module_first": True,
+        "exclude_patterns": [
+            f"../src/uda_seg/{room}" for room in ("bench", "cli", "launch", "sweeps")
+        ],  # of use here alone
+        "automodule_options": {"members", "show-inheritance"},
+    }
+]
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+suppress_warnings = ["ref.python"]  # a class that a second module hands on has two targets
+default_role = "code"  # docstrings write `code` in single backticks, as Markdown has it
+
+
+def plain(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Take docstrings for the plain text that they are: |x| and d* are formulas, columns in a command's help stay."""
+    text = "\n".join(lines)
+    if text.startswith("Alias for field number"):  # what NamedTuple says of its fields
+        text = ""
+    blocks = text.split("\n\n") if what == "module" else [text]
+    lines[:] = "\n\n".join(block(part, what) for part in blocks).split("\n")
+
+
+def block(text: str, what: str) -> str:
+    """A paragraph of a docstring as reStructuredText."""
+    if what == "module" and re.search(r"(?m)\S {2,}\S|^ +python -m", text):
+        return ".. code-block:: text\n\n" + textwrap.indent(text, "    ")
+    if what == "module" and not text.startswith("- "):
+        text = re.sub(r"(?m)^ +", "", text)
+    return re.sub(r"(`[^`]*`)|([*|])", lambda match: match[1] or rf"\{match[2]}", text)
+
+
+def short(app: Sphinx, page: str, source: list[str]) -> None:
+    """Title the pages of modules by their names below the package."""
+    if page.startswith("api/"):
+        source[0] = re.sub(r"\Auda\\_seg\.?(\S*) (?:package|module)\n", lambda m: f"{m[1] or project}\n", source[0])
+
+
+def setup(app: Sphinx) -> None:
+    """Called by Sphinx; `plain` comes before napoleon, which adds markup of its own."""
+    app.connect("autodoc-process-docstring", plain, priority=100)
+    app.connect("source-read", short)
