@@ -1,1 +1,1 @@
-"""The configuration: its schema, and how it is composed and replayed."""
+"""Configuration: schema, composition and replay."""

@@ -1,4 +1,4 @@
-"""Compose a configuration out of `conf/` and overrides, and say how it departs from its method's own."""
+"""Composition of a configuration from `conf/` and overrides, and its departures from the method's defaults."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from uda_seg.options.validate import leaves, shown
 
 
 def as_user_error(error: Exception) -> UserError:
-    """What Hydra or OmegaConf say of a configuration, in one line."""
+    """Convert an error of Hydra or OmegaConf to a UserError of one line."""
     if "hydra/launcher/submitit" in str(error):
         return UserError("sweep=slurm needs submitit: pip install '.[sweep]' in the checkout")
     said = [" ".join(str(e).split()) for e in (error, error.__cause__) if e is not None and str(e).strip()]
@@ -31,7 +31,7 @@ def as_user_error(error: Exception) -> UserError:
 
 
 def is_multirun() -> bool:
-    """Whether this job is one of a sweep."""
+    """Return whether this process runs a job of a multirun."""
     return HydraConfig.get().mode == RunMode.MULTIRUN
 
 
@@ -43,20 +43,20 @@ def _composed(name: str, overrides: Sequence[str], **options: Any) -> DictConfig
 
 
 def composed(overrides: Sequence[str], name: str = "config") -> Config:
-    """Compose and check a configuration without a command line (tests, notebooks, bench)."""
+    """Compose and check a configuration without a command line (for tests, notebooks and the bench)."""
     with _started():
         return parse(_composed(name, overrides))
 
 
 def _started() -> AbstractContextManager[Any]:
-    """A running job has Hydra at hand; elsewhere it has to be started."""
+    """Initialise Hydra, unless a running job has already."""
     if GlobalHydra.instance().is_initialized():
         return nullcontext()
     started: AbstractContextManager[Any] = initialize_config_dir(str(CONF), version_base="1.3")
     return started
 
 
-# What a method's own file decides, and a data set's or the command line may decide otherwise.
+# Keys set by a method's file that a data set or the command line may override.
 RECIPE = ("steps", "pretrained", "running_statistics", "optimizer", "schedule", "teacher", "method")
 
 
@@ -64,9 +64,9 @@ STARTS = (".weights", ".allow_missing")
 
 
 def departures(config: Config) -> list[str]:
-    """What a run does otherwise than its method's file by itself: `key value (the method's value)`, sorted.
+    """List settings that differ from the method's file: `key value (the method's value)`, sorted.
 
-    `data=streets` is why there are any: a small network, from other weights, for minutes.
+    They mainly come from `data=streets`: a small network with other initial weights, trained for minutes.
     """
     if not HydraConfig.initialized():
         return []
@@ -78,7 +78,7 @@ def departures(config: Config) -> list[str]:
     values["evaluator.inference"] = config.evaluator.inference
     values["data.rare_class.enabled"] = config.data.rare_class.enabled
     found = [] if own_model == chosen["model"] else [f"model {chosen['model']} ({own_model})"]
-    if not found:  # of another network each number would differ; and what its encoder starts from, `pretrained` says
+    if not found:  # another network differs in every number, and `pretrained` tells its initial weights
         values |= {key: value for key, value in leaves({"model": said["model"]}) if not key.endswith(STARTS)}
     for key, value in values.items():
         own = OmegaConf.select(tree, key, default="not set")
@@ -89,7 +89,7 @@ def departures(config: Config) -> list[str]:
 
 @functools.cache
 def _recipe(method: str) -> DictConfig:
-    """What a method's file says by itself, which is the same for all jobs of a sweep."""
+    """Compose a method's file alone; cached, because it is the same for all jobs of a sweep."""
     with _started():
         tree = compose("config", [f"method={method}", "~data"], return_hydra_config=True)
     return tree

@@ -1,4 +1,4 @@
-"""The names of runs: what tells a run's folder from that of another one."""
+"""Names of run folders."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from uda_seg.config.schema import key_of
 
-# Overrides that do not change what is computed, or that have a place of their own in the folder's path.
+# Overrides that do not change results, or that are another part of the folder's path.
 _NOT_IN_NAME = re.compile(
     r"^(method|model|data|seed|resume|overwrite|logger|callbacks|sweep|hydra|checkpoint|export)$"
     r"|^model\.(compile|compile_backend|channels_last)$|\.workers$|\.cache$|^depth\.supervision$"
@@ -19,14 +19,14 @@ _NOT_IN_NAME = re.compile(
 )
 
 
-_LONGEST_NAME, _LONGEST_VALUE = 80, 40  # of the 255 bytes that a file system takes
+_LONGEST_NAME, _LONGEST_VALUE = 80, 40  # of the 255 bytes that file systems allow
 
 
 def variant(overrides: Sequence[str]) -> str:
-    """The part of a run folder's name that says how a run differs from its method's defaults; empty for none.
+    """Build the part of a run folder's name for differences from the method's defaults; empty without any.
 
-    Two that differ in what changes a result never have one name, be it in the folder of a path alone, in letters that
-    no file name takes, or in upper and lower case, which some disks do not tell apart.
+    Runs that differ in anything that affects results have different names, even if they differ only in the folder of a
+    path, in characters that file names cannot contain, or in case, which some file systems ignore.
     """
     values = {key_of(o): "" if o.startswith("~") else _in_name(key_of(o), o.partition("=")[2]) for o in overrides}
     parts = [f"{k}={v}" for k, v in values.items() if is_named(k) and (k, v) != ("trainer", "auto")]
@@ -37,17 +37,17 @@ def variant(overrides: Sequence[str]) -> str:
 
 
 def is_named(key: str) -> bool:
-    """Whether a run's folder is named by what is given for this key."""
+    """Return whether the value of this key is part of a run folder's name."""
     return not _NOT_IN_NAME.search(key)
 
 
 def _in_name(key: str, value: str) -> str:
-    """A value as a folder's name shows it: of a path the last part, and a digest where that does not say it all."""
+    """Format a value for a folder's name: the last part of a path, with a digest if that is ambiguous."""
     value = shown = _unquoted(value)
     if "/" in value and value[0] not in "[{":
         value = value if "://" in value else os.path.normpath(value)
         shown = _short(key, value)
-    # Brackets and commas become hyphens: of a flat list of numbers or words that leaves no doubt.
+    # Brackets and commas become hyphens, which is unambiguous for a flat list of numbers or words.
     plain = re.fullmatch(r"(?!-.*-$)[a-z0-9_.=+-]+|\[[a-z0-9_.]+(, ?[a-z0-9_.]+)*\]", shown)
     if plain and shown == value:
         return shown
@@ -55,7 +55,7 @@ def _in_name(key: str, value: str) -> str:
 
 
 def _short(key: str, path: str) -> str:
-    """`<method>_<model>` of `<method>_<model>/seed<k>/checkpoints/last.ckpt`; the file's name of any other path."""
+    """Shorten `<method>_<model>/seed<k>/checkpoints/last.ckpt` to `<method>_<model>`, other paths to the file name."""
     parts = Path(path).parts
     if key == "init" and len(parts) >= 4 and parts[-2] == "checkpoints":
         return parts[-4]
@@ -67,7 +67,7 @@ def _plain(text: str) -> str:
 
 
 def _unquoted(value: str) -> str:
-    """A value without the quotes that the command line may have put around it."""
+    """Remove the quotes of the command line from a value."""
     if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
         return value[1:-1].replace("\\" + value[0], value[0])
     return value
@@ -78,6 +78,6 @@ def _digest(text: str) -> str:
 
 
 def plain_name(name: str) -> str:
-    """A name as one part of a path, for names that a checkpoint brings: nothing else may choose where is written."""
+    """Convert a name to a single path component: names from checkpoints must not choose where files are written."""
     plain = _plain(name)[:_LONGEST_NAME]
     return plain if plain == name and plain.strip(".") else f"{plain.strip('.-')}-{_digest(name)}".lstrip("-")

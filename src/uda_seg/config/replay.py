@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself, and the same configuration composed again from it."""
+"""Description of a run in its checkpoint, and replay of its configuration."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from uda_seg.data.custom import classes_of, contents
 from uda_seg.errors import UserError
 from uda_seg.options.validate import leaves
 
-FORMAT = 1  # of what a checkpoint says about itself
+FORMAT = 1  # version of the description
 
 
 def describe(config: Config) -> dict[str, Any]:
-    """What a checkpoint says about itself: choices and plain overrides, from which the same network is composed."""
+    """Describe a configuration for its checkpoint: group choices and plain overrides that compose the same network."""
     choices: dict[str, str] = {}
     overrides: list[str] = []
     if HydraConfig.initialized():
@@ -33,7 +33,7 @@ def describe(config: Config) -> dict[str, Any]:
         for override in hydra.overrides.task:
             key = key_of(override)
             if key not in groups():
-                # An interpolation may look into this machine's environment; its value is what counted.
+                # Interpolations may refer to this machine's environment, so their values are stored.
                 named = "${" in override
                 overrides.append(f"{key}={OmegaConf.select(resolved, key)}" if named else override)
     return {
@@ -51,18 +51,18 @@ def describe(config: Config) -> dict[str, Any]:
 
 
 def method_name(config: Config) -> str:
-    """The name of the method's class."""
+    """Return the name of the method's class."""
     return str(config.method["_target_"]).rpartition(".")[2]
 
 
 def method_options(config: Config) -> dict[str, Any]:
-    """The method's options, plain values, with the defaults of those that are not given."""
+    """Return all options of the method as plain values, including defaults."""
     parameters = inspect.signature(get_class(config.method["_target_"])).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     return defaults | {name: value for name, value in config.method.items() if name != "_target_"}
 
 
-# Not taken from a checkpoint: where a run was, how it was started, what its network started from, and what to write.
+# Not replayed: paths, launcher, initial weights, and outputs.
 _NOT_REPLAYED = re.compile(
     r"^(init|resume|overwrite|checkpoint|input|output|pretrained|trainer|logger|callbacks|sweep|debug)$"
     r"|^(submission|export|official|out|fix|unpack)$|^(hydra|trainer|logger|callbacks|streets|pack|bench|convert)[./]"
@@ -71,20 +71,20 @@ _NOT_REPLAYED = re.compile(
 
 
 def replay(checkpoint: Mapping[str, Any], given: list[str]) -> list[str]:
-    """Overrides that compose the checkpoint's network again; those given now win, `data=` replaces all of its data.
+    """Return overrides that compose the checkpoint's network; given ones win, and `data=` replaces all of its data.
 
-    An experiment is replayed by its values: its file comes after that of `data=` and would win over it. What it chooses
-    (method, model, evaluator) is among the stored choices.
+    An experiment is replayed by its values, because its file would take precedence over `data=`. Its choices (method,
+    model, evaluator) are among the stored ones.
 
     Raises:
-        UserError: an override that names code: a checkpoint says values, never classes.
+        UserError: an override that names code: a checkpoint may contain values, never classes.
     """
     said, keys = checkpoint["uda_seg"], {key_of(o) for o in given}
     left_out = re.compile(_NOT_REPLAYED.pattern + (r"|^data\." if "data" in keys else ""))
     stored = [*(f"{group}={choice}" for group, choice in said["choices"].items()), *said["overrides"]]
     stored = [o for o in stored if not left_out.search(key_of(o))]
     for override in stored:
-        # As a word of its own: folders may be called `new_target_images`.
+        # As a whole word: folders may be called `new_target_images`.
         if re.search(r"\b_target_\b", override) or "${" in override:
             raise UserError(f"the checkpoint asks for {override}, which names code: not loaded")
     if isinstance(described := said.get("described"), Mapping):
@@ -97,32 +97,32 @@ def replay(checkpoint: Mapping[str, Any], given: list[str]) -> list[str]:
     return [o for o in ("++model.encoder.weights=null", *values, *stored) if key_of(o) not in keys] + given
 
 
-# Where a person may describe classes and folders.
+# Keys of custom class sets and data sets.
 _DESCRIBED = re.compile(r"data\.(class_set|(source|target|validation\.[\w-]+)\.custom)")
 
 
 def _with_contents(stored: list[str], described: Mapping[str, Any], given: set[str]) -> list[str]:
-    """The overrides with what a checkpoint's run described in the place of the files that it read it from.
+    """Replace files of custom data sets and classes in the overrides by their stored contents.
 
     Raises:
-        UserError: a description that would look into the machine's environment.
+        UserError: a description that refers to the machine's environment.
     """
     touched = {"class_set" if g.startswith("data.class_set") else "custom" for g in given if _DESCRIBED.match(g)}
     for key, content in described.items():
         text = json.dumps(content)
         if "${" in text:
             raise UserError(f"the checkpoint describes {key} by {text}: not loaded")
-        # No override can name other keys, and of `custom` others may follow the one that is given.
+        # Overrides cannot have other keys, and a given `custom` may be followed by others.
         if not _DESCRIBED.fullmatch(key) or "data" in given or key.rpartition(".")[2] in touched:
             continue
         stored = [o for o in stored if key_of(o) != key and not key_of(o).startswith(f"{key}.")]
-        # As JSON's escapes, what Hydra would read as its own, or as the end of the value.
+        # Characters that Hydra would interpret, or take as the end of the value, are written as JSON escapes.
         stored.append("++{}='{}'".format(key, text.replace("'", "\\u0027").replace("$", "\\u0024")))
     return stored
 
 
 def _said_by(experiment: str) -> list[str]:
-    """The values in an experiment's file, and in those that it extends, as overrides; later wins."""
+    """Return the values of an experiment's file, and of those it extends, as overrides; later ones win."""
     tree: Any = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml"))
     parents = [entry for entry in tree.pop("defaults", []) if isinstance(entry, str) and entry != "_self_"]
     own = [f"++{key}={json.dumps(value)}" for key, value in leaves(tree) if not isinstance(value, Mapping)]

@@ -1,4 +1,4 @@
-"""The schema of the configuration, and what is wrong with one, said in a line before anything is built."""
+"""Schema of the configuration, and its validation with errors of one line."""
 
 from __future__ import annotations
 
@@ -57,21 +57,21 @@ CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parents[1
 
 @dataclass
 class TrainerSettings:
-    """Hardware, and nothing that changes the mathematics (but `precision`).
+    """Hardware settings; except for `precision` they do not change the mathematics.
 
     Attributes:
-        accelerator: cpu, gpu (or cuda, the same), mps (Apple's) or auto.
+        accelerator: cpu, gpu (or its synonym cuda), mps (Apple) or auto.
         devices: number of devices, or auto.
-        num_nodes: machines.
-        strategy: auto is ddp from two devices on; `ddp` is it on one device too.
-        precision: `auto` is bf16-mixed where the device computes it fast, 32-true elsewhere.
-        max_steps: stop early after this many steps, the schedule unchanged; null runs all of `steps`.
-        timeout: seconds that a rank waits for the others before it gives up.
-        sync_batchnorm: batch-norm statistics over all ranks (GPUs alone).
-        deterministic: Lightning's flag; `warn` is its third value.
-        benchmark: let cuDNN try its convolutions out for every new size, and take the fastest.
+        num_nodes: number of machines.
+        strategy: `auto` is ddp on two or more devices; `ddp` also on one.
+        precision: `auto` is bf16-mixed on devices with fast bf16, otherwise 32-true.
+        max_steps: stop early after this many steps with the schedule unchanged; null runs all of `steps`.
+        timeout: seconds that a rank waits for others before it fails.
+        sync_batchnorm: batch-norm statistics over all ranks (only GPUs).
+        deterministic: Lightning's flag: true, false or `warn`.
+        benchmark: let cuDNN select the fastest convolution for every new size.
         profiler: simple, advanced or null.
-        overfit: train on the first batch again and again.
+        overfit: train repeatedly on the first batch.
     """
 
     accelerator: Annotated[str, OneOf(("auto", "cpu", "gpu", "cuda", "mps"))] = "auto"
@@ -94,9 +94,9 @@ class LoggerSettings:
 
     Attributes:
         kind: csv, wandb or tensorboard.
-        log_every: steps between two logged points.
+        log_every: steps between log entries.
         project: W&B project.
-        offline: W&B writes to the run's folder alone.
+        offline: W&B writes only to the run's folder.
         tags: W&B tags.
     """
 
@@ -109,12 +109,12 @@ class LoggerSettings:
 
 @dataclass
 class CallbackSettings:
-    """How often things around the step happen, in times a run.
+    """Frequencies of callbacks, in times per run.
 
     Attributes:
-        checkpoints: how often `last.ckpt` is written.
-        panels: how often the picture panels are written; 0 never.
-        progress: show a progress bar (plain lines where there is no terminal).
+        checkpoints: number of times that `last.ckpt` is written.
+        panels: number of times that image panels are written; 0: never.
+        progress: show a progress bar (plain lines without a terminal).
     """
 
     checkpoints: Count = 5
@@ -124,18 +124,18 @@ class CallbackSettings:
 
 @dataclass
 class EvaluatorSettings:
-    """How a network is scored.
+    """Evaluation settings.
 
     Attributes:
-        times: validations a run, the last one at its end.
-        inference: `whole` images or a sliding `slide` window.
+        times: validations per run, the last one at its end.
+        inference: `whole` images or sliding windows (`slide`).
         window: height and width of the window.
         stride: vertical and horizontal stride of the window.
-        windows_per_batch: windows that go through the network at once.
-        scales: sizes at which each image is looked at, relative to that which the network gets.
-        flip: look at each of them mirrored left-right too.
-        average: what is averaged over scales and mirrored images: `probabilities` (the papers' codes) or `logits`.
-        teacher: score the teacher too.
+        windows_per_batch: windows per image in one forward.
+        scales: scales of multi-scale inference, relative to the network's input size.
+        flip: add a horizontally flipped view of each scale.
+        average: quantity averaged over scales and flips: `probabilities` (the papers' codes) or `logits`.
+        teacher: also score the teacher.
     """
 
     times: Count = 2
@@ -151,10 +151,10 @@ class EvaluatorSettings:
 
 @dataclass
 class MaskingSettings:
-    """How methods that predict from block-masked images mask them.
+    """Block masking of images, for the methods that use it.
 
     Attributes:
-        weight: of the loss on such images.
+        weight: weight of the loss on masked images.
         ratio: expected share of masked pixels.
     """
 
@@ -164,12 +164,12 @@ class MaskingSettings:
 
 @dataclass
 class PredictSettings:
-    """How `predict` reads images.
+    """Input settings of `predict`.
 
     Attributes:
-        size: [height, width] they are resized to fit into before the network; `auto`: that of the validation images,
-            by which the network was scored; null: as they are.
-        bits: how many of 16 bits a channel the images use; null: as in training, or found in the images.
+        size: [height, width] that images are resized to fit inside; `auto`: that of the validation images, on which the
+            network was scored; null: no resize.
+        bits: used bits per channel of 16-bit images; null: as in training, or determined from the images.
     """
 
     size: Annotated[Any, PixelSize(("auto", None))] = "auto"
@@ -178,10 +178,10 @@ class PredictSettings:
 
 @dataclass
 class ConvertSettings:
-    """What `convert` takes from a released checkpoint.
+    """Settings of `convert`.
 
     Attributes:
-        teacher: the averaged copy in the student's place; `teacher=true` on the command line means this.
+        teacher: use the EMA copy as the student; `teacher=true` on the command line is short for it.
     """
 
     teacher: bool = False
@@ -189,27 +189,27 @@ class ConvertSettings:
 
 @dataclass
 class DepthSettings:
-    """How `depth` learns, and from what; defaults: Monodepth2 (Godard et al. 2019).
+    """Settings of `depth`; defaults: Monodepth2 (Godard et al. 2019).
 
     Attributes:
         supervision: `stereo` pairs, `monocular` sequences, or `both`.
-        domains: whose images are learnt from: source, target.
+        domains: training domains: source, target.
         steps: optimiser steps.
         batch: images per step and rank.
-        lr: learning rate of Adam, decayed polynomially.
-        encoder_lr: that of the depth network's encoder relative to `lr`.
-        pose_scale: size at which the pose network sees images, relative to theirs.
-        clip_norm: largest L2 norm of the gradient; null leaves it alone.
+        lr: learning rate of Adam, with polynomial decay.
+        encoder_lr: learning rate of the depth network's encoder relative to `lr`.
+        pose_scale: input scale of the pose network.
+        clip_norm: maximum L2 norm of the gradient; null: no clipping.
         widths: channels of the decoder, full resolution first.
-        scales: levels of the decoder that are supervised.
+        scales: number of supervised decoder levels.
         smooth: weight of the smoothness at the finest level.
-        auto_mask: leave pixels out that stand still relative to the camera.
-        nearest: depth at disparity 1, in the network's unit (ten of which are a stereo baseline).
+        auto_mask: leave out pixels that are static relative to the camera.
+        nearest: depth at disparity 1, in the network's unit (the stereo baseline is a tenth of it).
         farthest: depth at disparity 0.
-        crop: [height, width] of the window depth is learnt in; null: whole images.
-        flip: mirror half of the images.
+        crop: [height, width] of training crops; null: whole images.
+        flip: flip half of the images horizontally.
         jitter: strength of the colour jitter.
-        val_count: images of streets' validation split that are scored.
+        val_count: number of images of streets' validation split to score.
     """
 
     supervision: Annotated[str, OneOf(("stereo", "monocular", "both"))] = "stereo"
@@ -234,18 +234,18 @@ class DepthSettings:
 
 @dataclass
 class BenchSettings:
-    """What `bench` measures.
+    """Settings of `bench`.
 
     Attributes:
         what: overhead, methods, evaluator, mixing, memory, render, ema, reading, busy, classic, precision, phases,
             `all` of them, or against.
-        pairs: A/B pairs a ratio is the median of.
+        pairs: number of A/B pairs whose median is the ratio.
         steps: training steps in each half of a pair.
-        scenes: scenes of each domain of streets that are rendered.
-        habits: of the original repositories, those that `classic` has.
-        tf32: whether `classic` multiplies and convolves in TF32 on a GPU, as under torch 1.7, or in full float32.
-        against: overrides that tell another configuration from this one; `against.KEY=VALUE` on the command line.
-        output: JSON file of the figures.
+        scenes: scenes to render of each domain of streets.
+        habits: habits of the original repositories that `classic` has.
+        tf32: `classic` uses TF32 on a GPU, as under PyTorch 1.7, instead of full float32.
+        against: overrides of the other configuration; `against.KEY=VALUE` on the command line.
+        output: JSON file of the results.
     """
 
     what: list[str] = field(default_factory=lambda: ["all"])
@@ -265,26 +265,26 @@ class Config:
     """One run.
 
     Attributes:
-        steps: optimiser steps of the whole run; schedule, warm-up and every round scale with it.
-        seed: drives training; the rendered world has `data.world_seed`.
-        init: checkpoint whose weights a new run starts from.
+        steps: optimiser steps of the whole run; schedule, warm-up and rounds scale with it.
+        seed: seed of training; the rendered world has `data.world_seed`.
+        init: checkpoint with the initial weights of a new run.
         resume: `last`, or a checkpoint, to continue a run from.
-        checkpoint: what `evaluate` and `predict` read.
-        submission: `evaluate`: write the files that this benchmark's server scores, instead of scoring.
-        overwrite: true replaces the run that lies in this folder, as soon as the new one has a checkpoint.
-        running_statistics: statistics used by batch norm at test: `all`, `mixed` or `target` (AdaBN).
-        statistics_batches: target batches that `target` averages over.
-        text: where LC-MSM's class-text embeddings come from.
+        checkpoint: checkpoint for `evaluate` and `predict`.
+        submission: `evaluate`: write files for this benchmark's test server instead of scoring.
+        overwrite: replace the run in this folder as soon as the new one has a checkpoint.
+        running_statistics: batch-norm statistics at test: `all`, `mixed` or `target` (AdaBN).
+        statistics_batches: number of target batches for `target`.
+        text: source of LC-MSM's class-text embeddings.
         pretrained: the encoder's initial weights: `imagenet`, `builtin` (of the small networks), the path of a weights
             file, `hub:owner/repository` (Hugging Face), `timm:tag` (model=timm), or null.
         pretrained_allow_missing: names of the encoder's tensors or modules that the file may lack.
         input: `predict`: a folder of images, or one image.
-        output: `predict`: where its pictures go.
+        output: `predict`: output folder.
         export: `depth`: write maps of the source and the target.
         official: `convert`: the released checkpoint.
         out: `convert`: the file to write.
-        fix: `prepare`: repair damaged data where that is possible.
-        unpack: `prepare`: unpack ZIPs in a root if folders are missing (`auto`), each missing file (`all`), or `never`.
+        fix: `prepare`: repair damaged data if possible.
+        unpack: `prepare`: unpack ZIPs in a root if folders are missing (`auto`), all missing files (`all`), or `never`.
     """
 
     steps: Count
@@ -326,11 +326,11 @@ class Config:
 
 
 def parse(raw: DictConfig) -> Config:
-    """Check a composed configuration against the schema and give it as dataclasses, `~` in paths put right.
+    """Validate a composed configuration, convert it to dataclasses, and expand `~` in paths.
 
     Raises:
-        UserError: an unknown key (with the nearest known one), a value of the wrong type or outside its limits, or
-            sizes that cannot be.
+        UserError: an unknown key (with the nearest known one), a value of the wrong type or out of range, or impossible
+            sizes.
     """
     typed = _typed()
     try:
@@ -356,13 +356,13 @@ def parse(raw: DictConfig) -> Config:
 
 @functools.cache
 def _typed() -> DictConfig:
-    """The schema as OmegaConf knows it; making it takes longer than all the rest of a check."""
+    """Build OmegaConf's structured schema; cached, because it takes longer than the rest of the validation."""
     typed: DictConfig = OmegaConf.structured(Config)
     return typed
 
 
 def _without_null_validation(tree: Any) -> Any:
-    """A validation set that is null is none: so a data set can leave out one that it inherits, or all of them."""
+    """Remove validation sets that are null, with which a data set drops inherited ones."""
     data = tree.get("data")
     sets = data.get("validation", {}) if isinstance(data, Mapping) else {}
     if not isinstance(sets, Mapping | None):
@@ -372,16 +372,16 @@ def _without_null_validation(tree: Any) -> Any:
 
 
 def key_of(override: str) -> str:
-    """The key of an override as it is written: `key=value`, `+key=value`, `++key=value` or `~key`."""
+    """Return the key of an override `key=value`, `+key=value`, `++key=value` or `~key`."""
     return override.lstrip("+~").partition("=")[0]
 
 
 def groups() -> set[str]:
-    """The configuration's groups: the folders of `conf/`."""
+    """Return the configuration's groups, the folders of `conf/`."""
     return {path.name for path in CONF.iterdir() if path.is_dir()}
 
 
-# Nodes that hold anything by their type, and what they are a mapping of.
+# Untyped nodes, and the type of their values.
 _DESCRIBED: dict[tuple[type, str], Any] = {
     (DomainSettings, "custom"): CustomData,
     (DataSettings, "class_set"): CustomClasses,
@@ -390,11 +390,11 @@ _DESCRIBED: dict[tuple[type, str], Any] = {
 
 
 def accepted(tree: Mapping[str, Any], asked: str = "") -> Iterator[str]:
-    """Every dotted key that a composed tree could hold: the schema's, and what the classes it names take.
+    """Yield every dotted key that a composed tree could contain: the schema's, and options of its classes.
 
     Args:
-        tree: plain values; what it names itself (validation sets) is named so.
-        asked: a key whose own parts stand for the names of things that are named freely.
+        tree: plain values, including freely named nodes (validation sets).
+        asked: a key whose parts substitute freely chosen names.
     """
     yield from _keys(Config, "", asked.split("."), tree)
     for key, node in leaves(tree):
@@ -413,7 +413,7 @@ def _keys(kind: type, where: str, asked: Sequence[str], tree: Any) -> Iterator[s
                 yield from _keys(typing.cast(type, option), f"{where}{name}.", rest, node)
             elif typing.get_origin(option) is dict:
                 inner = typing.get_args(option)[1]
-                # A set of validation images has to be there or added, and classes to build know their own options.
+                # A validation set has to exist or be added, and classes to build define their own options.
                 free = kind is not Config and not is_dataclass(inner)
                 named = [*(node if isinstance(node, Mapping) else ()), *(rest[:1] if free else ())]
                 yield from _named(inner, f"{where}{name}.", named, rest[1:], node)

@@ -185,7 +185,7 @@ def _decode_by_pil(content: bytes, name: str) -> NDArray[np.uint8]:
     try:
         with _quiet(), Image.open(io.BytesIO(content)) as file:
             return np.array(file.convert("RGB"), np.uint8)
-    except Exception as error:  # PIL's plugins raise whatever they like on damaged files
+    except Exception as error:  # PIL's plugins raise any exception on damaged files
         raise UserError(f"{name} {wrong_with(content)}") from error
 
 
@@ -216,7 +216,7 @@ def _exif(content: bytes) -> bytes:
         try:
             with _quiet(), Image.open(io.BytesIO(content)) as file:
                 return bytes(file.info.get("exif", b""))
-        except Exception:  # PIL's plugins raise whatever they like on damaged files
+        except Exception:  # PIL's plugins raise any exception on damaged files
             return b""
     return b""
 

@@ -67,7 +67,7 @@ def _check_other(content: bytes) -> tuple[int, int]:
             file.load()
     except (UnidentifiedImageError, Image.DecompressionBombError):
         pass  # such as 16-bit colour TIFF, which only OpenCV reads
-    except Exception as error:  # PIL's plugins raise whatever they like on damaged files
+    except Exception as error:  # PIL's plugins raise any exception on damaged files
         raise Flaw(f"is damaged ({first_line(error)})") from error
     return _decoded_size(content)
 

@@ -1,4 +1,4 @@
-"""What reaches a person when something goes wrong: one line, whichever library noticed it."""
+"""Errors for users: one line, whichever library raised the exception."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from typing import IO, Any
 
 
 class UserError(Exception):
-    """Something the person can fix: one clear line that says what is wrong, in which file, and the cure.
+    """An error that the user can fix: one line with the defect, the file or key, and the cure.
 
-    Commands print it without a stack of frames and return exit code 1.
+    Commands print it without a traceback and exit with code 1.
     """
 
 
 class Damaged(UserError):
-    """A file that is not what it was when it was made."""
+    """A file whose content has changed since it was written."""
 
 
 class RankLost(UserError):
-    """What a rank sees of the end of another one: the other's own words say more, where there are any."""
+    """A rank's error about the loss of another rank, whose own error takes precedence."""
 
 
 class Interrupted(SystemExit):
-    """Ctrl-C, as a command is ended by it: exit code 130, which of a KeyboardInterrupt Lightning would make 1.
+    """Exit after Ctrl-C with code 130, where Lightning would turn a KeyboardInterrupt into code 1.
 
     Attributes:
-        line: what is told.
+        line: the message.
     """
 
     line = "interrupted"
@@ -41,23 +41,23 @@ class Interrupted(SystemExit):
         super().__init__(128 + signal.SIGINT)
 
     def left_in(self, folder: Path) -> None:
-        """Tell of the checkpoint in a run's folder, if there is one."""
+        """Mention the checkpoint in a run's folder, if there is one."""
         last = folder / "checkpoints" / "last.ckpt"
         if last.is_file():
             self.line = f"interrupted: {last} is saved, go on with resume=last"
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """A handler of SIGINT that raises `Interrupted`; further ones must not disturb the way out."""
+    """Handle SIGINT by raising `Interrupted`, and ignore further ones during the exit."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise Interrupted
 
 
 class _Outlet(io.RawIOBase):
-    """A pipe that may lose its reader (`... | head`): what nobody reads is dropped, and the work goes on."""
+    """Output to a pipe whose reader may leave (`... | head`): further output is dropped, and the work continues."""
 
     def __init__(self, stream: IO[str]) -> None:
-        self.stream, self.number = stream, stream.fileno()  # the stream would close it, were it dropped
+        self.stream, self.number = stream, stream.fileno()  # the reference keeps the descriptor open
 
     def writable(self) -> bool:
         return True
@@ -73,16 +73,16 @@ class _Outlet(io.RawIOBase):
 
 
 def outlive_readers() -> None:
-    """Let nothing end, or go unsaid, because standard output or error is a closed pipe or has no such letter."""
-    logging.raiseExceptions = False  # of a line that cannot be logged
+    """Make standard output and error robust against closed pipes and characters that they cannot encode."""
+    logging.raiseExceptions = False  # no traceback for a line that cannot be logged
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         try:
             number = stream.fileno()
-            stream.reconfigure(errors="backslashreplace")  # names that are no UTF-8, as standard error does by itself
-        except (AttributeError, OSError, ValueError):  # one that a test or a notebook has put there
+            stream.reconfigure(errors="backslashreplace")  # for names that are not UTF-8, as on stderr
+        except (AttributeError, OSError, ValueError):  # a replacement by a test or a notebook
             continue
-        raw = getattr(stream.buffer, "raw", stream.buffer)  # without a buffer where Python was asked for that
+        raw = getattr(stream.buffer, "raw", stream.buffer)  # unbuffered with `python -u`
         if stat.S_ISFIFO(os.fstat(number).st_mode) and not isinstance(raw, _Outlet):
             stream.flush()
             outlet = io.BufferedWriter(_Outlet(stream))

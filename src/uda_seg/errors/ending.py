@@ -1,4 +1,4 @@
-"""How a command ends: by its result, by one line and code 1, or by Ctrl-C with a line and code 130."""
+"""Exit of a command: its result, one line and code 1, or one line and code 130 after Ctrl-C."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ FULL = "HYDRA_FULL_ERROR"
 
 
 def fail(error: UserError) -> None:
-    """Print the line and leave with code 1."""
+    """Print the line and exit with code 1."""
     raise ended_by(error)
 
 
 def ended_by(error: UserError) -> SystemExit:
-    """Print the line; returns what to leave with."""
+    """Print the line and return the SystemExit to raise."""
     print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
     return SystemExit(1)
 
 
 def full_errors() -> bool:
-    """Whether the person wants to see stacks of frames, by Hydra's own variable for that."""
+    """Return whether to print tracebacks, as requested by Hydra's variable for it."""
     return os.environ.get(FULL) == "1"
 
 
 @contextmanager
 def hydra_raises() -> Iterator[None]:
-    """Within the block Hydra raises what goes wrong in it, instead of printing some of it and leaving."""
+    """Make Hydra raise its errors within the block instead of printing them partly and exiting."""
     before = os.environ.get(FULL)
     os.environ[FULL] = "1"
     try:
@@ -46,7 +46,7 @@ def hydra_raises() -> Iterator[None]:
 
 @contextmanager
 def ended_by_ctrl_c() -> Iterator[None]:
-    """Within the block Ctrl-C raises `Interrupted`, and is answered by a line; training has its own way (`Stop`)."""
+    """Turn Ctrl-C into `Interrupted` and a line within the block; training handles it itself (`Stop`)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -62,7 +62,7 @@ def ended_by_ctrl_c() -> Iterator[None]:
 
 @contextmanager
 def one_line() -> Iterator[None]:
-    """Within the block any error ends the process by its line: for commands that are not `command.run`'s."""
+    """Exit with one line on any error within the block, for commands that do not use `command.run`."""
     outlive_readers()
     try:
         with ended_by_ctrl_c():

@@ -1,4 +1,4 @@
-"""Exceptions of libraries, and the one line that each is told in."""
+"""Known exceptions of libraries, and their one-line messages."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from uda_seg.errors import RankLost, UserError
 log = logging.getLogger(__name__)
 
 
-LOG = "error.log"  # in a run's folder: the stack of frames behind an error that nobody foresaw
+LOG = "error.log"  # traceback of an unknown error, in the run's folder
 
 
-LONGEST = 300  # characters of a library's own words in a line
+LONGEST = 300  # maximum length of a library's message in a line
 
 
 class Known(NamedTuple):
-    """How an exception of a library is told, and what is said of it.
+    """A known exception and its message.
 
     Attributes:
-        raised: pattern of its class or of one of its bases, `module.Class`.
-        text: pattern that is searched in its text; its named groups stand in the line by their names.
-        line: what is wrong and the cure; `{said}` is the library's own line.
-        kind: what is raised with it.
-        through: a package that was running.
+        raised: pattern of its class or a base class, `module.Class`.
+        text: pattern to search in its text, with named groups for the line.
+        line: defect and cure; `{said}` is the library's own message.
+        kind: exception to raise.
+        through: a package that must be in the traceback.
     """
 
     raised: str
@@ -48,11 +48,11 @@ class Known(NamedTuple):
 _RESULTS = "choose another folder with hydra.run.dir=... (results) or UDA_SEG_CACHE (what is kept between runs)"
 
 
-_FILE = r"(?P<why>[^:\n]*)(: (?P<quote>['\"])(?P<file>[^\n]*?)(?P=quote))?"  # behind the number of an OSError
+_FILE = r"(?P<why>[^:\n]*)(: (?P<quote>['\"])(?P<file>[^\n]*?)(?P=quote))?"  # after the number of an OSError
 
 
-# The first that fits counts. Texts are those of torch 2.11 to 2.15, Lightning 2.6, timm 1.0, W&B 0.21 and later; what
-# is reworded by a later version is an error that nobody foresaw again: never wrong, only longer.
+# The first match counts. Texts are those of PyTorch 2.11 to 2.15, Lightning 2.6, timm 1.0, W&B 0.21 and later; a
+# message reworded by a later version becomes an unknown error again, which is longer but never wrong.
 KNOWN = (
     Known(
         r"",
@@ -206,12 +206,12 @@ KNOWN = (
 
 
 def user_error(error: BaseException | None) -> UserError | None:
-    """The line of the UserError that `error` is or was raised from (by Hydra's instantiate), or of a known exception.
+    """Find the UserError that `error` is or was raised from (by Hydra's instantiate), or match a known exception.
 
-    A UserError that a loader's worker raises arrives with a traceback as its text; the line is its end.
+    A UserError from a loader's worker arrives with a traceback as its text, which ends in the line.
 
     Returns:
-        A UserError of one line; None where nobody foresaw such an error.
+        A UserError of one line; None for an unknown error.
     """
     for link in _chain(error):
         if isinstance(link, RankLost):
@@ -222,12 +222,12 @@ def user_error(error: BaseException | None) -> UserError | None:
 
 
 def told(error: BaseException, folder: Path | None, loud: bool = False) -> UserError:
-    """The line of any error at all; the frames of one that nobody foresaw are kept in a file that the line names.
+    """Convert any error to one line, writing the traceback of an unknown one to a file that the line names.
 
     Args:
-        error: what was raised.
-        folder: of the run, where `error.log` goes; None: the folder for temporary files.
-        loud: print the frames too, of every error.
+        error: the exception.
+        folder: folder of the run, for `error.log`; None: the folder for temporary files.
+        loud: also print the traceback, of every error.
     """
     if loud:
         traceback.print_exception(error)
@@ -260,20 +260,20 @@ def _recognised(error: BaseException) -> UserError | None:
 
 
 def _ran(package: str, error: BaseException) -> bool:
-    """Whether a package's code is among the frames of an error."""
+    """Return whether a package is in the traceback of an error."""
     frames = traceback.walk_tb(error.__traceback__) if package else ()
     return not package or any(f.f_globals.get("__name__", "").partition(".")[0] == package for f, _ in frames)
 
 
 def _said(error: BaseException) -> str:
-    """The library's own line; of what a loader's worker raised, that below its traceback."""
+    """Return the library's own message; for a loader's worker, the line after its traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     line = lines[-1 if any("Traceback (most recent call last)" in line for line in lines) else 0].rstrip(". :;")
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}..."
 
 
 def _keep(error: BaseException, folder: Path | None) -> Path:
-    """Write the frames below those of errors before, and say where."""
+    """Append the traceback to the file and return its path."""
     stamp = f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}"
     versions = " ".join(f"{name} {importlib.metadata.version(name)}" for name in ("uda_seg", "torch"))
     head = f"{stamp}  {shlex.join(sys.argv)}\n{versions} python {platform.python_version()} {platform.platform()}\n"
@@ -286,5 +286,5 @@ def _keep(error: BaseException, folder: Path | None) -> Path:
         except OSError:
             continue
         return file
-    traceback.print_exception(error)  # where nothing can be written, the terminal is all there is
+    traceback.print_exception(error)  # print it if no file can be written
     return Path("the lines above")

@@ -1,1 +1,1 @@
-"""Ranks: how they are started, watched and stopped."""
+"""Starting, monitoring and stopping of ranks."""

@@ -1,9 +1,9 @@
-"""The ranks of a run: a process for each device, what stops one of them stops all, and is said in one line.
+"""Ranks of a run: one process per device; a failure of one stops all and is reported in one line.
 
-The process that was called starts the ranks and waits; it trains nothing itself. So nothing of one job of a sweep, no
-environment, no process group, reaches the next, and there is somebody left to speak when a rank has died.
+The main process only starts the ranks and waits. So no environment variable or process group of one job of a sweep
+reaches the next, and an error can still be reported after a rank has died.
 
-Ranks that others started, a `torchrun` or SLURM's `srun`, train as they are.
+Ranks started by `torchrun` or SLURM's `srun` run directly.
 """
 
 from __future__ import annotations
@@ -47,22 +47,22 @@ Work = Callable[[Config, Path], Any]
 
 PORTS = 2**16
 
-# A rank that loses another one crashes too: so long is waited for the one that was first.
+# A rank that loses another one also crashes, so wait this long for the first one's report.
 LAST_WORDS_S = 5.0
 
-# A fork server imports once, and what it forks has neither threads nor a GPU's context.
+# A fork server imports once, and its forks have neither threads nor a CUDA context.
 START_METHOD = "forkserver"
-# What takes seconds to import, but not the command's own module: a rank runs that anew, as its main one. The last is
-# what the constructor of DistributedDataParallel imports.
+# Modules that take seconds to import, except the command's own, which a rank runs again as its main module. The last
+# one is imported by the constructor of DistributedDataParallel.
 PRELOADED = ["uda_seg.data.datamodule", "uda_seg.runs.build", "uda_seg.sweeps.table", "torch._dynamo"]
 
 
 def on_all_ranks(work: Work) -> Work:
-    """The same command on as many processes as `trainer` asks for; what rank 0 returns is its result.
+    """Run a command on as many processes as `trainer` requires, and return the result of rank 0.
 
     Raises:
-        UserError: hardware that is not there, a port that is taken, ranks of others that are not those asked for, or
-            whatever the first rank that failed says.
+        UserError: missing hardware, an occupied port, externally started ranks that do not match, or the error of the
+            rank that failed first.
     """
 
     @functools.wraps(work)
@@ -80,20 +80,20 @@ def on_all_ranks(work: Work) -> Work:
 
 
 def started_by_others(wanted: int) -> bool:
-    """Whether this process is one of the ranks already, which torchrun or SLURM's srun has started.
+    """Return whether this process is a rank started by torchrun or SLURM's srun.
 
     Args:
-        wanted: how many ranks `trainer` asks for, on all machines.
+        wanted: number of ranks that `trainer` requires, on all machines.
 
     Raises:
-        UserError: they started another number, or the ranks of a sweep, whose jobs each need ranks of their own.
+        UserError: another number of ranks was started, or ranks of a sweep, whose jobs each need their own ranks.
     """
     if TorchElasticEnvironment.detect():
         started, cure = _number("WORLD_SIZE", 1), "torchrun --nnodes=N --nproc-per-node=D"
         _check_numbers({"RANK": started, "LOCAL_RANK": started, "MASTER_PORT": PORTS})
     elif SLURMEnvironment.detect():
         started, cure = _number("SLURM_NTASKS", 1), "srun --nodes=N --ntasks-per-node=D"
-        if started == 1 < wanted:  # a script's one task, which may well start the others
+        if started == 1 < wanted:  # a script's single task, which may start the others
             return False
     else:
         if "LOCAL_RANK" in os.environ:
@@ -114,10 +114,10 @@ def started_by_others(wanted: int) -> bool:
 
 
 def _number(name: str, least: int, below: int | None = None) -> int:
-    """A whole number in the environment.
+    """Read an integer from the environment.
 
     Raises:
-        UserError: it is none, or out of its range.
+        UserError: not an integer, or out of range.
     """
     said = os.environ[name]
     if not re.fullmatch(r"\d{1,9}", said) or int(said) < least or (below is not None and int(said) >= below):
@@ -127,16 +127,16 @@ def _number(name: str, least: int, below: int | None = None) -> int:
 
 
 def _check_numbers(below: Mapping[str, int | None]) -> None:
-    """Raise UserError where one of these variables is set and is no number below its bound; ports begin with 1."""
+    """Raise UserError if one of these variables is set to anything but an integer below its bound; ports start at 1."""
     for name, bound in below.items():
         if name in os.environ:
             _number(name, 1 if name in ("MASTER_PORT", "WORLD_SIZE") else 0, bound)
 
 
 def _check_srun(started: int, cure: str) -> None:
-    """Raise UserError where SLURM has room for several tasks, but this process is none that `srun` started."""
+    """Raise UserError if SLURM allocated several tasks but this process was not started by `srun`."""
     numbers = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
-    if started == 1:  # as in the shell of `salloc`
+    if started == 1:  # as in a shell of `salloc`
         os.environ.update({name: "0" for name in numbers if name not in os.environ})
     elif not os.environ.keys() >= {*numbers, "SLURM_STEP_ID"}:
         raise UserError(
@@ -147,12 +147,12 @@ def _check_srun(started: int, cure: str) -> None:
 
 
 def this_rank() -> int:
-    """The number of this process among all ranks; 0 where it is alone, or starts them."""
-    return int(rank_zero_only.rank)  # type: ignore[attr-defined]  # Lightning sets it as it is imported
+    """Return the rank of this process; 0 for a single process or the one that starts the ranks."""
+    return int(rank_zero_only.rank)  # type: ignore[attr-defined]  # set when Lightning is imported
 
 
 def first_machine(settings: TrainerSettings) -> bool:
-    """Whether what is told once, of ranks on several machines, is told here."""
+    """Return whether this is the first machine, which reports for all of them."""
     return settings.num_nodes == 1 or os.environ.get("NODE_RANK", "0") == "0"
 
 
@@ -160,25 +160,25 @@ def first_machine(settings: TrainerSettings) -> bool:
 
 
 def on_gpu(settings: TrainerSettings) -> bool:
-    """Whether `trainer.accelerator` means a CUDA device here; asks the driver, and leaves the devices untouched."""
+    """Return whether `trainer.accelerator` resolves to CUDA here, asking the driver without creating a context."""
     return settings.accelerator in ("gpu", "cuda") or (settings.accelerator == "auto" and torch.cuda.device_count() > 0)
 
 
 def local_ranks(settings: TrainerSettings) -> int:
-    """Processes that train on this machine, one a device.
+    """Return the number of ranks on this machine, one per device.
 
     Raises:
-        UserError: devices that are not there, or an option that needs others.
+        UserError: missing devices, or an option that needs other devices.
     """
     chosen = devices(settings)
     return chosen if isinstance(chosen, int) else len(chosen)
 
 
 def devices(settings: TrainerSettings) -> int | list[int]:
-    """How many devices train on this machine, or the numbers of GPUs that were chosen: as Lightning takes them.
+    """Return Lightning's `devices` on this machine: a number, or the indices of selected GPUs.
 
     Raises:
-        UserError: devices that are not there, or an option that needs others.
+        UserError: missing devices, or an option that needs other devices.
     """
     gpus, cuda = torch.cuda.device_count(), on_gpu(settings)
     if cuda and gpus == 0:
@@ -201,10 +201,10 @@ def devices(settings: TrainerSettings) -> int | list[int]:
 
 
 def one_device(settings: TrainerSettings) -> torch.device:
-    """The device of a command that uses one.
+    """Return the device of a command that uses a single one.
 
     Raises:
-        UserError: it is not there.
+        UserError: it does not exist.
     """
     chosen = devices(settings)
     if on_gpu(settings):
@@ -213,7 +213,7 @@ def one_device(settings: TrainerSettings) -> torch.device:
 
 
 def _devices(asked: Any, there: int) -> Sequence[int]:
-    """The numbers of the devices that `trainer.devices` asks for: auto, -1, a number, or a list of numbers."""
+    """Resolve `trainer.devices` (auto, -1, a number, or a list of indices) to indices."""
     try:
         if asked in ("auto", -1, "-1"):
             return range(there)
@@ -229,10 +229,10 @@ def _devices(asked: Any, there: int) -> Sequence[int]:
 
 
 def environment(settings: TrainerSettings, ranks: int) -> dict[str, str]:
-    """Where the ranks meet, in the variables that PyTorch and Lightning read.
+    """Build the rendezvous variables that PyTorch and Lightning read.
 
     Raises:
-        UserError: several machines that were not told where to meet, or a port that is taken.
+        UserError: several machines without a rendezvous address, or an occupied port.
     """
     if settings.num_nodes > 1:
         missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
@@ -242,7 +242,7 @@ def environment(settings: TrainerSettings, ranks: int) -> dict[str, str]:
                 "address and port on all machines, and each machine's own number from 0 on; or use trainer=slurm"
             )
     _check_numbers({"MASTER_PORT": PORTS})
-    node, address = "0", "127.0.0.1"  # of one machine, whatever a cluster has set
+    node, address = "0", "127.0.0.1"  # for a single machine, whatever a cluster has set
     if settings.num_nodes > 1:
         node, address = str(_number("NODE_RANK", 0, settings.num_nodes)), os.environ["MASTER_ADDR"]
         _check_address(address)
@@ -274,7 +274,7 @@ def _check_address(address: str) -> None:
 def _check_port(port: str) -> None:
     try:
         with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what a run before left is no hindrance
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # despite TIME_WAIT of an earlier run
             probe.bind(("", int(port)))
     except OSError as error:
         raise UserError(f"MASTER_PORT={port}: {error}; choose another port, or unset it and one is chosen") from error
@@ -283,19 +283,18 @@ def _check_port(port: str) -> None:
 # ---------------------------------------------------------------------- the process that was called
 
 
-CAUSES = ("killed", "crashed", "lost")  # of the ends of others, the surer one first
+CAUSES = ("killed", "crashed", "lost")  # kinds of failure, the most conclusive first
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a rank says when it ends.
+    """End of a rank.
 
     Attributes:
-        kind: `done` with the result, `stopped` with an exit code, `failed` with a line for the person, `crashed` with a
-            stack of frames; `lost`, of one that no longer hears another, with a line; `killed`, of one that said
-            nothing, with a line.
-        content: as said.
-        when: seconds, by a clock that all processes of a machine share.
+        kind: `done` with the result, `stopped` with an exit code, `failed` with a line for the user, `crashed` with a
+            traceback; `lost` with a line, if it lost another rank; `killed` with a line, if it ended without a report.
+        content: see `kind`.
+        when: seconds on a clock shared by all processes of a machine.
     """
 
     kind: str
@@ -304,25 +303,25 @@ class Outcome:
 
 
 class Ranks:
-    """The processes of one job on this machine.
+    """The rank processes of a job on this machine.
 
     Args:
-        count: how many.
-        environment: variables they find beside those of this process.
+        count: number of ranks.
+        environment: variables to add to this process's environment.
     """
 
     def __init__(self, count: int, environment: Mapping[str, str]) -> None:
         self.count, self.environment = count, environment
         self.first = int(environment["NODE_RANK"]) * count
         self.processes: list[BaseProcess] = []
-        self.asked: int | None = None  # the signal that was passed on
+        self.asked: int | None = None  # the forwarded signal
 
     def run(self, work: Work, config: Config, folder: Path) -> Any:
-        """Do the work on all ranks; the result of the first one here.
+        """Run the work on all ranks and return the result of the first one on this machine.
 
         Raises:
-            UserError: what the rank that failed first says.
-            SystemExit: the ranks were asked to stop, and did.
+            UserError: the error of the rank that failed first.
+            SystemExit: the ranks stopped on request.
         """
         with self._passing_signals_on():
             try:
@@ -334,7 +333,7 @@ class Ranks:
                     process.join()
 
     def _start(self, work: Work, config: Config, folder: Path) -> dict[Connection, int]:
-        os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # so that no import touches a GPU before the fork
+        os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # no CUDA context before the fork
         context: Any = multiprocessing.get_context(START_METHOD)
         if START_METHOD == "forkserver":
             context.set_forkserver_preload(PRELOADED)
@@ -342,12 +341,12 @@ class Ranks:
         answers: dict[Connection, int] = {}
         for number in range(self.count):
             given = {**os.environ, **self.environment, "LOCAL_RANK": str(number)}
-            given.pop("SLURM_NTASKS", None)  # by which Lightning would take SLURM's tasks for the ranks
+            given.pop("SLURM_NTASKS", None)  # or Lightning would take SLURM's tasks for the ranks
             here, there = context.Pipe(duplex=False)
             arguments = (there, given, self.first + number, self.count, hydra, work, config, folder)
             process = context.Process(target=_rank, args=arguments, name=f"rank {self.first + number}")
             process.start()
-            there.close()  # so that the end of the rank is the end of the pipe
+            there.close()  # so that the pipe closes when the rank ends
             self.processes.append(process)
             answers[here] = number
         return answers
@@ -368,7 +367,7 @@ class Ranks:
         return self._conclude(outcomes)
 
     def _conclude(self, outcomes: Mapping[int, Outcome]) -> Any:
-        """The result, or what the rank says that the others' ends follow from."""
+        """Return the result, or raise the error of the rank that caused the others' failures."""
         hurt = [number for number, outcome in outcomes.items() if outcome.kind in CAUSES]
         if hurt:
             first = min(hurt, key=lambda number: (CAUSES.index(outcomes[number].kind), outcomes[number].when))
@@ -388,7 +387,7 @@ class Ranks:
         except EOFError:
             self.processes[number].join()
         code = self.processes[number].exitcode or 0
-        if self.asked is not None and code == -self.asked:  # before it could listen to it
+        if self.asked is not None and code == -self.asked:  # before it could handle the signal
             return Outcome("stopped", 128 + self.asked)
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         why = ", perhaps because memory ran out" if code == -signal.SIGKILL else ""
@@ -400,7 +399,7 @@ class Ranks:
 
     @contextmanager
     def _passing_signals_on(self) -> Iterator[None]:
-        """Within the block the ranks get what this process is sent: SIGTERM, Ctrl-C, and SLURM's signal."""
+        """Forward SIGTERM, Ctrl-C and SLURM's signal to the ranks within the block."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -432,14 +431,14 @@ def _rank(
     config: Config,
     folder: Path,
 ) -> None:
-    """The whole life of one rank's process."""
+    """Run one rank's process."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.clear()
     os.environ.update(environment)
     share_cores(ranks)
-    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))  # or Lightning would count anew
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))  # or Lightning would set it itself
     rank_zero_only.rank = rank  # type: ignore[attr-defined]
-    signal.signal(signal.SIGINT, interrupt)  # which a terminal sends to all, and the starter passes on besides
+    signal.signal(signal.SIGINT, interrupt)  # sent by the terminal to all processes, and forwarded too
     outlive_readers()
     try:
         _speak_as(rank, hydra)
@@ -455,7 +454,7 @@ def _rank(
     sys.stderr.flush()
     if outcome.kind == "done" and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-    # Others may be waiting for this rank for ever, and libraries at exit for them: nothing is left to do here.
+    # Other ranks may wait for this one forever, and libraries for them at exit, so exit immediately.
     os._exit(0)
 
 
@@ -467,7 +466,7 @@ def _end_of(error: BaseException) -> Outcome:
 
 
 def _end_with_parent() -> None:
-    """Ranks whose starter was killed must not go on writing into a folder that may be resumed."""
+    """End this rank when its parent is killed, so that it does not write to a folder that may be resumed."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -475,7 +474,7 @@ def _end_with_parent() -> None:
 
 
 def _speak_as(rank: int, hydra: DictConfig | None) -> None:
-    """Rank 0 logs as the command does; the others keep quiet, errors aside."""
+    """Configure logging: rank 0 logs like the command, others only errors."""
     if hydra is not None:
         setup_globals()
         HydraConfig.instance().cfg = hydra  # type: ignore[assignment]
@@ -486,6 +485,6 @@ def _speak_as(rank: int, hydra: DictConfig | None) -> None:
 
 
 def _keep_quiet() -> None:
-    """What a rank beside the first would say, the first one says too."""
+    """Silence the log lines and warnings that rank 0 prints too."""
     logging.getLogger().setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")

@@ -1,10 +1,10 @@
-"""The threads that PyTorch calculates on: how many they are, and how they wait for each other.
+"""PyTorch's CPU threads: their number, and whether they spin or sleep while waiting.
 
-At the end of each of a step's thousands of parallel regions a thread waits for the others. To spin meanwhile is
-fastest, as long as each has a core: waking one that sleeps takes longer than most regions. Where another process is on
-one of the cores, those that spin keep it from the thread they wait for, and a step takes many times as long. So they
-spin while nobody else is there, and sleep while somebody is. Neither changes a bit of what is computed; their number
-would, and depends on nothing that comes and goes. docs/benchmarks.md has the figures.
+At the end of each of a step's thousands of parallel regions, threads wait for each other. Spinning is fastest as long
+as each has its own core, because waking a sleeping thread takes longer than most regions. If another process uses one
+of the cores, spinning threads keep it from the thread they wait for, and a step takes many times as long. So threads
+spin while the cores are free, and sleep otherwise. Neither changes results bit by bit; the number of threads would, so
+it does not depend on the load. See docs/benchmarks.md for measurements.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from uda_seg.data.parallel import affinity, cores
 
 log = logging.getLogger(__name__)
 
-PERIOD = 0.5  # seconds between two looks
-CROWDED = 0.1  # of the time, in which threads of this process wanted a core and had none
-QUIET = 4  # looks in a row without such a share, after which they spin again
+PERIOD = 0.5  # seconds between two checks
+CROWDED = 0.1  # share of time in which threads of this process waited for a core
+QUIET = 4  # consecutive checks below that share after which threads spin again
 
 
 def share_cores(processes: int = 1) -> None:
-    """Let PyTorch calculate on this process's share of the cores, and give way to other processes on them.
+    """Limit PyTorch to this process's share of the cores, and yield to other processes on them.
 
-    By itself it has a thread for every core of the machine, or of the process's affinity, whatever a container is
-    granted and however many ranks there are. None is set aside for loader workers, which have one thread each: they
-    decode for a small part of a step. A user's OMP_NUM_THREADS stays, and so does what a user says about waiting.
+    By default it has a thread for every core of the machine or of the process's affinity, regardless of a container's
+    quota and the number of ranks. No core is reserved for loader workers, which have one thread each and decode during
+    a small part of a step. A user's OMP_NUM_THREADS and wait policy are kept.
 
     Args:
-        processes: that calculate at the same time on the cores of this one.
+        processes: number of processes that compute on the same cores.
     """
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, min(torch.get_num_threads(), cores()) // processes))
@@ -45,13 +45,13 @@ def share_cores(processes: int = 1) -> None:
 
 
 def queued() -> float | None:
-    """Seconds for which the threads of this process have wanted a core and waited for it; None where nobody counts."""
+    """Read the seconds that this process's threads have waited for a core; None if not available."""
     waited = 0
     try:
         for task in os.listdir("/proc/self/task"):
             try:
                 waited += int(Path(f"/proc/self/task/{task}/schedstat").read_text().split()[1])
-            except ProcessLookupError:  # it has ended
+            except ProcessLookupError:  # the thread has ended
                 continue
     except (OSError, IndexError, ValueError):
         return None
@@ -59,7 +59,7 @@ def queued() -> float | None:
 
 
 class Watch(threading.Thread):
-    """Looks twice a second whether other processes are on the cores, and lets PyTorch's threads wait accordingly."""
+    """Thread that checks for other processes on the cores twice per second, and switches between spin and sleep."""
 
     def __init__(self) -> None:
         super().__init__(name="uda_seg.threads", daemon=True)
@@ -67,7 +67,7 @@ class Watch(threading.Thread):
         self.told = False
 
     def run(self) -> None:
-        """Look for ever."""
+        """Check forever."""
         quiet, before, then = 0, queued(), time.monotonic()
         while before is not None:
             time.sleep(PERIOD)
@@ -83,7 +83,7 @@ class Watch(threading.Thread):
             before, then = waited, now
 
     def sleep(self) -> None:
-        """Have the threads sleep almost at once when they wait."""
+        """Let waiting threads sleep almost at once."""
         if self.idlers:
             return
         if not self.told:
@@ -92,17 +92,17 @@ class Watch(threading.Thread):
         self.idlers = [Idler() for _ in range(needed(torch.get_num_threads(), affinity()))]
 
     def spin(self) -> None:
-        """Have them spin."""
+        """Let waiting threads spin."""
         for idler in self.idlers:
             idler.end()
         self.idlers = []
 
 
 class Idler:
-    """A thread that has OpenMP threads of its own, which sleep.
+    """A thread with its own sleeping OpenMP threads.
 
-    GNU's OpenMP lets all threads of a process spin for a moment only as soon as they are more than the cores (manual of
-    libgomp, GOMP_SPINCOUNT). It can be told neither more directly nor later than when it is loaded.
+    GNU's OpenMP shortens spinning of all threads of a process once there are more threads than cores (libgomp manual,
+    GOMP_SPINCOUNT). There is no more direct way, and none to change it after loading.
     """
 
     def __init__(self) -> None:
@@ -111,17 +111,17 @@ class Idler:
         self.thread.start()
 
     def _idle(self) -> None:
-        torch.zeros(1 << 20).exp_()  # enough for all of its threads to get a part of
+        torch.zeros(1 << 20).exp_()  # large enough to involve all of its threads
         self.over.wait()
 
     def end(self) -> None:
-        """End it, and its OpenMP threads with it."""
+        """End the thread together with its OpenMP threads."""
         self.over.set()
         self.thread.join()
 
 
 def needed(threads: int, cores: int) -> int:
-    """How many idlers of so many threads each, themselves one of them, make more threads than cores."""
+    """Compute how many idlers, of so many threads each including themselves, make more threads than cores."""
     return max(1, -(-(cores + 1 - threads) // (threads - 1)))
 
 
@@ -130,6 +130,6 @@ _watching: Watch | None = None
 
 def _watch() -> None:
     global _watching
-    if _watching is None or not _watching.is_alive():  # a fork has the one, but not the thread
+    if _watching is None or not _watching.is_alive():  # a fork inherits the object, but not the thread
         _watching = Watch()
         _watching.start()

@@ -1,1 +1,1 @@
-"""Constraints on option values, and their validation."""
+"""Constraints of option values, and validation."""

@@ -1,4 +1,4 @@
-"""What a value may be where its type alone does not say: limits that stand in the annotation of what they limit."""
+"""Constraints of option values beyond their type, written in annotations."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-LARGEST = 2**31 - 1  # of whole numbers: what counters of 32 bits in the libraries below hold
-PIXELS = 2**15  # of an image's side: the longest that OpenCV warps
+LARGEST = 2**31 - 1  # limit of integers: libraries use 32-bit counters
+PIXELS = 2**15  # limit of an image's side in OpenCV's warps
 
 
 class Limit(ABC):
-    """Something a value of the right type may still violate."""
+    """Base class of constraints."""
 
     @abstractmethod
     def complaint(self, value: Any) -> str | None:
-        """What is wrong with a value, in words that follow it; None where nothing is."""
+        """Describe a violation in words that follow the value; None if it is valid."""
 
 
 @dataclass(frozen=True)
 class Interval(Limit):
-    """Finite numbers from `low` to `high`, both included unless `open_low`, `open_high`."""
+    """Finite numbers from `low` to `high`, inclusive unless `open_low` or `open_high`."""
 
     low: float
     high: float = math.inf
@@ -31,7 +31,7 @@ class Interval(Limit):
     open_high: bool = False
 
     def complaint(self, value: Any) -> str | None:
-        """What is wrong with a number, NaN and infinity included; None for one that lies inside."""
+        """Describe a number out of range, NaN and infinity included; None if it is valid."""
         above = value > self.low if self.open_low else value >= self.low
         below = value < self.high if self.open_high or self.high == math.inf else value <= self.high
         if above and below:
@@ -41,7 +41,7 @@ class Interval(Limit):
         return f"must be at most {LARGEST}" if above and self.high == LARGEST else str(self)
 
     def __str__(self) -> str:
-        """The range as a message says it."""
+        """Format the range for messages."""
         low = f"{'greater than' if self.open_low else 'at least'} {self.low:g}"
         if self.high in (math.inf, LARGEST):
             return f"must be {low}"
@@ -52,12 +52,12 @@ class Interval(Limit):
 
 @dataclass(frozen=True)
 class OneOf(Limit):
-    """One of a few names; None stands for null, and true is not 1."""
+    """One of several names; None stands for null, and true is not 1."""
 
     names: tuple[str | bool | None, ...]
 
     def complaint(self, value: Any) -> str | None:
-        """What is wrong with a name, and the nearest right one; None for one of them."""
+        """Describe an invalid name with the nearest valid one; None if it is valid."""
         if any(value == name and type(value) is type(name) for name in self.names):
             return None
         words = [_YAML[name] if name in (None, True, False) else str(name) for name in self.names]
@@ -76,7 +76,7 @@ class Length(Limit):
     high: int
 
     def complaint(self, value: Any) -> str | None:
-        """What is wrong with a list."""
+        """Describe a list of wrong length; None if it is valid."""
         if self.low <= len(value) <= self.high:
             return None
         wanted = f"{self.low}" if self.low == self.high else f"{self.low} to {self.high}"
@@ -85,12 +85,12 @@ class Length(Limit):
 
 @dataclass(frozen=True)
 class PixelSize(Limit):
-    """[height, width], or one of some words; None stands for null."""
+    """[height, width], or one of several words; None stands for null."""
 
     words: tuple[str | None, ...] = ()
 
     def complaint(self, value: Any) -> str | None:
-        """What is wrong with a size."""
+        """Describe an invalid size; None if it is valid."""
         if value is None or isinstance(value, str):
             right = value in self.words
         else:
@@ -105,10 +105,10 @@ class PixelSize(Limit):
 
 @dataclass(frozen=True)
 class Filled(Limit):
-    """Text that is not empty."""
+    """Non-empty text."""
 
     def complaint(self, value: Any) -> str | None:
-        """What is wrong with a text."""
+        """Describe an empty text; None if it is valid."""
         if not value.strip():
             return "is empty: leave it out, or write null for none"
         return "holds a zero byte" if "\0" in value else None
@@ -116,21 +116,21 @@ class Filled(Limit):
 
 @dataclass(frozen=True)
 class FolderName(Limit):
-    """What a folder can be called; names no other place than the one it is put in."""
+    """Valid name of a folder, which cannot refer to another location."""
 
     def complaint(self, value: Any) -> str | None:
-        """What is wrong with a name."""
+        """Describe an invalid folder name; None if it is valid."""
         if not value.strip() or value in (".", "..") or len(value.encode()) > 100 or set(value) & set("/\\\0\n\r"):
             return "is no name for a folder: leave out slashes and line breaks, and keep it below 100 letters"
         return None
 
 
 class _Path:
-    """Marks text that names a file or folder: `~` in it is the home folder."""
+    """Marker of paths, in which `~` is expanded."""
 
 
 class _Term:
-    """Marks the weight of a loss term among the options of a method."""
+    """Marker of loss weights among a method's options."""
 
 
 Positive = Annotated[float, Interval(0, open_low=True)]
@@ -141,12 +141,12 @@ FractionBelowOne = Annotated[float, Interval(0, 1, open_high=True)]
 Count = Annotated[int, Interval(1, LARGEST)]
 CountOrZero = Annotated[int, Interval(0, LARGEST)]
 BitDepth = Annotated[int, Interval(8, 16)]
-Rate = Annotated[float, Interval(1e-15, 1e3)]  # of learning: float32 holds a step of it
-Ratio = Annotated[float, Interval(1e-6, 1e6)]  # to another number
+Rate = Annotated[float, Interval(1e-15, 1e3)]  # learning rates whose steps are representable in float32
+Ratio = Annotated[float, Interval(1e-6, 1e6)]  # ratio to another number
 Power = Annotated[float, Interval(0, 100)]
 Temperature = Annotated[float, Interval(1e-4, 1e4)]
 Channels = Annotated[int, Interval(1, 2**14)]
-Blocks = Annotated[int, Interval(1, 1000)]  # of a stage
+Blocks = Annotated[int, Interval(1, 1000)]  # blocks of a stage
 Dilations = Annotated[Sequence[Annotated[int, Interval(1, 1024)]], Length(1, 32)]
 Colour = Annotated[Sequence[Annotated[float, Interval(-1e3, 1e3)]], Length(3, 3)]
 Deviation = Annotated[Sequence[Annotated[float, Interval(1e-6, 1e6)]], Length(3, 3)]
@@ -156,16 +156,16 @@ Text = Annotated[str, Filled()]
 Name = Annotated[str, FolderName()]
 FilePath = Annotated[str, Filled(), _Path]
 
-# What `sweep=optuna` looks for, whatever an option is called.
+# Searched by `sweep=optuna`, whatever the option's name.
 LossWeight = Annotated[float, Interval(0, 1e6), _Term]
 
 
 def is_loss_weight(annotation: Any) -> bool:
-    """Whether an option is annotated as the weight of a loss term."""
+    """Return whether an option is annotated as a loss weight."""
     return _Term in getattr(annotation, "__metadata__", ())
 
 
 def is_path(annotation: Any) -> bool:
-    """Whether an option is annotated as a path, be it an optional one."""
+    """Return whether an option is annotated as a path, including optional ones."""
     options = [annotation, *getattr(annotation, "__args__", ())]
     return any(_Path in getattr(option, "__metadata__", ()) for option in options)

@@ -1,4 +1,4 @@
-"""How values are held against annotations: those of the configuration's dataclasses and of the classes it names."""
+"""Validation of values against annotations of the configuration's dataclasses and of the classes it names."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from uda_seg.options.constraints import Limit, OneOf, is_path
 
 
 def nearest(key: str, known: Iterable[str]) -> str:
-    """`did you mean X?`, or the list of what there is where nothing is near."""
+    """Suggest `did you mean X?`, or list the known keys if none is near."""
     known = list(known)
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known)[:12])}"
 
 
 def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every dotted key of nested dicts, inner nodes included, with its value."""
+    """Yield every dotted key of nested dicts, including inner nodes, with its value."""
     if isinstance(tree, Mapping):
         for key, value in tree.items():
             name = f"{prefix}{key}"
@@ -37,20 +37,20 @@ def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def shown(value: Any, longest: int = 160) -> str:
-    """A value as a message shows it: on one line, without control characters, and not all of a long one."""
+    """Format a value for messages: on one line, without control characters, and truncated."""
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
-# Arguments that the code gives which builds the class.
+# Arguments supplied by the code that builds the class.
 _GIVEN = ("segmentor", "plan", "num_classes", "channels")
 
 
 def options(target: object, where: str) -> dict[str, Any]:
-    """Option -> annotated type of the class that a `_target_` at the key `where` names.
+    """Return option -> annotated type of the class named by a `_target_` at the key `where`.
 
     Raises:
-        UserError: there is no such class, or it is not one of this package.
+        UserError: there is no such class, or it is not part of this package.
     """
     found = _class(target, where)
     hints = typing.get_type_hints(found.__init__, include_extras=True)  # type: ignore[misc]
@@ -60,7 +60,7 @@ def options(target: object, where: str) -> dict[str, Any]:
 def _class(target: object, where: str) -> type:
     module, _, name = str(target).rpartition(".")
     found = None
-    if module.partition(".")[0] == "uda_seg":  # nothing else is even imported
+    if module.partition(".")[0] == "uda_seg":  # nothing else is imported
         with contextlib.suppress(ImportError, ValueError):
             found = getattr(importlib.import_module(module), name, None)
     built_in = isinstance(found, type) and "__init__" not in vars(found) and issubclass(found, BaseException)
@@ -70,16 +70,15 @@ def _class(target: object, where: str) -> type:
 
 
 def check_target(node: Mapping[str, Any], where: str, kind: Any = Any) -> None:
-    """Check a `_target_` node against the signature of what it names: that signature is its schema.
+    """Check a `_target_` node against the signature of its class, which serves as schema.
 
     Args:
-        node: keys and values, `_target_` among them; nested targets are checked too.
+        node: keys and values including `_target_`; nested targets are checked too.
         where: dotted name for messages.
-        kind: annotation of what it is to become: a class, or a builder of modules, for which it needs `_partial_`.
+        kind: expected annotation: a class, or a builder of modules, which requires `_partial_`.
 
     Raises:
-        UserError: a class of another kind, a key that it does not take or that is missing, or a value of another type
-            or outside its limits.
+        UserError: a class of another kind, an unknown or missing key, or a value of the wrong type or out of range.
     """
     known = options(node.get("_target_"), where)
     _check_kind(node, where, kind)
@@ -115,10 +114,10 @@ def _check_kind(node: Mapping[str, Any], where: str, kind: Any) -> None:
 
 
 def check_settings(settings: Any, where: str = "") -> None:
-    """Check a dataclass's values, those of nested ones too, against its annotations.
+    """Check a dataclass's values, including nested ones, against its annotations.
 
     Raises:
-        UserError: a value of another type or outside its limits.
+        UserError: a value of the wrong type or out of range.
     """
     for name, hint in typing.get_type_hints(type(settings), include_extras=True).items():
         value, key = getattr(settings, name), f"{where}{name}"
@@ -131,12 +130,12 @@ def check_settings(settings: Any, where: str = "") -> None:
 
 
 def check_plain(tree: Mapping[str, Any], kind: type, where: str = "") -> None:
-    """Refuse what OmegaConf would turn into something else in silence: 7 into true, true or 1.10 into text.
+    """Refuse values that OmegaConf would silently convert: 7 to true, true or 1.10 to text.
 
     Args:
-        tree: plain values, as they were composed.
-        kind: the dataclass that they are to become.
-        where: dotted name for messages, with a dot at its end.
+        tree: composed plain values.
+        kind: the dataclass to convert to.
+        where: dotted name for messages, with a trailing dot.
 
     Raises:
         UserError: names the key.
@@ -166,12 +165,12 @@ def check_plain(tree: Mapping[str, Any], kind: type, where: str = "") -> None:
 
 
 def expand_home(settings: Any, where: str = "") -> None:
-    """Put the home folder in the place of a `~` with which a path begins, in a dataclass and all that it holds.
+    """Expand a leading `~` in all paths of a dataclass, including nested values.
 
-    Classes to be built are plain dicts, and the paths among their options are known by the class's signature.
+    Classes to build are plain dicts, and their paths are known from the class's signature.
 
     Raises:
-        UserError: `~name` of somebody unknown.
+        UserError: `~name` of an unknown user.
     """
     if is_dataclass(settings):
         hints = typing.get_type_hints(type(settings), include_extras=True)
@@ -191,7 +190,7 @@ def expand_home(settings: Any, where: str = "") -> None:
 
 
 def at_home(path: str, key: str) -> str:
-    """A path with the home folder in the place of a leading `~` or `~name`; UserError if there is none."""
+    """Expand a leading `~` or `~name` of a path; raises UserError for an unknown user."""
     found = os.path.expanduser(path)
     if path.startswith("~") and found == path:
         raise UserError(f"{key}={shown(path)}: there is no such home folder; write ./{path} for one so called")
@@ -199,12 +198,12 @@ def at_home(path: str, key: str) -> str:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a plain YAML value has the annotated type and limits; an int passes as a float, a list as a tuple."""
+    """Return whether a plain YAML value fits type and constraints; an int fits a float, a list a tuple."""
     return complaint(value, hint) is None
 
 
 def complaint(value: Any, hint: Any) -> str | None:
-    """What is wrong with a plain YAML value, in words that follow it; None where it fits the annotation."""
+    """Describe why a plain YAML value does not fit its annotation, in words that follow it; None if it fits."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         limits = (limit for limit in arguments[1:] if isinstance(limit, Limit))
@@ -214,7 +213,7 @@ def complaint(value: Any, hint: Any) -> str | None:
         return OneOf(arguments).complaint(value)
     if origin in (typing.Union, types.UnionType):
         wrongs = [complaint(value, option) for option in arguments]
-        # Of a number in the wrong place its range is worth saying, not that it is no null.
+        # For a number, report its range instead of a mismatch with null.
         return None if None in wrongs else min(wrongs, key=lambda wrong: str(wrong).startswith(_WRONG_TYPE))
     if origin in (list, tuple, Sequence) and isinstance(value, list | tuple):
         return next((w for item in value if (w := complaint(item, arguments[0])) is not None), None)

@@ -1,1 +1,1 @@
-"""One run: what it is built from, its folder and its checkpoints."""
+"""A run: construction, folder, checkpoints and record."""

@@ -1,4 +1,4 @@
-"""From a configuration to data module, method and trainer."""
+"""Construction of data module, method and trainer from a configuration."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from uda_seg.storage.files import read_text, write_text
 
 
 def check_crop(config: Config, network: Segmentor) -> None:
-    """Raise UserError where training crops are smaller than a cell of the network's coarsest map."""
+    """Raise UserError if training crops are smaller than a cell of the network's coarsest map."""
     cell = max(network.smallest, *network.encoder.strides)
     if min(config.data.crop) < cell:
         raise UserError(
@@ -49,7 +49,7 @@ def check_crop(config: Config, network: Segmentor) -> None:
 
 
 def try_sizes(config: Config, module: UDAModule, data: UDADataModule) -> None:
-    """Raise UserError where the network cannot be trained on crops, or score images, of the configured sizes."""
+    """Raise UserError if the network cannot train on crops, or predict images, of the configured sizes."""
     network, evaluator = module.segmentor, config.evaluator
     batches = (config.data.source_batch, data.target_batch or config.data.source_batch)
     try_out(network, trained, min(batches) // config.optimizer.accumulate, config.data.crop)
@@ -60,14 +60,14 @@ def try_sizes(config: Config, module: UDAModule, data: UDADataModule) -> None:
 
 
 def close_loggers(trainer: pl.Trainer, failed: bool) -> None:
-    """End the W&B run, as failed where it is: the next job of a sweep would go on writing into it."""
+    """End the W&B run, marking a failure, because the next job of a sweep would write to it."""
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger) and logger._experiment is not None and trainer.is_global_zero:
             logger.experiment.finish(exit_code=int(failed))
 
 
 def quiet_lightning() -> None:
-    """Leave out Lightning's advertisements, and warnings about what is meant."""
+    """Suppress Lightning's tips, and warnings about intended behaviour."""
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
@@ -75,21 +75,21 @@ def quiet_lightning() -> None:
         ".*have overridden `on_before_batch_transfer`.*",
         ".*does not have many workers.*",
         ".*isinstance.treespec.*",
-        ".*predict returned None.*",  # it has written what it predicted
+        ".*predict returned None.*",  # predictions are written, not returned
         ".*across ranks is zero.*",  # sequences without exact depth are not scored
-        ".*broadcast_buffers. is deprecated.*",  # of the torch versions supported the newest alone has another name
+        ".*broadcast_buffers. is deprecated.*",  # only the newest supported PyTorch has the new name
     ):
         warnings.filterwarnings("ignore", message)
 
 
 def method_class(config: Config) -> type[UDAModule]:
-    """The method's class, a sub-class of UDAModule."""
+    """Return the method's class, a sub-class of UDAModule."""
     found: type[UDAModule] = get_class(config.method["_target_"])
     return found
 
 
 def build_data(config: Config) -> UDADataModule:
-    """The paired loaders, as the method wants them."""
+    """Build the data module with the data that the method requires."""
     method = method_class(config)
     return UDADataModule(
         config.data,
@@ -104,7 +104,7 @@ def build_data(config: Config) -> UDADataModule:
 
 
 def build_module(config: Config, data: UDADataModule) -> UDAModule:
-    """The method with its network, untrained."""
+    """Build the untrained method with its network."""
     classes = data.classes
     plan = Plan(
         steps=config.steps,
@@ -124,7 +124,7 @@ def build_module(config: Config, data: UDADataModule) -> UDAModule:
 
 
 def instantiate_module(config: Config, plan: Plan) -> UDAModule:
-    """The configured method on the configured network."""
+    """Instantiate the configured method on the configured network."""
     segmentor: Segmentor = instantiate(config.model, num_classes=len(plan.classes))
     if config.evaluator.inference == "slide" and min(config.evaluator.window) < segmentor.smallest:
         raise UserError(
@@ -132,7 +132,7 @@ def instantiate_module(config: Config, plan: Plan) -> UDAModule:
             "the window larger"
         )
     options = {key: value for key, value in config.method.items() if key != "_target_"}
-    # Not through `instantiate`: it would take the plan apart as configuration.
+    # Not through `instantiate`, which would convert the plan to a configuration.
     module: UDAModule = method_class(config)(segmentor, plan, **options)
     module.evaluate_teacher = config.evaluator.teacher
     module.infer = inference(config)
@@ -140,7 +140,7 @@ def instantiate_module(config: Config, plan: Plan) -> UDAModule:
 
 
 def inference(config: Config) -> Inference:
-    """How images become logits at test."""
+    """Build the inference settings."""
     settings = config.evaluator
     return Inference(
         window=(settings.window[0], settings.window[1]) if settings.inference == "slide" else None,
@@ -153,7 +153,7 @@ def inference(config: Config) -> Inference:
 
 
 def build_trainer(config: Config, folder: Path, data: UDADataModule, seen: int = 0, *more: pl.Callback) -> pl.Trainer:
-    """Lightning's trainer with our callbacks; a batch is a step, so validation counts optimiser steps."""
+    """Build Lightning's trainer with our callbacks; a batch is a step, so validation counts optimiser steps."""
     often = config.callbacks
     callbacks: list[pl.Callback] = [
         TeacherEMA(),
@@ -172,9 +172,9 @@ def build_trainer(config: Config, folder: Path, data: UDADataModule, seen: int =
 def lightning(
     config: Config, folder: Path, steps: int, loggers: list[Logger], callbacks: list[pl.Callback]
 ) -> pl.Trainer:
-    """Lightning's trainer on the configured hardware, for `steps` optimiser steps; a batch is one of them."""
+    """Build Lightning's trainer on the configured hardware for `steps` optimiser steps, one per batch."""
     plugins: list[Any] = [AtomicCheckpointIO()]
-    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():  # torchrun may be called by srun
+    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():  # srun may run torchrun
         plugins.append(SLURMEnvironment(auto_requeue=False))  # `Stop` does it
     settings = config.trainer
     trainer = pl.Trainer(
@@ -207,16 +207,16 @@ def lightning(
 
 
 class SteadyLoop(_TrainingEpochLoop):
-    """Lightning's loop, without a broadcast and a wait before every batch that ask rank 0 for SIGTERM: see `Stop`."""
+    """Lightning's loop without its broadcast and barrier per batch for SIGTERM, which `Stop` handles."""
 
     def _broadcast_sigterm_tensor(self) -> None:
         pass
 
 
 def strategy(settings: TrainerSettings) -> Strategy | str:
-    """Plain data-parallel training where there is more than one rank.
+    """Return plain data-parallel training if there is more than one rank.
 
-    The step itself averages gradients and buffers (`StepModule.reduce_gradients`), so nothing is broadcast.
+    The step averages gradients and buffers itself (`StepModule.reduce_gradients`), so nothing is broadcast.
     """
     if settings.strategy != "ddp" and local_ranks(settings) * settings.num_nodes == 1:
         return "auto"
@@ -224,19 +224,19 @@ def strategy(settings: TrainerSettings) -> Strategy | str:
 
 
 def interval(steps: int, times: int) -> int:
-    """Steps between two of at most `times` events in the whole of a run, whether or not it stops early."""
+    """Compute the steps between at most `times` events in a whole run, whether or not it stops early."""
     return -(-steps // times)
 
 
 def build_profiler(kind: str | None, folder: Path) -> Profiler | None:
-    """What measures Lightning's hooks and writes its table into the folder."""
+    """Build the profiler of Lightning's hooks, which writes its table to the folder."""
     if kind is None:
         return None
     return (SimpleProfiler if kind == "simple" else AdvancedProfiler)(dirpath=folder, filename=kind)
 
 
 def build_loggers(config: Config, folder: Path) -> list[Logger]:
-    """The CSV file, and the dashboard that was asked for."""
+    """Build the CSV logger and the configured dashboard."""
     settings, loggers = config.logger, [CSVLog(folder / "metrics.csv")]
     name = "/".join(folder.parts[-3:])
     if settings.kind == "wandb":
@@ -263,7 +263,7 @@ def build_loggers(config: Config, folder: Path) -> list[Logger]:
 
 
 def wandb_id(folder: Path) -> str:
-    """The id at W&B of the run in this folder, kept beside it: a resumed run goes on there, one anew has its own."""
+    """Return the W&B id stored in the run's folder: a resumed run continues there, a new run gets its own."""
     file = folder / "wandb" / "id.txt"
     if not file.exists():
         write_text(file, uuid.uuid4().hex[:16])

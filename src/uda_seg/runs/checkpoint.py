@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself, and how it is read back; what makes two runs the same."""
+"""Reading of checkpoints, and comparison of runs by their settings."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ log = logging.getLogger(__name__)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of ours: Lightning's dict with plain values under `uda_seg`.
+    """Read a checkpoint of this package: Lightning's dict with plain values under `uda_seg`.
 
     Raises:
-        UserError: no such file, a truncated one, one with pickled objects, or another program's.
+        UserError: the file is missing, truncated, contains pickled objects, or is another program's.
     """
     content = dict(read_tensors(path, "take another checkpoint of the run, or train it again"))
     if not isinstance(content.get("uda_seg"), Mapping) or not isinstance(content.get("state_dict"), Mapping):
@@ -45,7 +45,7 @@ def _is_count(value: object) -> bool:
 
 
 def _is_scale(value: object) -> bool:
-    """Whether it is what a depth network's checkpoint says of its unit."""
+    """Return whether a value is a valid description of a depth network's unit."""
     if not isinstance(value, Mapping) or value.keys() != {"baseline", "domains"}:
         return False
     return isinstance(value["baseline"], int | float) and _all_text(value["domains"])
@@ -59,7 +59,7 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-# What a checkpoint says about itself, and whether a value can be that.
+# Entries of a checkpoint's description, and whether a value is valid.
 _SAID: Mapping[str, Callable[[Any], bool]] = {
     "choices": lambda value: isinstance(value, Mapping) and _all_text([*value.keys(), *value.values()]),
     "overrides": _all_text,
@@ -72,7 +72,7 @@ _SAID: Mapping[str, Callable[[Any], bool]] = {
 
 
 def _check_said(content: Mapping[str, Any], path: Path) -> None:
-    """Refuse a checkpoint that says nonsense about itself: what reads it takes its word."""
+    """Validate a checkpoint's description, which later code relies on."""
     said = content["uda_seg"]
     if isinstance(said.get("format"), int) and said["format"] > FORMAT:
         raise UserError(f"{path} was written by a newer version, uda_seg {said.get('version')}: install that one")
@@ -87,10 +87,10 @@ def _check_said(content: Mapping[str, Any], path: Path) -> None:
 
 
 def check_same(module: UDAModule, path: Path, config: Config) -> None:
-    """Check that a checkpoint is of the run that goes on from it.
+    """Check that a checkpoint belongs to the run that resumes from it.
 
     Raises:
-        UserError: another method or option of it, class set or network.
+        UserError: another method, method option, class set or network.
     """
     content = read_checkpoint(path)
     if "loops" not in content:
@@ -128,14 +128,14 @@ def check_same(module: UDAModule, path: Path, config: Config) -> None:
         )
 
 
-# That do not change what a run computes.
+# Settings that do not change results.
 _NO_CHANGE = re.compile(
     r"^(resume|overwrite|init|logger|callbacks|predict|bench|convert|depth|streets|export|fix|unpack|input|output)(\.|$)"
     r"|^trainer\.(max_steps|devices|num_nodes|strategy|timeout|profiler)$|\.(root|workers|cache)$"
 )
 
 
-# Where data lie, and on what it is computed: of a run that may be resumed from other places, or on other hardware.
+# Locations of data, and hardware, which may differ in a resumed run.
 _MOVED = re.compile(r"^trainer\.|\.(root|depth)$")
 _NOT_IDENTITY = re.compile(
     r"^(resume|overwrite|checkpoint|logger|callbacks|predict|bench|convert|streets|pack|export|fix|unpack|input|output"
@@ -145,20 +145,20 @@ _NOT_IDENTITY = re.compile(
 
 
 def settings_of(config: Mapping[str, Any], moved: bool = False) -> dict[str, Any]:
-    """What a run's result depends on, of a configuration as plain values: two runs in which it is equal are one.
+    """Select the settings that a run's result depends on; runs with equal ones are the same.
 
     Args:
-        config: of `run.yaml`, or `asdict(config)`.
-        moved: leave out where data lie, and the hardware.
+        config: configuration as plain values, from `run.yaml` or `asdict(config)`.
+        moved: leave out locations of data and the hardware.
     """
     found = {k: v for k, v in leaves(config) if not isinstance(v, Mapping) and not _NOT_IDENTITY.search(k)}
     return {k: v for k, v in found.items() if not (moved and _MOVED.search(k))}
 
 
 def say_changes(path: Path, config: Config) -> None:
-    """Warn in a line of what a resumed run does otherwise than the record beside its checkpoint says.
+    """Warn of settings in which a resumed run differs from the record next to its checkpoint.
 
-    A record that is gone, or of a version with other settings, says less; so does a damaged one, in a warning.
+    A missing record, or one of a version with other settings, allows fewer comparisons; a damaged one causes a warning.
     """
     try:
         before = dict(leaves(read_record(path.absolute().parent.parent)))
@@ -175,9 +175,9 @@ def say_changes(path: Path, config: Config) -> None:
 
 
 def load_weights(module: UDAModule, path: Path) -> str:
-    """Start a new run from a checkpoint's student, the teacher too; what heads it lacks start from, the method says.
+    """Initialise student and teacher of a new run from a checkpoint's student; the method initialises missing heads.
 
-    What the method trains outside of the network (the projection of class text) is taken where its shape fits.
+    Parameters of the method outside of the network (the projection of class text) are loaded if their shape fits.
 
     Returns a line for the log.
 
@@ -213,13 +213,13 @@ def load_weights(module: UDAModule, path: Path) -> str:
 
 
 def load_trained(module: UDAModule, content: Mapping[str, Any], path: Path, teacher: bool = False) -> Segmentor:
-    """Fill the part of a module's network that segments at test, and ask for nothing that only training needs.
+    """Load the weights of the network used at test, ignoring everything that only training needs.
 
     Args:
-        module: composed from the same checkpoint.
-        content: of `read_checkpoint`.
+        module: module composed from the same checkpoint.
+        content: result of `read_checkpoint`.
         path: for messages.
-        teacher: fill and give the averaged network, not the student.
+        teacher: load and return the EMA teacher instead of the student.
 
     Raises:
         UserError: classes, method or network differ, or there is no teacher.
@@ -242,13 +242,13 @@ def load_trained(module: UDAModule, content: Mapping[str, Any], path: Path, teac
 
 
 def check_classes(content: Mapping[str, Any], module: UDAModule, path: Path, cure: str = "") -> None:
-    """Raise UserError where a checkpoint's class set is not the module's; `cure` is what may be done beside."""
+    """Raise UserError if a checkpoint's class set is not the module's; `cure` suggests an alternative."""
     theirs, mine = content["uda_seg"]["classes"], module.plan.classes
     if theirs != mine.name:
         raise UserError(
             f"{path} predicts the classes of {theirs}, this run those of {mine.name}: choose data= accordingly{cure}"
         )
-    names = content["uda_seg"].get("class_names")  # older ones do not say
+    names = content["uda_seg"].get("class_names")  # missing in older checkpoints
     if isinstance(names, list) and names != list(mine.names):
         raise UserError(
             f"{path} predicts {len(names)} classes ({', '.join(map(str, names))}), this run {len(mine)} "
@@ -257,10 +257,10 @@ def check_classes(content: Mapping[str, Any], module: UDAModule, path: Path, cur
 
 
 def device_precision(wanted: str, accelerator: str = "auto") -> str:
-    """Lightning's precision: `auto` is bf16-mixed on GPUs that multiply bf16 natively, 32-true elsewhere.
+    """Resolve Lightning's precision: `auto` is bf16-mixed on GPUs with native bf16, otherwise 32-true.
 
-    On CPUs too that have AMX for it: with torch 2.15, on a busy machine, the same step was seen to give other bits and
-    gradients that are not finite there.
+    This includes CPUs with AMX: there, with PyTorch 2.15 on a busy machine, the same bf16 step was seen to give
+    different bits and non-finite gradients.
     """
     if wanted != "auto":
         return wanted

@@ -1,4 +1,4 @@
-"""Depth maps of whole data sets, in the format that CorDA's data reads: 16-bit PNG with z = raw / 256 + 1."""
+"""Export of depth maps of whole data sets for CorDA: 16-bit PNG with z = raw / 256 + 1."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Scale:
-    """What a depth network's unit is, and where it learnt it.
+    """Unit of a depth network.
 
     Attributes:
-        baseline: metres between the stereo cameras it was trained with; 0 = unknown.
-        domains: streets' domains, or data sets, it was trained on.
+        baseline: stereo baseline in training in metres; 0 = unknown.
+        domains: training domains of streets, or data sets.
     """
 
     baseline: float
@@ -47,10 +47,10 @@ class Scale:
 def export_domain(
     config: Config, module: SelfSupervisedDepth, domain: DomainSettings, option: str, folder: Path, scale: Scale
 ) -> None:
-    """Write the maps of a domain that are missing, named like its images; `depth.json` says what they are.
+    """Write the missing maps of a domain, named like its images, and `depth.json` with their description.
 
     Raises:
-        UserError: the folder holds maps of another network, or the disk does not take them.
+        UserError: the folder contains maps of another network, or files cannot be written.
     """
     mine = domain.domain or domain.dataset
     if mine not in scale.domains:
@@ -80,10 +80,10 @@ def export_domain(
 
 
 def encode(module: SelfSupervisedDepth, image: Tensor, baseline: float) -> NDArray[np.uint16]:
-    """Inverse depth of one image as raw = 256 (z - 1), at least 1: nothing that is predicted is invalid.
+    """Encode an image's inverse depth as raw = 256 (z - 1), at least 1, because no prediction is invalid.
 
-    Metres are kept from 2.55 m on; what is nearer is cut to it by the 16 bits. Depth in no unit is written as the
-    authors of CorDA do, 65535 times the network's disparity.
+    16 bits represent distances from 2.55 m; nearer ones are clipped. Depth without a unit is written as by CorDA's
+    authors, as 65535 times the network's disparity.
     """
     if module.metric:
         raw = 256 * (inverse_depth(module.depth(image, torch.tensor([baseline], device=image.device))) - 1)
@@ -93,10 +93,10 @@ def encode(module: SelfSupervisedDepth, image: Tensor, baseline: float) -> NDArr
 
 
 def describe_maps(folder: Path, said: dict[str, str], overwrite: bool) -> None:
-    """Write `depth.json`, after making sure that maps already there are of the same network, or removing them.
+    """Write `depth.json`, after checking that existing maps are of the same network, or removing them.
 
     Raises:
-        UserError: they are of another one, or nothing says that they are maps of this command.
+        UserError: they are of another network, or not known to be maps of this command.
     """
     maps = list(folder.rglob("*.png"))
     if maps and not (folder / DESCRIPTION).is_file():
@@ -110,5 +110,5 @@ def describe_maps(folder: Path, said: dict[str, str], overwrite: bool) -> None:
 
 
 def fingerprint(module: SelfSupervisedDepth) -> str:
-    """A number that changes with the weights."""
+    """Compute a fingerprint of the weights."""
     return f"{sum(float(p.double().abs().sum()) for p in module.network.parameters()):.9g}"

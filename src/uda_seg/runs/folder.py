@@ -1,4 +1,4 @@
-"""A run's folder: one process in it at a time, nothing in it lost, and nothing of anybody else's touched."""
+"""Folder of a run: locked by one process, never losing a run, and never touching other files."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ from uda_seg.storage.slurm import slurm_job
 log = logging.getLogger(__name__)
 
 RECORD = "run.yaml"
-RESUMABLE = ("last.ckpt", "fresh.ckpt", "previous.ckpt", "best.ckpt")  # in the order in which they are tried
+RESUMABLE = ("last.ckpt", "fresh.ckpt", "previous.ckpt", "best.ckpt")  # in order of preference
 REPLACED = "replaced_run"
-# What a run writes; the record comes last, because it is what says whose the others are.
+# Files of a run; the record comes last, because it identifies the others.
 WRITTEN = (
     *(f"checkpoints/{name}" for name in RESUMABLE),
     *("pseudo_labels/round_*", "panels/step_*.png", "profile/*-simple*.txt", "profile/*-advanced*.txt"),
@@ -47,18 +47,18 @@ _OWN_NAME = re.compile(
     r"(last|fresh|previous|best)\.ckpt|round_\d+\.npy|step_\d+\.png|id\.txt|depth\.(md|png)|depth_metrics\.json"
     r"|metrics\.(csv|json)|run\.yaml|uda_seg\.lock"
 )
-WAIT_S = 60.0  # of other ranks, for the first one
+WAIT_S = 60.0  # seconds that other ranks wait for the first one
 
 
 # ---------------------------------------------------------------------- one process at a time
 
 
 def alone_in(folder: Path, what: str, elsewhere: str = RUN) -> AbstractContextManager[FolderLock | None]:
-    """Hold a folder while the block lasts; of several ranks the first one does.
+    """Lock a folder within the block, on the first rank.
 
     Args:
-        folder: it is made as needed.
-        what: this process does, in words that follow "in use by".
+        folder: folder, created if necessary.
+        what: description of this process, following "in use by".
         elsewhere: how to choose another folder.
 
     Raises:
@@ -73,20 +73,18 @@ def alone_in(folder: Path, what: str, elsewhere: str = RUN) -> AbstractContextMa
 
 @contextlib.contextmanager
 def run_folder(folder: Path, config: Config, steps: int) -> Iterator[RunFolder]:
-    """Hold a run's folder as long as the run lasts.
+    """Lock a run's folder for the duration of the run.
 
-    What an earlier one was killed in the midst of is brought to an end first: a run that was set aside comes back, and
-    temporary files go. At the end, whichever it is, a run that was set aside comes back unless this one has left a
-    checkpoint.
+    First finish what an earlier, killed process left: a run that was set aside is restored, and temporary files are
+    deleted. In the end, however the run ends, a run that was set aside is restored unless the new one has a checkpoint.
 
     Args:
-        folder: of the run.
-        config: of the run that is to begin, or to go on, there.
-        steps: its length.
+        folder: folder of the run.
+        config: configuration of the run to start or resume there.
+        steps: length of the run.
 
     Raises:
-        UserError: another process runs there, or the folder holds what neither `resume` nor `overwrite` says what to do
-            with.
+        UserError: another process uses the folder, or its contents are covered by neither `resume` nor `overwrite`.
     """
     with alone_in(folder, "a run") as lock:
         aside = Aside(folder, REPLACED)
@@ -104,10 +102,10 @@ def run_folder(folder: Path, config: Config, steps: int) -> Iterator[RunFolder]:
 
 
 def settle(aside: Aside) -> None:
-    """End what a run that replaces another has begun: the old one goes if there is a new checkpoint, else comes back.
+    """Finish the replacement of a run: delete the old one if there is a new checkpoint, otherwise restore it.
 
     Raises:
-        UserError: the disk does not take it; names the place.
+        UserError: files cannot be moved; names the folder.
     """
     state = aside.state
     try:
@@ -123,18 +121,18 @@ def settle(aside: Aside) -> None:
 
 
 def _wait_until_settled(aside: Aside, config: Config) -> None:
-    """Other ranks look at a folder that the first one has put in order."""
+    """Wait until the first rank has settled the folder."""
     until = time.monotonic() + WAIT_S
     while aside.state and not config.overwrite and time.monotonic() < until:
         time.sleep(0.1)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete temporary files that processes which were killed left in a run's folder, which is locked."""
+    """Delete temporary files of killed processes in a locked run folder."""
     inside = ("", "checkpoints/", "pseudo_labels/", "panels/", "wandb/")
     parts = [path for place in inside for path in folder.glob(f"{place}.*.tmp")]
     remove_parts((path for path in parts if _OWN_NAME.match(part_name(path) or "")), alone=True)
-    # Other commands may be writing here.
+    # Other commands may write here.
     remove_parts(path for place in ("evaluation", "maps") for path in (folder / place).rglob(".*.tmp"))
 
 
@@ -142,10 +140,10 @@ def remove_leftovers(folder: Path) -> None:
 
 
 class RunFolder:
-    """What a run finds in its folder, and how it begins there.
+    """Start of a run in its folder.
 
     Attributes:
-        resume: the checkpoint to go on from; None: the run begins.
+        resume: the checkpoint to resume from; None for a new run.
     """
 
     def __init__(self, folder: Path, config: Config, steps: int, lock: FolderLock | None) -> None:
@@ -153,33 +151,33 @@ class RunFolder:
         self.aside = Aside(folder, REPLACED)
         self._again = lock is not None and _begins_again(folder, config, steps)
         self.resume = self._resumed()
-        # The first rank looks: another one may come when that one has begun.
+        # Only the first rank decides, because others may arrive after it has started.
         if lock is not None and (self.resume is None or not _within(self.resume, folder)):
             self._check_free()
 
     def begin(self) -> None:
-        """Set the run aside that this one replaces. Until here nothing has been changed: all that may be missing is."""
+        """Set aside the run to replace, after everything else has been checked; nothing has been changed before."""
         if self.lock is None or (self.resume is not None and _within(self.resume, self.folder)):
             return
         if self.config.overwrite and (found := own_files(self.folder)):
             self.aside.put(found)
             log.info("the run before is kept in %s until this one has a checkpoint", self.aside.place)
         elif self._again:
-            (self.folder / "wandb" / "id.txt").unlink(missing_ok=True)  # there it is another run
+            (self.folder / "wandb" / "id.txt").unlink(missing_ok=True)  # it is a new run on W&B
 
     def tenant(self) -> pl.Callback:
-        """What ends the run if another process takes the folder, and drops the run before when it is replaced."""
+        """Build the callback that stops the run if another process takes the folder, and deletes the replaced run."""
         return _Tenant(self)
 
     def _resumed(self) -> Path | None:
         folder, resume = self.folder, self.config.resume
         begun = checkpoints_in(folder)
-        if begun and _queued_again():  # whatever it was begun from
+        if begun and _queued_again():  # whatever its initial weights
             return newest_checkpoint(folder)
         if resume == "last":
             if begun:
                 return newest_checkpoint(folder)
-            if not _one_of_many():  # a sweep that goes on has jobs that were not begun
+            if not _one_of_many():  # a continued sweep has jobs that have not started
                 raise UserError(self._nothing_to_resume())
             return None
         if resume is not None:
@@ -188,7 +186,7 @@ class RunFolder:
         return None
 
     def _check_free(self) -> None:
-        """Raise UserError where a run that begins here would take the place of something that was not given up."""
+        """Raise UserError if a new run would replace anything without permission."""
         if (foreign := in_the_way(self.folder)) is not None:
             raise UserError(
                 f"{foreign} is in the way, and nothing says that a run of uda_seg wrote it: move it away or choose "
@@ -215,7 +213,7 @@ class RunFolder:
 
 
 class _Tenant(pl.Callback):
-    """See `RunFolder.tenant`; it comes after what saves checkpoints."""
+    """See `RunFolder.tenant`; must come after the checkpoint callbacks."""
 
     def __init__(self, place: RunFolder) -> None:
         self.place, self.replacing = place, place.aside.state == "aside"
@@ -223,18 +221,18 @@ class _Tenant(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Look whether the folder is still this process's."""
+        """Check that this process still holds the folder (Lightning hook)."""
         if self.place.lock is not None:
             self.place.lock.raise_if_taken()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Drop the run before as soon as there is a checkpoint."""
+        """Delete the replaced run once there is a checkpoint (Lightning hook)."""
         self._drop()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Likewise."""
+        """Delete the replaced run once there is a checkpoint (Lightning hook)."""
         self._drop()
 
     def _drop(self) -> None:
@@ -244,10 +242,10 @@ class _Tenant(pl.Callback):
 
 
 def newest_checkpoint(folder: Path) -> Path:
-    """The last checkpoint of a run that can be read.
+    """Find the last readable checkpoint of a run.
 
     Raises:
-        UserError: there is none; says why of the first, and the way out.
+        UserError: there is none; gives the first one's defect and the cure.
     """
     said: list[str] = []
     for path in checkpoints_in(folder):
@@ -267,7 +265,7 @@ def _within(path: Path, folder: Path) -> bool:
 
 
 def _queued_again() -> bool:
-    """Whether SLURM starts this very job anew, with the command it had."""
+    """Return whether SLURM has requeued this job with the same command."""
     return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
 
 
@@ -279,17 +277,17 @@ def _one_of_many() -> bool:
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """The checkpoints of a run, the one to resume first; whether they can be read is not said."""
+    """List the checkpoints of a run in order of preference, readable or not."""
     return [path for name in RESUMABLE if (path := folder / "checkpoints" / name).exists()]
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether there is a run in a folder, finished or not, be it that its checkpoints were moved away."""
+    """Return whether a folder contains a run, finished or not, even if its checkpoints were moved away."""
     return recorded(folder) or bool(checkpoints_in(folder))
 
 
 def recorded(folder: Path) -> bool:
-    """Whether `run.yaml` is the record that this package writes before anything else of a run, in any version."""
+    """Return whether `run.yaml` is a record of this package, in any version, which a run writes first."""
     try:
         lines = (folder / RECORD).read_bytes().splitlines()
     except OSError:
@@ -298,9 +296,9 @@ def recorded(folder: Path) -> bool:
 
 
 def in_the_way(folder: Path) -> Path | None:
-    """The first file that a run would write over and of which nothing proves that a run wrote it; None: there is none.
+    """Find the first file that a run would overwrite and that is not known to be a run's; None if there is none.
 
-    A run begins only where there is none, so all that is found beside its record is its own.
+    A run starts only in a folder without one, so everything next to its record is its own.
     """
     if recorded(folder):
         return None
@@ -309,14 +307,14 @@ def in_the_way(folder: Path) -> Path | None:
 
 
 def own_files(folder: Path) -> list[Path]:
-    """The files and folders of a run in its folder, the record last; nothing that somebody else may have put there."""
+    """List the files and folders of a run in its folder, the record last, without foreign files."""
     known = recorded(folder)
     found = [path for pattern in WRITTEN for path in folder.glob(pattern) if known or _is_checkpoint(path)]
     return [*_dashboard(folder), *_evaluations(folder), *found] if known else found
 
 
 def _is_checkpoint(path: Path) -> bool:
-    """Whether a file is a checkpoint of this package, without reading its tensors."""
+    """Return whether a file is a checkpoint of this package, without reading its tensors."""
     try:
         with zipfile.ZipFile(path) as archive:
             [name] = [name for name in archive.namelist() if name.endswith("/data.pkl")]
@@ -327,7 +325,7 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def _dashboard(folder: Path) -> list[Path]:
-    """What W&B wrote of the run whose id is kept beside it."""
+    """List W&B's files of the run, by its stored id."""
     try:
         key = (folder / "wandb" / "id.txt").read_text()
     except (OSError, ValueError):
@@ -339,7 +337,7 @@ def _dashboard(folder: Path) -> list[Path]:
 
 
 def _evaluations(folder: Path) -> list[Path]:
-    """Scores and submissions of the run's network, told by what is in them."""
+    """List scores and submissions of the run's network, recognised by their content."""
     found: list[Path] = []
     for scores, keys, names in (
         ("scores.json", {"miou_over", "per_class"}, ("confusion_*.png", "scores.md", "scores.json", "evaluate.log")),
@@ -367,7 +365,7 @@ def _json(path: Path) -> Mapping[str, Any]:
 
 
 def record_of(folder: Path) -> Mapping[str, Any]:
-    """A run's record; empty where there is none that can be read."""
+    """Read a run's record; empty if missing or unreadable."""
     try:
         content = read_yaml(folder / RECORD) if recorded(folder) else None
     except UserError:
@@ -376,18 +374,18 @@ def record_of(folder: Path) -> Mapping[str, Any]:
 
 
 def overrides_of(folder: Path) -> list[str]:
-    """What a run was given on the command line."""
+    """Return the command-line overrides of a run."""
     said = record_of(folder).get("overrides")
     return [str(override) for override in said] if isinstance(said, list) else []
 
 
 def same_run(folder: Path, config: Config, moved: bool = False) -> bool:
-    """Whether a folder's record is of a run with these settings, from files with this content.
+    """Return whether a folder's record has these settings and the same contents of input files.
 
     Args:
-        folder: of a run.
-        config: of another one.
-        moved: leave out where data lie, and the hardware.
+        folder: folder of a run.
+        config: configuration to compare with.
+        moved: leave out locations of data and the hardware.
     """
     record = record_of(folder)
     if not record or settings_of(record["config"], moved) != settings_of(asdict(config), moved):
@@ -396,14 +394,14 @@ def same_run(folder: Path, config: Config, moved: bool = False) -> bool:
 
 
 def _begins_again(folder: Path, config: Config, steps: int) -> bool:
-    """Whether a run of the same settings was killed here before its first checkpoint: it makes all of it again."""
+    """Return whether a run with the same settings was killed here before its first checkpoint, and can be repeated."""
     if checkpoints_in(folder) or (folder / "metrics.json").exists() or not same_run(folder, config):
         return False
     return _last_logged(folder / "metrics.csv") <= -(-steps // config.callbacks.checkpoints)
 
 
 def _last_logged(log_file: Path) -> int:
-    """The last step in a run's log; 0 where there is none."""
+    """Return the last step in a run's log; 0 without a log."""
     try:
         with log_file.open(newline="", errors="replace") as file:
             return max((int(row[0]) for row in csv.reader(file) if row and row[0].isdecimal()), default=0)
@@ -412,8 +410,8 @@ def _last_logged(log_file: Path) -> int:
 
 
 def _elsewhere(folder: Path, config: Config) -> Path | None:
-    """The folder beside this one of a run with the same settings, from other places or on other hardware."""
-    if not folder.name.startswith("seed"):  # no folder that was named by its settings
+    """Find a sibling folder with the same settings except for data locations and hardware."""
+    if not folder.name.startswith("seed"):  # not a folder named by settings
         return None
     beside = sorted(folder.parent.parent.glob(f"*/{folder.name}"))
     return next((path for path in beside if checkpoints_in(path) and same_run(path, config, moved=True)), None)

@@ -1,4 +1,4 @@
-"""What is written beside a run: its numbers, and the record of what it was made of."""
+"""Metrics and record of a run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PACKAGES = (
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON whole or not at all; NaN becomes null."""
+    """Write JSON atomically; NaN becomes null."""
     write_text(path, json.dumps(_without_nan(content), indent=2) + "\n")
 
 
@@ -50,7 +50,7 @@ def _without_nan(content: Any) -> Any:
 
 
 def digests_of_files(config: Config) -> dict[str, str]:
-    """SHA-256 of every file that a configuration names (checkpoints, weights, class text, descriptions), by its key."""
+    """Compute SHA-256 of every file in a configuration (checkpoints, weights, class text, descriptions), by key."""
     found = {}
     for key, value in leaves(asdict(config)):
         if isinstance(value, str) and key not in _NOT_READ:
@@ -62,7 +62,7 @@ def digests_of_files(config: Config) -> dict[str, str]:
     return found
 
 
-_NOT_READ = ("resume", "checkpoint", "input", "output", "out", "official", "bench.output")  # by a training
+_NOT_READ = ("resume", "checkpoint", "input", "output", "out", "official", "bench.output")  # not read by training
 
 
 @rank_zero_only
@@ -81,7 +81,7 @@ def write_record(folder: Path, config: Config) -> None:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The configuration that a run recorded; empty where there is no record.
+    """Read the recorded configuration of a run; empty without a record.
 
     Raises:
         Damaged: the record cannot be read.
@@ -99,10 +99,10 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
-    """The numbers of a run that has ended.
+    """Read the metrics of a finished run.
 
     Raises:
-        Damaged: there are none, or they cannot be read.
+        Damaged: they are missing or cannot be read.
     """
     path, cure = folder / "metrics.json", "train the run to its end again with resume=last"
     metrics = read_json(path, cure)

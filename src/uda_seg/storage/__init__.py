@@ -1,1 +1,1 @@
-"""What keeps files whole and folders to one process."""
+"""Atomic files, folder locks and the user's cache."""

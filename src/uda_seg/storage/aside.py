@@ -1,4 +1,4 @@
-"""Files put aside until others have taken their place; a kill at any moment loses none of them."""
+"""Setting files aside until they are replaced, without losing any if killed at any moment."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ STATE = "state.txt"
 
 
 class Aside:
-    """A folder within a folder that keeps some of its files.
+    """A sub-folder that keeps files of its parent.
 
-    `state.txt` in it says how far it is: `moving` files in, all `aside`, `returning` them, or `done` with them. What is
-    to be done about each after a kill follows from it: files that are on their way are brought back.
+    Its `state.txt` records the progress: `moving` files in, all `aside`, `returning` them, or `done`. It determines the
+    recovery after a kill: files in transit are moved back.
 
     Args:
-        folder: whose files they are.
-        name: of the folder in it.
+        folder: the parent folder.
+        name: name of the sub-folder.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -30,22 +30,22 @@ class Aside:
 
     @property
     def state(self) -> str:
-        """As above; "" where nothing was put aside."""
+        """Recorded progress; "" if nothing is set aside."""
         try:
             return (self.place / STATE).read_text().strip()
         except FileNotFoundError:
             return ""
 
     def put(self, paths: Iterable[Path]) -> None:
-        """Move files and folders of the folder in.
+        """Set files and folders of the parent aside.
 
         Raises:
-            UserError: a folder of the name is there that this class did not make, or the disk does not take it.
+            UserError: an unrelated folder of this name exists, or files cannot be moved.
         """
         try:
             self._clean()
             with contextlib.suppress(OSError):
-                self.place.rmdir()  # of a process that was killed before it could say a word
+                self.place.rmdir()  # left by a process killed before it could write the state
             if self.place.exists():
                 raise UserError(f"{self.place} is in the way: move it to another place")
             self.place.mkdir()
@@ -57,7 +57,7 @@ class Aside:
             raise UserError(f"cannot set {self.folder} aside: {error.strerror or error}; {RUN}") from error
 
     def bring_back(self, instead: Iterable[Path] = ()) -> None:
-        """Move everything back; what has come `instead` is deleted first."""
+        """Move everything back, after deleting the replacements `instead`."""
         self._clean()
         if self.state == "aside":
             for path in instead:
@@ -70,7 +70,7 @@ class Aside:
         shutil.rmtree(self.place)
 
     def drop(self) -> None:
-        """Delete what was put aside."""
+        """Delete the files set aside."""
         self._is("done")
         for path in list(self.place.iterdir()):
             if path.name != STATE:
@@ -78,7 +78,7 @@ class Aside:
         shutil.rmtree(self.place)
 
     def _clean(self) -> None:
-        """Remove what was left of a state that a kill kept from being written."""
+        """Remove leftovers of an interrupted write of the state."""
         remove_parts(self.place.glob(f".{STATE}.*.tmp"), alone=True)
 
     def _is(self, state: str) -> None:
@@ -91,7 +91,7 @@ class Aside:
 
 
 def _remove_empty(folder: Path, top: Path) -> None:
-    """Remove a folder and those above it, below `top`, that hold nothing any more."""
+    """Remove a folder and its parents below `top` that are empty."""
     with contextlib.suppress(OSError):
         while folder != top:
             folder.rmdir()

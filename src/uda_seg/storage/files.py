@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and read whole or refused in a line."""
+"""Atomic writing and checked reading of files."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from numpy.typing import NDArray
 from uda_seg.errors import Damaged, UserError
 from uda_seg.storage.owner import born, machine
 
-# What to do where a disk does not take a file.
+# Cure if a file cannot be written.
 RUN = "make room or choose another folder with hydra.run.dir=..."
 CACHE = "make room or set UDA_SEG_CACHE to another folder"
 
-CHUNK = 2**20  # bytes of a file that are looked at together
-LARGEST = 2**28  # bytes of a file of text: more than the statistics of a million images
-LARGEST_YAML = 2**18  # bytes
-MOST_NODES = 100_000  # of a YAML file, each alias counted as what it stands for
+CHUNK = 2**20  # bytes processed at a time
+LARGEST = 2**28  # limit in bytes of text files, larger than the statistics of a million images
+LARGEST_YAML = 2**18  # limit in bytes of YAML files
+MOST_NODES = 100_000  # limit of nodes of a YAML file, with aliases expanded
 DEEPEST_YAML = 50
 DIGEST = "sha256"
 
@@ -45,12 +45,12 @@ Picture = NDArray[np.uint8] | NDArray[np.uint16]
 
 
 def write_whole(path: Path, content: bytes, cure: str = RUN) -> None:
-    """Write under a temporary name beside `path`, then rename: whoever looks finds the old file or the new one.
+    """Write to a temporary file next to `path` and rename it, so that readers see either the old file or the new one.
 
-    Folders are made as needed; of several processes that write one file, the last wins.
+    Folders are created as needed; if several processes write the same file, the last one wins.
 
     Raises:
-        UserError: the disk does not take it; names the file and `cure`.
+        UserError: it cannot be written; names the file and `cure`.
     """
     with written_whole(path, cure) as part:
         part.write_bytes(content)
@@ -58,7 +58,7 @@ def write_whole(path: Path, content: bytes, cure: str = RUN) -> None:
 
 @contextlib.contextmanager
 def written_whole(path: Path, cure: str) -> Iterator[Path]:
-    """The temporary name to write under; at the end it is renamed, or removed where something went wrong."""
+    """Yield the temporary path to write to; afterwards rename it, or remove it on failure."""
     part = part_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,14 +71,14 @@ def written_whole(path: Path, cure: str) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
-# The longest name that a file system takes is 255 bytes.
+# File systems limit names to 255 bytes.
 _PART = re.compile(r"\.(?P<name>.+?)(?:\.(?P<machine>[0-9a-f]{8}))?(?:\.(?P<pid>\d+))?\.tmp", re.DOTALL)
 _LONGEST = 220
-ABANDONED_S = 3600.0  # no file takes so long to be written
+ABANDONED_S = 3600.0  # longer than writing any file takes
 
 
 def part_of(path: Path) -> Path:
-    """The temporary name beside `path`: it says which process writes there, on which machine."""
+    """Build the temporary path next to `path`, which contains process and machine."""
     name = path.name
     if len(os.fsencode(name)) > _LONGEST:
         name = hashlib.sha256(os.fsencode(name)).hexdigest()
@@ -86,11 +86,11 @@ def part_of(path: Path) -> Path:
 
 
 def remove_parts(paths: Iterable[Path], alone: bool = False) -> None:
-    """Delete the temporary files among `paths` that a process which was killed left.
+    """Delete temporary files of killed processes among `paths`.
 
     Args:
-        paths: files; those of other names are left alone.
-        alone: no other process writes any of them, as where the folder is locked.
+        paths: files; those with other names are kept.
+        alone: no other process writes any of them, as in a locked folder.
     """
     for path in paths:
         found = _PART.fullmatch(path.name)
@@ -100,7 +100,7 @@ def remove_parts(paths: Iterable[Path], alone: bool = False) -> None:
 
 
 def _is_left(path: Path, where: str | None, pid: str | None) -> bool:
-    """Whether a name is of this package, and the process in it known to be dead; on another machine by its age."""
+    """Return whether a temporary file's process is dead; for another machine, judged by the file's age."""
     if where is None or pid is None:
         return False
     if where == machine():
@@ -111,26 +111,26 @@ def _is_left(path: Path, where: str | None, pid: str | None) -> bool:
 
 
 def part_name(path: Path) -> str | None:
-    """The name of the file that a temporary one was to become; None where it is none of ours."""
+    """Return the final name of a temporary file; None if it is not one of ours."""
     found = _PART.fullmatch(path.name)
     return None if found is None else found["name"]
 
 
 def write_text(path: Path, text: str, cure: str = RUN) -> None:
-    """Write text in UTF-8, as `write_whole` does; bytes of a file's name that are none are written as escapes."""
+    """Write text in UTF-8 like `write_whole`; invalid bytes from file names are escaped."""
     write_whole(path, text.encode(errors="backslashreplace"), cure)
 
 
 def save_png(path: Path, image: Picture, cure: str = RUN) -> None:
-    """Write an RGB picture uint8 [H, W, 3], or one plane [H, W] of uint8 or uint16, as `write_whole` does."""
-    stored = image if image.ndim == 2 else image[..., ::-1]  # OpenCV writes BGR
+    """Write an RGB image uint8 [H, W, 3], or a plane [H, W] of uint8 or uint16, like `write_whole`."""
+    stored = image if image.ndim == 2 else image[..., ::-1]  # OpenCV expects BGR
     write_whole(path, cv2.imencode(".png", np.ascontiguousarray(stored))[1].tobytes(), cure)
 
 
 def write_zip(path: Path, members: Mapping[str, Path], cure: str = RUN) -> None:
-    """Write an archive of files, name inside -> file, as `write_whole` does; equal files give equal archives.
+    """Write a ZIP of files, name inside -> file, like `write_whole`; equal files give equal archives.
 
-    They are stored as they are: made for PNGs, which are compressed already.
+    Files are stored uncompressed: made for PNGs, which are compressed already.
     """
     with written_whole(path, cure) as part, zipfile.ZipFile(part, "w") as archive:
         for name, file in members.items():
@@ -139,7 +139,7 @@ def write_zip(path: Path, members: Mapping[str, Path], cure: str = RUN) -> None:
 
 
 def spare_name(path: Path, word: str) -> Path:
-    """`path.word`, or `path.word2`, ... where that is taken."""
+    """Return an unused path: `path.word`, `path.word2`, ..."""
     spare, number = path.with_name(f"{path.name}.{word}"), 1
     while os.path.lexists(spare):
         number += 1
@@ -151,10 +151,10 @@ def spare_name(path: Path, word: str) -> Path:
 
 
 def open_file(path: Path) -> BufferedReader:
-    """Open a file for reading its bytes.
+    """Open a file for binary reading.
 
     Raises:
-        OSError: there is none, or it is a folder, a pipe or a device: one might wait for ever, or never end.
+        OSError: it does not exist, or is a folder, a pipe or a device, on which reading may block or never end.
     """
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -164,12 +164,12 @@ def open_file(path: Path) -> BufferedReader:
 
 
 def read_bytes(path: Path, cure: str, most: int = LARGEST) -> bytes:
-    """All of a file.
+    """Read a whole file.
 
     Args:
         path: the file.
-        cure: what to do where it cannot be read.
-        most: bytes it may have.
+        cure: cure if it cannot be read.
+        most: maximum size in bytes.
 
     Raises:
         Damaged: it cannot be opened, or is larger.
@@ -185,7 +185,7 @@ def read_bytes(path: Path, cure: str, most: int = LARGEST) -> bytes:
 
 
 def read_text(path: Path, cure: str, most: int = LARGEST) -> str:
-    """Text in UTF-8; see `read_bytes`."""
+    """Read text in UTF-8; see `read_bytes`."""
     try:
         return read_bytes(path, cure, most).decode()
     except UnicodeDecodeError as error:
@@ -193,7 +193,7 @@ def read_text(path: Path, cure: str, most: int = LARGEST) -> str:
 
 
 def read_json(path: Path, cure: str, most: int = LARGEST) -> Any:
-    """The content of a JSON file; see `read_bytes`."""
+    """Read a JSON file; see `read_bytes`."""
     text = read_text(path, cure, most)
     try:
         return json.loads(text)
@@ -202,15 +202,15 @@ def read_json(path: Path, cure: str, most: int = LARGEST) -> Any:
 
 
 def read_yaml(path: Path, what: str = "") -> Any:
-    """The content of a YAML file that a person wrote, in plain values.
+    """Read a user's YAML file as plain values.
 
     Args:
-        path: of the file.
+        path: the file.
         what: the setting that names it, for messages.
 
     Raises:
-        UserError: it cannot be opened, is no YAML in UTF-8, says a key twice, or grows out of all bounds through
-            aliases of aliases.
+        UserError: it cannot be opened, is not YAML in UTF-8, has a duplicate key, or expands beyond all limits through
+            nested aliases.
     """
     name = f"{what}={path}" if what else str(path)
     try:
@@ -229,13 +229,13 @@ def read_yaml(path: Path, what: str = "") -> Any:
         raise UserError(f"{name} cannot be opened: {error.strerror}") from error
     except UserError:
         raise
-    except Exception as error:  # a damaged date, number or nesting fails wherever its reader happens to be
+    except Exception as error:  # a malformed date, number or nesting can raise anything
         reason = " ".join(str(error).split()) or "nested too deeply"
         raise UserError(f"{name} is no YAML in UTF-8: {reason}") from error
 
 
 def _count(node: yaml.Node, known: dict[int, int], name: str, depth: int) -> int:
-    """How many values a node stands for; every node is looked at once."""
+    """Count the values of a node with aliases expanded, visiting every node once."""
     if depth > DEEPEST_YAML:
         raise UserError(f"{name} is nested more than {DEEPEST_YAML} deep, or in itself: write out what is meant")
     if id(node) not in known:
@@ -252,7 +252,7 @@ def _count(node: yaml.Node, known: dict[int, int], name: str, depth: int) -> int
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in a line."""
+    """Return the message of an error in one line."""
     return (str(error).splitlines() or [""])[0].rstrip(". ") or type(error).__name__
 
 
@@ -260,26 +260,26 @@ def first_line(error: BaseException) -> str:
 
 
 def write_sealed(path: Path, content: Mapping[str, Any], cure: str) -> None:
-    """Write JSON that holds its own digest, as `write_whole` does: text has no checksum that would show damage."""
+    """Write JSON with its own digest like `write_whole`, because text has no checksum to detect damage."""
     write_text(path, json.dumps({**content, DIGEST: _digest(content)}), cure)
 
 
 def read_sealed(path: Path, keys: frozenset[str], cure: str) -> dict[str, Any]:
-    """The content of a file of `write_sealed`; one of an earlier version has no digest.
+    """Read a file of `write_sealed`; files of earlier versions have no digest.
 
     Args:
         path: the file.
-        keys: those that it has, no more and no fewer.
-        cure: what to do where it cannot be read.
+        keys: its exact set of keys.
+        cure: cure if it cannot be read.
 
     Raises:
-        Damaged: it is no such file, or not as it was written.
+        Damaged: it is not such a file, or has changed since it was written.
     """
     return unsealed(read_json(path, cure), keys, path, cure)
 
 
 def unsealed(content: Any, keys: frozenset[str], name: str | Path, cure: str) -> dict[str, Any]:
-    """What `read_sealed` does, with JSON that was read."""
+    """Check parsed JSON like `read_sealed`."""
     if not isinstance(content, dict):
         raise Damaged(f"{name} holds a {type(content).__name__}, no {', '.join(sorted(keys))}; {cure}")
     digest = content.pop(DIGEST, None)
@@ -293,21 +293,21 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def check_zip(file: BinaryIO, name: str | Path, cure: str, most: int) -> bool:
-    """Read every member of a ZIP archive to its last byte, a piece at a time: its checksum must be right.
+    """Verify the checksums of all members of a ZIP archive, reading piece by piece.
 
-    Measured: 53 ms per 100 MB, which PyTorch takes 97 ms to read, and no more memory than a piece.
+    Takes 53 ms per 100 MB, which PyTorch takes 97 ms to read, and only the memory of a piece.
 
     Args:
-        file: the archive; it is read from its beginning afterwards.
+        file: the archive, rewound afterwards.
         name: for messages.
-        cure: what to do where it is damaged.
-        most: bytes that all members may have together, unpacked.
+        cure: cure for a damaged archive.
+        most: maximum unpacked bytes of all members together.
 
     Returns:
-        Whether there are checksums: PyTorch can be told to write zeros in their place.
+        Whether there are checksums, as PyTorch can be configured to write zeros instead.
 
     Raises:
-        Damaged: a wrong checksum, or no ZIP at all.
+        Damaged: a wrong checksum, or not a ZIP.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -321,14 +321,14 @@ def check_zip(file: BinaryIO, name: str | Path, cure: str, most: int) -> bool:
                         pass
     except Damaged:
         raise
-    except Exception as error:  # a damaged table of contents fails wherever its reader happens to be
+    except Exception as error:  # a damaged central directory can raise anything
         raise Damaged(f"{name} is damaged: {first_line(error)}; {cure}") from error
     file.seek(0)
     return summed
 
 
 def checksum(path: Path, cure: str) -> str:
-    """The CRC-32 of a file, a piece at a time, in eight hexadecimal digits.
+    """Compute the CRC-32 of a file piece by piece, in eight hexadecimal digits.
 
     Raises:
         Damaged: it cannot be read.

@@ -1,4 +1,4 @@
-"""One process at a time in a folder, also where several machines share the disk."""
+"""Lock of a folder, also between machines that share a disk."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from uda_seg.errors import UserError
 from uda_seg.storage.owner import Owner
 
 NAME = ".uda_seg.lock"
-BEAT_S = 10.0  # between two signs of life
-# Without one for so long, a process on another machine counts as dead; NFS may show a change a minute late.
+BEAT_S = 10.0  # seconds between heartbeats
+# Seconds without a heartbeat after which a process on another machine counts as dead; NFS may be a minute late.
 SILENT_S = 180.0
 
 
 class FolderLock:
-    """Holds a folder as long as the block lasts: a file in it names the process, whose time is renewed as it lives.
+    """Context that locks a folder: a file in it names the process, and its modification time is the heartbeat.
 
-    What a dead process left is taken over. On one machine its number, its start and the boot tell; of another machine
-    the file's age does. A file of that name can only be made by one process, and is complete when it appears.
+    The lock of a dead process is taken over. On the same machine, pid, start time and boot tell; for another machine
+    the file's age does. The file is created atomically by one process, and is complete when it appears.
 
     Args:
-        folder: it is made as needed.
+        folder: the folder, created if necessary.
         owner: this process.
         elsewhere: how to choose another folder, for the message.
-        name: of the file; another one where only a part of the folder is held.
+        name: name of the file; another one locks only a part of the folder.
 
     Attributes:
-        taken: whether another process has taken the folder over, which is told by looking now and then.
+        taken: true if another process has taken over the folder, which is checked periodically.
     """
 
     def __init__(self, folder: Path, owner: Owner, elsewhere: str, name: str = NAME) -> None:
@@ -44,10 +44,10 @@ class FolderLock:
         self._ended = threading.Event()
 
     def __enter__(self) -> FolderLock:
-        """Take the folder.
+        """Lock the folder.
 
         Raises:
-            UserError: another process has it (names machine and process), or the disk does not take the file.
+            UserError: another process has locked it (names machine and process), or the file cannot be written.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -58,15 +58,15 @@ class FolderLock:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Give the folder back."""
+        """Release the folder."""
         self._ended.set()
-        if self.owner.pid == os.getpid():  # a fork that leaves the block has not taken it
+        if self.owner.pid == os.getpid():  # a fork that leaves the block does not hold the lock
             with contextlib.suppress(OSError):
                 if self.path.read_bytes() == self.content:
                     self.path.unlink()
 
     def raise_if_taken(self) -> None:
-        """Raise UserError where another process has taken the folder over: this one must write nothing more there."""
+        """Raise UserError if another process has taken over the folder, so that this one stops writing."""
         if self.taken:
             raise UserError(
                 f"{self.folder} was taken over by another process while this one gave no sign of life, or its "
@@ -85,7 +85,7 @@ class FolderLock:
             draft.unlink(missing_ok=True)
 
     def _create(self, draft: Path) -> bool:
-        """Make the file, unless it is there; a link to a finished one, where the disk has links."""
+        """Create the file unless it exists, as a link to a complete one if the disk supports links."""
         try:
             os.link(draft, self.path)
         except FileExistsError:
@@ -100,10 +100,10 @@ class FolderLock:
         return True
 
     def _bury(self, now: float) -> None:
-        """Set a dead process's file aside, by the disk's own time.
+        """Set a dead process's file aside, judging age by the disk's clock.
 
         Raises:
-            UserError: the process lives, or may do so.
+            UserError: the process is or may be alive.
         """
         try:
             found, age = self.path.read_bytes(), now - self.path.stat().st_mtime
@@ -116,7 +116,7 @@ class FolderLock:
         grave = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex[:8]}.tmp")
         with contextlib.suppress(FileNotFoundError):
             os.rename(self.path, grave)
-            if grave.read_bytes() != found:  # another process was faster, and this is its own
+            if grave.read_bytes() != found:  # another process was faster, and this is its file
                 with contextlib.suppress(OSError):
                     os.link(grave, self.path)
             grave.unlink()
@@ -141,12 +141,12 @@ class FolderLock:
                     os.utime(self.path)
             except FileNotFoundError:
                 self.taken = not self._ended.is_set()
-            except OSError:  # a shared disk that is away for a while
+            except OSError:  # a shared disk may be temporarily unavailable
                 continue
 
 
 def _parsed(content: bytes) -> Owner | None:
-    """The process that a file names; None where it names none."""
+    """Parse the process named in a file; None if malformed."""
     try:
         said = json.loads(content)
         return Owner(**{field.name: said[field.name] for field in fields(Owner)})

@@ -1,4 +1,4 @@
-"""Which process wrote something, and whether it still lives."""
+"""Identity of processes, and whether they are alive."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pathlib import Path
 
 @functools.cache
 def machine() -> str:
-    """Eight hex digits for all processes that see each other's numbers: one machine between two boots, one container.
+    """Return eight hex digits that identify a pid namespace: a machine between two boots, or a container.
 
-    Two machines may have one host name, and two containers on one machine have numbers of their own.
+    Host names do not suffice: two machines may share one, and containers on one machine have their own pids.
     """
     boot = _read(Path("/proc/sys/kernel/random/boot_id"))
     with contextlib.suppress(OSError):
@@ -25,9 +25,9 @@ def machine() -> str:
 
 
 def born(pid: int) -> str | None:
-    """When a process started, in the kernel's ticks, which tells it from a later one of its number.
+    """Return the start time of a process in kernel ticks, which distinguishes it from a later one with the same pid.
 
-    None where there is no such process, or only what its parent has not asked about yet; "" where that cannot be known.
+    None if there is no such process, or only a zombie; "" if that is unknown.
     """
     if not Path("/proc/self/stat").exists():
         return "" if _signalled(pid) else None
@@ -57,13 +57,13 @@ class Owner:
     """A process.
 
     Attributes:
-        what: it does, in words that follow "in use by".
-        host: the machine's name, for people.
-        machine: as `machine` says.
-        pid: its number there.
-        born: when it started, as `born` says.
-        job: SLURM's job and how often it was started anew; "" outside of one.
-        restarts: how often SLURM has started that job anew.
+        what: description, following "in use by".
+        host: host name, for messages.
+        machine: result of `machine`.
+        pid: process id.
+        born: result of `born`.
+        job: SLURM's job; "" outside of one.
+        restarts: number of times SLURM has requeued the job.
         since: date and time.
     """
 
@@ -77,11 +77,11 @@ class Owner:
     since: str = field(default_factory=lambda: datetime.now().isoformat(" ", "seconds"))
 
     def lives(self) -> bool | None:
-        """Whether the process runs; None where it is on a machine, or in a container, that cannot be asked."""
+        """Return whether the process is alive; None if it is on another machine or in another container."""
         if self.machine != machine():
             return None
         return born(self.pid) == self.born
 
     def before(self, other: Owner) -> bool:
-        """Whether this is an earlier start of the other's SLURM job, which SLURM has ended."""
+        """Return whether this is an earlier start of the other's SLURM job, which SLURM has ended."""
         return bool(self.job) and self.job == other.job and self.restarts < other.restarts

@@ -1,4 +1,4 @@
-"""Where what is made once is kept."""
+"""Location of the on-disk cache."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def user_cache() -> Path:
-    """`UDA_SEG_CACHE`, or `uda_seg` in the user's cache folder (XDG)."""
+    """Return `UDA_SEG_CACHE`, or `uda_seg` in the user's cache folder (XDG)."""
     if named := os.environ.get("UDA_SEG_CACHE"):
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "uda_seg"

@@ -1,1 +1,1 @@
-"""Many runs: how jobs ended, the table over them, and the search."""
+"""Sweeps: outcomes of jobs, the table of results, and the Optuna search."""

@@ -1,4 +1,4 @@
-"""What became of the jobs of a multirun, whichever process or machine a launcher ran them on."""
+"""Outcomes of the jobs of a multirun, on whatever process or machine a launcher ran them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ SILENT = "ended without a word: killed, or still running"
 
 @dataclass(frozen=True)
 class Outcome:
-    """The end of one job.
+    """Outcome of a job.
 
     Attributes:
-        folder: of its run.
-        sweep: the sweep's folder.
-        result: what the command returned; None where it failed.
-        error: a line that says why it failed; None where it did not.
+        folder: folder of its run.
+        sweep: folder of the sweep.
+        result: result of the command; None if it failed.
+        error: error line; None if it succeeded.
     """
 
     folder: str
@@ -39,7 +39,7 @@ class Outcome:
 
     @property
     def name(self) -> str:
-        """The run as the summary calls it."""
+        """Name of the run in the summary."""
         return "/".join(Path(self.folder).parts[-2:])
 
 
@@ -47,10 +47,10 @@ class Jobs:
     """Collects the outcomes of jobs.
 
     A launcher such as submitit pickles the command and runs the copy elsewhere. A copy leaves its outcomes in a folder
-    that is known here; it has to be on a disk that both see, as the runs' folders do.
+    known here, which must be on a shared disk, like the runs' folders.
 
     Attributes:
-        told_elsewhere: whether another machine, on which the first ranks are, sums up the jobs of both.
+        told_elsewhere: true if another machine, with the first ranks, reports the jobs of both.
     """
 
     def __init__(self) -> None:
@@ -60,14 +60,14 @@ class Jobs:
         self.told_elsewhere = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Of what a copy needs."""
+        """Return the state that a copy needs."""
         return {"notes": self.notes, "here": None, "taken": {}, "told_elsewhere": False}
 
     def take(self, folder: Path) -> None:
-        """Take a folder for the running job; what it makes there is no other job's of the same multirun.
+        """Claim a folder for the running job among the jobs of the multirun.
 
         Raises:
-            UserError: another job has it.
+            UserError: another job has claimed it.
         """
         job, name = int(HydraConfig.get().job.num), str(folder.resolve())
         if self.here is not None:
@@ -85,7 +85,7 @@ class Jobs:
             )
 
     def note(self, folder: Path, result: object = None, error: str | None = None) -> None:
-        """Take down how the running job ended; before it begins, a copy notes that it is `SILENT`."""
+        """Record the outcome of the running job; before it starts, a copy records `SILENT`."""
         hydra = HydraConfig.get()
         value = float(result) if isinstance(result, int | float) else None
         outcome = Outcome(str(folder.resolve()), str(Path(hydra.sweep.dir).resolve()), value, error)
@@ -96,7 +96,7 @@ class Jobs:
             write_text(self.notes / f"{hydra.job.num:06d}.{rank}.json", json.dumps(asdict(outcome)))
 
     def outcomes(self) -> list[Outcome]:
-        """Of all jobs, in their order; of one that several ranks tell of, the first rank's, or that which failed."""
+        """List the outcomes of all jobs in order; of several ranks' outcomes, the first rank's or the failed one."""
         if self.here is None or not self.notes.is_dir():
             return self.here or []
         told: dict[str, Outcome] = {}
@@ -109,12 +109,12 @@ class Jobs:
         return [*self.here, *told.values()]
 
     def forget(self) -> None:
-        """Remove what copies left."""
+        """Delete the records of copies."""
         shutil.rmtree(self.notes, ignore_errors=True)
 
 
 def _read(note: Path) -> Outcome:
-    """An outcome as a copy noted it; a damaged note is an outcome that says so."""
+    """Read a copy's outcome; a damaged record becomes an error."""
     try:
         found = Outcome(**read_json(note, "see the log of the job"))
         kinds = (

@@ -1,4 +1,4 @@
-"""A search over settings: Optuna proposes trials, a launcher of Hydra runs them, the study is a file beside them."""
+"""Hyperparameter search: Optuna proposes trials, a Hydra launcher runs them, and the study is a file next to them."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ log = logging.getLogger(__name__)
 
 Space = dict[str, BaseDistribution]
 REPLACED = "replaced_search"
-HOPELESS = 3  # trials that fail before the first one succeeds end a search
+HOPELESS = 3  # a search ends after this many failures without a success
 
-# How trials are run and where their data lie: a search may go on with others.
+# Hardware and data locations, which may differ when a search is continued.
 _NOT_SETTINGS = re.compile(
     r"^(resume|overwrite|trainer|logger|callbacks|sweep)$|^(hydra|trainer|logger|callbacks)[./]|\.(root|workers|cache)$"
 )
@@ -67,18 +67,18 @@ def search(
     seed: int,
     params: Mapping[str, str] | None,
 ) -> list[float]:
-    """Run trials until the study has as many as were asked for; returns the values of those that succeeded.
+    """Run trials until the study has the requested number, and return the values of the successful ones.
 
     Args:
         launcher: runs jobs, each given as its overrides.
-        config: composed, Hydra's node included.
+        config: composed configuration, including Hydra's node.
         arguments: overrides of the command line; those with a range are searched.
-        trials: how many the study is to have, failed ones too.
-        at_once: how many the launcher gets together.
-        objective: what a job returns, a number of `metrics.json`.
-        direction: of the objective: maximize or minimize.
-        factor: how far from the configured value is searched where no range is given.
-        seed: of the sampler.
+        trials: total number of trials of the study, including failed ones.
+        at_once: number of trials per batch of the launcher.
+        objective: result of a job, a key of `metrics.json`.
+        direction: direction of the objective: maximize or minimize.
+        factor: default range, from 1 / factor to factor times the configured value.
+        seed: seed of the sampler.
         params: ranges by key, as on the command line.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -104,10 +104,10 @@ def search(
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], Space]:
-    """Overrides that hold for every trial, and what the others leave open; of two for one key the later counts.
+    """Split overrides into fixed ones and the search space; of two for one key the later one counts.
 
     Raises:
-        UserError: an interval that Optuna does not take.
+        UserError: an interval that Optuna does not accept.
     """
     parsed = {key_of(o.input_line or ""): o for o in OverridesParser.create().parse_overrides(list(arguments))}
     fixed = [str(o.input_line) for o in parsed.values() if not o.is_sweep_override()]
@@ -115,10 +115,10 @@ def split(arguments: Sequence[str]) -> tuple[list[str], Space]:
 
 
 def distribution(override: Override) -> BaseDistribution:
-    """What Optuna draws from for Hydra's `interval(a, b)`, `tag(log, ...)`, `int(interval(...))` and listed values.
+    """Convert Hydra's `interval(a, b)`, `tag(log, ...)`, `int(interval(...))` or listed values to a distribution.
 
     Raises:
-        UserError: bounds in the wrong order, or a logarithm of what is not positive.
+        UserError: bounds in the wrong order, or a logarithmic range that is not positive.
     """
     value = override.value()
     try:
@@ -135,12 +135,12 @@ def distribution(override: Override) -> BaseDistribution:
 
 
 def default_space(config: Config, factor: float) -> Space:
-    """The learning rate and every loss weight of the method that is on, from 1 / factor to factor times its value.
+    """Build the default space: learning rate and non-zero loss weights, from 1 / factor to factor times the value.
 
-    Those that T2S-DA hands to its base are left out, which may not use them.
+    Weights that T2S-DA passes to its base are left out, because the base may not use them.
 
     Raises:
-        UserError: a factor that leaves no range.
+        UserError: a factor without a range.
     """
     if factor <= 1:
         raise UserError(f"hydra.sweeper.factor={factor} leaves nothing to search: it must be greater than 1")
@@ -170,9 +170,9 @@ def _said(found: BaseDistribution) -> str:
 
 @contextlib.contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """Within the block no other process searches in `folder`: it would take this one's trials for interrupted ones.
+    """Lock `folder` within the block, because another search would take this one's trials for interrupted ones.
 
-    A search that was to be replaced comes back where the new one has not had a trial that succeeded.
+    A search that was to be replaced is restored unless the new one has a successful trial.
     """
     with alone_in(folder, "a search", "choose another folder with hydra.sweep.dir=..."):
         _settle(folder)
@@ -193,17 +193,17 @@ def _settle(folder: Path) -> None:
 
 
 def _has_succeeded(file: Path) -> bool:
-    """Whether a study has a trial that succeeded."""
+    """Return whether a study has a successful trial."""
     try:
         storage = JournalStorage(JournalFileBackend(str(file)))
         trials = (trial for study in storage.get_all_studies() for trial in storage.get_all_trials(study._study_id))
         return any(trial.state == TrialState.COMPLETE for trial in trials)
-    except Exception:  # a damaged line fails wherever Optuna happens to be
+    except Exception:  # a damaged line can raise anything in Optuna
         return False
 
 
 def _is_study(file: Path) -> bool:
-    """Whether a file is Optuna's journal."""
+    """Return whether a file is an Optuna journal."""
     try:
         with file.open("rb") as opened:
             return "op_code" in json.loads(opened.readline() or b"{}")
@@ -212,10 +212,10 @@ def _is_study(file: Path) -> bool:
 
 
 def open_study(folder: Path, fixed: list[str], objective: str, direction: str, overwrite: bool) -> optuna.Study:
-    """The study in `folder`, begun or continued.
+    """Create or continue the study in `folder`.
 
     Raises:
-        UserError: it is of other settings, or `direction` is none.
+        UserError: the study has other settings, or `direction` is invalid.
     """
     if direction not in ("maximize", "minimize"):
         raise UserError(f"hydra.sweeper.direction={direction}: choose maximize or minimize")
@@ -242,7 +242,7 @@ def open_study(folder: Path, fixed: list[str], objective: str, direction: str, o
 
 
 def _stored_study(file: Path, towards: StudyDirection) -> optuna.Study:
-    """The study in a file, begun if it is not there; what cannot be read is a Damaged error."""
+    """Load the study in a file, or create it; raises Damaged if it cannot be read."""
     try:
         if os.path.lexists(file):
             _drop_torn_end(file)
@@ -250,7 +250,7 @@ def _stored_study(file: Path, towards: StudyDirection) -> optuna.Study:
         study = optuna.create_study(storage=storage, study_name="search", direction=towards, load_if_exists=True)
         _ = study.trials
         return study
-    except Exception as error:  # a damaged line fails wherever Optuna happens to be
+    except Exception as error:  # a damaged line can raise anything in Optuna
         raise Damaged(
             f"{file} cannot be read ({type(error).__name__}: {first_line(error)}): move it away, the runs beside it "
             "stay, or begin anew with overwrite=true"
@@ -258,8 +258,8 @@ def _stored_study(file: Path, towards: StudyDirection) -> optuna.Study:
 
 
 def _drop_torn_end(file: Path) -> None:
-    """Take away a line that a kill cut short: Optuna would write the next one behind it."""
-    with open_file(file) as study:  # not of a pipe, for which Optuna would wait
+    """Remove a truncated last line left by a kill, because Optuna would append to it."""
+    with open_file(file) as study:  # refuses a pipe, on which Optuna would block
         content = study.read()
     end = content.rfind(b"\n") + 1
     if end < len(content):
@@ -268,7 +268,7 @@ def _drop_torn_end(file: Path) -> None:
 
 
 def check_space(study: optuna.Study, space: Space, folder: Path) -> None:
-    """Whether the study's trials can be learnt from: ranges may change, what is one of a list may not.
+    """Check that the study's trials fit the search space: ranges may change, lists of choices may not.
 
     Raises:
         UserError: a setting has another list of choices, or was a range before.
@@ -295,7 +295,7 @@ def _run_trials(
     seed: int,
 ) -> None:
     for trial in study.get_trials(states=[TrialState.RUNNING]):
-        if trial.params.keys() != space.keys():  # of a search over other settings
+        if trial.params.keys() != space.keys():  # from a search over other settings
             study.tell(trial.number, state=TrialState.FAIL)
     running = study.get_trials(states=[TrialState.RUNNING])
     stopped = {trial.number for trial in running}
@@ -304,7 +304,7 @@ def _run_trials(
         batch = running[:at_once]
         running = running[at_once:]
         while len(batch) < at_once and len(study.trials) < trials:
-            # Anew each time: a search that goes on must not begin with the draws of its beginning.
+            # Reseeded by the number of trials: a continued search must not repeat its first draws.
             study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
             study.ask(space)
             batch.append(study.trials[-1])
@@ -322,21 +322,21 @@ def _run_trials(
 
 
 def overrides(trial: FrozenTrial, folder: Path, resumed: bool) -> list[str]:
-    """What makes a job a certain trial: its settings, and a folder by its number."""
+    """Build the overrides of a trial: its settings, and a folder by its number."""
     where = [f"hydra.sweep.dir='{folder}'", f"hydra.sweep.subdir={name_of(trial)}"]
     return [*(f"{key}={value}" for key, value in trial.params.items()), *where, *(["resume=last"] if resumed else [])]
 
 
 def name_of(trial: FrozenTrial) -> str:
-    """A trial's folder."""
+    """Return the name of a trial's folder."""
     return f"trial{trial.number:03d}"
 
 
 def _values(launcher: Launcher, jobs: list[list[str]], number: int) -> list[float | None]:
-    """What the jobs returned; None for one that failed."""
+    """Return the results of the jobs; None for failed ones."""
     try:
         returned: Sequence[JobReturn | None] = launcher.launch(jobs, initial_job_idx=number)
-    except Exception as error:  # of a launcher whose job died without a word
+    except Exception as error:  # from a launcher whose job died without a report
         log.error("%s", error)
         returned = [None] * len(jobs)
     done = [job.return_value if job is not None and job.status == JobStatus.COMPLETED else None for job in returned]
@@ -347,7 +347,7 @@ def _values(launcher: Launcher, jobs: list[list[str]], number: int) -> list[floa
 
 
 def show(study: optuna.Study, folder: Path, final: bool) -> None:
-    """Write `table.md` and `table.csv` over the trials, the best one named in the title; show it at the end."""
+    """Write `table.md` and `table.csv` of the trials, with the best one in the title; print the table at the end."""
     finished = [trial for trial in study.trials if trial.state.is_finished()]
     settings = study.user_attrs["settings"]
     keys = list(dict.fromkeys(key for trial in finished for key in trial.params))
@@ -368,7 +368,7 @@ def show(study: optuna.Study, folder: Path, final: bool) -> None:
 
 
 def best_of(study: optuna.Study, objective: str) -> str:
-    """A line that names the best trial and its settings."""
+    """Format a line with the best trial and its settings."""
     if not study.get_trials(states=[TrialState.COMPLETE]):
         return "no trial succeeded"
     best = study.best_trial

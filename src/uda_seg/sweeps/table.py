@@ -1,4 +1,4 @@
-"""A job of a multirun, and the summary: one table over all jobs."""
+"""Jobs of a multirun, and the table of their results."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from uda_seg.sweeps.outcomes import Outcome
 log = logging.getLogger(__name__)
 
 METRICS = ("miou", "best", "pixel_accuracy")
-# Numbers of `metrics.json` that are None where there is no validation set.
+# Keys of `metrics.json` that are None without a validation set.
 SCORES = ("miou", "pixel_accuracy", "per_class", "miou_over", "targets", "best", "teacher")
-TRIALS = "study.log"  # in the folder of a search: see `search`
+TRIALS = "study.log"  # in the folder of a search, see `search`
 
 
 def job_of(work: Callable[[Config, Path], Any]) -> Callable[[Config, Path], Any]:
-    """The same command as a sweep's job: it gives what the sweep is about, and does nothing twice.
+    """Wrap a command as a sweep's job, which returns the objective and skips finished runs.
 
-    A multirun that is started again, or widened, takes a run that an earlier one finished as it is.
+    A repeated or extended multirun reuses runs that an earlier one finished.
     """
 
     @functools.wraps(work)
@@ -53,13 +53,13 @@ def job_of(work: Callable[[Config, Path], Any]) -> Callable[[Config, Path], Any]
 
 
 def objective() -> str | None:
-    """The number of `metrics.json` that a search is after; None where the sweep is no search."""
+    """Return the objective of a search, a key of `metrics.json`; None if the sweep is not a search."""
     found: str | None = HydraConfig.get().sweeper.get("objective")
     return found
 
 
 def refuse_unscored(config: Config, key: str) -> None:
-    """Raise UserError where a search is after a score (`objective`), and its runs have no validation set."""
+    """Raise UserError if a search's objective is a score and its runs have no validation set."""
     if not config.data.validation and key.partition(".")[0] in SCORES:
         raise UserError(
             f"hydra.sweeper.objective={key} is a score, but data.validation is empty, so that runs have none: give "
@@ -68,7 +68,7 @@ def refuse_unscored(config: Config, key: str) -> None:
 
 
 def score(folder: Path, key: str) -> float:
-    """A number of a run's `metrics.json` by its dotted key.
+    """Read a number of a run's `metrics.json` by its dotted key.
 
     Raises:
         UserError: there is no such number.
@@ -81,15 +81,15 @@ def score(folder: Path, key: str) -> float:
 
 
 def write_table(outcomes: Sequence[Outcome]) -> None:
-    """Write `table.md` and `table.csv` over the jobs of a multirun that succeeded; a search writes its own.
+    """Write `table.md` and `table.csv` of the successful jobs of a multirun; a search writes its own.
 
     Raises:
-        UserError: what a job left cannot be read; the table is over the others.
+        UserError: a job's results cannot be read; the table contains the others.
     """
     done = [outcome for outcome in outcomes if outcome.error is None]
     if not done or (Path(done[0].sweep) / TRIALS).exists():
         return
-    # Jobs on several data sets have sweep folders of their own.
+    # Jobs on several data sets have separate sweep folders.
     folder = Path(os.path.commonpath([outcome.sweep for outcome in done]))
     rows, unreadable = [], []
     for outcome in done:
@@ -109,7 +109,7 @@ def write_table(outcomes: Sequence[Outcome]) -> None:
 
 
 def _told_apart(rows: Sequence[tuple[Path, Mapping[str, object]]]) -> list[dict[str, object]]:
-    """Runs' rows, each after its name with what was given for it and is not in a name that was cut short."""
+    """Add to each row, after its name, the overrides that are missing from a truncated name."""
     given = [dict(o.split("=", 1) for o in overrides_of(folder) if "=" in o) for folder, _ in rows]
     found = [
         key
@@ -124,7 +124,7 @@ def _told_apart(rows: Sequence[tuple[Path, Mapping[str, object]]]) -> list[dict[
 
 
 def finished(folder: Path, config: Config) -> bool:
-    """Whether `folder` holds a run of this configuration, from the same files, that reached its last step."""
+    """Return whether `folder` contains a finished run of this configuration with the same input files."""
     if not os.path.lexists(folder / "metrics.json"):
         return False
     try:
@@ -136,7 +136,7 @@ def finished(folder: Path, config: Config) -> bool:
 
 
 def row_of(folder: Path, sweep: Path) -> dict[str, object]:
-    """One run's row: its settings and its scores; the run is called as its folder in the sweep's."""
+    """Build a run's row: settings and scores, named by its folder within the sweep's."""
     metrics = read_metrics(folder)
     parts = Path(os.path.relpath(folder.resolve(), sweep.resolve())).parts
     return {

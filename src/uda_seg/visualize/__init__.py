@@ -1,1 +1,1 @@
-"""Pictures and pages."""
+"""Visualisation of labels, scores and panels."""

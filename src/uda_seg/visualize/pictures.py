@@ -1,4 +1,4 @@
-"""Pictures for people, RGB uint8 [H, W, 3]: coloured labels, heat maps, captioned panels, confusions."""
+"""Visualisations, RGB uint8 [H, W, 3]: coloured labels, heat maps, captioned panels, confusion matrices."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ INK, FAINT, PAPER = (33, 37, 41), (120, 126, 133), (255, 255, 255)
 
 
 class Captioned(NamedTuple):
-    """One picture of a panel: an RGB image uint8 [H, W, 3] and the words above it."""
+    """A picture of a panel: an RGB image uint8 [H, W, 3] and its caption."""
 
     caption: str
     image: RGB
 
 
 class Row(NamedTuple):
-    """One row of a panel: a name written up its left side ("" = none) and its pictures."""
+    """A row of a panel: a name written vertically at the left ("" = none) and its pictures."""
 
     name: str
     images: Sequence[Captioned]
 
 
 def colorize(label: NDArray[np.uint8], palette: Sequence[tuple[int, int, int]]) -> RGB:
-    """Paint class ids [H, W] in their RGB colours; ids beyond the palette (255 = ignore) are black."""
+    """Map class ids [H, W] to RGB colours; ids beyond the palette (255 = ignore) are black."""
     colours = np.zeros((256, 3), np.uint8)
     colours[: len(palette)] = palette
     painted: RGB = colours[label]
@@ -43,19 +43,19 @@ def overlay(image: RGB, colour: RGB, alpha: float = 0.5) -> RGB:
 
 
 def heat(values: NDArray[np.floating]) -> RGB:
-    """Show values [H, W] in [0, 1] on the viridis scale (dark violet = 0, yellow = 1); nan is grey."""
+    """Map values [H, W] in [0, 1] to the viridis colour map (dark violet = 0, yellow = 1); NaN is grey."""
     grey = np.nan_to_num(np.clip(values, 0.0, 1.0)) * 255.0
     picture = cv2.applyColorMap(grey.round().astype(np.uint8), cv2.COLORMAP_VIRIDIS)[..., ::-1]
     return _u8(np.where(np.isnan(values)[..., None], 160, picture))
 
 
 def panel_grid(rows: Sequence[Row], height: int = 256, gap: int = 8) -> RGB:
-    """Lay rows of captioned pictures out on one white sheet.
+    """Arrange rows of captioned pictures on a white sheet.
 
     Args:
         rows: at least one row with one picture; rows may differ in length.
-        height: every picture is scaled to this height in pixels, its ratio kept.
-        gap: pixels of white around everything.
+        height: height in pixels that every picture is scaled to, keeping its aspect ratio.
+        gap: margin in pixels.
     """
     scaled = [[_to_height(c.image, height) for c in row.images] for row in rows]
     columns = max(len(row) for row in scaled)
@@ -75,7 +75,7 @@ def panel_grid(rows: Sequence[Row], height: int = 256, gap: int = 8) -> RGB:
 
 
 def legend(names: Sequence[str], palette: Sequence[tuple[int, int, int]], width: int = 1024) -> RGB:
-    """Draw the classes' colours with their names, in as many lines as the width in pixels needs."""
+    """Draw the classes' colours and names, wrapped to the width in pixels."""
     font, line, box = _font(14), 24, 16
     spots, x, y = [], 8, 8
     for name in names:
@@ -93,12 +93,12 @@ def legend(names: Sequence[str], palette: Sequence[tuple[int, int, int]], width:
 
 
 def confusion_heat(confusion: NDArray[np.int64], names: Sequence[str], cell: int = 40) -> RGB:
-    """Draw a confusion matrix: each cell is the percentage of the row's label that got the column's class.
+    """Draw a confusion matrix: cells are percentages of the row's label predicted as the column's class.
 
     Args:
-        confusion: int64 [C, C] pixels, row = label, column = prediction. A row without pixels stays grey.
+        confusion: int64 [C, C] pixels, row = label, column = prediction. A row without pixels is grey.
         names: the C class names.
-        cell: edge of a cell in pixels.
+        cell: side of a cell in pixels.
     """
     total = confusion.sum(1, keepdims=True)
     share = np.divide(confusion, total, out=np.full(confusion.shape, np.nan), where=total > 0)
@@ -124,7 +124,7 @@ def _draw_cell(draw: ImageDraw.ImageDraw, share: float, corner: tuple[int, int],
     if np.isnan(share):
         draw.rectangle(box, fill=(226, 229, 233))
         return
-    # The square root lifts the small confusions, which are what one looks for, out of the white.
+    # The square root makes small confusions, the interesting ones, visible against white.
     draw.rectangle(box, fill=_blue(float(np.sqrt(share))))
     percent = round(100 * share)
     if percent > 0:
@@ -133,7 +133,7 @@ def _draw_cell(draw: ImageDraw.ImageDraw, share: float, corner: tuple[int, int],
 
 
 def _blue(value: float) -> tuple[int, int, int]:
-    """Go from near white (0) over blue to dark blue (1)."""
+    """Map [0, 1] to a colour from near white through blue to dark blue."""
     stops = np.array([(245, 247, 250), (158, 202, 225), (49, 130, 189), (8, 48, 107)], float)
     red, green, blue = (round(np.interp(value, [0.0, 0.4, 0.75, 1.0], stops[:, i])) for i in range(3))
     return int(red), int(green), int(blue)
@@ -164,7 +164,7 @@ def _write_upwards(
     *,
     bottom: bool = False,
 ) -> None:
-    """Write text that reads upwards into a box (width, height), centred or starting at its bottom."""
+    """Draw vertical text into a box (width, height), centred or starting at its bottom."""
     width, height = box
     lying = Image.new("RGB", (height, width), PAPER)
     start, anchor = (0, "lm") if bottom else (height // 2, "mm")
@@ -173,7 +173,7 @@ def _write_upwards(
 
 
 def _fitted(text: str, size: int, width: int) -> str:
-    """Shorten a text until it fits the width in pixels."""
+    """Truncate a text to the width in pixels."""
     font = _font(size)
     if font.getlength(text) <= width:
         return text
@@ -183,7 +183,7 @@ def _fitted(text: str, size: int, width: int) -> str:
 
 
 def _to_height(image: RGB, height: int) -> RGB:
-    """Scale to a height; enlarged pixels stay sharp, so that tiny labels remain readable."""
+    """Scale to a height; up-scaling is by nearest neighbour, so that small labels stay sharp."""
     size = (max(1, round(image.shape[1] * height / image.shape[0])), height)
     return _u8(cv2.resize(image, size, interpolation=cv2.INTER_AREA if image.shape[0] > height else cv2.INTER_NEAREST))
 

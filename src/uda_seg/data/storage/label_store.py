@@ -101,7 +101,7 @@ class LabelStore:
             try:
                 open_file(path).close()  # refuses a pipe, on which the next line would block
                 labels = np.lib.format.open_memmap(path, "r")
-            except Exception as error:  # a damaged header fails wherever its reader happens to be
+            except Exception as error:  # a damaged header can raise anything
                 raise Damaged(f"cannot read the pseudo-labels {path}: {first_line(error)}; {cure}") from error
             known = self.sum_path(version)
             if labels.dtype != np.uint8 or (known.exists() and read_text(known, cure).strip() != checksum(path, cure)):
@@ -155,7 +155,7 @@ class LabelDraft:
         shapes = {**dict.fromkeys(PLANES, self.shape), "done": (len(self.batches),)}
         try:
             planes = {name: self.plane(name) for name in shapes}
-        except Exception:  # a damaged header fails wherever its reader happens to be
+        except Exception:  # a damaged header can raise anything
             return False
         kinds = all(planes[name].dtype == PLANES.get(name, np.uint8) for name in shapes)
         return kinds and all(planes[name].shape == shape for name, shape in shapes.items())

@@ -134,7 +134,7 @@ def _members(file: BinaryIO, name: str) -> list[tuple[str, int, int]]:
             # A damaged header silently ends the list; zeros must follow the last one.
             file.seek(tar.offset)
             rest, size = file.read(tarfile.BLOCKSIZE), file.seek(0, os.SEEK_END)
-    except Exception as error:  # a damaged header fails wherever its reader happens to be
+    except Exception as error:  # a damaged header can raise anything
         raise Damaged(
             f"{name} is no whole, uncompressed tar ({first_line(error)}): copy or pack the shard again"
         ) from error
