@@ -67,7 +67,7 @@ def plain(app: Sphinx, what: str, name: str, obj: object, options: object, lines
 
 
 def block(text: str, what: str) -> str:
-    """A paragraph of a docstring as reStructuredText."""
+    """Convert a paragraph of a docstring to reStructuredText."""
     if what == "module" and re.search(r"(?m)\S {2,}\S|^ +python -m", text):
         return ".. code-block:: text\n\n" + textwrap.indent(text, "    ")
     if what == "module" and not text.startswith("- "):
@@ -82,6 +82,6 @@ def short(app: Sphinx, page: str, source: list[str]) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    """Called by Sphinx; `plain` comes before napoleon, which adds markup of its own."""
+    """Register the hooks (called by Sphinx); `plain` comes before napoleon, which adds its own markup."""
     app.connect("autodoc-process-docstring", plain, priority=100)
     app.connect("source-read", short)

@@ -1,6 +1,6 @@
 """Draw the rooms and their arrows into docs/architecture.md, from the imports: python scripts/draw_rooms.py.
 
-An arrow that follows from others is left out: what `train` reaches through `runs` is not drawn again.
+Transitive arrows are left out: what `train` reaches through `runs` is not drawn again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BEGIN, END = "<!-- rooms: drawn by scripts/draw_rooms.py -->", "<!-- end of room
 
 
 def arrows() -> dict[str, set[str]]:
-    """Room -> the rooms it imports from; `errors`, which every room knows, aside."""
+    """Collect room -> imported rooms, without `errors`, which every room imports."""
     found: dict[str, set[str]] = {name: set() for name in ROOMS if name != "errors"}
     for module, others in graph().items():
         here = room(module)
@@ -28,12 +28,12 @@ def arrows() -> dict[str, set[str]]:
 
 
 def reach(name: str, found: dict[str, set[str]]) -> set[str]:
-    """Everything below a room."""
+    """Collect all rooms reachable from a room."""
     return set().union(found[name], *(reach(other, found) for other in found[name]))
 
 
 def drawing() -> str:
-    """The picture as a Mermaid flow chart."""
+    """Draw the rooms as a Mermaid flow chart."""
     found = arrows()
     lines = ["```mermaid", "flowchart TD"]
     lines += [f'  {name}["<b>{name}</b><br>{ROOMS[name]}"]' for name in found]
@@ -44,7 +44,7 @@ def drawing() -> str:
 
 
 def page(text: str) -> str:
-    """The page with its picture drawn anew."""
+    """Replace the drawing in the page."""
     before, _, rest = text.partition(BEGIN)
     return f"{before}{BEGIN}\n{drawing()}\n{END}{rest.partition(END)[2]}"
 

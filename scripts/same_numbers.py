@@ -1,11 +1,10 @@
-"""Show that two checkouts train alike: every method's weights after a few steps on the CPU, bit for bit.
+"""Check that two checkouts train identically: every method's weights after a few CPU steps, bit for bit.
 
     git worktree add /elsewhere/before COMMIT
     python scripts/same_numbers.py /elsewhere/before .
 
-Run it before and after whatever is meant to change no number. Each training is a process of its own with one thread,
-and the same network, data and seed; HRDA stands for the networks that see two resolutions. Exits with 1 where a tensor
-differs.
+Run it before and after changes that must not affect numbers. Each training is a separate process with one thread and
+the same network, data and seed; HRDA represents networks with two resolutions. Exits with 1 if a tensor differs.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ MORE = {"bicl": ["method.warmup=0"]}
 
 
 def trained(checkout: Path, method: str, overrides: list[str], folder: Path) -> dict[str, torch.Tensor]:
-    """The weights and buffers that a checkout's `train` ends with."""
+    """Return the final weights and buffers of a checkout's `train`."""
     environment = {**os.environ, "PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "uda_seg.train", f"method={method}", *SMALL, *MORE.get(method, []), *overrides]
     subprocess.run([*command, f"hydra.run.dir={folder}"], check=True, env=environment, stdout=subprocess.DEVNULL)
@@ -35,13 +34,13 @@ def trained(checkout: Path, method: str, overrides: list[str], folder: Path) -> 
 
 
 def different(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> list[str]:
-    """Names of the tensors that are not the same bits, or that one side lacks."""
+    """List the tensors that differ in any bit, or exist in only one of the two."""
     names = sorted(before.keys() | after.keys())
     return [n for n in names if n not in before or n not in after or not torch.equal(before[n], after[n])]
 
 
 def main() -> int:
-    """Compare every method of both checkouts; returns the number of methods that differ."""
+    """Compare every method of both checkouts, and return the number of methods that differ."""
     first, second = (Path(argument).resolve() for argument in sys.argv[1:3])
     methods = sorted(path.stem for path in (first / "conf" / "method").glob("*.yaml"))
     runs = [(method, []) for method in methods] + [("mic", ["model=hrda_small"])]

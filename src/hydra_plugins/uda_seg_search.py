@@ -1,9 +1,9 @@
-"""Hydra's door to `uda_seg.sweeps.search`: it finds sweepers in the namespace `hydra_plugins` alone.
+"""Hydra plugin of `uda_seg.sweeps.search`; Hydra only finds sweepers in the namespace `hydra_plugins`.
 
-hydra-optuna-sweeper 1.3.0 is not used: it needs optuna < 3 (2022), it cannot go on with a search that was stopped, and
-the folder of a trial has no number that the study knows.
+hydra-optuna-sweeper 1.3.0 is not used: it requires optuna < 3 (2022), cannot continue an interrupted search, and names
+folders of trials independently of the study's numbers.
 
-No postponed annotations here: Hydra runs the module before Python knows it, and dataclasses would look it up.
+No postponed annotations here: Hydra executes the module before it is in `sys.modules`, where dataclasses look it up.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 @dataclass
 class SearchConf:
-    """`hydra/sweeper=uda_seg_search`; `conf/sweep/optuna.yaml` says what the options are."""
+    """`hydra/sweeper=uda_seg_search`; `conf/sweep/optuna.yaml` documents the options."""
 
     _target_: str = "hydra_plugins.uda_seg_search.Search"
     trials: int = 20
@@ -33,7 +33,7 @@ class SearchConf:
 
 
 class Search(Sweeper):
-    """Asks Optuna for the settings of each job, and tells it what came of them."""
+    """Sweeper that asks Optuna for the settings of each job and reports the results."""
 
     def __init__(self, **options: Any) -> None:
         self.options = options
@@ -41,14 +41,14 @@ class Search(Sweeper):
         self.config: DictConfig | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take what Hydra gives (its hook)."""
+        """Store Hydra's context (Hydra hook)."""
         self.config = config
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> Sequence[Any]:
-        """Run the search (Hydra's hook)."""
+        """Run the search (Hydra hook)."""
         from uda_seg.errors import UserError
         from uda_seg.errors.ending import fail
 

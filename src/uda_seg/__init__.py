@@ -1,14 +1,13 @@
-"""Unsupervised domain adaptive semantic segmentation: labelled synthetic images in, a network for real ones out."""
+"""Unsupervised domain adaptive semantic segmentation: from labelled synthetic images to a network for real ones."""
 
 import os
 import sys
 
 __version__ = "0.2.0"
 
-# How long a thread of PyTorch's that waits for the others spins before it sleeps: about a millisecond. By itself it
-# spins for ten, and keeps the core from whoever else wants it; `launch.threads` does more while somebody does. GNU's
-# OpenMP counts rounds, LLVM's and Intel's milliseconds. They read it as they are loaded, that is with torch, and those
-# of the processes that this one starts do too.
+# A waiting OpenMP thread spins for about a millisecond before it sleeps. The default of ten keeps the core from other
+# processes; `launch.threads` does more while there are any. GNU's OpenMP counts rounds, LLVM's and Intel's
+# milliseconds. The variables are read when the library is loaded with torch, also in child processes.
 WAITING = {"GOMP_SPINCOUNT": "20000", "KMP_BLOCKTIME": "1"}
 if "torch" not in sys.modules and not {*WAITING, "OMP_WAIT_POLICY"} & os.environ.keys():
     os.environ.update(WAITING)

@@ -1,9 +1,9 @@
-"""`python -m uda_seg.convert official=FILE out=FILE`: a released checkpoint as one of ours.
+"""`python -m uda_seg.convert official=FILE out=FILE`: convert a released checkpoint to one of ours.
 
-Files of DAFormer, HRDA, MIC, LC-MSM and CorDA are recognised by their keys. Every tensor of the network must be there,
-or nothing is written; a table says what matched, what was dropped, and why. `evaluate`, `predict` and `init=` read the
-result. The student is what the papers report; `teacher=true` puts its averaged copy in its place. `data=` chooses what
-is evaluated by default, `method=` the method that `init=` is meant for.
+Files of DAFormer, HRDA, MIC, LC-MSM and CorDA are recognised by their keys. Every tensor of the network must be
+present, or nothing is written; a table shows what matched, what was dropped, and why. `evaluate`, `predict` and `init=`
+read the result. The papers report the student; `teacher=true` converts its EMA copy instead. `data=` selects the
+default data for evaluation, `method=` the method for `init=`.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from uda_seg.runs.build import instantiate_module
 log = logging.getLogger(__name__)
 
 USAGE = "python -m uda_seg.convert official=<released file> out=<folder>/checkpoints/last.ckpt"
-OWN = ("official", "out", "overwrite", "convert.teacher")  # of this command, not of the network
+OWN = ("official", "out", "overwrite", "convert.teacher")  # options of this command, not of the network
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the command."""
     run("config", convert, expand=expand)
 
 
 def expand(given: list[str]) -> list[str]:
-    """What composes the official network, below the given overrides; Hydra leaves the output folder alone."""
+    """Add the official network's overrides below the given ones, and keep Hydra from creating a folder."""
     path = given_path(given, "official", USAGE)
     out = given_path(given, "out", USAGE, must_exist=False)
     given = [o.replace("teacher=", "convert.teacher=", 1) if key_of(o) == "teacher" else o for o in given]
@@ -51,7 +51,7 @@ def expand(given: list[str]) -> list[str]:
 
 
 def with_defaults(official: Official, given: Sequence[str]) -> list[str]:
-    """The network's overrides and `given`, which wins: another method or network brings its own options."""
+    """Combine the network's overrides with `given`, which win; another method or network has its own options."""
     keys = {key_of(o) for o in given}
     replaced = tuple(f"{group}." for group in ("method", "model", "evaluator", "data") if group in keys)
     default = ("data=gta2cs", "pretrained=null", *official.overrides)
@@ -60,10 +60,10 @@ def with_defaults(official: Official, given: Sequence[str]) -> list[str]:
 
 
 def convert(config: Config, folder: Path) -> Path:
-    """Write the checkpoint; returns where.
+    """Write the checkpoint and return its path.
 
     Raises:
-        UserError: the file is broken, of no known network, or lacks a tensor; or `out` exists.
+        UserError: the file is damaged, of an unknown network, or lacks a tensor; or `out` exists.
     """
     path, out = Path(str(config.official)), Path(str(config.out))
     if out.exists() and not config.overwrite:
@@ -83,7 +83,7 @@ def convert(config: Config, folder: Path) -> Path:
 
 
 def network_shapes(config: Config) -> dict[str, torch.Size]:
-    """Name -> shape of every tensor of the configured network, without allocating it."""
+    """Compute name -> shape of every tensor of the configured network without allocating it."""
     classes = classes_of(config.data)
     eval_classes = classes.subset(config.data.eval_classes)
     plan = Plan(steps=config.steps, seed=config.seed, classes=classes, eval_classes=eval_classes, crop=(1, 1))
@@ -95,10 +95,10 @@ def network_shapes(config: Config) -> dict[str, torch.Size]:
 def fill(
     found: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], untrained: Sequence[str], what: str
 ) -> dict[str, Tensor]:
-    """Every tensor of the network from those that were found, by name; zeros for what nothing reads.
+    """Collect every tensor of the network by name, with zeros for those that nothing reads.
 
     Raises:
-        UserError: one is missing, too many or of another shape.
+        UserError: a tensor is missing, superfluous or of another shape.
     """
     missing = [name for name in wanted if name not in found and not name.startswith(tuple(untrained))]
     if missing:
@@ -120,7 +120,7 @@ def fill(
 
 
 def report(official: Official, student: Mapping[str, Tensor], teacher: bool, title: str) -> Table:
-    """What matched, and what became of the rest."""
+    """Tabulate matched and dropped tensors."""
     parts = sorted({_part(name) for name in official.student})
     rows = [(part, str(sum(_part(n) == part for n in official.student)), "matched") for part in parts]
     if official.teacher:
@@ -136,12 +136,12 @@ def report(official: Official, student: Mapping[str, Tensor], teacher: bool, tit
 
 
 def _part(name: str) -> str:
-    """`encoder` or `heads.main` of a tensor's name."""
+    """Return the part of a tensor's name, such as `encoder` or `heads.main`."""
     return ".".join(name.split(".")[: 2 if name.startswith("heads.") else 1])
 
 
 def checkpoint(config: Config, official: Official, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """A checkpoint as a run would have left it, but for what only resuming needs."""
+    """Build a checkpoint like that of a run, without the state for resuming."""
     said = describe(config)
     said["overrides"] = [o for o in said["overrides"] if key_of(o) not in OWN and not key_of(o).startswith("hydra")]
     said["source_images"] = BATCH * official.step

@@ -1,12 +1,12 @@
-"""`python -m uda_seg.demo`: train on the built-in world, adapt to its target, and draw what that was worth.
+"""`python -m uda_seg.demo`: train on the rendered Streets data set, adapt to its target, and show the gain.
 
-Three trainings: method=source_only; then, both from its weights and of as many steps with the same learning rate and
-schedule, method=lcmsm, which adapts to the target, and method=source_only once more, the control: what it gains, the
-longer training gains without the target. About ten minutes on two cores. They overwrite outputs/demo; the picture is
-outputs/demo/before_after.png, the table before_after.md beside it.
+Three trainings: method=source_only; then, starting from its weights and with equal steps, learning rate and schedule,
+method=lcmsm, which adapts to the target, and method=source_only again, the control for the gain of longer training
+without the target. They take about ten minutes on two cores and overwrite outputs/demo; the picture is
+outputs/demo/before_after.png, the table is before_after.md next to it.
 
-Overrides are given to all trainings, e.g. python -m uda_seg.demo steps=60 seed=1
-What can be overridden: python -m uda_seg.train --help
+Overrides apply to all trainings, e.g. python -m uda_seg.demo steps=60 seed=1 For the available overrides see python -m
+uda_seg.train --help
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ from uda_seg.visualize.pictures import Captioned, Row, colorize, panel_grid
 FOLDER = Path("outputs/demo")
 SCENES = 4
 TITLE = "target IoU in %, last iterates"
-# Less than the defaults of data=streets: installing, rendering and all trainings have to fit into ten minutes.
+# Shorter than the defaults of data=streets: installation, rendering and all trainings must fit in ten minutes.
 SHORT = ["steps=120", "data.source.count=300", "data.target.count=300"]
 _UNSCORED = re.compile(r"^~data\.validation\b|^\+*data\.validation(\.\w+)?=(null|\{\})$")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One of the three.
+    """One of the three runs.
 
     Attributes:
-        name: of its column, and of its folder.
-        what: it is.
+        name: name of its column and its folder.
+        what: description.
     """
 
     name: str
@@ -60,27 +60,27 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Where it is."""
+        """Folder of the run."""
         return FOLDER / self.name
 
     @property
     def checkpoint(self) -> Path:
-        """Weights of the last iterate."""
+        """Checkpoint of the last step."""
         return self.folder / "checkpoints" / "last.ckpt"
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        """What the run found on the target."""
+        """Contents of the run's metrics.json."""
         return read_metrics(self.folder)
 
     @property
     def miou(self) -> float:
-        """On the target, in [0, 1]."""
+        """Score on the target: mIoU in [0, 1]."""
         return _or_nan(self.metrics["miou"])
 
 
 def main() -> None:
-    """Run the three trainings as a person would, then compare them."""
+    """Run the three trainings through their command line, then compare them."""
     overrides = sys.argv[1:]
     if {"-h", "--help"} & set(overrides):
         print(__doc__)
@@ -100,10 +100,10 @@ def main() -> None:
 
 
 def train(run: Run, method: str, overrides: Sequence[str]) -> Run:
-    """Run `uda_seg.train` in a process of its own.
+    """Run `uda_seg.train` in a separate process.
 
     Raises:
-        UserError: it did not succeed (its own line stands above).
+        UserError: it failed (after printing its own error line).
     """
     where = ["data=streets", f"hydra.run.dir={run.folder}", "overwrite=true"]
     command = [sys.executable, "-m", "uda_seg.train", f"method={method}", *where, *SHORT, *overrides]
@@ -114,7 +114,7 @@ def train(run: Run, method: str, overrides: Sequence[str]) -> Run:
 
 
 def compare(*runs: Run) -> Path:
-    """Draw validation images, labels and the networks' predictions; write the per-class table beside it."""
+    """Draw validation images, labels and the networks' predictions, and write the per-class table."""
     data, networks = open_runs(runs)
     batch: DomainBatch = next(iter(next(iter(data.val_dataloader().values()))))
     assert batch.label is not None
@@ -134,7 +134,7 @@ def compare(*runs: Run) -> Path:
 
 
 def open_runs(runs: Sequence[Run]) -> tuple[UDADataModule, list[Segmentor]]:
-    """The target's validation images, which are the same for all runs, and the network that each ended with."""
+    """Load the target's validation images, which all runs share, and the final network of each run."""
     from uda_seg.config.compose import composed
 
     networks = []
@@ -149,7 +149,7 @@ def open_runs(runs: Sequence[Run]) -> tuple[UDADataModule, list[Segmentor]]:
 
 
 def per_class(before: Run, control: Run, after: Run) -> Table:
-    """IoU in percent of the runs, class by class; the gain is over the control, which was trained as long."""
+    """Tabulate the runs' IoU per class in percent; the gain is relative to the control, which was trained as long."""
     runs = (before, control, after)
     cells = [(name, *(_or_nan(run.metrics["per_class"][name]) for run in runs)) for name in before.metrics["per_class"]]
     cells.append(("**mIoU**", *(run.miou for run in runs)))
@@ -158,7 +158,7 @@ def per_class(before: Run, control: Run, after: Run) -> Table:
 
 
 def summary(before: Run, control: Run, after: Run) -> str:
-    """The three runs' mIoU, a line each, and what adaptation was worth."""
+    """Format the three runs' mIoU, one per line, and the gain of adaptation."""
     lines = [f"{run.name:<8}{100 * run.miou:5.1f} %  {run.what}" for run in (before, control, after)]
     gain = f"{'gain':<8}{_points(after.miou - control.miou):>5}    by adaptation: over the control, trained as long"
     return "\n".join(["mIoU on the target", *lines, gain])
@@ -169,7 +169,7 @@ def _points(gain: float) -> str:
 
 
 def _or_nan(score: float | None) -> float:
-    """A class without any pixel has no score."""
+    """Convert the missing score of a class without pixels to NaN."""
     return math.nan if score is None else score
 
 

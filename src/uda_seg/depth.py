@@ -1,13 +1,13 @@
-"""`python -m uda_seg.depth data=...`: learn depth from sequences and stereo pairs, evaluate it, export maps for CorDA.
+"""`python -m uda_seg.depth data=...`: train self-supervised depth, evaluate it, and export maps for CorDA.
 
-depth.supervision=stereo|monocular|both   what depth is learnt from
-depth.domains=[source,target]             whose images
-checkpoint=FILE                           a trained network instead of training one
-export=true                               write maps of data.source and data.target into the run's folder, <run>/maps;
+depth.supervision=stereo|monocular|both   training signal
+depth.domains=[source,target]             training domains
+checkpoint=FILE                           use a trained network instead of training one
+export=true                               write maps of data.source and data.target to the run's folder, <run>/maps;
                                           then train method=corda data.source.depth=<run>/maps/game
                                           data.target.depth=<run>/maps/camera
 
-Images without sequences, as CamVid's (in UDA_SEG_CAMVID), get their maps from a network that learnt from others:
+Images without sequences, such as CamVid's (in UDA_SEG_CAMVID), get maps from a network trained on other images:
   python -m uda_seg.depth data=streets
   python -m uda_seg.depth checkpoint=<run>/checkpoints/last.ckpt data=streets2camvid export=true
   python -m uda_seg.train method=corda data=streets2camvid
@@ -64,18 +64,18 @@ from uda_seg.visualize.pictures import Captioned, Row, heat, panel_grid
 
 log = logging.getLogger(__name__)
 
-SCENES = 4  # in the picture
-MEDIAN_SCENES = 200  # training images behind the baseline of pixel medians
+SCENES = 4  # scenes in the picture
+MEDIAN_SCENES = 200  # training images for the median baseline
 USAGE = "python -m uda_seg.depth checkpoint=<run>/checkpoints/last.ckpt"
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the command."""
     run("config", on_all_ranks(depth), expand=expand)
 
 
 def expand(given: list[str]) -> list[str]:
-    """A folder beside the segmentation runs on the same data; with a checkpoint its own folder and configuration."""
+    """Choose a folder next to the segmentation runs; with a checkpoint, its folder and configuration."""
     if not any(override.startswith("checkpoint=") for override in given):
         name = "depth_${depth.supervision}_${hydra:runtime.choices.model}${variant:${hydra:overrides.task}}"
         return [f"hydra.run.dir='outputs/${{data.name}}/{name}/seed${{seed}}'", *given]
@@ -84,7 +84,7 @@ def expand(given: list[str]) -> list[str]:
 
 
 def depth(config: Config, folder: Path) -> float:
-    """Train or load, evaluate, draw, export; returns the first domain's abs-rel (nan where nothing is exact)."""
+    """Train or load, evaluate, draw, export; return the first domain's abs-rel (NaN without exact depth)."""
     quiet_lightning()
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = build_data(config)
@@ -108,7 +108,7 @@ def depth(config: Config, folder: Path) -> float:
 def learn(
     config: Config, place: RunFolder, data: SequenceData, module: SelfSupervisedDepth
 ) -> tuple[pl.Trainer, Scale]:
-    """Train; returns the trainer and what the network's unit of depth is."""
+    """Train, and return the trainer and the network's unit of depth."""
     folder, resume = place.folder, place.resume
     if resume is not None:
         read_fitting(resume, module, ("network.", "pose."))
@@ -124,7 +124,7 @@ def learn(
 
 
 def check_crop(config: Config, data: SequenceData, module: SelfSupervisedDepth) -> None:
-    """Raise UserError where `depth.crop` does not fit into the images after the resize, or the network refuses it."""
+    """Raise UserError if `depth.crop` does not fit the resized images, or the network refuses it."""
     crop = config.depth.crop
     for name, samples in zip(data.domains, data.train, strict=True):
         height, width = samples[0].image.shape[-2:]
@@ -137,15 +137,15 @@ def check_crop(config: Config, data: SequenceData, module: SelfSupervisedDepth) 
 
 
 def build_data(config: Config) -> SequenceData:
-    """The loaders."""
+    """Build the data module."""
     s = config.depth
     return SequenceData(config.data, s.domains, s.supervision, s.batch, s.steps, config.seed, s.val_count)
 
 
 def build_module(config: Config, data: SequenceData) -> SelfSupervisedDepth:
-    """Depth and pose network on the configured encoder."""
+    """Build depth and pose network on the configured encoder."""
     s = config.depth
-    # A plain network on the configured encoder, also where segmentation has two resolutions.
+    # A plain network on the configured encoder, also if segmentation uses two resolutions.
     own = ("mean", "std", "channel_order", "recompute")
     options = {key: value for key, value in config.model.items() if key in own}
     encoder, head = instantiate(config.model["encoder"]), partial(DepthHead, widths=s.widths)
@@ -178,11 +178,11 @@ def build_module(config: Config, data: SequenceData) -> SelfSupervisedDepth:
 
 
 def build_trainer(config: Config, folder: Path, content: dict[str, Any], *more: pl.Callback) -> pl.Trainer:
-    """Lightning's trainer; a batch is a step. `content` goes into checkpoints, to build the network again."""
+    """Build Lightning's trainer; a batch is a step. `content` is stored in checkpoints to rebuild the network."""
     steps = config.depth.steps
     callbacks: list[pl.Callback] = [ProgressBar()] if config.callbacks.progress else []
     loggers: list[Logger] = []
-    if config.checkpoint is None:  # it trains
+    if config.checkpoint is None:  # training
         checkpoints = LastCheckpoint(folder / "checkpoints", interval(steps, config.callbacks.checkpoints), content)
         callbacks += [checkpoints, *more, Stop(checkpoints)]
         loggers.append(CSVLog(folder / "metrics.csv"))
@@ -190,7 +190,7 @@ def build_trainer(config: Config, folder: Path, content: dict[str, Any], *more: 
 
 
 def load(module: SelfSupervisedDepth, path: Path) -> Scale:
-    """Fill the depth network from a checkpoint of this command; returns what its unit of depth is."""
+    """Load the depth network from a checkpoint of this command and return its unit of depth."""
     content = read_fitting(path, module, ("network.",))
     found = {n: t for n, t in content["state_dict"].items() if n.startswith("network.")}
     module.load_state_dict(found, strict=False)
@@ -198,10 +198,10 @@ def load(module: SelfSupervisedDepth, path: Path) -> Scale:
 
 
 def read_fitting(path: Path, module: SelfSupervisedDepth, parts: tuple[str, ...]) -> dict[str, Any]:
-    """A checkpoint of this command whose networks, or those of them named, are the module's.
+    """Read a checkpoint of this command after checking that its networks, or the named ones, match the module's.
 
     Raises:
-        UserError: it is of other networks, or no depth network at all.
+        UserError: other networks, or not a depth network.
     """
     content = read_checkpoint(path)
     if "depth" not in content["uda_seg"]:
@@ -223,7 +223,7 @@ def read_fitting(path: Path, module: SelfSupervisedDepth, parts: tuple[str, ...]
 
 
 def report(module: SelfSupervisedDepth, data: SequenceData, trainer: pl.Trainer, folder: Path) -> None:
-    """Score against exact depth beside what needs no learning; print it, write it, draw it."""
+    """Score against exact depth, with a baseline that needs no training; print, write and draw the results."""
     if not data.validation:
         names = " and ".join(domain.domain or domain.dataset for domain in data.domains.values())
         log.info("nothing is scored: there is no exact depth of %s", names)
@@ -250,7 +250,7 @@ def report(module: SelfSupervisedDepth, data: SequenceData, trainer: pl.Trainer,
 
 
 def median_baseline(data: SequenceData, name: str, median_scaling: bool) -> DepthScores:
-    """What predicting each pixel's median over training images scores on the same validation images."""
+    """Score the prediction of each pixel's median over training images, on the same validation images."""
     train = SequenceDataset(data.domains[name], data.settings, data.classes, f"data.{name}", (), depth=True)
     depths = [train[i].depth for i in range(min(len(train), MEDIAN_SCENES))]
     known = torch.cat([depth for depth in depths if depth is not None])
@@ -265,7 +265,7 @@ def median_baseline(data: SequenceData, name: str, median_scaling: bool) -> Dept
 
 @torch.no_grad()
 def picture(module: SelfSupervisedDepth, data: SequenceData) -> NDArray[np.uint8]:
-    """Images, exact and predicted depth of a few scenes of every domain."""
+    """Draw images, exact and predicted depth of a few scenes of every domain."""
     module.eval()
     rows = []
     for name, samples in data.validation.items():
@@ -281,7 +281,7 @@ def picture(module: SelfSupervisedDepth, data: SequenceData) -> NDArray[np.uint8
 
 
 def shade(metres: Tensor) -> NDArray[np.uint8]:
-    """Depth [1, H, W] as a picture: near yellow, far dark, unknown grey; logarithmic from 2 to 80 m."""
+    """Draw depth [1, H, W]: near yellow, far dark, unknown grey; logarithmic from 2 to 80 m."""
     nearness = 1 - (metres[0].clamp(2.0, 80.0) / 2.0).log() / np.log(40.0)
     return heat(torch.where(metres[0] > 0, nearness, torch.nan).float().cpu().numpy())
 
@@ -290,7 +290,7 @@ def shade(metres: Tensor) -> NDArray[np.uint8]:
 
 
 def export(config: Config, module: SelfSupervisedDepth, scale: Scale, folder: Path) -> None:
-    """Maps of every image of source and target, in `maps/<domain>`."""
+    """Write maps of every image of source and target to `maps/<domain>`."""
     device = one_device(config.trainer)
     module = module.to(device).eval()
     for name, domain in (("source", config.data.source), ("target", config.data.target)):

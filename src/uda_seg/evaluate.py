@@ -1,12 +1,12 @@
-"""`python -m uda_seg.evaluate checkpoint=FILE`: per-class IoU of a trained network, and where it confuses what.
+"""`python -m uda_seg.evaluate checkpoint=FILE`: per-class IoU and confusion matrices of a trained network.
 
-The network is the one that the checkpoint was trained with; `data=` replaces only the data, `evaluator.teacher=true`
-scores the averaged network beside the student, `evaluator=multi_scale` looks at every image at six scales and mirrored.
-Table, scores and confusion pictures go to `<run>/evaluation/<data>`.
+The network is the checkpoint's; `data=` replaces only the data, `evaluator.teacher=true` also scores the EMA teacher,
+and `evaluator=multi_scale` uses six scales and flips. Table, scores and confusion matrices are written to
+`<run>/evaluation/<data>`.
 
-`submission=cityscapes` (or acdc, darkzurich, bdd100k) scores nothing and reads no label: it writes the predictions of
-`data.validation` as that benchmark's server takes them, with an archive to hand in. Started again it goes on where it
-was stopped. For the test split: `data.validation.cityscapes.split=test`.
+`submission=cityscapes` (or acdc, darkzurich, bdd100k) does not score and reads no labels: it writes the predictions of
+`data.validation` in the format of that benchmark's test server, and an archive to submit. An interrupted call can be
+continued. For the test split: `data.validation.cityscapes.split=test`.
 """
 
 from __future__ import annotations
@@ -52,23 +52,23 @@ log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the command."""
     run("config", evaluate, expand=expand)
 
 
 def expand(given: list[str]) -> list[str]:
-    """The checkpoint's own configuration below the given overrides; results go beside the checkpoint's run."""
+    """Add the checkpoint's configuration below the given overrides, and write results to the checkpoint's run."""
     path = given_path(given, "checkpoint", USAGE)
     folder = path.resolve().parent.parent / "evaluation"
     replayed = replay(read_checkpoint(path), given)
-    # Nothing is cropped here, so no crop can be too large for other data.
+    # Evaluation does not crop, so a crop cannot be too large for other data.
     return [as_override("hydra.run.dir", str(folder), "/${plain_name:${data.name}}"), *replayed, "data.crop=[1,1]"]
 
 
 def evaluate(config: Config, folder: Path) -> float:
-    """Score the checkpoint on every validation set of `data=`; returns the mean of their mIoU, in [0, 1].
+    """Score the checkpoint on every validation set of `data=`, and return the mean of their mIoU, in [0, 1].
 
-    With `submission=` nothing is scored (nan).
+    With `submission=` nothing is scored (NaN).
     """
     quiet_lightning()
     path = Path(str(config.checkpoint))
@@ -82,7 +82,7 @@ def evaluate(config: Config, folder: Path) -> float:
 
 
 def score(config: Config, folder: Path, path: Path, content: Mapping[str, Any]) -> float:
-    """Score the checkpoint, show it and write it down; returns the mIoU, in [0, 1]."""
+    """Score the checkpoint, print and write the results, and return the mIoU, in [0, 1]."""
     if not config.data.validation:
         raise UserError(
             "data.validation is empty: there are no labelled images to score on; give data= of a pair that has some, "
@@ -99,9 +99,9 @@ def score(config: Config, folder: Path, path: Path, content: Mapping[str, Any]) 
 
 
 def trained(config: Config, data: UDADataModule, path: Path, content: Mapping[str, Any]) -> UDAModule:
-    """The checkpoint's student, and its teacher if that is asked for, as a module that only validates."""
+    """Load the checkpoint's student, and its teacher if configured, as a module for validation only."""
     module = build_module(config, data)
-    # A plain module: what a method does around validation (AdaBN's statistics) is in the checkpoint already.
+    # A plain module, because a method's preparation of validation (AdaBN's statistics) is already in the checkpoint.
     scorer = SourceOnly(load_trained(module, content, path), module.plan)
     scorer.infer = module.infer
     if config.evaluator.teacher:
@@ -111,7 +111,7 @@ def trained(config: Config, data: UDADataModule, path: Path, content: Mapping[st
 
 
 def tester(config: Config, folder: Path) -> pl.Trainer:
-    """Lightning's trainer on one device, to validate or predict."""
+    """Build Lightning's trainer on one device, to validate or predict."""
     chosen = devices(config.trainer)
     return pl.Trainer(
         accelerator=config.trainer.accelerator,
@@ -127,7 +127,7 @@ def tester(config: Config, folder: Path) -> pl.Trainer:
 
 
 def columns(scorer: UDAModule) -> dict[str, Scores]:
-    """The scores by target and network; of several targets also the mean."""
+    """Collect scores by target and network, with the mean over several targets."""
     found: dict[str, Scores] = {}
     for suffix, scores in (("", scorer.scores), (" (teacher)", scorer.teacher_scores)):
         found |= {f"{name}{suffix}": value for name, value in scores.items()}
@@ -137,7 +137,7 @@ def columns(scorer: UDAModule) -> dict[str, Scores]:
 
 
 def show(found: Mapping[str, Scores], folder: Path, title: str) -> None:
-    """Print the table, and write it, the scores and a confusion picture of every column."""
+    """Print the table, and write it, the scores and a confusion matrix per column."""
     table = class_table(found, title)
     table.show()
     write_text(folder / "scores.md", table.markdown())
@@ -148,7 +148,7 @@ def show(found: Mapping[str, Scores], folder: Path, title: str) -> None:
 
 
 def submit(config: Config, folder: Path, path: Path, content: Mapping[str, Any]) -> None:
-    """Write the predictions of every validation set that the server knows, each with its archive."""
+    """Write predictions and archive of every validation set that the server scores."""
     server = str(config.submission)
     domains = domains_of(server, config.data)
     data = build_data(config)
@@ -167,7 +167,7 @@ def submit(config: Config, folder: Path, path: Path, content: Mapping[str, Any])
 
 
 def made_by(config: Config, path: Path, domain: DomainSettings, suffix: str) -> dict[str, Any]:
-    """What a prediction depends on, so that no file of another network or another way is kept."""
+    """Describe what predictions depend on, so that files of another network or other settings are not kept."""
     with path.open("rb") as file:
         checkpoint = hashlib.file_digest(file, "sha256").hexdigest()
     return {
@@ -181,7 +181,7 @@ def made_by(config: Config, path: Path, domain: DomainSettings, suffix: str) -> 
 
 
 def write(config: Config, folder: Path, writer: Writer, dataset: SegmentationDataset, domain: DomainSettings) -> None:
-    """Predict what is missing of one validation set, then pack it."""
+    """Predict the missing images of a validation set, then pack the archive."""
     left = len(set().union(*writer.missing))
     log.info("%d of %d images are predicted already", len(dataset) - left, len(dataset))
     asked = config.data.workers
@@ -194,7 +194,7 @@ def write(config: Config, folder: Path, writer: Writer, dataset: SegmentationDat
 
 
 def as_json(scores: Scores) -> dict[str, Any]:
-    """Scores without the matrix, plain values; `miou_16_converted` is `Scores.converted`."""
+    """Convert scores without the matrix to plain values; `miou_16_converted` is `Scores.converted`."""
     return {
         "miou": scores.miou,
         "mean_accuracy": scores.mean_accuracy,

@@ -1,10 +1,10 @@
 """`python -m uda_seg.predict checkpoint=FILE input=DIR output=DIR`: segment a folder of images.
 
-Every image becomes four PNGs under `output`: `colour`, `overlay`, `labelIds` (what the data set's own label files hold:
-Cityscapes' label ids for its classes; of folders of one's own what the `label_map` names, of several ids or colours of
-a class the first) and `confidence`. `input` may also be one image; `evaluator.teacher=true` takes the averaged network.
-What an image is, its content says. Sub-folders are searched, linked ones too; files that are no images are named. An
-image that fails, for whatever reason, is named, the others are written, and the exit code is 1.
+Writes four PNGs per image to `output`: `colour`, `overlay`, `labelIds` (in the encoding of the data set's label files:
+Cityscapes' label ids for its classes; for custom data sets the `label_map`'s, with the first of several ids or colours
+of a class) and `confidence`. `input` may also be a single image; `evaluator.teacher=true` uses the EMA teacher. Images
+are recognised by content. Sub-folders are searched, including links; other files are listed. If an image fails, it is
+named, the others are written, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -64,17 +64,17 @@ log = logging.getLogger(__name__)
 
 Pixels = NDArray[np.uint8]
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no further picture could be written either
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors that would affect all further pictures
 USAGE = "python -m uda_seg.predict checkpoint=<run>/checkpoints/last.ckpt input=<folder> output=<folder>"
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the command."""
     run("config", predict, expand=expand)
 
 
 def expand(given: list[str]) -> list[str]:
-    """The checkpoint's own configuration below the given overrides; Hydra leaves the output folder alone."""
+    """Add the checkpoint's configuration below the given overrides, and keep Hydra from creating a folder."""
     path = given_path(given, "checkpoint", USAGE)
     given_path(given, "input", USAGE)
     output = given_path(given, "output", USAGE, must_exist=False)
@@ -87,16 +87,16 @@ def expand(given: list[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Predictor:
-    """A trained network, and how images are brought before it.
+    """A trained network with its input and output settings.
 
     Attributes:
-        network: on its device.
-        fit: the resize before it; None: images stay as they are.
-        infer: how it is asked.
-        bits: that images of 16 bits a channel use; None: there are none.
-        classes: of its predictions.
-        values: what `labelIds` hold.
-        output: folder of the pictures.
+        network: the network, on its device.
+        fit: resize of the input; None: no resize.
+        infer: inference settings.
+        bits: used bits per channel of 16-bit images; None without any.
+        classes: classes of the predictions.
+        values: encoding of `labelIds`.
+        output: output folder.
     """
 
     network: Segmentor
@@ -114,7 +114,7 @@ class Predictor:
             UserError: it is damaged, or a picture cannot be written.
         """
         content = read_bytes(path)
-        check_image(content, str(path))  # OpenCV would read what is cut off, its end grey
+        check_image(content, str(path))  # OpenCV would accept a truncated image
         if (count := frames(content)) > 1:
             log.warning("%s holds %d pictures: the first is read", path, count)
         image = image_of(content, self.bits, str(path))
@@ -124,10 +124,10 @@ class Predictor:
 
 
 def predict(config: Config, folder: Path) -> int:
-    """Write colour, overlay, labelIds and confidence pictures of every image; returns how many there were.
+    """Write colour, overlay, labelIds and confidence of every image, and return the number of images.
 
     Raises:
-        UserError: there is no image, or some failed (said once the others are written).
+        UserError: there is no image, or some failed (raised after the others have been written).
     """
     checkpoint, source, output = (Path(str(p)) for p in (config.checkpoint, config.input, config.output))
     images = named_images(source, output)
@@ -151,10 +151,10 @@ def predict(config: Config, folder: Path) -> int:
 
 
 def predict_each(work: Predictor, images: dict[Path, Path], progress: bool) -> list[Path]:
-    """Write the pictures of all images; returns those that failed, each said in a line.
+    """Write the pictures of all images, log failures, and return the failed images.
 
     Raises:
-        UserError: the disk takes no more pictures.
+        UserError: pictures cannot be written.
     """
     failed = []
     for path, name in track(images.items(), description="predict", disable=not progress):
@@ -165,19 +165,19 @@ def predict_each(work: Predictor, images: dict[Path, Path], progress: bool) -> l
                 raise
             log.error("%s", error)
             failed.append(path)
-        except Exception as error:  # one image, whatever is odd about it, must not cost the others
+        except Exception as error:  # a failing image must not stop the others
             log.error("%s: %s: %s", path, type(error).__name__, str(error).partition("\n")[0])
             failed.append(path)
     return failed
 
 
 def named_images(source: Path, output: Path) -> dict[Path, Path]:
-    """All images below a folder (those in `output` aside), or the one image, each with its pictures' relative name.
+    """Find all images below a folder (except `output`), or the single image, with their pictures' relative names.
 
-    What a file is, its content says; one that is damaged counts by its name. Files that are no images are logged.
+    Images are recognised by content, damaged ones by name. Other files are logged.
 
     Raises:
-        UserError: there are none.
+        UserError: there are no images.
     """
     if source.is_file():
         if not is_image(source):
@@ -196,14 +196,14 @@ def named_images(source: Path, output: Path) -> dict[Path, Path]:
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file is an image by its content, or claims to be one by its name."""
+    """Return whether a file is an image by its content, or else by its name."""
     if path.name.lower().endswith(RAW):
         return False
     return kind_of(head_of(path)) is not None or ends_in(path.name, ".*")
 
 
 def picture_names(names: Sequence[str]) -> list[Path]:
-    """The pictures' names: `a.png` of `a.jpg`, but `a.jpg.png` where another image's would be the same."""
+    """Build the pictures' names: `a.png` for `a.jpg`, but `a.jpg.png` to avoid duplicates."""
     whole = [Path(f"{name}.png") for name in names]
     chosen = [Path(name).with_suffix(".png") for name in names]
     while len(set(chosen)) < len(chosen):
@@ -213,7 +213,7 @@ def picture_names(names: Sequence[str]) -> list[Path]:
 
 
 def input_bits(config: Config, images: Sequence[Path], trained: object) -> int | None:
-    """How many of 16 bits a channel the images use: as configured, as in training, or found among them."""
+    """Determine the used bits per channel of 16-bit images: configured, as in training, or from the images."""
     deep = [path for path in images if may_be_deep(head_of(path))]
     if not deep or config.predict.bits is not None:
         return config.predict.bits
@@ -225,12 +225,12 @@ def input_bits(config: Config, images: Sequence[Path], trained: object) -> int |
 
 
 def trained_domain(config: Config) -> DomainSettings:
-    """The images that the network is scored on; without any, those that it is adapted to or trained on."""
+    """Return the domain that the network is scored on, or else adapted to or trained on."""
     return next(iter(config.data.validation.values()), config.data.target or config.data.source)
 
 
 def head_of(path: Path) -> bytes:
-    """The beginning of a file; nothing of one that cannot be opened."""
+    """Read the start of a file; empty if it cannot be opened."""
     try:
         return read_bytes(path, HEAD)
     except UserError:
@@ -238,7 +238,7 @@ def head_of(path: Path) -> bytes:
 
 
 def input_resize(config: Config) -> Resize | None:
-    """How images are brought to a size: as in validation, or to `predict.size`; None leaves them as they are."""
+    """Build the resize of images: as in validation, or to `predict.size`; None for no resize."""
     domain = trained_domain(config)
     return resize_of(domain if config.predict.size == "auto" else replace(domain, size=config.predict.size))
 
@@ -251,7 +251,7 @@ def probabilities(
     infer: Inference,
     device: torch.device,
 ) -> Tensor:
-    """Class probabilities [K, H, W] of an RGB image [H, W, 3], at the image's own size."""
+    """Predict class probabilities [K, H, W] of an RGB image [H, W, 3] at its original size."""
     height, width = image.shape[:2]
     if fit is not None:
         image = fit(Sample(image)).image
@@ -268,7 +268,7 @@ def write(
     classes: ClassSet,
     values: LabelValues,
 ) -> None:
-    """The four pictures of one image."""
+    """Write the four pictures of an image."""
     ids = label.numpy().astype(np.uint8)
     colour = colorize(ids, classes.palette)
     save_png(output / "colour" / name, colour)

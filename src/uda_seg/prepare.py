@@ -1,11 +1,11 @@
 """`python -m uda_seg.prepare data=...`: unpack, check and count a pair of domains, once per data set.
 
-Reads extracted folders, or the official ZIPs where they lie in the root (unpack=auto: if folders are missing; all: also
-single files that are; never). Checks every file once; a repeated or resumed call reads only what has changed.
-Writes class statistics for rare-class sampling, and index.html, problems.txt, classes.md and contact_sheet.png into its
-folder. Damage makes the command fail; fix=true repairs what it can, sets the rest aside if it is little, and never
-deletes. data.cache=disk writes the training images at training resolution, which training then reads many times as
-fast. data.reader=shards checks and indexes the target's shards; pack.out=FOLDER makes shards of its images.
+Reads extracted folders, or official ZIPs in the root (unpack=auto: if folders are missing; all: also if single files
+are; never). Checks every file once; a repeated or resumed call reads only changed files. Writes class statistics for
+rare-class sampling, and index.html, problems.txt, classes.md and contact_sheet.png to its folder. Fails on damaged
+files; fix=true repairs what is possible, sets a small rest aside, and never deletes. data.cache=disk writes images at
+training resolution, which training reads many times as fast. data.reader=shards checks and indexes the target's shards;
+pack.out=FOLDER packs its images into shards.
 """
 
 from __future__ import annotations
@@ -62,25 +62,25 @@ SCENES = 6
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the command."""
     run("config", prepare, expand=expand)
 
 
 def expand(given: list[str]) -> list[str]:
-    """What was made goes to a folder of its own, beside the runs on the same data."""
+    """Write results to a separate folder next to the runs on the same data."""
     return ["hydra.run.dir='outputs/${data.name}/prepared'", *given]
 
 
 def prepare(config: Config, folder: Path) -> None:
-    """Unpack, check, repair, count and draw every domain of `data=`; streets renders what its cache lacks.
+    """Unpack, check, repair, count and draw every domain of `data=`; missing images of streets are rendered.
 
     Raises:
-        UserError: files are damaged; they are listed in `problems.txt`.
+        UserError: damaged files, which are listed in `problems.txt`.
     """
     if config.streets.export is not None:
         export(config.streets, config.data.world_seed, progress=config.callbacks.progress)
         return
-    cv2.setNumThreads(1)  # the files are spread over the cores
+    cv2.setNumThreads(1)  # parallelism is over files
     classes = classes_of(config.data)
     if config.pack.out is not None:
         pack_target(config, Path(config.pack.out).expanduser(), classes)
@@ -107,7 +107,7 @@ def prepare(config: Config, folder: Path) -> None:
 
 
 def domains(config: Config) -> Iterator[tuple[str, DomainSettings]]:
-    """Every domain of the configuration and where it stands there."""
+    """Yield every domain of the configuration with its key."""
     yield "data.source", config.data.source
     if config.data.target is not None:
         yield "data.target", config.data.target
@@ -116,7 +116,7 @@ def domains(config: Config) -> Iterator[tuple[str, DomainSettings]]:
 
 
 def check(config: Config, option: str, domain: DomainSettings, classes: ClassSet) -> Report:
-    """Unpack one domain if need be, check it, and with `fix=true` repair it and check it again."""
+    """Unpack a domain if necessary, check it, and with `fix=true` repair it and check it again."""
     unpack_archives(domain, config.unpack)
     report = _check(config, option, domain, classes)
     for mend in (partial(repair, name=domain.dataset), set_aside) if config.fix else ():
@@ -132,21 +132,21 @@ def _check(config: Config, option: str, domain: DomainSettings, classes: ClassSe
     data = open_domain(domain, config.data, classes, option, labeled=False, depth=depth)
     labels = "optional" if option == "data.target" else "needed"
     if domain.split == "test" and domain.dataset in SERVERS:
-        labels = "none"  # the servers have them; Cityscapes' own files for this split are empty
+        labels = "none"  # only on test servers; Cityscapes' files for this split are empty
     whole = domain.count is None
     return check_domain(data, option, user_cache(), labels=labels, whole=whole)
 
 
 def reads_depth(config: Config) -> bool:
-    """Whether the configured method learns from depth."""
+    """Return whether the configured method reads depth."""
     return bool(getattr(get_class(config.method["_target_"]), "needs_depth", False))
 
 
 def unpack_archives(domain: DomainSettings, mode: str) -> None:
-    """Unpack what is missing of a domain's official ZIPs.
+    """Unpack missing files from a domain's official ZIPs.
 
-    `auto`: if the folders are missing, or an earlier call was interrupted. Single files may be missing on purpose;
-    `all` unpacks these too.
+    `auto`: if folders are missing, or an earlier call was interrupted. Single files may be missing on purpose; `all`
+    unpacks these too.
     """
     if domain.root is None or domain.dataset not in SPECS or mode == "never":
         return
@@ -167,7 +167,7 @@ def unpack_archives(domain: DomainSettings, mode: str) -> None:
 
 
 def index_target(domain: DomainSettings) -> None:
-    """Check the target's shards and say how many images they hold."""
+    """Check and index the target's shards, and log the number of images."""
     if domain.root is None:
         raise UserError("data.target.root is not set: set it to the folder of the shards")
     shards = index_shards(domain.root)
@@ -176,7 +176,7 @@ def index_target(domain: DomainSettings) -> None:
 
 
 def pack_target(config: Config, out: Path, classes: ClassSet) -> None:
-    """Make shards of the target's training images."""
+    """Pack the target's training images into shards."""
     if config.data.target is None or config.data.reader == "shards":
         raise UserError(f"pack.out={out}: there is no data.target of single files to pack; it needs data.reader=files")
     data = open_domain(config.data.target, config.data, classes, "data.target", labeled=False)
@@ -186,14 +186,14 @@ def pack_target(config: Config, out: Path, classes: ClassSet) -> None:
 
 
 def validation_roots(config: Config) -> list[str]:
-    """Overrides of the roots that validation sets share with the target: shards do not hold their images."""
+    """List overrides for validation roots shared with the target, whose shards do not contain their images."""
     assert config.data.target is not None
     shared = [(n, d.root) for n, d in config.data.validation.items() if d.root == config.data.target.root]
     return [f"data.validation.{name}.root={shlex.quote(root)}" for name, root in shared if root is not None]
 
 
 def keep_statistics(report: Report) -> None:
-    """Keep a domain's class counts for training, and compare them with the official files where there are some."""
+    """Save a domain's class counts for training, and compare them with official files if there are any."""
     data, found = report.dataset, report.statistics
     if found is None or report.labels != len(data) or report.damaged:
         return
@@ -208,10 +208,10 @@ def keep_statistics(report: Report) -> None:
 
 
 def note_absent(report: Report, wanted: Sequence[int]) -> None:
-    """Note the classes that are evaluated, but of which no label that is learnt from has a pixel."""
+    """Note evaluated classes that do not occur in the labels for training."""
     data, found = report.dataset, report.statistics
     if found is None or not found.pixels.any():
-        return  # what is wrong with all of them is told already
+        return  # already reported for all of them
     absent = [data.classes.names[c] for c in wanted if not found.pixels[:, c].any()]
     if absent:
         what = f"no label has a pixel of {', '.join(absent)}: evaluated, but cannot be learnt"
@@ -220,7 +220,7 @@ def note_absent(report: Report, wanted: Sequence[int]) -> None:
 
 
 def write_results(config: Config, folder: Path, reports: Sequence[Report], classes: ClassSet) -> None:
-    """Say on the terminal, and write into `folder`, what was found."""
+    """Print the findings, and write them to `folder`."""
     problems = sorted((p for report in reports for p in report.problems), key=lambda p: not p.damage)
     if problems:
         print_table(problem_table(problems))
@@ -230,7 +230,7 @@ def write_results(config: Config, folder: Path, reports: Sequence[Report], class
     Table(tuple(counts[0]), tuple(tuple(map(str, c.values())) for c in counts), "domains").show()
     table = share_table(shares, classes)
     table.show()
-    found = dict(domains(config))  # more than the reports: images in shards have none
+    found = dict(domains(config))  # more than the reports, as images in shards have none
     titles = [f"{names[r.option]}: {found[r.option].domain or found[r.option].dataset}" for r in reports]
     sheet = panel_grid([row for r, title in zip(reports, titles, strict=True) for row in scenes(r, title, classes)])
     key = legend(classes.names, classes.palette, sheet.shape[1])
@@ -243,7 +243,7 @@ def write_results(config: Config, folder: Path, reports: Sequence[Report], class
 
 
 def scenes(report: Report, title: str, classes: ClassSet) -> list[Row]:
-    """A row of images and a row of their labels, spread over the images with which nothing is wrong."""
+    """Build a row of images and a row of labels, spread over the images without defects."""
     data, good = report.dataset, report.good
     if not good:
         return [Row(title, [Captioned("nothing to show", np.full((64, 256, 3), 255, np.uint8))])]
@@ -255,7 +255,7 @@ def scenes(report: Report, title: str, classes: ClassSet) -> list[Row]:
 
 
 def pixel_shares(report: Report) -> Shares:
-    """Each class's share of the labelled pixels, [K]."""
+    """Compute each class's share of the labelled pixels, [K]."""
     assert report.statistics is not None
     counts = report.statistics.pixels.sum(0)
     shares: Shares = counts / max(1, int(counts.sum()))
@@ -263,25 +263,25 @@ def pixel_shares(report: Report) -> Shares:
 
 
 def share_table(shares: dict[str, Shares], classes: ClassSet) -> Table:
-    """Class by class, the share of pixels in percent in every domain."""
+    """Tabulate the share of pixels per class and domain in percent."""
     rows = [(name, *(f"{100 * share[i]:.2f}" for share in shares.values())) for i, name in enumerate(classes.names)]
     return Table(("class", *shares), tuple(rows), "share of labelled pixels in %")
 
 
 def write_caches(config: Config, reports: Sequence[Report]) -> None:
-    """Write what training reads of source and target at its resolution: the target's labels are not among it."""
+    """Write disk caches of source and target at training resolution, without the target's labels."""
     found = dict(domains(config))
     for report in reports:
         option, domain = report.option, found[report.option]
         if option.startswith("data.validation"):
-            continue  # scored against labels of full size, a few times a run
+            continue  # scored against labels of full size, a few times per run
         data = open_training(config, option, domain, report.dataset.classes)
         size = write_cache(data, resize_of(domain), user_cache(), report.shapes.tolist())
         log.info("%s: resized images take %.2f GB in %s", option, size / 1e9, user_cache() / "resized")
 
 
 def open_training(config: Config, option: str, domain: DomainSettings, classes: ClassSet) -> SegmentationDataset:
-    """A domain as training reads it."""
+    """Open a domain as in training."""
     depth, labeled = reads_depth(config), option == "data.source"
     return open_domain(domain, config.data, classes, option, labeled=labeled, depth=depth)
 

@@ -1,4 +1,4 @@
-"""`python -m uda_seg.train`: train one method on one pair of domains and leave a folder a person can look at."""
+"""`python -m uda_seg.train`: train a method on a pair of domains."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the command."""
     run("config", job_of(on_all_ranks(train)), after=write_table)
 
 
 def train(config: Config, folder: Path) -> float:
-    """Train and evaluate one run; returns the mIoU of the last iterate, in [0, 1], nan without validation sets."""
+    """Train and evaluate a run, and return the mIoU after the last step, in [0, 1]; NaN without validation sets."""
     quiet_lightning()
     refuse_unlabelled(config.data)
     with run_folder(folder, config, config.steps) as place:
@@ -49,7 +49,7 @@ def train(config: Config, folder: Path) -> float:
 
 
 def train_in(place: RunFolder, config: Config) -> float:
-    """Train in a folder that is this run's; what it takes the place of is touched when all is built and checked."""
+    """Train in this run's folder; a run to replace is only touched once everything has been built and checked."""
     folder, resume, first = place.folder, place.resume, this_rank() == 0
     if first and (changed := departures(config)):
         log.info("otherwise than the method's own recipe (in brackets): %s", ", ".join(changed))
@@ -62,8 +62,8 @@ def train_in(place: RunFolder, config: Config) -> float:
         )
     module = build_module(config, data)
     check_crop(config, module.segmentor)
-    module.setup("fit")  # what cannot be had (weights, class text) is told before anything is rendered
-    # The other ranks wait for it in `fit`, which does the same once a machine.
+    module.setup("fit")  # missing weights or class text fail before rendering
+    # Other ranks wait for it in `fit`, which does the same once per machine.
     if first:
         data.prepare_data()
         data.setup()
@@ -92,12 +92,12 @@ def train_in(place: RunFolder, config: Config) -> float:
         failed = False
     finally:
         close_loggers(trainer, failed)
-    trainer.strategy.barrier()  # another machine's next job must not begin before this one's results are there
+    trainer.strategy.barrier()  # another machine's next job needs this one's results
     return module.miou
 
 
 def say_batch(config: Config, data: UDADataModule, world: int, before: Mapping[str, Any] | None) -> None:
-    """Log what a step reads over all ranks, and what a resumed run reads otherwise than it did."""
+    """Log the batch size over all ranks, and how it differs from that of the resumed run."""
     source, target = config.data.source_batch, data.target_batch
     if world > 1:
         log.info(
@@ -125,9 +125,9 @@ def say_batch(config: Config, data: UDADataModule, world: int, before: Mapping[s
 def collect(
     config: Config, module: UDAModule, trainer: pl.Trainer, checkpoints: Checkpoints, seen: int
 ) -> dict[str, Any]:
-    """The content of `metrics.json`: the student at the last iterate first, everything else named as what it is.
+    """Build the contents of `metrics.json`; `miou` is the student after the last step.
 
-    Scores are None where there is no validation set.
+    Scores are None without a validation set.
     """
     scores, classes = list(module.scores.values()), module.plan.classes
     best = {"miou": checkpoints.best_miou, "step": checkpoints.best_step, "chosen_on": "target labels"}
@@ -155,4 +155,4 @@ def collect(
 if __name__ == "__main__":
     import uda_seg.train
 
-    uda_seg.train.main()  # under this name others can import what a launcher sends them
+    uda_seg.train.main()  # launchers pickle functions by an importable module name, which `__main__` is not

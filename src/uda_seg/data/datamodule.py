@@ -238,7 +238,7 @@ class UDADataModule(pl.LightningDataModule):
             )
 
     def train_dataloader(self) -> StepLoader:
-        """One batch per item, from the trainer's step on."""
+        """Build the training loader, one batch per item, from the trainer's step on."""
         start = self.trainer.global_step if self.trainer else 0
         read = ("source", "target") if self.target_in_step else ("source",)
         streams = {name: self._of_rank(stream) for name, stream in self._streams.items() if name in read}

@@ -215,7 +215,7 @@ class SegmentationDataset:
 
     @cached_property
     def stored_labels(self) -> bool:
-        """Whether labels are aligned with stored instead of displayed pixels, for photographs where size does not tell.
+        """True if labels are aligned with stored instead of displayed pixels, for photographs where size does not tell.
 
         Decided by a sample of labels whose orientation swaps height and width; false without any.
         """

@@ -107,7 +107,7 @@ class SequenceData(pl.LightningDataModule):
         return SequenceDataset(domain, self.settings, self.classes, f"data.{name}", views, depth)
 
     def train_dataloader(self) -> SequenceLoader:
-        """One batch per item, from the trainer's step on."""
+        """Build the training loader, one batch per item, from the trainer's step on."""
         trainer = self.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         start = trainer.global_step if trainer else 0

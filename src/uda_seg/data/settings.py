@@ -1,4 +1,4 @@
-"""The schema of the `data` node of the configuration: plain values, so that OmegaConf can check them."""
+"""Schema of the configuration's `data` node, in plain values that OmegaConf can check."""
 
 from __future__ import annotations
 
@@ -30,30 +30,30 @@ Margins = Annotated[list[CountOrZero], Length(4, 4)]
 
 @dataclass
 class DomainSettings:
-    """Where the images of one domain come from.
+    """Images of one domain.
 
     Args:
-        dataset: A name in `uda_seg.data.specs.SPECS`; custom: folders of one's own, described by `custom`.
-        root: The data set's folder; streets renders into the cache when it is None, all others need it.
-        domain: streets only: game, camera, night_rain, or another name that streets knows.
+        dataset: A name in `uda_seg.data.specs.SPECS`, or custom, described by `custom`.
+        root: The data set's folder; None renders streets into the cache, all others need it.
+        domain: streets only: game, camera, night_rain, or another style of streets.
         split: train or val.
-        size: [H, W]; images are resized to fit inside it, keeping their aspect ratio; streets renders at it.
-            None: as on disk.
-        keep_ratio: False: images are squeezed into all of `size`, as some of the papers' codes do. (Depth is learnt and
-            exported with the ratio kept.)
-        image_resize: How images follow the resize: `bilinear` by OpenCV (that of DAFormer), or `pil_bilinear`,
-            `pil_bicubic`, which do not alias (those of DACS, CorDA and BiCL).
-        count: Use the first `count` images; streets: how many to render.
-        bits: How many of 16 bits a channel the images use: a camera's 12 bits, read as 16, would be nearly black. None:
-            found in a sample of them, and said in the log. Images of 8 bits are what they are.
-        margins: [top, bottom, left, right] pixels of the image on disk in which pseudo-labels are not trusted
-            (MIC's second version: 30, 240, 30, 30 on Cityscapes). Used for the target only.
-        depth: Folder of depth maps, named like the images and with their sub-folders; None: where the data set keeps
-            its own. Read for methods that learn from depth.
-        depth_encoding: How they hold depth, a name in `uda_seg.data.depth.ENCODINGS`; None: as the folder's
-            `depth.json` or the data set's layout says. PNGs in a folder without that file need it.
-        depth_resize: How inverse depth follows the resize: nearest, or bilinear, which blends in what is invalid.
-        custom: With `dataset=custom`: `uda_seg.data.custom.CustomData` as a mapping, or the YAML file that holds it.
+        size: [H, W]; images are resized to fit inside it, keeping their aspect ratio; streets renders at it. None: as
+            on disk.
+        keep_ratio: False stretches images to the whole `size`, as some of the papers' codes do. (Depth is trained and
+            exported with the aspect ratio kept.)
+        image_resize: Interpolation of images: `bilinear` by OpenCV (as in DAFormer), or the antialiased `pil_bilinear`
+            and `pil_bicubic` (as in DACS, CorDA and BiCL).
+        count: Use the first `count` images; streets: number of images to render.
+        bits: Used bits per channel of 16-bit images: a camera's 12 bits, read as 16, would be nearly black. None:
+            determined from a sample, and logged. Without effect on 8-bit images.
+        margins: [top, bottom, left, right] pixels of the image on disk in which pseudo-labels are ignored (MIC's second
+        version: 30, 240, 30, 30 on Cityscapes). Used for the target only.
+        depth: Folder of depth maps, named like the images and with their sub-folders; None: the data set's own
+            location. Read for methods that use depth.
+        depth_encoding: Encoding of the maps, a name in `uda_seg.data.depth.ENCODINGS`; None: from the folder's
+            `depth.json` or the data set's layout. Required for PNGs in a folder without that file.
+        depth_resize: Interpolation of inverse depth: nearest, or bilinear, which blends in invalid pixels.
+        custom: With `dataset=custom`: `uda_seg.data.custom.CustomData` as a mapping, or a YAML file with it.
     """
 
     dataset: Text = "streets"
@@ -77,13 +77,12 @@ class RareClassSettings:
     """Rare-class sampling of the source (DAFormer, Hoyer et al. 2022, section 3.3).
 
     Args:
-        enabled: Draw a class first, then an image that has it; otherwise every image once per pass.
-        temperature: T of P(c) = softmax((1 - f_c) / T); the smaller, the more often the rarest classes.
-        min_pixels: An image counts as having a class above this many pixels, on disk. None: 3000 at GTA's
-            1914 x 1052, scaled by the label's area.
-        min_crop_pixels: A crop should show more than this many pixels of the class. None: 1500 at 512 x 512,
-            scaled by the crop's area.
-        tries: How often a crop without them is drawn anew from the same image; the last one is kept.
+        enabled: Draw a class first, then an image with it; otherwise every image once per pass.
+        temperature: T of P(c) = softmax((1 - f_c) / T); smaller values favour rare classes more.
+        min_pixels: Minimum pixels of a class, on disk, for an image to count for it. None: 3000 at GTA's 1914 x 1052,
+            scaled by the label's area.
+        min_crop_pixels: Minimum pixels of the class in a crop. None: 1500 at 512 x 512, scaled by the crop's area.
+        tries: Number of further crops from the same image if there are fewer; the last one is kept.
     """
 
     enabled: bool = False
@@ -95,12 +94,12 @@ class RareClassSettings:
 
 @dataclass
 class ShardSettings:
-    """How `data.reader=shards` reads the unlabelled target.
+    """Settings of `data.reader=shards` for the unlabelled target.
 
     Args:
-        window: shards of a rank whose images are shuffled together.
-        cache_gb: room for fetched shards on a machine's disk, in 10^9 bytes, where the root is an address; at least
-            that of the windows that its ranks read.
+        window: number of a rank's shards whose images are shuffled together.
+        cache_gb: maximum size of fetched shards on a machine's disk, in 10^9 bytes, for a remote root; at least the
+            windows of its ranks.
     """
 
     window: Count = 8
@@ -109,11 +108,11 @@ class ShardSettings:
 
 @dataclass
 class PackSettings:
-    """How `prepare` packs the target's images into shards.
+    """Packing of the target's images into shards by `prepare`.
 
     Attributes:
-        out: folder of the shards; null: nothing is packed.
-        images: images a shard.
+        out: folder of the shards; null: no packing.
+        images: images per shard.
     """
 
     out: FilePath | None = None
@@ -122,36 +121,35 @@ class PackSettings:
 
 @dataclass
 class DataSettings:
-    """What is trained on and what is evaluated.
+    """Training and validation data.
 
     Args:
-        name: The name of the `data=` file, said in messages.
+        name: Name of the `data=` file, for messages.
         classes: A class set of `uda_seg.data.labels`, or custom; every domain's labels are mapped to it.
-        class_set: With `classes=custom`: `uda_seg.data.custom.CustomClasses` as a mapping, or the YAML file that holds
-            it.
-        eval_classes: The subset of it over which the mean is reported.
-        world_seed: The seed of the rendered world (streets); the seed of training is apart.
+        class_set: With `classes=custom`: `uda_seg.data.custom.CustomClasses` as a mapping, or a YAML file with it.
+        eval_classes: Subset of classes for the reported mean.
+        world_seed: Seed of the rendered world (streets), independent of the seed of training.
         crop: [H, W] of a training crop.
-        crop_max_ratio: Source crops are drawn anew while one class covers this share or more of the labelled pixels;
-            1.0 switches the rule off.
-        crop_tries: How many crops are drawn under that rule at most; the last is kept, whatever it shows. (DAFormer's
-            code base: 11, an eleventh where ten have failed.)
-        flip: Mirror crops left-right with probability 0.5.
+        crop_max_ratio: Redraw source crops while one class covers this share or more of the labelled pixels; 1.0
+            switches the rule off.
+        crop_tries: Maximum number of crops drawn under that rule; the last is kept unconditionally. (DAFormer's code
+        base: 11, an eleventh after ten failures.)
+        flip: Flip crops horizontally with probability 0.5.
         source_batch: Source images per step and rank.
         target_batch: Target images per step and rank; None: as many as source images.
         val_batch: Images per step of validation.
         source: The labelled domain.
-        target: The unlabelled domain; None: there is none (domain generalisation).
-        validation: Name -> labelled images to evaluate on.
-        rare_class: How source images are drawn.
-        workers: Loader processes, as many as two a core at most; None: chosen by
+        target: The unlabelled domain; None for domain generalisation.
+        validation: Name -> labelled images for evaluation.
+        rare_class: Sampling of source images.
+        workers: Number of loader processes, at most two per core; None: chosen by
             `uda_seg.data.datamodule.choose_workers`.
-        cache: "memory": keep decoded images (small sets); "none": decode each time; "disk": crop from the file of
-            resized images that `python -m uda_seg.prepare ... data.cache=disk` writes; "auto": that file where it is
-            there, else memory for a domain of at most 512 MiB.
-        reader: where the target's unlabelled images are: "files", or "shards", tars in the folder or at the address
+        cache: "memory": keep decoded images (small sets); "none": decode each time; "disk": crop from the resized
+            images written by `python -m uda_seg.prepare ... data.cache=disk`; "auto": these if they exist, else memory
+            for a domain of at most 512 MiB.
+        reader: Storage of the target's unlabelled images: "files", or "shards", tars in the folder or at the address
             `target.root` (`uda_seg.data.storage.shards`).
-        shards: how those are read.
+        shards: Settings of the shards.
     """
 
     name: Name = "streets"
@@ -178,18 +176,18 @@ class DataSettings:
 
 @dataclass
 class StreetsSettings:
-    """How `python -m uda_seg.prepare data=streets streets.export=NAME streets.out=FOLDER` writes the built-in world.
+    """Export by `python -m uda_seg.prepare data=streets streets.export=NAME streets.out=FOLDER`.
 
     Attributes:
-        export: the data set whose layout it takes: gta, synthia, cityscapes, acdc, darkzurich, bdd100k, mapillary,
-            viper or synthia_seqs; null: nothing is exported.
-        out: the root of the tree; what lies there must be an export of the same kind, which is then completed.
+        export: the data set whose layout to write: gta, synthia, cityscapes, acdc, darkzurich, bdd100k, mapillary,
+            viper or synthia_seqs; null: no export.
+        out: root of the tree; an existing one must be an export with the same settings, which is completed.
         size: `small`, a quarter of the official height and width; `official`; or [height, width].
-        train: training scenes.
-        val: validation scenes, of data sets that have them.
-        views: write stereo partners and neighbouring frames too, where the data set has them: four renderings a scene.
-        domain: the domain of streets that is rendered; null: one that suits the data set.
-        workers: processes, two a core at most; null: one per core.
+        train: number of training scenes.
+        val: number of validation scenes, for data sets with them.
+        views: also write stereo partners and neighbouring frames if the data set has them: four renderings per scene.
+        domain: domain of streets to render; null: one that suits the data set.
+        workers: number of processes, at most two per core; null: one per core.
     """
 
     export: Text | None = None
@@ -203,7 +201,7 @@ class StreetsSettings:
 
 
 def prepare_command(settings: DataSettings) -> str:
-    """What a person types to check and convert this data; roots that follow from others are left out."""
+    """Build the command that prepares this data, leaving out roots that follow from others."""
     roots = [("data.source", settings.source), ("data.target", settings.target)]
     roots += [(f"data.validation.{name}", domain) for name, domain in settings.validation.items()]
     words = [f"python -m uda_seg.prepare data={settings.name}"]

@@ -61,7 +61,7 @@ class LinearEmbedding(nn.Module):
         self.proj = nn.Linear(inputs, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, h, w] -> [B, width, h, w]."""
+        """Map [B, C, h, w] to [B, width, h, w]."""
         out: Tensor = self.proj(x.flatten(2).transpose(1, 2))
         return out.transpose(1, 2).reshape(*out.shape[::2], *x.shape[-2:])
 
@@ -99,7 +99,7 @@ class SeparableASPP(nn.Module):
         self.bottleneck = ConvBN(width * len(dilations), width, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, inputs, h, w] -> [B, width, h, w]."""
+        """Map [B, inputs, h, w] to [B, width, h, w]."""
         out: Tensor = self.bottleneck(torch.cat([branch(x) for branch in self.aspp_modules], dim=1))
         return out
 

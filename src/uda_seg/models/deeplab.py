@@ -105,7 +105,7 @@ class Bottleneck(nn.Module):
             self.downsample.append(nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, inputs, H, W] -> [B, 4 * width, H / stride, W / stride]."""
+        """Map [B, inputs, H, W] to [B, 4 * width, H / stride, W / stride]."""
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out)) + self.downsample(x)

@@ -88,7 +88,7 @@ class ReflectConv(nn.Module):
         self.conv = nn.Conv2d(inputs, outputs, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, inputs, H, W] -> [B, outputs, H, W]."""
+        """Map [B, inputs, H, W] to [B, outputs, H, W]."""
         return F.elu(self.conv(F.pad(x, (1, 1, 1, 1), mode="reflect")))
 
 

@@ -98,7 +98,7 @@ class SpatialBlock(nn.Module):
         self.depthwise = nn.ModuleDict({"depthwise": nn.Conv2d(1, 1, 3, padding=1)})
 
     def forward(self, correlation: Tensor) -> Tensor:
-        """[B, C, h, w] -> [B, C, h, w]."""
+        """Map [B, C, h, w] to [B, C, h, w]."""
         return self._apply_once(F.relu(self._apply_once(correlation)))
 
     def _apply_once(self, x: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ class ResidualBlock(nn.Module):
             self.shortcut.add_module("norm", nn.BatchNorm2d(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, inputs, H, W] -> [B, width, ceil(H / stride), ceil(W / stride)]."""
+        """Map [B, inputs, H, W] to [B, width, ceil(H / stride), ceil(W / stride)]."""
         out = self.activate(self.norm1(self.conv1(x)))
         out = self.norm2(self.conv2(out)) + self.shortcut(x)
         result: Tensor = self.activate(out)

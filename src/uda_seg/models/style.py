@@ -48,7 +48,7 @@ class StyledConv(nn.Module):
         self.fc_gamma = nn.Linear(EMBEDDING, outputs)
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
-        """[B, inputs, H, W], [B, 100] -> [B, outputs, 2 H, 2 W]."""
+        """Map [B, inputs, H, W], [B, 100] to [B, outputs, 2 H, 2 W]."""
         x = F.interpolate(x, scale_factor=2.0) if self.enlarge else x
         x = _restyle(_convolve(x, self.conv, self.margin), self.fc_gamma(style), self.fc_beta(style))
         return F.relu(x) if self.activate else x
@@ -64,7 +64,7 @@ class StyledBlock(nn.Module):
         self.fc_beta2, self.fc_gamma2 = nn.Linear(EMBEDDING, width), nn.Linear(EMBEDDING, width)
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
-        """[B, width, H, W], [B, 100] -> [B, width, H, W]."""
+        """Map [B, width, H, W], [B, 100] to [B, width, H, W]."""
         y = F.relu(_restyle(_convolve(x, self.conv1, 1), self.fc_gamma1(style), self.fc_beta1(style)))
         return x + _restyle(_convolve(y, self.conv2, 1), self.fc_gamma2(style), self.fc_beta2(style))
 

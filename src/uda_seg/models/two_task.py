@@ -56,7 +56,7 @@ class Attention(nn.Module):
         self.gate = nn.Conv2d(width, width, 3, padding=1, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        """[B, width, h, w] -> [B, width, h, w]."""
+        """Map [B, width, h, w] to [B, width, h, w]."""
         result: Tensor = self.conv(features) * torch.sigmoid(self.gate(features))
         return result
 

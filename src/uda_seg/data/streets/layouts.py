@@ -84,7 +84,7 @@ COUNTED = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bic
 
 
 def instances(label: NDArray[np.uint8]) -> NDArray[np.uint16]:
-    """Number connected persons and vehicles from 1, [H, W]; 0 elsewhere, including lights and signs."""
+    """Assign instance ids from 1 to connected persons and vehicles, [H, W]; 0 elsewhere, including lights and signs."""
     numbers, last = np.zeros(label.shape, np.uint16), 0
     for thing in map(CITYSCAPES.names.index, COUNTED):
         count, parts = cv2.connectedComponents((label == thing).astype(np.uint8))
