@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -195,6 +196,11 @@ def test_predict_takes_odd_sizes_and_names_what_it_cannot_read(cli, runs, tmp_pa
 def test_predict_says_when_there_is_nothing_to_do(cli, runs, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "holds no image" in cli(predict.main, last(runs), "input=empty", "output=out").error
+    for output, said in (("empty", "output=empty is the folder of the images"), ("file", "output=file is a file")):
+        (tmp_path / "file").touch()
+        assert said in cli(predict.main, last(runs), "input=empty", f"output={output}").error
+    os.mkfifo(tmp_path / "pipe.png")
+    assert "input=pipe.png is a pipe" in cli(predict.main, last(runs), "input=pipe.png", "output=out").error
 
 
 def test_predicted_label_ids_are_those_of_the_official_files():

@@ -11,3 +11,5 @@ __version__ = "0.2.0"
 WAITING = {"GOMP_SPINCOUNT": "20000", "KMP_BLOCKTIME": "1"}
 if "torch" not in sys.modules and not {*WAITING, "OMP_WAIT_POLICY"} & os.environ.keys():
     os.environ.update(WAITING)
+# OpenCV prints a line of its own about whatever it cannot decode; which file that is, and what to do, ours says.
+os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")

@@ -78,6 +78,8 @@ def expand(given: list[str]) -> list[str]:
     path = given_path(given, "checkpoint", USAGE)
     given_path(given, "input", USAGE)
     output = given_path(given, "output", USAGE, must_exist=False)
+    if output.exists() and not output.is_dir():
+        raise UserError(f"output={output} is a file: choose a folder")
     return [
         "hydra/job_logging=stdout",
         as_override("hydra.run.dir", str(output)),
@@ -177,12 +179,16 @@ def named_images(source: Path, output: Path) -> dict[Path, Path]:
     Images are recognised by content, damaged ones by name. Other files are logged.
 
     Raises:
-        UserError: there are no images.
+        UserError: there are no images, or `output` is their folder.
     """
     if source.is_file():
         if not is_image(source):
             raise UserError(f"{source} {wrong_with(read_bytes(source))}")
         return {source: Path(source.name).with_suffix(".png")}
+    if not source.is_dir():
+        raise UserError(f"input={source} is a pipe or a device: give a folder or an image")
+    if source.resolve() == output.resolve():
+        raise UserError(f"output={output} is the folder of the images: choose another, or one inside it")
     below = files_below(source, without=output)
     found = [name for name in below if is_image(source / name)]
     others = sorted(set(below) - set(found))

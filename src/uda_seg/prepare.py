@@ -40,7 +40,7 @@ from uda_seg.data.prepare.archives import (
 )
 from uda_seg.data.prepare.check import Problem, Report, check_domain, summary, to_text
 from uda_seg.data.prepare.page import page, problem_table
-from uda_seg.data.prepare.repair import repair, set_aside
+from uda_seg.data.prepare.repair import can_be_mended, repair, set_aside
 from uda_seg.data.settings import DomainSettings, prepare_command
 from uda_seg.data.specs import SPECS
 from uda_seg.data.statistics import save_statistics, statistics_file
@@ -97,9 +97,10 @@ def prepare(config: Config, folder: Path) -> None:
     write_results(config, folder, reports, classes)
     damage = [problem for report in reports for problem in report.problems if problem.damage]
     if damage:
-        advice = "" if config.fix else f"; repair what can be repaired with {prepare_command(config.data)} fix=true"
+        first, mendable = damage[0], not config.fix and any(map(can_be_mended, damage))
+        advice = f"; repair what can be repaired with {prepare_command(config.data)} fix=true" if mendable else ""
         raise UserError(
-            f"{len(damage)} files or folders are damaged, the first is {damage[0].file}: {damage[0].what}; "
+            f"{len(damage)} files or folders are damaged, the first is {first.file}: {first.what} ({first.cure}); "
             f"all are in {folder / 'problems.txt'}{advice}"
         )
     if config.data.cache == "disk":

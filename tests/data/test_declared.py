@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -33,8 +34,8 @@ def own_settings(root, names=("background", "object"), **custom):
     )  # fmt: skip
 
 
-def own(root, **custom):
-    data = own_settings(root, **custom)
+def own(root, names=("background", "object"), **custom):
+    data = own_settings(root, names, **custom)
     return open_domain(data.source, data, classes_of(data), "data.source", labeled=True)
 
 
@@ -74,6 +75,24 @@ def test_masks_of_0_and_255_are_refused_unless_the_map_says_what_255_is(tmp_path
     assert found.pixels.tolist() == [sum(int((m == v).sum()) for m in MASKS) for v in (0, 255)]
     # Said by a person, 255 may be ignored.
     check_labels(own(root, label_map={0: "background", 255: "ignore"}), "data.source")
+
+
+@pytest.mark.parametrize("label_format", ["gray", "color"])
+def test_labels_that_once_were_lossy_are_told_where_other_ids_are_ignored(tmp_path, caplog, label_format):
+    ids = np.kron(blocks(3, (6, 10), [0, 100, 200], 1), np.ones((7, 5), np.uint8))
+    drawn = ids if label_format == "gray" else np.dstack([ids, ids, ids])
+    _, lossy = cv2.imencode(".jpg", drawn)
+    names = {0: "a", 100: "b", 200: "c"} if label_format == "gray" else {"0,0,0": "a", "#646464": "b", "#c8c8c8": "c"}
+    for label, expected in ((cv2.imdecode(lossy, -1), True), (np.where(drawn == 200, 7, drawn), False)):
+        root = tree(tmp_path / str(expected), [label] * 2)
+        for i in range(2):
+            save(root / f"images/train/{i}.png", image_of(ids, i))
+        data = own(root, names="abc", label_format=label_format, label_map=names, unlisted="ignore")
+        caplog.clear()
+        check_labels(data, "data.source")
+        assert ("ids that label_map does not name, " in caplog.text) == expected
+        report = check_domain(data, "data.source", tmp_path / "cache", labels="needed")
+        assert [(p.damage, "saved as JPEG" in p.cure) for p in report.problems] == [(False, True)] * expected
 
 
 def test_masks_are_refused_in_a_public_layout_too(tmp_path):

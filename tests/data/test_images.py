@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -228,6 +230,20 @@ def test_floating_point_is_told(tmp_path):
     cv2.imwrite(str(tmp_path / "a.tiff"), np.zeros((4, 4, 3), np.float32))
     with pytest.raises(UserError, match=r"a.tiff holds float32 values: save it with 8 or 16 bits"):
         read_image(tmp_path / "a.tiff")
+    for kind in (np.float32, np.int32):  # which OpenCV leaves to PIL
+        Image.fromarray(np.full((4, 4), 0.5 if kind is np.float32 else 300, kind)).save(tmp_path / "grey.tiff")
+        with pytest.raises(UserError, match=r"grey.tiff holds .* values: save it with 8 or 16 bits"):
+            read_image(tmp_path / "grey.tiff")
+        with pytest.raises(UserError, match=r"grey.tiff holds .* values: save it with 8 or 16 bits"):
+            check_image_file(tmp_path / "grey.tiff")
+
+
+def test_decoders_add_no_line_of_their_own(tmp_path):
+    """OpenCV reads how much it says as it is loaded, so in a process of its own."""
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "grey.tiff")
+    code = "import sys, uda_seg, cv2; print(cv2.imread(sys.argv[1]))"
+    done = subprocess.run([sys.executable, "-c", code, "grey.tiff"], cwd=tmp_path, capture_output=True, check=True)
+    assert (done.stdout, done.stderr) == (b"None\n", b"")
 
 
 # ---------------------------------------------------------------------- kinds

@@ -174,7 +174,13 @@ def test_other_kinds_of_files_are_called_what_they_are(tmp_path):
     save(file, np.zeros((*SIZE, 3), np.uint8))
     assert "but a picture of colours of 8 bits: take the file of class ids" in said()
     assert "label_format=color" in said(label_format="palette")
+    assert "grey" not in said(label_format="red")
+    Image.merge("LA", [Image.fromarray(train_ids())] * 2).save(file)
+    assert "but grey of 8 bits with transparency: save it without its alpha channel" in said()
+    Image.fromarray(train_ids()).save(file, transparency=0)
+    np.testing.assert_array_equal(opened(root).read(0).label, train_ids())
     save(file, np.zeros(SIZE, np.uint8))
+    assert "it is grey of 8 bits, where ids are the red channel of a 16-bit colour PNG" in said(label_format="red")
     assert "is not a label of 8-bit colours but grey of 8 bits" in said(label_format="color")
     save(file, np.zeros(SIZE, np.uint16))
     assert "is not a label with 8-bit ids but grey of 16 bits" in said(label_format="palette")
@@ -263,6 +269,9 @@ def test_predictions_hold_what_the_files_hold(tmp_path):
         assert found.tolist() == [list(OWN[c]) for c in range(3)]
     deep = way_back(tmp_path, label_map={0: "ground", 40000: "object", 65535: "sky"}).table
     assert (deep.tolist(), deep.dtype) == ([0, 40000, 65535], np.uint16)
+    red = way_back(tmp_path, label_format="red", label_map={9: "ground", 300: "object", 2: "sky"}).table
+    save(tmp_path / "red.png", red[blocks(0, SIZE, [0, 1, 2])])
+    np.testing.assert_array_equal(read_red(tmp_path / "red.png"), np.array([9, 300, 2])[blocks(0, SIZE, [0, 1, 2])])
     plain = way_back(tmp_path)
     assert (plain.table.tolist(), plain.table.dtype, plain.notes) == ([0, 1, 2], np.uint8, ())
     assert way_back(tmp_path, label_format="color").table.tolist() == PALETTE
@@ -279,6 +288,8 @@ def test_a_class_that_no_id_stands_for_is_written_as_ignored():
     found = way_back(Path("x"), label_map={255: "ground", 0: "object"})
     assert found.table.tolist() == [255, 0, 254]
     assert found.notes == ("no id stands for sky: written as 254",)
+    full = way_back(Path("x"), label_map={raw: "ground" if raw < 9 else "object" for raw in range(256)})
+    assert full.table.tolist() == [0, 9, 256]
     black = way_back(Path("x"), label_format="color", label_map={"#0000ff": "ground"}).table
     assert black.tolist() == [[0, 0, 255], [0, 0, 0], [0, 0, 0]]
 

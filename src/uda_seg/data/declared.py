@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 FILES, PIXELS = 64, 2**25  # limits of the sample before a run: labels, and pixels (0.3 s on one core)
 LAST_TRAIN_ID = 18  # last train id of Cityscapes' classes
 MANY_LOW, SOME_LOW = 0.05, 2  # share and number of labels without higher raw ids from which they are suspicious (ours)
+MANY_STRANGE = 16  # number of ids that no map names from which labels are suspicious (ours)
 SPARSE = 0.05  # share of labelled pixels below which labels are suspicious (ours)
 UNPACK = "unpack the labels again"
 
@@ -97,6 +98,8 @@ def check_labels(dataset: SegmentationDataset, option: str, wanted: Iterable[int
         raise UserError(f"{looked}, the first is {dataset.label_path(0)}: {'; '.join(wrong)}")
     if names := ", ".join(dataset.classes.names[c] for c in unnamed_classes(dataset, wanted)):
         log.warning("%s: no id in its labels stands for %s, evaluated all the same", option, names)
+    if unlisted := left_to_ignore(dataset.encoding, found):
+        log.warning("%s: %s", option, "; ".join(unlisted))
     share = int(found.pixels.sum()) / max(1, sum(found.ids.values()))
     if share < SPARSE:
         log.warning("%s, and %.1f %% of their pixels are of a class, the rest is ignored", looked, 100 * share)
@@ -124,6 +127,21 @@ def contradiction(dataset: SegmentationDataset, found: Contents) -> tuple[str, s
         what = f"no *{encoding.suffix} has an id above {LAST_TRAIN_ID}: these are train ids under the name of raw ids"
         return what, f"{UNPACK}, or describe them (dataset=custom): without a label_map they are read as train ids"
     return None
+
+
+def left_to_ignore(encoding: LabelEncoding, found: Contents) -> tuple[str, str] | None:
+    """Find ids that the label map omits, if too many to be meant, as (what, cure); None if there are few.
+
+    Lossy compression keeps ids within an area and creates others along its edges; so does anti-aliasing. Saved as PNG
+    afterwards, such a label looks like any other.
+    """
+    strange = {raw: pixels for raw, pixels in found.ids.items() if raw not in encoding.table}
+    if len(strange) < max(MANY_STRANGE, len(encoding.table)):
+        return None
+    most = ", ".join(map(encoding.spelled, sorted(strange, key=lambda raw: -strange[raw])[:5]))
+    share = 100 * sum(strange.values()) / sum(found.ids.values())
+    what = f"{len(strange)} ids that label_map does not name, {share:.1f} % of the pixels, are ignored: {most}, ..."
+    return what, "export the labels anew if they were ever saved as JPEG, scaled, or drawn with soft edges"
 
 
 def converted(encoding: LabelEncoding, found: Contents) -> tuple[str, str] | None:

@@ -26,7 +26,8 @@ def read_gray(path: Path) -> NDArray[np.uint8]:
     """Read an 8-bit single-channel label, [H, W]."""
     label, content = _stored(path)
     if label.ndim != 2 or label.dtype != np.uint8:
-        raise UserError(f"{path} is not an 8-bit single-channel label but {_kind(content, label)}: {_cure(label)}")
+        what = f"{path} is not an 8-bit single-channel label but {_kind(content, label)}"
+        raise UserError(f"{what}: {_cure(content, label)}")
     return label.astype(np.uint8, copy=False)
 
 
@@ -34,7 +35,7 @@ def read_ids(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """Read a single-channel label of 8 or 16 bits, [H, W]."""
     label, content = _stored(path)
     if label.ndim != 2 or label.dtype not in (np.uint8, np.uint16):
-        raise UserError(f"{path} is not a single-channel label but {_kind(content, label)}: {_cure(label)}")
+        raise UserError(f"{path} is not a single-channel label but {_kind(content, label)}: {_cure(content, label)}")
     return label.astype(np.uint8, copy=False) if label.dtype == np.uint8 else label.astype(np.uint16, copy=False)
 
 
@@ -52,15 +53,18 @@ def read_palette(path: Path) -> NDArray[np.uint8]:
     if ids is None:
         label = _decoded(content, path)
         what = f"{_kind(content, label)} (its colour mode is {mode})"
-        raise UserError(f"{path} is not a label with 8-bit ids but {what}: {_cure(label)}")
+        raise UserError(f"{path} is not a label with 8-bit ids but {what}: {_cure(content, label)}")
     return ids if mode == "1" else ids // np.uint8(_step(content))
 
 
 def read_red(path: Path) -> NDArray[np.uint16]:
     """Read SYNTHIA's class ids, [H, W]: the red channel of a 16-bit colour PNG (PIL would reduce it to 8 bits)."""
-    label, _ = _stored(path)
+    label, content = _stored(path)
     if label.ndim != 3 or label.shape[2] < 3:
-        raise UserError(f"{path} is not a SYNTHIA label: it has the shape {label.shape}, not three channels")
+        raise UserError(
+            f"{path} is not a SYNTHIA label: it is {_kind(content, label)}, where ids are the red "
+            "channel of a 16-bit colour PNG: take the files of GT/LABELS, or another label_format of dataset=custom"
+        )
     if label.dtype != np.uint16:
         raise UserError(
             f"{path} is not a SYNTHIA label: it is {label.dtype}, not 16-bit. Either it is a picture of GT/COLOR, or a "
@@ -73,7 +77,7 @@ def read_color(path: Path) -> NDArray[np.uint32]:
     """Read a colour label with 8 bits per channel as [H, W], 65536 R + 256 G + B; palettes are resolved."""
     label, content = _stored(path)
     if label.ndim != 3 or label.dtype != np.uint8:
-        raise UserError(f"{path} is not a label of 8-bit colours but {_kind(content, label)}: {_cure(label)}")
+        raise UserError(f"{path} is not a label of 8-bit colours but {_kind(content, label)}: {_cure(content, label)}")
     if label.shape[2] == 3:
         label = cv2.cvtColor(label, cv2.COLOR_BGR2BGRA)
     elif label[..., 3].min() < 255:
@@ -124,16 +128,21 @@ def _lossy(content: bytes) -> str | None:
 def _kind(content: bytes, label: MatLike) -> str:
     """Describe the kind of a label's samples."""
     bits = 8 * label.dtype.itemsize
-    if content[:8] == _PNG and len(content) > 25 and content[25] == 3:
+    colour_type = content[25] if content[:8] == _PNG and len(content) > 25 else None
+    if colour_type == 3:
         return "a palette PNG (its ids are indices into a colour table)"
+    if colour_type == 4:  # OpenCV makes colours of it
+        return f"grey of {bits} bits with transparency"
     channels = 1 if label.ndim == 2 else label.shape[2]
     return {1: f"grey of {bits} bits", 2: f"grey of {bits} bits with transparency"}.get(
         channels, f"a picture of colours of {bits} bits"
     )
 
 
-def _cure(label: MatLike) -> str:
+def _cure(content: bytes, label: MatLike) -> str:
     """Suggest a cure for samples of another kind."""
+    if "transparency" in _kind(content, label):
+        return "save it without its alpha channel"
     if label.ndim == 2:
         return "instance ids or depth? Take the file of class ids; dataset=custom reads one's own (label_format=gray)"
     return (

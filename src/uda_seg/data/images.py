@@ -178,15 +178,22 @@ def decode(content: bytes, name: str) -> Pixels:
     return np.ascontiguousarray(image[..., ::-1])
 
 
-def _decode_by_pil(content: bytes, name: str) -> NDArray[np.uint8]:
+def _decode_by_pil(content: bytes, name: str) -> Pixels:
     """Decode formats that OpenCV, or this build of it, does not support."""
     if kind_of(content[:HEAD]) is None:
         raise UserError(f"{name} {wrong_with(content)}")
     try:
         with _quiet(), Image.open(io.BytesIO(content)) as file:
-            return np.array(file.convert("RGB"), np.uint8)
+            mode = file.mode
+            if mode.startswith("I;16"):
+                return np.repeat(np.array(file, np.uint16)[..., None], 3, axis=2)
+            image = None if mode in ("F", "I") else np.array(file.convert("RGB"), np.uint8)
     except Exception as error:  # PIL's plugins raise any exception on damaged files
         raise UserError(f"{name} {wrong_with(content)}") from error
+    if image is None:  # PIL would clip values at 255 and truncate fractions
+        values = "floating-point" if mode == "F" else "32-bit"
+        raise UserError(f"{name} holds {values} values: save it with 8 or 16 bits a channel")
+    return image
 
 
 # ---------------------------------------------------------------------- how a camera was held

@@ -76,7 +76,8 @@ def _decoded_size(content: bytes) -> tuple[int, int]:
     try:
         image = decode(content, "")
     except UserError as error:
-        raise Flaw("cannot be decoded") from error
+        what, _, cure = str(error).strip().rpartition(": ")
+        raise Flaw(what, cure) from error
     return image.shape[0], image.shape[1]
 
 

@@ -18,7 +18,7 @@ class LabelValues:
     """Values in label files.
 
     Args:
-        table: id of each train id, [K] uint8 or uint16, or its colour, uint8 [K, 3].
+        table: id of each train id, [K] uint8 or uint16, or its RGB values, uint8 or uint16 [K, 3].
         notes: one line per choice where the conversion is ambiguous.
     """
 
@@ -46,13 +46,13 @@ def label_values(settings: DataSettings, classes: ClassSet) -> LabelValues:
 def inverse(encoding: LabelEncoding, classes: ClassSet) -> LabelValues:
     """Invert an encoding: each class gets the first id that the table maps to it.
 
-    A class that the table does not contain gets the first ignored id; if there is none, the largest unused 8-bit id, or
-    the smallest unused colour.
+    A class that the table does not contain gets the first ignored id; if there is none, the largest unused 8-bit id,
+    the smallest unused id beyond them, or the smallest unused colour.
     """
     ids: dict[int, list[int]] = {}
     for raw, train in encoding.table.items():
         ids.setdefault(train, []).append(raw)
-    candidates = range(0x1000000) if encoding.is_color else range(255, -1, -1)
+    candidates = range(0x1000000) if encoding.is_color else (*range(255, -1, -1), *range(256, 0x10000))
     spare = ids.get(IGNORE) or [next(raw for raw in candidates if raw not in encoding.table)]
     chosen = [ids.get(c, spare)[0] for c in range(len(classes))]
     notes = [
@@ -69,4 +69,6 @@ def inverse(encoding: LabelEncoding, classes: ClassSet) -> LabelValues:
 def _stored(ids: list[int], encoding: LabelEncoding) -> NDArray[np.uint8] | NDArray[np.uint16]:
     if encoding.is_color:
         return np.array([list(raw.to_bytes(3, "big")) for raw in ids], np.uint8)
+    if encoding.described == "red":
+        return np.array([[raw, 0, 0] for raw in ids], np.uint16)
     return np.array(ids, np.uint8) if max(ids) < 256 else np.array(ids, np.uint16)

@@ -135,6 +135,19 @@ def test_images_without_labels_and_labels_without_images(tmp_path):
     assert len(SegmentationDataset(SPECS["streets"], root, "train", CITYSCAPES, labeled=True)) == 4
 
 
+def test_what_training_refuses_is_damage_here_whatever_the_case_of_a_suffix(tmp_path):
+    root = streets_tree(tmp_path / "tree")
+    (root / "image/000004.png").unlink()
+    (root / "label/000004.png").rename(root / "label/000004.PNG")
+    report = check("streets", root, tmp_path)
+    assert [(p.kind, p.damage, p.file) for p in report.problems] == [("extra", True, f"{root}/label/000004.PNG")]
+    (root / "label/000004.PNG").unlink()
+    save(root / "image/000003.PNG", image_of(SEEN))
+    (twins,) = check("streets", root, tmp_path).problems
+    assert (twins.kind, twins.damage, twins.what) == ("twins", True, "000003.PNG and 000003.png would have one label")
+    assert not check("streets", root, tmp_path, labels="optional").damaged
+
+
 def test_the_first_images_alone_make_no_label_superfluous(tmp_path):
     root = streets_tree(tmp_path / "tree")
     assert told(check("streets", root, tmp_path, count=2)) == []

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from uda_seg.data.counting import present_ids
 from uda_seg.data.datasets import SegmentationDataset
-from uda_seg.data.declared import MANY_LOW, Contents, contradiction, converted
+from uda_seg.data.declared import MANY_LOW, Contents, contradiction, converted, left_to_ignore
 from uda_seg.data.depth import DepthFiles, same_shape
+from uda_seg.data.folders import ends_in, twins
 from uda_seg.data.images import HEAD, may_be_deep, orientation_of, read_bytes, read_image, stored_size
 from uda_seg.data.integrity import check_image_file
 from uda_seg.data.parallel import in_threads
@@ -40,7 +41,7 @@ class Problem:
         file: Path of the file or folder.
         what: Description of the defect.
         cure: Suggested cure.
-        kind: unreadable, bits, label, size, missing, extra, mixed, depth, count or statistics.
+        kind: unreadable, bits, label, size, missing, extra, twins, mixed, depth, count or statistics.
         damage: True if training could not use the data or would learn something wrong; false for a mere note.
         index: Index of the image it belongs to.
     """
@@ -159,9 +160,12 @@ def _check_images(report: Report, journal: Journal) -> None:
 
 
 def _unreadable(path: Path, found: Finding, index: int, damage: bool = True) -> Problem:
+    if not found.broken:  # a sound file of another kind, with a cure of its own
+        what, _, cure = found.error.rpartition(": ")
+        return Problem(str(path), what, cure, "label", damage, index)
     what, _, _ = found.error.partition(": copy or unpack")
     cure = "copy or unpack it again, or fix=true"
-    return Problem(str(path), what, cure, "unreadable" if found.broken else "label", damage, index)
+    return Problem(str(path), what, cure, "unreadable", damage, index)
 
 
 def _check_sizes(report: Report, whole: bool) -> None:
@@ -210,6 +214,9 @@ def _survey_labels(report: Report, *, needed: bool) -> bool:
             what = f"has no label {data.label_root / label}"
             cure = "unpack the labels again, or fix=true"
             report.problems.append(Problem(str(data.image_path(index)), what, cure, "missing", needed, index))
+    if pair := twins(data.names, data.spec.image_suffix):
+        what = f"{pair[0]} and {pair[1]} would have one label"
+        report.problems.append(Problem(str(data.image_root), what, "name them apart", "twins", needed))
     _find_extra(report, present, {label for labels in names for label in labels}, needed)
     for encoding, count in zip(data.spec.encodings, having, strict=True):
         if 0 < count < len(data) and sum(having) > count:
@@ -223,12 +230,12 @@ def _find_extra(report: Report, present: set[str], expected: set[str], needed: b
     data = report.dataset
     every = data.image_files()  # more than `data.names` if only the first images are used
     expected = expected | {data.label_name(name, e) for name in every for e in data.spec.encodings}
-    suffixes = tuple(encoding.suffix for encoding in data.spec.encodings)
+    suffixes = [encoding.suffix for encoding in data.spec.encodings]
     for label in sorted(present - expected):
-        if label.endswith(suffixes):
+        if any(ends_in(label, suffix) for suffix in suffixes):
             cure = f"unpack the images of {data.spec.title} again, or fix=true"
             # Only of the encoding in use, like training, which refuses a partly extracted data set.
-            damage = needed and label.endswith(data.encoding.suffix)
+            damage = needed and ends_in(label, data.encoding.suffix)
             problem = Problem(str(data.label_root / label), "belongs to no image", cure, "extra", damage)
             report.problems.append(problem)
 
@@ -264,6 +271,8 @@ def _check_labels(report: Report, journal: Journal, *, needed: bool) -> None:
         areas[index] = sum(found.ids.values())
         pixels[index] = contents.add(data, index, found.ids)
     report.statistics = ClassStatistics(pixels, areas)
+    if unlisted := left_to_ignore(data.encoding, contents):
+        report.problems.append(Problem(str(data.label_root), *unlisted, "label", damage=False))
     if contents.looked and (wrong := contradiction(data, contents)):
         report.problems.append(Problem(str(data.label_root), *wrong, "label", needed))
     elif wrong := converted(data.encoding, contents):

@@ -11,10 +11,11 @@ import numpy as np
 
 from uda_seg.data.class_files import find_class_files, mend_back_slashes, read_class_file, uses_back_slashes
 from uda_seg.data.datasets import SegmentationDataset
+from uda_seg.data.folders import ends_in, without_end
 from uda_seg.data.integrity import check_image_file
 from uda_seg.data.labels import lookup_table
 from uda_seg.data.prepare.archives import Member, find_archives, folders_of, list_members, unpack
-from uda_seg.data.prepare.check import Report
+from uda_seg.data.prepare.check import Problem, Report
 from uda_seg.data.specs import LabelEncoding
 from uda_seg.errors import Damaged, UserError
 from uda_seg.storage.files import save_png, spare_name
@@ -23,6 +24,11 @@ log = logging.getLogger(__name__)
 
 SET_ASIDE = "damaged"  # added to the name of a file that cannot be repaired
 FEW = 0.05  # maximum share of images to set aside, but at least 3; more indicates a failed copy (ours)
+
+
+def can_be_mended(problem: Problem) -> bool:
+    """Whether `repair` or `set_aside` may do something about a problem."""
+    return problem.kind in ("extra", "mixed") or (problem.index is not None and problem.kind != "bits")
 
 
 def repair(report: Report, name: str) -> list[str]:
@@ -88,8 +94,8 @@ def _wanted(report: Report) -> set[Path]:
 def _images_of(data: SegmentationDataset, label: Path) -> list[str]:
     """Return possible image names of a label without an image, relative to the images' folder."""
     relative = label.relative_to(data.label_root).as_posix()
-    suffixes = [encoding.suffix for encoding in data.spec.encodings if relative.endswith(encoding.suffix)]
-    return [relative.removesuffix(suffix) + data.spec.image_suffix for suffix in suffixes]
+    suffixes = [encoding.suffix for encoding in data.spec.encodings if ends_in(relative, encoding.suffix)]
+    return [without_end(relative, suffix) + data.spec.image_suffix for suffix in suffixes]
 
 
 def _unpack_again(report: Report, name: str) -> list[str]:
