@@ -30,7 +30,7 @@ def test_every_link_leads_to_a_file_and_a_heading(page):
             continue
         name, _, anchor = target.partition("#")
         file = page.parent / name if name else page
-        assert file.is_file(), f"{page.name}: {target}"
+        assert file.exists(), f"{page.name}: {target}"
         assert not anchor or anchor in anchors(file.read_text()), f"{page.name}: {target}"
 
 
