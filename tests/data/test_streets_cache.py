@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,9 @@ import cv2
 import numpy as np
 import pytest
 
+from uda_seg.data.datasets import open_domain
+from uda_seg.data.labels import CITYSCAPES
+from uda_seg.data.settings import DataSettings, DomainSettings
 from uda_seg.data.streets import cache, render
 from uda_seg.data.streets.cache import DEPTH_SCALE, FIRST_INDEX, SPLIT_SIZE, encode_depth, ensure_rendered
 from uda_seg.errors import UserError
@@ -157,6 +161,30 @@ def test_a_damaged_file_that_is_deleted_is_rendered_again(tmp_path: Path) -> Non
         path.unlink()
         ensure_rendered(0, "game", "train", 1, (32, 48), cache=tmp_path, workers=1, progress=False)
         assert path.read_bytes() == content
+
+
+def test_a_damaged_file_is_rendered_again_as_it_is_read(tmp_path, monkeypatch, caplog) -> None:
+    monkeypatch.setenv("UDA_SEG_CACHE", str(tmp_path))
+    domain = DomainSettings("streets", domain="game", count=2, size=[32, 48])
+    data = open_domain(domain, DataSettings(source=domain), CITYSCAPES, "data.source", labeled=True)
+    whole, ids = data.read(1), data.label_ids(1)
+    for path, again in ((data.image_path(1), data.read), (data.label_path(1), data.label_ids)):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 0x40
+        path.write_bytes(bytes(content))
+        caplog.clear()
+        again(1)
+        assert f"{path} is damaged" in caplog.text
+        assert caplog.text.strip().endswith("rendered again")
+        assert np.array_equal(data.read(1).image, whole.image)
+        assert data.label_ids(1) == ids
+        assert len(caplog.records) == 1
+    moved = replace(domain, root=str(data.root))  # a person's folder
+    given = open_domain(moved, DataSettings(source=moved), CITYSCAPES, "data.source", labeled=True)
+    given.image_path(0).write_bytes(b"")
+    with pytest.raises(UserError, match="is empty: copy or unpack the file again"):
+        given.read(0)
+    assert given.image_path(0).exists()
 
 
 def test_unknown_split_is_told(tmp_path: Path) -> None:

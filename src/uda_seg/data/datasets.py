@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -46,6 +47,7 @@ from uda_seg.errors import UserError
 
 log = logging.getLogger(__name__)
 
+Read = TypeVar("Read")
 _UNKNOWN = 254  # marks a raw id that is not in the encoding
 
 
@@ -66,6 +68,7 @@ class SegmentationDataset:
 
     Attributes:
         left_out: Files next to the images that are not images, relative to their folder.
+        restore: Creates missing files again; None if the files are not generated.
 
     Raises:
         UserError: no folder, no images, or images without a label; `read` reports defects of single files.
@@ -87,6 +90,7 @@ class SegmentationDataset:
     ) -> None:
         if split not in spec.splits:
             raise UserError(f"{option}.split={split}: {spec.title} has {' and '.join(spec.splits)} only")
+        self.restore: Callable[[], object] | None = None
         self.spec, self.root, self.split, self.classes, self.option = spec, root, split, classes, option
         then = f", then run {prepare}" if prepare else ""
         # An unlabelled target can still be adapted to.
@@ -163,6 +167,9 @@ class SegmentationDataset:
 
     def read(self, index: int) -> Sample:
         """Decode the image at `index`, and its label and depth if configured, at the size on disk, upright."""
+        return self._repaired(self._read, index)
+
+    def _read(self, index: int) -> Sample:
         path = self.image_path(index)
         content = read_bytes(path)
         orientation = orientation_of(content)
@@ -250,12 +257,30 @@ class SegmentationDataset:
 
     def label_ids(self, index: int) -> dict[int, int]:
         """Count the pixels of each raw id in the label at `index`; raises UserError for an unknown id."""
+        return self._repaired(self._label_ids, index)
+
+    def _label_ids(self, index: int) -> dict[int, int]:
         path = self.label_path(index)
         ids = present_ids(self.encoding.decode(path))
         for raw in ids:
             if not self.encoding.knows(raw):
                 raise self._unknown(path, raw)
         return ids
+
+    def _repaired(self, read: Callable[[int], Read], index: int) -> Read:
+        """Read from the files at `index`; if that fails, restore them first if possible."""
+        try:
+            return read(index)
+        except UserError as error:
+            if self.restore is None:
+                raise
+            log.warning("%s; rendered again", str(error).rpartition(": ")[0])
+        labels = [self.label_path(index)] if self.labeled else []
+        depth = [] if self.depth is None else [self.depth.paths[index]]
+        for path in (self.image_path(index), *labels, *depth):
+            path.unlink(missing_ok=True)
+        self.restore()
+        return read(index)
 
     def _unknown(self, path: Path, identity: int) -> UserError:
         what = f"{path} has the unknown label id {self.encoding.spelled(identity)}"
@@ -392,6 +417,8 @@ def open_domain(
         option=option,
         prepare="" if domain.dataset == "streets" else prepare,
     )
+    if domain.root is None:
+        data.restore = partial(_render, domain, settings, option)
     if data.left_out:
         log.warning(
             "%s: left out of %s, whose images end in %s: %s",
