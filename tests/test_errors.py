@@ -130,6 +130,7 @@ def test_what_libraries_raise_is_told_in_a_line_with_its_cure(work, said):
         (BlockingIOError(11, "Resource temporarily unavailable"), ["ulimit -u", "data.workers"]),
         (RuntimeError("can't start new thread"), ["data.workers"]),
         (RuntimeError("DataLoader worker (pid(s) 3, 4) exited unexpectedly"), ["data.workers=N", "resume=last"]),
+        (OSError(2, "No such file or directory", "/proc/run"), ["/proc/run: No such file", "hydra.run.dir"]),
         (OSError(30, "Read-only file system", "/mnt/run"), ["/mnt/run: Read-only file system", "hydra.run.dir"]),
         (OSError(122, "Disk quota exceeded", "/home/run"), ["/home/run cannot be written", "make room"]),
         (no_space(), ["/runs/last.ckpt cannot be written", "UDA_SEG_CACHE"]),
@@ -330,6 +331,7 @@ def test_an_image_that_the_encoder_refuses_is_told_before_training(with_timm):
         ("trainer.accelerator=cuda", "this machine has no GPU"),
         ("trainer.devices=[0,1]", "numbers of GPUs, and this run is on none: give how many processes"),
         ("trainer.devices=-2", "is no number of devices"),
+        ("trainer.devices=100000", "trainer.devices=100000: so many processes for"),
     ],
 )
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")

@@ -230,6 +230,9 @@ def test_a_configuration_can_be_shown_even_where_it_is_wrong(cli):
         (evaluate, ["checkpoint=no.ckpt"], "checkpoint=no.ckpt: there is no such file"),
         (predict, ["checkpoint={file}", "output=out"], "input= is missing"),
         (predict, ["checkpoint={file}", "input={file}"], "output= is missing"),
+        (train, ["checkpoint={file}"], "some.ckpt is for evaluate and predict: to begin with its weights say init="),
+        (train, ["resume=no.ckpt"], "no.ckpt: there is no such file; correct the path of the checkpoint"),
+        (train, ["resume=."], ". is a folder: name the file of weights in it"),
     ],
 )
 def test_paths_that_are_missing(cli, command, arguments, said):

@@ -93,6 +93,8 @@ def test_several_values_need_a_multirun(override):
         check("config", [override], multirun=False)
     assert check("config", [override], multirun=True) == [override]
     assert check("config", ["sweep=controls", "seed=1,2"], multirun=False) == ["sweep=controls", "seed=1,2"]
+    with pytest.raises(UserError, match="seed=1,2 has several values: add -m"):
+        check("config", ["data.validation.target.keep_ratio=false", "seed=1,2"], multirun=False)
 
 
 def test_a_pattern_of_files_needs_files():

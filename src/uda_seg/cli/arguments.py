@@ -65,8 +65,8 @@ def read_arguments(words: Sequence[str]) -> Arguments:
     explains = said.help or said.hydra_help or said.shell_completion
     overrides = [] if said.help or said.hydra_help else list(said.overrides)
     for word in overrides:
-        if not explains and "=" not in word and not word.startswith("~"):
-            raise UserError(f"{shown(word)} is no override: write key=value, or --help")
+        if not explains:
+            _check_word(word)
     folder = None if said.config_dir is None else _config_dir(said.config_dir)
     return Arguments(
         _flags(said, folder),
@@ -76,6 +76,18 @@ def read_arguments(words: Sequence[str]) -> Arguments:
         name=said.config_name,
         folder=folder,
     )
+
+
+def _check_word(word: str) -> None:
+    """Raise UserError for what is no override, and for an output folder that an empty variable of a script has named.
+
+    Hydra would take the folder of no name for the current one.
+    """
+    key, equals, value = word.partition("=")
+    if not key.strip("+ ") or (not equals and not word.startswith("~")):
+        raise UserError(f"{shown(word)} is no override: write key=value, or --help")
+    if key_of(word) in ("hydra.run.dir", "hydra.sweep.dir") and not value.strip("'\" "):
+        raise UserError(f"{key}= is empty: name the folder of the results, or leave it out")
 
 
 def _refuse(message: str) -> NoReturn:

@@ -185,8 +185,9 @@ def _refuse_sweeps(name: str, overrides: Sequence[Override], places: Places) -> 
     several = [o for o in overrides if o.is_sweep_override()]
     if not several:
         return
-    single = [str(o.input_line) for o in overrides if o not in several]
-    if _hydra_mode(name, single, places) != RunMode.MULTIRUN:
+    # Choices of files and Hydra's own keys can ask for several runs; other keys may be ones that no file sets yet.
+    deciding = (o for o in overrides if o.key_or_group in places.groups() or o.key_or_group.startswith("hydra"))
+    if _hydra_mode(name, [str(o.input_line) for o in deciding if o not in several], places) != RunMode.MULTIRUN:
         line = shown(several[0].input_line)
         raise UserError(f"{line} has several values: add -m to run one after the other, or quote what is one value")
 

@@ -108,6 +108,11 @@ KNOWN = (
         f"{{file}}: {{why}}: move away what is there, or {_RESULTS}",
     ),
     Known(
+        r"FileNotFoundError",
+        rf"\[Errno 2\] {_FILE}",
+        f"{{file}}: {{why}}: if it was moved or deleted meanwhile, bring it back; if it is to be made, {_RESULTS}",
+    ),
+    Known(
         r"OSError",
         rf"\[Errno (5|103|107|110|112|113|116|121)\] {_FILE}",
         "{file}: {why}: the disk, or the network it is behind, does not answer; try again, and go on with resume=last",

@@ -38,6 +38,7 @@ from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 
 from uda_seg.config.schema import Config, TrainerSettings
+from uda_seg.data.parallel import cores
 from uda_seg.errors import Interrupted, RankLost, UserError, interrupt, outlive_readers
 from uda_seg.errors.known import user_error
 from uda_seg.launch.threads import share_cores
@@ -46,6 +47,7 @@ from uda_seg.storage.slurm import requeue_signal
 Work = Callable[[Config, Path], Any]
 
 PORTS = 2**16
+MOST_RANKS = 16  # processes that a CPU with fewer cores may be asked to start, to try something out
 
 # A rank that loses another one also crashes, so wait this long for the first one's report.
 LAST_WORDS_S = 5.0
@@ -194,6 +196,10 @@ def devices(settings: TrainerSettings) -> int | list[int]:
         raise UserError(
             f"trainer.devices={settings.devices} are numbers of GPUs, and this run is on none: give how many processes "
             f"shall train, trainer.devices={len(chosen)}"
+        )
+    if not cuda and len(chosen) > (most := max(MOST_RANKS, cores())):
+        raise UserError(
+            f"trainer.devices={settings.devices}: so many processes for {cores()} cores: give at most {most}"
         )
     if settings.sync_batchnorm and not cuda:
         raise UserError("trainer.sync_batchnorm=true works between GPUs alone: on a CPU leave it out")

@@ -177,7 +177,9 @@ def start_of(encoder: Encoder, name: str) -> Path:
     return path
 
 
-def read_tensors(path: Path, cure: str = "fetch it again") -> Mapping[str, object]:
+def read_tensors(
+    path: Path, cure: str = "fetch it again", absent: str = "correct pretrained=FILE or leave it out"
+) -> Mapping[str, object]:
     """Read a file of tensors and plain values: safetensors, or either PyTorch format.
 
     PyTorch does not verify the checksums of its archives, so damage inside a tensor would go unnoticed: they are
@@ -204,7 +206,9 @@ def read_tensors(path: Path, cure: str = "fetch it again") -> Mapping[str, objec
     except UserError:
         raise
     except FileNotFoundError:
-        raise UserError(f"{path}: no such weights file; correct pretrained=FILE or leave it out") from None
+        raise UserError(f"{path}: there is no such file; {absent}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder: name the file of weights in it") from None
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         holds = f"pickled objects ({named[1]})" if named else "pickled objects"

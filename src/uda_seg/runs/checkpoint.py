@@ -30,7 +30,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, truncated, contains pickled objects, or is another program's.
     """
-    content = dict(read_tensors(path, "take another checkpoint of the run, or train it again"))
+    cure, absent = "take another checkpoint of the run, or train it again", "correct the path of the checkpoint"
+    content = dict(read_tensors(path, cure, absent))
     if not isinstance(content.get("uda_seg"), Mapping) or not isinstance(content.get("state_dict"), Mapping):
         raise UserError(
             f"{path} is no checkpoint of uda_seg; official ones have to be converted first: "
