@@ -12,10 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra._internal.hydra import Hydra
 from omegaconf import DictConfig, OmegaConf
 
 from data.trees import save
@@ -51,6 +53,7 @@ class CommandLine:
         self.monkeypatch.chdir(self.folder)
         self.monkeypatch.setattr(sys, "argv", ["command", *arguments])
         self.monkeypatch.setattr(command, "_compose", composed_once)
+        self.monkeypatch.setattr(Hydra, "get_mode", mode_once)
         self.capfd.readouterr()
         code = 0
         try:
@@ -62,6 +65,19 @@ class CommandLine:
 
 # What `check` holds overrides against; it only looks at it.
 composed_once = functools.cache(command._compose)
+
+MODES: dict[tuple[str | None, ...], Any] = {}
+GET_MODE = Hydra.get_mode
+
+
+def mode_once(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
+    """Whether there will be several runs, which files and its own keys decide: Hydra composes all of it to see that."""
+    decide = ("hydra.mode", "hydra.searchpath", "hydra/")
+    chosen = [o for o in overrides if key_of(o) in groups() or key_of(o).startswith(decide)]
+    key = (config_name, *chosen)
+    if key not in MODES:
+        MODES[key] = GET_MODE(self, config_name, chosen)
+    return MODES[key]
 
 
 def in_process_of_its_own(folder: Path, *arguments: str) -> Finished:

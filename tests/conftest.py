@@ -22,6 +22,7 @@ from uda_seg.methods.settings import OptimizerSettings, Plan, TeacherSettings
 from uda_seg.models.daformer import DAFormerHead
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.models.small import ResidualEncoder
+from uda_seg.runs import build
 
 CROP = (32, 64)
 
@@ -59,6 +60,22 @@ def files_of_the_configuration_are_read_once():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OmegaConf, "load", load_once)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def networks_are_tried_out_once():
+    """A dry run before training takes a third of a small run, and hundreds of runs have the same network and sizes."""
+    try_out, passed = build.try_out, set()
+
+    def try_out_once(network, work, images, size):
+        key = (repr(network), network.training, work.__name__, images, *size)
+        if key not in passed:
+            try_out(network, work, images, size)
+            passed.add(key)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "try_out", try_out_once)
         yield
 
 

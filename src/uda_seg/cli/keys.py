@@ -71,15 +71,18 @@ def check_keys(tree: Mapping[str, Any], overrides: Sequence[Override], chosen: S
     tree = _with_added_sets(tree, overrides)
     values = dict(leaves(tree))
     present = set(values)
+    settable = present.union(accepted(tree))
     for override in overrides:
         key = str(override.key_or_group)
-        known = present if override.is_delete() else present.union(accepted(tree, key))
+        known = present if override.is_delete() else settable
+        if key not in known and not override.is_delete():  # it may name things freely
+            known = settable.union(accepted(tree, key))
         if key not in known:
             where = f" with {' '.join(chosen)}" if chosen else ""
             raise UserError(f"{shown(key)} is no key of the configuration{where}; {nearest(key, known)}")
         if override.is_delete() and values[key] is None:
             raise UserError(f"{key} is null already: there is nothing to delete")
-        _check_parents(tree, key, overrides)
+        _check_parents(values, key, overrides)
     return {str(o.key_or_group) for o in overrides} - present
 
 
@@ -96,12 +99,11 @@ def _with_added_sets(tree: Mapping[str, Any], overrides: Sequence[Override]) -> 
     return whole  # type: ignore[no-any-return]
 
 
-def _check_parents(tree: Mapping[str, Any], key: str, overrides: Sequence[Override]) -> None:
+def _check_parents(values: Mapping[str, Any], key: str, overrides: Sequence[Override]) -> None:
     """Raise UserError if a key is inside a value that is not a mapping, which Hydra would replace."""
     given = {str(o.key_or_group): o for o in overrides if not o.is_delete()}
-    said = dict(leaves(tree))
     for parent in _parents(key):
-        value = said.get(parent)
+        value = values.get(parent)
         if parent in given and not isinstance(given[parent].value(), dict | None):
             raise UserError(f"{shown(given[parent].input_line)} has no keys below it: leave out {key}, or this")
         if parent not in given and isinstance(value, str):
