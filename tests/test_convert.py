@@ -14,7 +14,7 @@ import torch
 from command_line import configured
 from models import released
 from uda_seg import convert, evaluate, predict
-from uda_seg.config.schema import CONF
+from uda_seg.config.schema import CONF, Config
 from uda_seg.data.labels import CAMVID, CITYSCAPES
 from uda_seg.errors import UserError
 from uda_seg.methods.base import Plan
@@ -254,6 +254,10 @@ def small_file(kind: str) -> dict:
     return released.mmcv(student, None, config="mask_mode='separate'" if kind.startswith("mic") else "")
 
 
+def shapes_of(config: Config) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in convert.untrained_network(config).items()}
+
+
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     """Kind -> checkpoint, converted as anybody would; and the shapes of the network of full size."""
@@ -265,7 +269,7 @@ def published(tmp_path_factory):
             converted(path, out, *SMALL_OF[kind])
             name = {"mic": "daformer", "mic_hrda": "hrda"}.get(kind, kind)
             said = recognise(full(name), path)
-            made[kind] = out, convert.network_shapes(configured(*convert.with_defaults(said, [])))
+            made[kind] = out, shapes_of(configured(*convert.with_defaults(said, [])))
         return made[kind]
 
     return give
@@ -283,7 +287,7 @@ def test_a_recipe_starts_from_the_checkpoint_that_it_publishes(recipe, published
     network = module.segmentor.state_dict()
     assert network.keys() == written.keys()
     assert all(torch.equal(tensor, written[name]) for name, tensor in network.items())
-    assert convert.network_shapes(configured(f"experiment={recipe}", "pretrained=null")) == shapes
+    assert shapes_of(configured(f"experiment={recipe}", "pretrained=null")) == shapes
 
 
 def test_no_recipe_that_publishes_is_left_out():
@@ -320,6 +324,30 @@ def test_what_is_missing_or_does_not_fit_is_refused(camvid, tmp_path):
     with pytest.raises(UserError, match="exists already"):
         converted(path, tmp_path / "last.ckpt", *where)
     converted(path, tmp_path / "last.ckpt", "overwrite=true", *where)
+
+
+BAD = {
+    "NaN": (lambda t: t * torch.nan, "is not finite"),
+    "int8": (lambda t: t.to(torch.int8), "holds torch.int8"),
+    "half": (lambda t: t.half(), None),
+    "text": (lambda t: "weights", "conv_seg.weight is missing"),
+    "a number": (lambda t: t.sum(), "conv_seg.weight is missing"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_weights_that_are_none_are_refused_before_anything_is_written(camvid, tmp_path, name):
+    change, expected = BAD[name]
+    student, _ = daformer()
+    student["decode_head.conv_seg.weight"] = change(student["decode_head.conv_seg.weight"])
+    path, out = saved(released.mmcv(student, None), tmp_path / "bad.pth"), tmp_path / "last.ckpt"
+    if expected is None:
+        assert converted(path, out, *on_camvid(camvid), *SMALL)
+        return
+    with pytest.raises(UserError, match=rf"bad\.pth.*{expected}") as caught:
+        converted(path, out, *on_camvid(camvid), *SMALL)
+    assert "\n" not in str(caught.value)
+    assert not out.exists()
 
 
 class Evil:

@@ -27,7 +27,7 @@ from uda_seg.errors import UserError
 from uda_seg.evaluation.tables import Table
 from uda_seg.methods.base import Plan
 from uda_seg.models.official import BATCH, Official, recognise
-from uda_seg.models.weights import read_tensors
+from uda_seg.models.weights import check_tensors, read_tensors
 from uda_seg.runs.build import instantiate_module
 
 log = logging.getLogger(__name__)
@@ -71,9 +71,12 @@ def convert(config: Config, folder: Path) -> Path:
     official = recognise(read_tensors(path), path)
     if config.convert.teacher and not official.teacher:
         raise UserError(f"{path} has no averaged copy (ema_model): leave out teacher=true")
-    wanted = network_shapes(config)
+    network = untrained_network(config)
+    wanted = {name: tensor.shape for name, tensor in network.items()}
     student = fill(official.student, wanted, official.untrained, f"{path}: student")
     teacher = fill(official.teacher, wanted, official.untrained, f"{path}: teacher") if official.teacher else {}
+    for found in (student, teacher):
+        check_tensors(found, network, path)
     Console().print(report(official, student, config.convert.teacher, f"{path.name}: {official.kind}").rich())
     tensors = {f"segmentor.{name}": t for name, t in (teacher if config.convert.teacher else student).items()}
     tensors |= {f"teacher.network.{name}": t for name, t in teacher.items()}
@@ -82,14 +85,14 @@ def convert(config: Config, folder: Path) -> Path:
     return out
 
 
-def network_shapes(config: Config) -> dict[str, torch.Size]:
+def untrained_network(config: Config) -> dict[str, Tensor]:
     """Compute name -> shape of every tensor of the configured network without allocating it."""
     classes = classes_of(config.data)
     eval_classes = classes.subset(config.data.eval_classes)
     plan = Plan(steps=config.steps, seed=config.seed, classes=classes, eval_classes=eval_classes, crop=(1, 1))
     with torch.device("meta"):
         module = instantiate_module(config, plan)
-    return {name: tensor.shape for name, tensor in module.segmentor.state_dict().items()}
+    return dict(module.segmentor.state_dict())
 
 
 def fill(

@@ -112,14 +112,19 @@ def recognise(content: Mapping[str, object], path: Path) -> Official:
 
 def _tensors(content: object) -> dict[str, Tensor]:
     found = content if isinstance(content, Mapping) else {}
-    tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
+    # Every parameter and running statistic has a dimension; batch norm's step counter has none.
+    tensors = {
+        str(name): value
+        for name, value in found.items()
+        if isinstance(value, Tensor) and (value.dim() > 0 or str(name).endswith("num_batches_tracked"))
+    }
     if tensors and all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     return tensors
 
 
 def _number(value: object) -> int:
-    return value if isinstance(value, int) else 0
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -174,12 +179,13 @@ def _structure(student: Mapping[str, Tensor], path: Path) -> tuple[str, tuple[st
     """Describe a MiT segmentor and return the overrides that compose it."""
     multiresolution = any(name.startswith("decode_head.scale_attention.") for name in student)
     head = "decode_head.head." if multiresolution else "decode_head."
-    embedding, classifier = (student.get(f"{head}{n}") for n in ("embed_layers.0.proj.weight", "conv_seg.weight"))
-    if embedding is None or classifier is None:
+    names = (f"{head}embed_layers.0.proj.weight", f"{head}conv_seg.weight")
+    if missing := [name for name in names if name not in student]:
         raise UserError(
-            f"{path}: its decoder is not DAFormer's ({head}embed_layers is missing); DAFormer, HRDA, MIC, LC-MSM and "
-            "CorDA can be converted"
+            f"{path}: its decoder is not DAFormer's ({missing[0]} is missing); DAFormer, HRDA, MIC, LC-MSM and CorDA "
+            "can be converted"
         )
+    embedding, classifier = (student[name] for name in names)
     encoder, width = _variant(student), len(embedding)
     wide = width == 512 and not multiresolution
     model = ["model=daformer512_mitb5" if wide else "model=daformer_mitb5"]
