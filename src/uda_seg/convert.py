@@ -63,7 +63,7 @@ def convert(config: Config, folder: Path) -> Path:
     """Write the checkpoint and return its path.
 
     Raises:
-        UserError: the file is damaged, of an unknown network, or lacks a tensor; or `out` exists.
+        UserError: the file is damaged, of an unknown network, or lacks a finite tensor; or `out` exists.
     """
     path, out = Path(str(config.official)), Path(str(config.out))
     if out.exists() and not config.overwrite:
@@ -75,8 +75,8 @@ def convert(config: Config, folder: Path) -> Path:
     wanted = {name: tensor.shape for name, tensor in network.items()}
     student = fill(official.student, wanted, official.untrained, f"{path}: student")
     teacher = fill(official.teacher, wanted, official.untrained, f"{path}: teacher") if official.teacher else {}
-    for found in (student, teacher):
-        check_tensors(found, network, path)
+    for found, like in ((student, network), (teacher, network), (official.outside, official.outside)):
+        check_tensors(found, like, path)
     Console().print(report(official, student, config.convert.teacher, f"{path.name}: {official.kind}").rich())
     tensors = {f"segmentor.{name}": t for name, t in (teacher if config.convert.teacher else student).items()}
     tensors |= {f"teacher.network.{name}": t for name, t in teacher.items()}
@@ -86,7 +86,7 @@ def convert(config: Config, folder: Path) -> Path:
 
 
 def untrained_network(config: Config) -> dict[str, Tensor]:
-    """Compute name -> shape of every tensor of the configured network without allocating it."""
+    """Build the state of the configured network on the meta device: names, shapes and dtypes without memory."""
     classes = classes_of(config.data)
     eval_classes = classes.subset(config.data.eval_classes)
     plan = Plan(steps=config.steps, seed=config.seed, classes=classes, eval_classes=eval_classes, crop=(1, 1))
