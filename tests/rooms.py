@@ -55,7 +55,8 @@ def graph() -> dict[str, set[str]]:
     def module(name: str) -> str | None:
         return name if name in known else module(name.rpartition(".")[0]) if "." in name else None
 
-    return {name: {m for i in imports(path) if (m := module(i)) not in (None, name)} for name, path in known.items()}
+    found = {name: {m for i in imports(path) if (m := module(i)) not in (None, name)} for name, path in known.items()}
+    return found | {PACKAGE.name: set()}  # it names what it exports for type checkers alone, and imports it when asked
 
 
 def room(module: str) -> str | None:

@@ -137,7 +137,7 @@ def filled_word(word: str, module: str, places) -> str:
     key, equals, value = word.partition("=")
     if not equals:
         return word
-    value = value.strip("'\"")
+    value = value.strip("'\"").replace("file://examples/", f"file://{ROOT}/examples/")
     if key.endswith(".root") and value == "...":
         return f"{key}=..."
     if value in ("...", "FILE", "DIR", "FOLDER", "NAME"):

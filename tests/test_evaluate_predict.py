@@ -262,7 +262,9 @@ def test_an_unknown_experiment_is_left_to_the_check_of_choices():
     assert "experiment=../method/bicl" in replay(said, ["data=gta2cs"])
 
 
-@pytest.mark.parametrize("override", ["+model.x={_target_: os.system}", "text=${oc.env:HOME}"])
+@pytest.mark.parametrize(
+    "override", ["+model.x={_target_: os.system}", "text=${oc.env:HOME}", "method._target_=os.system"]
+)
 def test_a_checkpoint_that_names_code_is_refused(runs, tmp_path, override):
     content = torch.load(runs / "lcmsm" / "checkpoints" / "last.ckpt", weights_only=True)
     content["uda_seg"]["overrides"].append(override)
@@ -271,6 +273,22 @@ def test_a_checkpoint_that_names_code_is_refused(runs, tmp_path, override):
     for expand in (evaluate.expand, predict.expand):
         with refused("which names code: not loaded"):
             expand(given)
+
+
+@pytest.mark.parametrize("override", [" hydra.searchpath=[file:///x]", "method @hydra=x", "+method@hydra.searchpath=x"])
+def test_a_checkpoint_cannot_say_where_files_are_looked_for(override):
+    with refused("is no override: not loaded"):
+        replay(checkpoint_of(override, method="dacs"), [])
+    assert replay(checkpoint_of("hydra.searchpath=[file:///x]", "callbacks.a={_target_: os.system}"), []) == replay(
+        checkpoint_of(), []
+    )
+
+
+def test_a_description_in_a_checkpoint_names_no_class():
+    said = checkpoint_of(method="dacs", data="custom")
+    said["uda_seg"]["described"] = {"data.source.custom": {"_target_": "os.system"}}
+    with refused("the checkpoint describes data.source.custom"):
+        replay(said, [])
 
 
 def test_a_checkpoint_of_something_else(runs, tmp_path):

@@ -17,6 +17,7 @@ from data.trees import noise, save
 from uda_seg import predict, train
 from uda_seg.errors import UserError
 from uda_seg.predict import named_images, picture_names
+from uda_seg.runs.trained import TrainedSegmentor
 
 
 @pytest.fixture(scope="module")
@@ -81,14 +82,14 @@ def test_odd_images_are_segmented_and_what_fails_costs_no_other(predicted, tmp_p
         "Thumbs.db": b"",
     }.items():
         (folder / name).write_bytes(content)
-    real = predict.probabilities
+    real = TrainedSegmentor.logits
 
-    def probabilities(network, image, *given):
+    def logits(model, image):
         if image.shape[:2] == (33, 44):
             raise torch.OutOfMemoryError("out of memory\nand more")
-        return real(network, image, *given)
+        return real(model, image)
 
-    monkeypatch.setattr(predict, "probabilities", probabilities)
+    monkeypatch.setattr(TrainedSegmentor, "logits", logits)
     found, said = predicted(folder)
     whole = {**sizes, "cmyk.jpg": (8, 12), "palette.png": (8, 12), "alpha.png": (8, 12), "moving.gif": (8, 12),
              "nameless": (8, 12), "more/linked.png": (8, 12)}  # fmt: skip

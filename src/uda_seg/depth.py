@@ -54,7 +54,7 @@ from uda_seg.models.depth import DepthHead, PoseNetwork
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.models.trial import trained, try_out
 from uda_seg.models.weights import check_tensors
-from uda_seg.runs.build import interval, lightning, quiet_lightning
+from uda_seg.runs.build import interval, lightning, own_callbacks, quiet_lightning
 from uda_seg.runs.checkpoint import read_checkpoint
 from uda_seg.runs.depth_maps import Scale, export_domain
 from uda_seg.runs.folder import RunFolder, alone_in, run_folder
@@ -184,7 +184,7 @@ def build_trainer(config: Config, folder: Path, content: dict[str, Any], *more: 
     loggers: list[Logger] = []
     if config.checkpoint is None:  # training
         checkpoints = LastCheckpoint(folder / "checkpoints", interval(steps, config.callbacks.checkpoints), content)
-        callbacks += [checkpoints, *more, Stop(checkpoints)]
+        callbacks += [checkpoints, *more, *own_callbacks(config, folder), Stop(checkpoints)]
         loggers.append(CSVLog(folder / "metrics.csv"))
     return lightning(config, folder, steps, loggers, callbacks)
 

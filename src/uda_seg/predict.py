@@ -13,12 +13,11 @@ import errno
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
@@ -27,9 +26,6 @@ from uda_seg.cli.arguments import as_override, given_path
 from uda_seg.cli.command import run
 from uda_seg.config.replay import replay
 from uda_seg.config.schema import Config
-from uda_seg.data.batch import Sample
-from uda_seg.data.custom import classes_of
-from uda_seg.data.datamodule import resize_of
 from uda_seg.data.folders import ends_in, files_below, kinds_of
 from uda_seg.data.images import (
     HEAD,
@@ -47,16 +43,11 @@ from uda_seg.data.images import (
 )
 from uda_seg.data.integrity import check_image
 from uda_seg.data.labels import ClassSet
-from uda_seg.data.settings import DomainSettings
-from uda_seg.data.transforms import Resize
 from uda_seg.errors import UserError
 from uda_seg.evaluation.label_values import LabelValues, label_values
 from uda_seg.launch.ranks import one_device
-from uda_seg.methods.base import Plan
-from uda_seg.models.inference import Inference
-from uda_seg.models.segmentor import Segmentor
-from uda_seg.runs.build import inference, instantiate_module
-from uda_seg.runs.checkpoint import load_trained, read_checkpoint
+from uda_seg.runs.checkpoint import read_checkpoint
+from uda_seg.runs.trained import TrainedSegmentor, trained, trained_domain
 from uda_seg.storage.files import save_png
 from uda_seg.visualize.pictures import colorize, heat, overlay
 
@@ -92,20 +83,14 @@ class Predictor:
     """A trained network with its input and output settings.
 
     Attributes:
-        network: the network, on its device.
-        fit: resize of the input; None: no resize.
-        infer: inference settings.
+        model: the network, on its device.
         bits: used bits per channel of 16-bit images; None without any.
-        classes: classes of the predictions.
         values: encoding of `labelIds`.
         output: output folder.
     """
 
-    network: Segmentor
-    fit: Resize | None
-    infer: Inference
+    model: TrainedSegmentor
     bits: int | None
-    classes: ClassSet
     values: LabelValues
     output: Path
 
@@ -120,9 +105,8 @@ class Predictor:
         if (count := frames(content)) > 1:
             log.warning("%s holds %d pictures: the first is read", path, count)
         image = image_of(content, self.bits, str(path))
-        device = self.network.mean.device
-        confidence, label = probabilities(self.network, image, self.fit, self.infer, device).max(0)
-        write(self.output, name, image, label, confidence, self.classes, self.values)
+        confidence, label = self.model.logits(image).softmax(0).cpu().max(0)
+        write(self.output, name, image, label, confidence, self.model.classes, self.values)
 
 
 def predict(config: Config, folder: Path) -> int:
@@ -133,18 +117,13 @@ def predict(config: Config, folder: Path) -> int:
     """
     checkpoint, source, output = (Path(str(p)) for p in (config.checkpoint, config.input, config.output))
     images = named_images(source, output)
-    classes = classes_of(config.data)
-    eval_classes = classes.subset(config.data.eval_classes)
-    plan = Plan(steps=config.steps, seed=config.seed, classes=classes, eval_classes=eval_classes, crop=(1, 1))
-    module = instantiate_module(config, plan)
     content = read_checkpoint(checkpoint)
-    network = load_trained(module, content, checkpoint, teacher=config.evaluator.teacher)
-    device = one_device(config.trainer)
+    model = trained(config, content, checkpoint, teacher=config.evaluator.teacher).to(one_device(config.trainer))
     bits = input_bits(config, list(images), content["uda_seg"].get("bits"))
-    values = label_values(config.data, classes)
+    values = label_values(config.data, model.classes)
     for note in values.notes:
         log.info("labelIds: %s", note)
-    work = Predictor(network.to(device), input_resize(config), inference(config), bits, classes, values, output)
+    work = Predictor(model, bits, values, output)
     failed = predict_each(work, images, progress=config.callbacks.progress)
     log.info("%d images: %s", len(images) - len(failed), output)
     if failed:
@@ -218,21 +197,16 @@ def picture_names(names: Sequence[str]) -> list[Path]:
     return chosen
 
 
-def input_bits(config: Config, images: Sequence[Path], trained: object) -> int | None:
+def input_bits(config: Config, images: Sequence[Path], found: object) -> int | None:
     """Determine the used bits per channel of 16-bit images: configured, as in training, or from the images."""
     deep = [path for path in images if may_be_deep(head_of(path))]
     if not deep or config.predict.bits is not None:
         return config.predict.bits
-    said = trained_domain(config).bits or (trained if isinstance(trained, int) and trained in range(8, 17) else None)
+    said = trained_domain(config).bits or (found if isinstance(found, int) and found in range(8, 17) else None)
     if said is not None:
         log.info("predict.bits=%d: images of 16 bits a channel are scaled as in training", said)
         return said
     return used_bits([partial(read_bytes, path) for path in spread(deep)], "predict.bits")
-
-
-def trained_domain(config: Config) -> DomainSettings:
-    """Return the domain that the network is scored on, or else adapted to or trained on."""
-    return next(iter(config.data.validation.values()), config.data.target or config.data.source)
 
 
 def head_of(path: Path) -> bytes:
@@ -241,28 +215,6 @@ def head_of(path: Path) -> bytes:
         return read_bytes(path, HEAD)
     except UserError:
         return b""
-
-
-def input_resize(config: Config) -> Resize | None:
-    """Build the resize of images: as in validation, or to `predict.size`; None for no resize."""
-    domain = trained_domain(config)
-    return resize_of(domain if config.predict.size == "auto" else replace(domain, size=config.predict.size))
-
-
-@torch.no_grad()
-def probabilities(
-    network: Segmentor,
-    image: Pixels,
-    fit: Resize | None,
-    infer: Inference,
-    device: torch.device,
-) -> Tensor:
-    """Predict class probabilities [K, H, W] of an RGB image [H, W, 3] at its original size."""
-    height, width = image.shape[:2]
-    if fit is not None:
-        image = fit(Sample(image)).image
-    tensor = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float() / 255
-    return infer(network, tensor, (height, width))[0].softmax(0).cpu()
 
 
 def write(

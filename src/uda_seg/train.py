@@ -88,6 +88,9 @@ def train_in(place: RunFolder, config: Config) -> float:
     failed = True
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+        if trainer.should_stop and trainer.global_step < trainer.max_steps:
+            names = " or ".join(f"callbacks.{name}" for name in config.callbacks.others)
+            log.info("stopped early after step %d of %d by %s", trainer.global_step, config.steps, names)
         if data.validation_names and module.scored_step != trainer.global_step:
             trainer.validate(module, datamodule=data, verbose=False)
         if trainer.is_global_zero:

@@ -67,7 +67,7 @@ def test_what_no_file_sets_arrives():
         ("~data.valdation", "did you mean data.validation?"),
         ("~data.validation.night", "data.validation.night is no key"),
         ("+model.encodr.widths=[4]", "did you mean model.encoder.widths?"),
-        ("method._target_=os.system", "only classes of uda_seg can be configured"),
+        ("method._target_=os.system", "method._target_=os.system is no class"),
         ("data._target_=os.system", "data._target_ is no key"),
         ("~method.width", "method.width is null already"),
         ("data.crop.0=5", "did you mean data.crop?"),

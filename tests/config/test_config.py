@@ -237,8 +237,8 @@ def test_what_is_wrong_is_said_with_its_key(parsed, override, said):
     "target",
     [
         "os.system",
-        "subprocess.Popen",
-        "uda_seg.storage.files.shutil.rmtree",  # reached through a module of ours, and still not ours
+        "uda_seg.storage.files.shutil.rmtree",
+        "uda_seg.errors.UserError",
         "uda_seg.models.nothing.There",
         "uda_seg.models.mit.Nothing",
         "uda_seg",
@@ -246,14 +246,22 @@ def test_what_is_wrong_is_said_with_its_key(parsed, override, said):
         3,
     ],
 )
-def test_only_our_classes_can_be_configured(target):
-    with pytest.raises(UserError, match="only classes of uda_seg can be configured"):
+def test_what_is_no_class_is_refused(target):
+    with pytest.raises(UserError, match=r"is no class that can be configured|there is no module"):
         options(target, "method")
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"), [("method", "UDAModule"), ("model", "Segmentor"), ("model.encoder", "Encoder")]
+)
+def test_a_class_of_another_kind_is_refused_whoever_has_it(parsed, key, kind):
+    with pytest.raises(UserError, match=rf"{key}\._target_=subprocess.Popen is no {kind} that can be built"):
+        parsed(f"{key}._target_=subprocess.Popen")
 
 
 @pytest.mark.parametrize("key", ["method", "model.encoder"])
 def test_targets_are_checked_wherever_they_stand(parsed, key):
-    with pytest.raises(UserError, match=rf"{key}\._target_=os.system: only classes of uda_seg"):
+    with pytest.raises(UserError, match=rf"{key}\._target_=os.system is no class"):
         parsed(f"{key}._target_=os.system")
 
 

@@ -98,6 +98,11 @@ class LastCheckpoint(pl.Callback):
         if trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
             self.save_last(trainer)
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save `last.ckpt` where another callback has ended the run between two saves."""
+        if self._loop and self.saved_step != trainer.global_step:
+            self.save_last(trainer)
+
     def save_last(self, trainer: pl.Trainer) -> None:
         """Write `last.ckpt` and rename the file it replaces to `previous.ckpt`."""
         last = self.folder / "last.ckpt"

@@ -18,11 +18,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from uda_seg.cli.arguments import parsed, read_arguments
+from uda_seg.cli.arguments import emptied, parsed, quoted, read_arguments
 from uda_seg.cli.keys import Places, check_keys
-from uda_seg.config.compose import _composed, _started, as_user_error, is_multirun
+from uda_seg.config.compose import _composed, _started, as_user_error, composed, is_multirun
 from uda_seg.config.naming import plain_name, variant
 from uda_seg.config.schema import CONF, Config, groups, key_of, parse
+from uda_seg.config.sources import make_importable, searched, searchpath_in, with_folder
 from uda_seg.errors import Interrupted, UserError, outlive_readers
 from uda_seg.errors.ending import ended_by, ended_by_ctrl_c, fail, full_errors, hydra_raises
 from uda_seg.errors.known import told
@@ -79,7 +80,8 @@ def run(
             overrides = said.overrides
             if not said.explains:
                 refuse_two_weights(overrides)
-                overrides = expand(overrides) if expand is not None else overrides
+                if expand is not None:
+                    overrides = expand(with_folder(overrides, said.folder))
                 overrides = check(said.name or name, overrides, said.folder, said.multirun)
             sys.argv = [sys.argv[0], *said.flags, f"hydra.job.name={work.__name__}", *overrides]
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(_job(work, jobs, loud))()
@@ -117,6 +119,7 @@ def _job(work: Callable[[Config, Path], Any], jobs: Jobs, loud: bool = False) ->
         if is_multirun():
             jobs.note(folder, error=SILENT)
         try:
+            make_importable(searched(list(HydraConfig.get().searchpath)))
             config = parse(raw)
             jobs.told_elsewhere = not first_machine(config.trainer)
             share_cores()
@@ -156,7 +159,10 @@ def check(name: str, overrides: Sequence[str], folder: Path | None = None, multi
         UserError: an override that cannot be parsed, an unknown key, an unknown choice of a group, or several values
             instead of one.
     """
-    read, places = parsed(overrides), Places.of(folder)
+    read = parsed(overrides)
+    paths = searchpath_in(overrides)
+    make_importable(searched(paths))
+    places = Places.of(folder, paths)
     if not multirun:
         _refuse_sweeps(name, read, places)
     for override in read:
@@ -169,6 +175,15 @@ def check(name: str, overrides: Sequence[str], folder: Path | None = None, multi
     for chosen in itertools.product(*(_choices(o, places) for o in choices)):
         unset |= check_keys(_compose(name, chosen, places), keys, chosen)
     return [f"++{o}" if key_of(o) in unset and not o.startswith(("+", "~")) else o for o in overrides]
+
+
+def compose(*overrides: str) -> Config:
+    """Compose and check a configuration in Python, from overrides as the command line takes them.
+
+    Raises:
+        UserError: an unknown key or choice, with the nearest there is, or a value that cannot be.
+    """
+    return composed(check("config", [quoted(emptied(override)) for override in overrides], multirun=False))
 
 
 def refuse_two_weights(overrides: Sequence[str]) -> None:

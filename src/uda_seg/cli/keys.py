@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 
 from uda_seg.cli.arguments import as_override
-from uda_seg.config.schema import CONF, accepted
+from uda_seg.config.schema import CONF, accepted, can_name_a_class, has_target
+from uda_seg.config.sources import KEY, choices_in, registered, searched
 from uda_seg.errors import UserError
 from uda_seg.options.validate import leaves, nearest, shown
 from uda_seg.storage.files import read_yaml
@@ -19,39 +21,50 @@ from uda_seg.storage.files import read_yaml
 
 @dataclass(frozen=True)
 class Places:
-    """Search path of configuration files: a given folder, then the package."""
+    """Search path of configuration files: the package, other packages, and given folders.
 
-    folder: Path | None = None
+    Attributes:
+        paths: of `hydra.searchpath`.
+        folders: all of them.
+    """
+
+    paths: tuple[str, ...] = ()
+    folders: tuple[Path, ...] = (CONF,)
 
     @classmethod
-    def of(cls, folder: Path | None) -> Places:
-        """Build the search path after checking that every file in the folder's groups is YAML.
+    def of(cls, folder: Path | None = None, paths: Sequence[str] = ()) -> Places:
+        """Build the search path after checking that every file in the given folders' groups is YAML.
+
+        Args:
+            folder: of `--config-dir`.
+            paths: of `hydra.searchpath`.
 
         Raises:
-            UserError: an invalid file; names the defect.
+            UserError: an invalid file, with its defect, or a folder that does not exist.
         """
-        places = cls(folder)
-        if folder is not None:
+        paths = [*([] if folder is None else [f"file://{folder}"]), *paths]
+        given = searched(paths)
+        places = cls(tuple(paths), (CONF, *registered(), *given))
+        for place in given:
             for group in ("", *places.groups()):
-                for path in sorted((folder / group).glob("*.yaml")):
+                for path in sorted((place / group).glob("*.yaml")):
                     read_yaml(path)
         return places
 
     def groups(self) -> set[str]:
         """Return the names of all groups."""
-        folders = [CONF] if self.folder is None else [CONF, self.folder]
-        return {path.name for folder in folders for path in folder.iterdir() if path.is_dir() and path.name != "hydra"}
+        inside = (path for folder in self.folders for path in folder.iterdir() if path.is_dir())
+        return {path.name for path in inside} - {"hydra"}
 
     def choices(self, group: str) -> list[str]:
         """List the choices of a group."""
-        roots = [folder / group for folder in (CONF, self.folder) if folder is not None]
-        return sorted({p.relative_to(root).with_suffix("").as_posix() for root in roots for p in root.rglob("*.yaml")})
+        return choices_in(group, self.folders)
 
     def overrides(self) -> list[str]:
-        """Return the overrides that add the folder to Hydra's search path."""
-        if self.folder is None:
+        """Return the overrides that add the given folders to Hydra's search path."""
+        if not self.paths:
             return []
-        return [as_override("hydra.searchpath", f"file://{self.folder}").replace("=", "=[", 1) + "]"]
+        return [f"{KEY}=[{','.join(as_override('', path)[1:] for path in self.paths)}]"]
 
 
 def check_keys(tree: Mapping[str, Any], overrides: Sequence[Override], chosen: Sequence[str] = ()) -> set[str]:
@@ -71,6 +84,7 @@ def check_keys(tree: Mapping[str, Any], overrides: Sequence[Override], chosen: S
     tree = _with_added_sets(tree, overrides)
     values = dict(leaves(tree))
     present = set(values)
+    tree = _with_classes(tree, overrides)
     settable = present.union(accepted(tree))
     for override in overrides:
         key = str(override.key_or_group)
@@ -97,6 +111,24 @@ def _with_added_sets(tree: Mapping[str, Any], overrides: Sequence[Override]) -> 
     for name in added:
         sets.setdefault(name, {})
     return whole  # type: ignore[no-any-return]
+
+
+def _with_classes(tree: Mapping[str, Any], overrides: Sequence[Override]) -> Mapping[str, Any]:
+    """Return the tree with the classes that overrides name, so that their options are known."""
+    whole: Any = None
+    for override in overrides:
+        key, value = str(override.key_or_group), None if override.is_sweep_override() else override.value()
+        node = {"_target_": value} if key.endswith("._target_") else value
+        key = key.removesuffix("._target_")
+        if override.is_delete() or not isinstance(node, dict) or "_target_" not in node:
+            continue
+        if can_name_a_class(key) or has_target(dict(leaves(tree)).get(key)):
+            whole = copy.deepcopy(tree) if whole is None else whole
+            *parents, name = key.split(".")
+            place = functools.reduce(lambda inner, part: inner.setdefault(part, {}), parents, whole)
+            kept = place.get(name) if isinstance(place.get(name), dict) else {}
+            place[name] = {**kept, **node}
+    return tree if whole is None else whole
 
 
 def _check_parents(values: Mapping[str, Any], key: str, overrides: Sequence[Override]) -> None:

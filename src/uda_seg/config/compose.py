@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -16,7 +17,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from uda_seg.config.schema import CONF, Config, parse
+from uda_seg.config.schema import CONF, Config, Origin, parse
+from uda_seg.config.sources import make_importable, searched, searchpath_in
 from uda_seg.errors import UserError
 from uda_seg.options.validate import leaves, shown
 
@@ -44,8 +46,12 @@ def _composed(name: str, overrides: Sequence[str], **options: Any) -> DictConfig
 
 def composed(overrides: Sequence[str], name: str = "config") -> Config:
     """Compose and check a configuration without a command line (for tests, notebooks and the bench)."""
+    make_importable(searched(searchpath_in(overrides)))
     with _started():
-        return parse(_composed(name, overrides))
+        raw = _composed(name, overrides, return_hydra_config=True)
+        config = parse(OmegaConf.masked_copy(raw, [str(key) for key in raw if key != "hydra"]))
+    config.origin = Origin.of(raw.hydra)
+    return config
 
 
 def _started() -> AbstractContextManager[Any]:
@@ -71,7 +77,7 @@ def departures(config: Config) -> list[str]:
     if not HydraConfig.initialized():
         return []
     chosen = HydraConfig.get().runtime.choices
-    tree = _recipe(chosen["method"])
+    tree = _recipe(chosen["method"], tuple(HydraConfig.get().searchpath))
     own_model = tree.hydra.runtime.choices["model"]
     said = asdict(config)
     values = dict(leaves({key: said[key] for key in RECIPE}))
@@ -88,8 +94,9 @@ def departures(config: Config) -> list[str]:
 
 
 @functools.cache
-def _recipe(method: str) -> DictConfig:
+def _recipe(method: str, paths: Sequence[str] = ()) -> DictConfig:
     """Compose a method's file alone; cached, because it is the same for all jobs of a sweep."""
+    where = [f"hydra.searchpath={json.dumps(paths)}"] if paths else []
     with _started():
-        tree = compose("config", [f"method={method}", "~data"], return_hydra_config=True)
+        tree = compose("config", [*where, f"method={method}", "~data"], return_hydra_config=True)
     return tree

@@ -12,13 +12,15 @@ from uda_seg.config.schema import key_of
 
 # Overrides that do not change results, or that are another part of the folder's path.
 _NOT_IN_NAME = re.compile(
-    r"^(method|model|data|seed|resume|overwrite|logger|callbacks|sweep|hydra|checkpoint|export)$"
+    r"^(method|model|data|seed|resume|overwrite|logger|sweep|hydra|checkpoint|export)$"
     r"|^model\.(compile|compile_backend|channels_last)$|\.workers$|\.cache$|^depth\.supervision$"
     r"|^trainer\.(?!(accelerator|devices|num_nodes|precision|sync_batchnorm|overfit)$)"
-    r"|^evaluator\.(windows_per_batch|teacher)$|^(logger|callbacks|hydra|bench|predict)[./]"
+    r"|^evaluator\.(windows_per_batch|teacher)$|^(logger|hydra|bench|predict)[./]"
+    r"|^callbacks\.(checkpoints|panels|progress)$"
 )
 
 
+_PLAIN = (("trainer", "auto"), ("callbacks", "default"))  # choices that say nothing
 _LONGEST_NAME, _LONGEST_VALUE = 80, 40  # of the 255 bytes that file systems allow
 
 
@@ -29,7 +31,7 @@ def variant(overrides: Sequence[str]) -> str:
     path, in characters that file names cannot contain, or in case, which some file systems ignore.
     """
     values = {key_of(o): "" if o.startswith("~") else _in_name(key_of(o), o.partition("=")[2]) for o in overrides}
-    parts = [f"{k}={v}" for k, v in values.items() if is_named(k) and (k, v) != ("trainer", "auto")]
+    parts = [f"{k}={v}" for k, v in values.items() if is_named(k) and (k, v) not in _PLAIN]
     name = "".join("," + _plain(part) for part in sorted(parts))
     if len(name) <= _LONGEST_NAME:
         return name

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
-import inspect
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,37 +13,38 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from uda_seg.config.schema import CONF, Config, groups, key_of
+from uda_seg.config.schema import CONF, Config, Origin, groups, key_of
+from uda_seg.config.sources import KEY, choices_in, registered, searched, searchpath_in
 from uda_seg.data.custom import classes_of, contents
 from uda_seg.errors import UserError
-from uda_seg.options.validate import leaves
+from uda_seg.options.validate import leaves, nearest, parameters, shown
 
 FORMAT = 1  # version of the description
 
 
 def describe(config: Config) -> dict[str, Any]:
     """Describe a configuration for its checkpoint: group choices and plain overrides that compose the same network."""
-    choices: dict[str, str] = {}
     overrides: list[str] = []
-    if HydraConfig.initialized():
-        hydra = HydraConfig.get()
-        choices = {k: str(v) for k, v in hydra.runtime.choices.items() if k in groups() and v is not None}
-        resolved = OmegaConf.create(asdict(config))
-        for override in hydra.overrides.task:
-            key = key_of(override)
-            if key not in groups():
-                # Interpolations may refer to this machine's environment, so their values are stored.
-                named = "${" in override
-                overrides.append(f"{key}={OmegaConf.select(resolved, key)}" if named else override)
+    origin = config.origin
+    if origin is None:
+        origin = Origin.of(HydraConfig.get()) if HydraConfig.initialized() else Origin({}, [])
+    resolved = OmegaConf.create(asdict(config))
+    for override in origin.overrides:
+        key = key_of(override)
+        if key not in groups():
+            # Interpolations may refer to this machine's environment, so their values are stored.
+            named = "${" in override
+            overrides.append(f"{key}={OmegaConf.select(resolved, key)}" if named else override)
     return {
         "format": FORMAT,
         "version": importlib.metadata.version("uda_seg"),
-        "choices": choices,
+        "choices": dict(origin.choices),
         "overrides": overrides,
         "classes": config.data.classes,
         "class_names": list(classes_of(config.data).names),
         "described": contents(config.data),
         "method": method_name(config),
+        "class": str(config.method["_target_"]),  # to be told, never to be imported
         "options": method_options(config),
         "seed": config.seed,
     }
@@ -57,8 +57,8 @@ def method_name(config: Config) -> str:
 
 def method_options(config: Config) -> dict[str, Any]:
     """Return all options of the method as plain values, including defaults."""
-    parameters = inspect.signature(get_class(config.method["_target_"])).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    known = parameters(get_class(config.method["_target_"]))
+    defaults = {name: p.default for name, (p, _) in known.items() if p.default is not p.empty}
     return defaults | {name: value for name, value in config.method.items() if name != "_target_"}
 
 
@@ -82,11 +82,18 @@ def replay(checkpoint: Mapping[str, Any], given: list[str]) -> list[str]:
     said, keys = checkpoint["uda_seg"], {key_of(o) for o in given}
     left_out = re.compile(_NOT_REPLAYED.pattern + (r"|^data\." if "data" in keys else ""))
     stored = [*(f"{group}={choice}" for group, choice in said["choices"].items()), *said["overrides"]]
+    for override in stored:  # Hydra would read " hydra.searchpath" as the key that it is not called here
+        if not re.fullmatch(r"[\w./-]+", key_of(override)):
+            raise UserError(f"the checkpoint asks for {shown(override)}, which is no override: not loaded")
     stored = [o for o in stored if not left_out.search(key_of(o))]
     for override in stored:
         # As a whole word: folders may be called `new_target_images`.
-        if re.search(r"\b_target_\b", override) or "${" in override:
-            raise UserError(f"the checkpoint asks for {override}, which names code: not loaded")
+        if (re.search(r"\b_target_\b", override) or "${" in override) and key_of(override) not in keys:
+            raise UserError(
+                f"the checkpoint asks for {override}, which names code: not loaded; if it is yours, give this override "
+                "again on the command line"
+            )
+    _refuse_strangers(said, keys, given)
     if isinstance(described := said.get("described"), Mapping):
         stored = _with_contents(stored, described, keys)
     own = {path.stem for path in (CONF / "experiment").glob("*.yaml")}
@@ -97,6 +104,21 @@ def replay(checkpoint: Mapping[str, Any], given: list[str]) -> list[str]:
     return [o for o in ("++model.encoder.weights=null", *values, *stored) if key_of(o) not in keys] + given
 
 
+def _refuse_strangers(said: Mapping[str, Any], given: set[str], overrides: Sequence[str]) -> None:
+    """Refuse a method, network or data set of a checkpoint that is not available here, and name its class."""
+    folders = [CONF, *registered(), *searched(searchpath_in(overrides))]
+    for group in ("method", "model", "data"):
+        choice = said["choices"].get(group)
+        if choice is None or group in given or choice in choices_in(group, folders):
+            continue
+        name = f" (class {shown(said['class'])})" if group == "method" and isinstance(said.get("class"), str) else ""
+        raise UserError(
+            f"the checkpoint was trained with {group}={shown(choice)}{name}, and there is no such {group} here; "
+            f"{nearest(choice, choices_in(group, folders))} If it is of another package, install that, or say where "
+            f"its YAML files lie: {KEY}=[file://FOLDER]"
+        )
+
+
 # Keys of custom class sets and data sets.
 _DESCRIBED = re.compile(r"data\.(class_set|(source|target|validation\.[\w-]+)\.custom)")
 
@@ -105,12 +127,12 @@ def _with_contents(stored: list[str], described: Mapping[str, Any], given: set[s
     """Replace files of custom data sets and classes in the overrides by their stored contents.
 
     Raises:
-        UserError: a description that refers to the machine's environment.
+        UserError: a description that refers to the machine's environment, or names code.
     """
     touched = {"class_set" if g.startswith("data.class_set") else "custom" for g in given if _DESCRIBED.match(g)}
     for key, content in described.items():
         text = json.dumps(content)
-        if "${" in text:
+        if "${" in text or "_target_" in text:
             raise UserError(f"the checkpoint describes {key} by {text}: not loaded")
         # Overrides cannot have other keys, and a given `custom` may be followed by others.
         if not _DESCRIBED.fullmatch(key) or "data" in given or key.rpartition(".")[2] in touched:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import functools
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from uda_seg.data.custom import CustomClasses, CustomData, classes_of
 from uda_seg.data.settings import DataSettings, DomainSettings, PackSettings, StreetsSettings
+from uda_seg.data.specs import DatasetSpec
 from uda_seg.errors import UserError
 from uda_seg.evaluation.servers import SERVERS
 from uda_seg.methods.base import UDAModule
@@ -115,11 +118,14 @@ class CallbackSettings:
         checkpoints: number of times that `last.ckpt` is written.
         panels: number of times that image panels are written; 0: never.
         progress: show a progress bar (plain lines without a terminal).
+        others: further Lightning callbacks by name, each a class with its options; in files and on the command line
+            they stand beside the settings above.
     """
 
     checkpoints: Count = 5
     panels: CountOrZero = 4
     progress: bool = True
+    others: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -324,6 +330,24 @@ class Config:
     fix: bool = False
     unpack: Annotated[str, OneOf(("auto", "all", "never"))] = "auto"
 
+    def __post_init__(self) -> None:
+        """Leave room for what the configuration was composed from, which is not part of the schema."""
+        self.origin: Origin | None = None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Sources of a configuration: the choice in each group, and the overrides."""
+
+    choices: Mapping[str, str]
+    overrides: Sequence[str]
+
+    @classmethod
+    def of(cls, hydra: Any) -> Origin:
+        """Read them from Hydra's own node."""
+        choices = {k: str(v) for k, v in hydra.runtime.choices.items() if k in groups() and v is not None}
+        return cls(choices, [str(override) for override in hydra.overrides.task])
+
 
 def parse(raw: DictConfig) -> Config:
     """Validate a composed configuration, convert it to dataclasses, and expand `~` in paths.
@@ -334,7 +358,7 @@ def parse(raw: DictConfig) -> Config:
     """
     typed = _typed()
     try:
-        plain = _without_null_validation(OmegaConf.to_container(raw, resolve=True))
+        plain = _callbacks_apart(_without_null_validation(OmegaConf.to_container(raw, resolve=True)))
         check_plain(plain, Config)
         config = OmegaConf.to_object(OmegaConf.merge(typed, plain))
     except OmegaConfBaseException as error:
@@ -347,6 +371,11 @@ def parse(raw: DictConfig) -> Config:
     assert isinstance(config, Config)
     check_target(config.method, "method", UDAModule)
     check_target(config.model, "model", Segmentor)
+    for name, node in config.callbacks.others.items():
+        check_target(node, f"callbacks.{name}", pl.Callback)
+    for key, domain in _domains(config.data).items():
+        if domain is not None and has_target(domain.custom):
+            check_target(domain.custom, f"{key}.custom", DatasetSpec)
     check_settings(config)
     _check_data(config)
     _check_sizes(config)
@@ -369,6 +398,37 @@ def _without_null_validation(tree: Any) -> Any:
         return tree
     kept = {name: domain for name, domain in (sets or {}).items() if domain is not None}
     return {**tree, "data": {**data, "validation": kept}}
+
+
+def _callbacks_apart(tree: Any) -> Any:
+    """Move callbacks that stand beside our settings to `others`, without those that are null."""
+    callbacks = tree.get("callbacks")
+    if not isinstance(callbacks, Mapping):
+        return tree
+    known = {f.name for f in fields(CallbackSettings)}
+    kept = {name: value for name, value in callbacks.items() if name in known}
+    others = {**(kept.get("others") or {}), **{n: node for n, node in callbacks.items() if n not in known}}
+    for name, node in others.items():
+        if node is not None and not has_target(node):
+            hint = nearest(f"callbacks.{name}", [f"callbacks.{other}" for other in callbacks if other != name])
+            raise UserError(f"callbacks.{name}={shown(node)} has no _target_, the class of the callback; {hint}")
+    return {**tree, "callbacks": {**kept, "others": {n: node for n, node in others.items() if node is not None}}}
+
+
+def has_target(node: object) -> bool:
+    """Check whether a value is a node that builds a class."""
+    return isinstance(node, Mapping) and "_target_" in node
+
+
+def can_name_a_class(key: str) -> bool:
+    """Check whether a class may be added at this key: a callback, or a custom data set."""
+    return re.fullmatch(r"callbacks\.[\w-]+|data\.(source|target|validation\.[\w-]+)\.custom", key) is not None
+
+
+def _domains(data: DataSettings) -> dict[str, DomainSettings | None]:
+    """Return key -> settings of every domain."""
+    sets = {f"data.validation.{name}": domain for name, domain in data.validation.items()}
+    return {"data.source": data.source, "data.target": data.target, **sets}
 
 
 def key_of(override: str) -> str:
@@ -400,6 +460,8 @@ def accepted(tree: Mapping[str, Any], asked: str = "") -> Iterator[str]:
     for key, node in leaves(tree):
         if isinstance(node, Mapping) and "_target_" in node:
             yield from (f"{key}.{option}" for option in options(node["_target_"], key))
+            if can_name_a_class(key):
+                yield from (key, f"{key}._target_")
 
 
 def _keys(kind: type, where: str, asked: Sequence[str], tree: Any) -> Iterator[str]:

@@ -184,7 +184,8 @@ def contents(settings: DataSettings) -> dict[str, dict[str, Any]]:
     domains = {"data.source": settings.source, "data.target": settings.target}
     domains |= {f"data.validation.{name}": domain for name, domain in settings.validation.items()}
     for option, domain in domains.items():
-        if domain is not None and domain.dataset == "custom" and domain.custom is not None:
+        of_class = domain is not None and isinstance(domain.custom, Mapping) and "_target_" in domain.custom
+        if domain is not None and domain.dataset == "custom" and domain.custom is not None and not of_class:
             found[f"{option}.custom"] = asdict(described(domain.custom, CustomData, f"{option}.custom"))
     return found
 

@@ -53,7 +53,8 @@ class DomainSettings:
         depth_encoding: Encoding of the maps, a name in `uda_seg.data.depth.ENCODINGS`; None: from the folder's
             `depth.json` or the data set's layout. Required for PNGs in a folder without that file.
         depth_resize: Interpolation of inverse depth: nearest, or bilinear, which blends in invalid pixels.
-        custom: With `dataset=custom`: `uda_seg.data.custom.CustomData` as a mapping, or a YAML file with it.
+        custom: With `dataset=custom`: `uda_seg.data.custom.CustomData` as a mapping, or a YAML file with it; or
+            `{_target_: package.module.Class}` with its options, a `uda_seg.data.specs.DatasetSpec`.
     """
 
     dataset: Text = "streets"

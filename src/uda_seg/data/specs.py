@@ -20,6 +20,7 @@ from uda_seg.data.labels import (
     ClassSet,
 )
 from uda_seg.data.settings import DomainSettings
+from uda_seg.options.validate import build
 
 CUSTOM = "the custom data set"
 
@@ -245,9 +246,13 @@ SPECS: dict[str, DatasetSpec] = {
 def custom_spec(domain: DomainSettings, classes: ClassSet, option: str) -> DatasetSpec:
     """Build the specification of the data set described by `domain.custom`, with labels of the wanted classes.
 
+    A class takes the description's place: a `DatasetSpec` of any package, with classes of its own.
+
     Raises:
         UserError: an invalid description; names the key.
     """
+    if isinstance(domain.custom, Mapping) and "_target_" in domain.custom:
+        return build(domain.custom, f"{option}.custom", DatasetSpec)
     said = described(domain.custom, CustomData, f"{option}.custom")
     encodings = () if said.labels is None else (_encoding(said, classes, f"{option}.custom.label_map"),)
     labels = said.labels or said.images

@@ -160,6 +160,7 @@ KNOWN = (
         "SLURM's tasks are not those of trainer.devices and trainer.num_nodes ({said}): start the ranks with "
         "srun --nodes=N --ntasks-per-node=D",
     ),
+    Known(r"RuntimeError|MisconfigurationException", r"conditioned on metric|the monitored key", "callbacks: {said}"),
     Known(r"MisconfigurationException", r"", "trainer: {said}"),
     Known(r"TypeError|ValueError", r"selected with `?\w+Accelerator", "trainer: {said}"),
     Known(

@@ -219,6 +219,8 @@ class StepModule(pl.LightningModule):
         for logger in self.trainer.loggers:
             logger.log_metrics(self.recorded, self.trainer.global_step)
             logger.save()
+        # For callbacks that monitor a value, on the host, where it has been read to: nothing waits for the device.
+        self.log_dict({name: torch.tensor(value) for name, value in self.recorded.items()}, logger=False, batch_size=1)
 
     def accumulate_gradients(self, batch: Any, step: int) -> dict[str, Tensor]:
         """Back-propagate every yielded term into `.grad` and return the detached values by name."""

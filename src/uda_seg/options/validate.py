@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections.abc
-import contextlib
 import difflib
 import importlib
 import inspect
@@ -42,6 +41,8 @@ def shown(value: Any, longest: int = 160) -> str:
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
+Built = typing.TypeVar("Built")
+
 # Arguments supplied by the code that builds the class.
 _GIVEN = ("segmentor", "plan", "num_classes", "channels")
 
@@ -50,22 +51,69 @@ def options(target: object, where: str) -> dict[str, Any]:
     """Return option -> annotated type of the class named by a `_target_` at the key `where`.
 
     Raises:
-        UserError: there is no such class, or it is not part of this package.
+        UserError: there is no such class.
     """
-    found = _class(target, where)
-    hints = typing.get_type_hints(found.__init__, include_extras=True)  # type: ignore[misc]
-    return {name: hints.get(name, Any) for name in inspect.signature(found).parameters if name not in _GIVEN}
+    return {name: hint for name, (_, hint) in parameters(_class(target, where)).items() if name not in _GIVEN}
+
+
+def parameters(found: type) -> dict[str, tuple[inspect.Parameter, Any]]:
+    """Return name -> parameter and annotated type of a class's constructor.
+
+    Constructors with `**options` also take those of their base class. If all of them do, or there is no signature, the
+    name `**` stands for any further option.
+    """
+    known: dict[str, tuple[inspect.Parameter, Any]] = {}
+    for kind in found.__mro__:
+        init = vars(kind).get("__init__") if kind is not object else None
+        if init is None:
+            continue
+        hints, open_ended = _hints(init), False
+        for name, parameter in list(_signature(init).items())[1:]:
+            open_ended |= parameter.kind is inspect.Parameter.VAR_KEYWORD
+            if parameter.kind not in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL):
+                known.setdefault(name, (parameter, hints.get(name, Any)))
+        if not open_ended:
+            return known
+    return known | {"**": (_ANYTHING, Any)}
+
+
+_ANYTHING = inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD)
+
+
+def _signature(function: Any) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):  # written in C
+        return {"self": _ANYTHING, "options": _ANYTHING}
+
+
+def _hints(function: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except Exception:  # of another package: names that it imports for type checkers alone
+        return {}
 
 
 def _class(target: object, where: str) -> type:
     module, _, name = str(target).rpartition(".")
-    found = None
-    if module.partition(".")[0] == "uda_seg":  # nothing else is imported
-        with contextlib.suppress(ImportError, ValueError):
-            found = getattr(importlib.import_module(module), name, None)
-    built_in = isinstance(found, type) and "__init__" not in vars(found) and issubclass(found, BaseException)
-    if not isinstance(found, type) or built_in or found.__module__.partition(".")[0] != "uda_seg":
-        raise UserError(f"{where}._target_={shown(target)}: only classes of uda_seg can be configured")
+    key = f"{where}._target_={shown(target)}"
+    if not module:
+        raise UserError(f"{key} is no class that can be configured: give package.module.Class")
+    try:
+        imported = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if f"{module}.".startswith(f"{error.name}."):
+            raise UserError(
+                f"{key}: there is no module {shown(error.name)} here: install its package, or name the folder of its "
+                "YAML files, beside which it lies, in hydra.searchpath"
+            ) from error
+        raise UserError(f"{key}: {module} imports {error.name}, which is not installed: install it") from error
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{key}: {module} cannot be imported: {type(error).__name__}: {shown(error)}") from error
+    found = getattr(imported, name, None)
+    if not isinstance(found, type) or issubclass(found, BaseException):
+        classes = [n for n, value in vars(imported).items() if isinstance(value, type) and n[0] != "_"]
+        raise UserError(f"{key} is no class that can be configured; {nearest(name, classes)}")
     return found
 
 
@@ -86,31 +134,73 @@ def check_target(node: Mapping[str, Any], where: str, kind: Any = Any) -> None:
         name = f"{where}.{key}"
         if key in ("_target_", "_partial_"):
             continue
-        if key not in known:
+        if key not in known and ("**" not in known or str(key).startswith("_")):
             raise UserError(f"{name} is unknown; {nearest(str(key), known)}")
+        hint = known.get(key, Any)
         if isinstance(value, Mapping) and "_target_" in value:
-            check_target(value, name, known[key])
+            check_target(value, name, hint)
         elif re.search(r"\b_target_\b", str(value)):
             raise UserError(f"{name}={shown(value)}: a class can be configured at its own key only")
-        elif (wrong := complaint(value, known[key])) is not None:
+        elif (wrong := complaint(value, hint)) is not None and _understood(hint):
             raise UserError(f"{name}={shown(value)} {wrong}")
     found = _class(node["_target_"], where)
-    for option, parameter in inspect.signature(found).parameters.items():
-        if parameter.default is parameter.empty and option not in (*_GIVEN, *node):
+    for option, (parameter, _) in parameters(found).items():
+        if parameter.default is parameter.empty and option not in (*_GIVEN, *node, "**"):
             raise UserError(f"{where}.{option} is missing: {found.__name__} needs it")
+
+
+def build(node: Mapping[str, Any], where: str, kind: type[Built]) -> Built:
+    """Build an object from a node with a `_target_` and plain options.
+
+    Raises:
+        UserError: as `check_target`.
+    """
+    check_target(node, where, kind)
+    built = _class(node["_target_"], where)(**{name: value for name, value in node.items() if name != "_target_"})
+    assert isinstance(built, kind)
+    return built
 
 
 def _check_kind(node: Mapping[str, Any], where: str, kind: Any) -> None:
     found = _class(node["_target_"], where)
-    parameters = inspect.signature(found).parameters
     builder = typing.get_origin(kind) is collections.abc.Callable
-    if builder and not {"channels", "num_classes"} <= parameters.keys():
+    if builder and not {"channels", "num_classes"} <= parameters(found).keys():
         raise UserError(f"{where}._target_={node['_target_']} is no head of a network")
     abstract = any(getattr(getattr(found, name, None), "__isabstractmethod__", False) for name in ("forward", "losses"))
-    if isinstance(kind, type) and kind is not Any and (abstract or not issubclass(found, kind)):
-        raise UserError(f"{where}._target_={node['_target_']} is no {kind.__name__} that can be built")
+    if not builder and (abstract or not _can_be(found, kind)):
+        raise UserError(f"{where}._target_={node['_target_']} is no {_spell(kind)} that can be built")
     if node.get("_partial_", False) is not builder:
         raise UserError(f"{where}._partial_={shown(node.get('_partial_', 'null'))} must be {str(builder).lower()} here")
+
+
+def _can_be(found: type, hint: Any) -> bool:
+    """Check whether an instance of this class fits an annotation, as far as can be told."""
+    origin = typing.get_origin(hint)
+    if origin is typing.Annotated:
+        return _can_be(found, typing.get_args(hint)[0])
+    if origin in (typing.Union, types.UnionType):
+        return any(_can_be(found, option) for option in typing.get_args(hint))
+    kind = origin or hint
+    if getattr(kind, "_is_protocol", False) or isinstance(kind, typing.TypeVar):
+        return True
+    return kind is Any or (isinstance(kind, type) and issubclass(found, kind))
+
+
+def _understood(hint: Any) -> bool:
+    """Check whether YAML values can be compared with an annotation; other packages have types that they cannot."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _understood(arguments[0])
+    if origin is tuple:
+        arguments = tuple({a for a in arguments if a is not ...})
+    if origin in (typing.Union, types.UnionType, list, tuple, Sequence, dict, Mapping):
+        return (origin is not tuple or len(arguments) == 1) and all(_understood(a) for a in arguments)
+    callables = (collections.abc.Callable, typing.Literal)
+    return origin in callables or hint in (Any, bool, int, float, str, list, dict, type(None)) or _is_ours(hint)
+
+
+def _is_ours(hint: Any) -> bool:
+    return isinstance(hint, type) and hint.__module__.partition(".")[0] == "uda_seg"
 
 
 def check_settings(settings: Any, where: str = "") -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
+import re
 import uuid
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from hydra.errors import HydraException
 from hydra.utils import get_class, instantiate
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from pytorch_lightning.profilers import AdvancedProfiler, Profiler, SimpleProfiler
@@ -34,6 +38,7 @@ from uda_seg.methods.base import Plan, UDAModule
 from uda_seg.models.inference import Inference
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.models.trial import trained, try_out
+from uda_seg.options.validate import nearest, shown
 from uda_seg.runs.checkpoint import device_precision
 from uda_seg.storage.files import read_text, write_text
 
@@ -75,6 +80,8 @@ def quiet_lightning() -> None:
         ".*have overridden `on_before_batch_transfer`.*",
         ".*does not have many workers.*",
         ".*isinstance.treespec.*",
+        ".*smaller than the logging interval.*",
+        ".*sync_dist=True.*",  # what is logged for callbacks is the same on all ranks
         ".*predict returned None.*",  # predictions are written, not returned
         ".*across ranks is zero.*",  # sequences without exact depth are not scored
         ".*broadcast_buffers. is deprecated.*",  # only the newest supported PyTorch has the new name
@@ -153,7 +160,9 @@ def inference(config: Config) -> Inference:
 
 
 def build_trainer(config: Config, folder: Path, data: UDADataModule, seen: int = 0, *more: pl.Callback) -> pl.Trainer:
-    """Build Lightning's trainer with our callbacks; a batch is a step, so validation counts optimiser steps."""
+    """Build Lightning's trainer with all callbacks; a batch is a step, so validation counts optimiser steps."""
+    quiet_lightning()
+    scores = ["val/miou", *(f"val/{name}/{score}" for name in data.validation_names for score in SCORED)]
     often = config.callbacks
     callbacks: list[pl.Callback] = [
         TeacherEMA(),
@@ -165,8 +174,50 @@ def build_trainer(config: Config, folder: Path, data: UDADataModule, seen: int =
         callbacks.append(Panels(folder / "panels", interval(config.steps, often.panels), data.classes))
     if often.progress:
         callbacks.append(ProgressBar())
-    callbacks += [*more, Stop(checkpoints)]
+    callbacks += [*more, *own_callbacks(config, folder, scores), Stop(checkpoints)]
     return lightning(config, folder, config.steps, build_loggers(config, folder), callbacks)
+
+
+def own_callbacks(config: Config, folder: Path, scores: Sequence[str] = ()) -> list[pl.Callback]:
+    """Build the Lightning callbacks among `callbacks`.
+
+    Args:
+        config: of the run.
+        folder: of the run; a ModelCheckpoint that names no `dirpath` writes into its `model_checkpoints`.
+        scores: names of what validation gives; none where they are not known yet.
+
+    Raises:
+        UserError: one that cannot be built, monitors a score that there is not, or writes what nobody could read.
+    """
+    built = []
+    for name, node in config.callbacks.others.items():
+        options = dict(node)
+        if issubclass(get_class(node["_target_"]), ModelCheckpoint):
+            options = {"dirpath": str(folder / "model_checkpoints"), **options}
+            if options.get("save_weights_only"):
+                raise UserError(
+                    f"callbacks.{name}.save_weights_only=true leaves out what builds the network: leave it out"
+                )
+        try:
+            callback: pl.Callback = instantiate(options)
+        except HydraException as error:
+            cause = " ".join(str(error.__cause__ or error).split())
+            raise UserError(f"callbacks.{name}: {shown(cause)}") from error
+        _check_monitored(callback, name, scores)
+        built.append(callback)
+    return built
+
+
+SCORED = ("miou", "pixel_accuracy", "teacher_miou")  # of each target
+
+
+def _check_monitored(callback: pl.Callback, name: str, known: Sequence[str]) -> None:
+    """Refuse a misspelt score before training, not at the first validation."""
+    monitored = getattr(callback, "monitor", None)
+    if known and isinstance(monitored, str) and re.match(r"val(idation)?[/_]", monitored) and monitored not in known:
+        raise UserError(
+            f"callbacks.{name}.monitor={shown(monitored)} is no score of this run; {nearest(monitored, known)}"
+        )
 
 
 def lightning(
@@ -191,12 +242,12 @@ def lightning(
         max_epochs=1,
         val_check_interval=interval(steps, config.evaluator.times),
         check_val_every_n_epoch=None,
-        log_every_n_steps=1,
+        log_every_n_steps=config.logger.log_every,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        enable_checkpointing=False,
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         logger=loggers,
         callbacks=callbacks,
         plugins=plugins,

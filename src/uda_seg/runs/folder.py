@@ -39,7 +39,13 @@ REPLACED = "replaced_run"
 # Files of a run; the record comes last, because it identifies the others.
 WRITTEN = (
     *(f"checkpoints/{name}" for name in RESUMABLE),
-    *("pseudo_labels/round_*", "panels/step_*.png", "profile/*-simple*.txt", "profile/*-advanced*.txt"),
+    *(
+        "model_checkpoints/*.ckpt",
+        "pseudo_labels/round_*",
+        "panels/step_*.png",
+        "profile/*-simple*.txt",
+        "profile/*-advanced*.txt",
+    ),
     *("tensorboard/events.out.tfevents.*", "tensorboard/hparams.yaml", "wandb/id.txt"),
     *("depth.md", "depth.png", "depth_metrics.json", "metrics.csv", "metrics.json", RECORD),
 )
