@@ -199,6 +199,20 @@ def test_a_damaged_cache_is_told(tree, tmp_path):
     assert find_cache(dataset, None, tmp_path) is not None
 
 
+def test_writing_makes_a_damaged_cache_anew(tree, tmp_path, caplog):
+    dataset = open_tree(tree, labeled=False)
+    write_cache(dataset, None, tmp_path, SIZES)
+    (folder,) = (tmp_path / "resized").iterdir()
+    for name in ("data.bin", "index.json"):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole[:-9])
+        caplog.clear()
+        write_cache(dataset, None, tmp_path, SIZES)
+        assert f"the cache {folder} cannot be read: it is made anew" in caplog.text
+        assert (folder / name).read_bytes() == whole
+    assert find_cache(dataset, None, tmp_path) is not None
+
+
 def test_an_image_that_is_damaged_in_the_cache_is_decoded_from_its_file(tree, tmp_path, caplog):
     dataset = open_tree(tree)
     write_cache(dataset, None, tmp_path, SIZES)

@@ -207,6 +207,9 @@ def write_cache(dataset: SegmentationDataset, resize: Resize | None, cache: Path
     sizes = np.array(disk, np.int64).reshape(-1, 2)
     shapes = np.array([resize.size(int(h), int(w)) if resize else (h, w) for h, w in sizes], np.int64).reshape(-1, 2)
     wanted = planes(dataset, resize, cache, sizes)
+    for plane in wanted:
+        if plane.folder.is_dir():
+            _remove_damaged(plane, len(dataset), cache)
     missing = [plane for plane in wanted if not plane.folder.is_dir()]
     for plane in missing:
         _Draft(plane, shapes).begin()
@@ -216,6 +219,16 @@ def write_cache(dataset: SegmentationDataset, resize: Resize | None, cache: Path
             if not plane.folder.is_dir():
                 _write_plane(plane, shapes, sizes, f"resizing {plane.name}s of {dataset.root.name}")
     return int(sum(plane.nbytes(shapes).sum() for plane in wanted))
+
+
+def _remove_damaged(plane: Plane, count: int, cache: Path) -> None:
+    """Delete a finished plane whose index or length is wrong; pixels are verified when they are read."""
+    try:
+        PlaneFile(plane, count)
+    except Damaged as error:
+        log.warning("%s", str(error).replace(CURE, "it is made anew"))
+        with FolderLock(cache / "resized", Owner("a prepare"), CACHE, f".{plane.folder.name}.lock"):
+            shutil.rmtree(plane.folder, ignore_errors=True)
 
 
 def _check_room(cache: Path, needed: int) -> None:
