@@ -105,7 +105,8 @@ class Predictor:
         if (count := frames(content)) > 1:
             log.warning("%s holds %d pictures: the first is read", path, count)
         image = image_of(content, self.bits, str(path))
-        confidence, label = self.model.logits(image).softmax(0).cpu().max(0)
+        logits = self.model.logits(image)
+        label, confidence = logits.argmax(0).cpu(), logits.softmax(0).amax(0).cpu()
         write(self.output, name, image, label, confidence, self.model.classes, self.values)
 
 

@@ -107,8 +107,9 @@ class TrainedSegmentor:
         logits = self.logits(image)
         if output == "logits":
             return logits
-        probabilities = logits.softmax(0)
-        return probabilities if output == "probabilities" else probabilities.argmax(0).to(torch.uint8)
+        if output == "probabilities":
+            return logits.softmax(0)
+        return logits.argmax(0).to(torch.uint8)  # probabilities may tie where logits do not
 
     @torch.no_grad()
     def logits(self, image: Pixels) -> Tensor:
