@@ -411,5 +411,5 @@ def test_a_converted_checkpoint_cannot_be_resumed(camvid, tmp_path, make_segment
     path = saved(released.mmcv(student, None), tmp_path / "official.pth")
     converted(path, tmp_path / "last.ckpt", *on_camvid(camvid), *SMALL)
     module = SourceOnly(make_segmentor(), make_plan())
-    with pytest.raises(UserError, match="holds weights alone: start a new run from it with init="):
+    with pytest.raises(UserError, match="contains only weights: start a new run from it with init="):
         check_same(module, tmp_path / "last.ckpt", configured("method=source_only", "data=streets2camvid"))

@@ -429,7 +429,7 @@ def test_two_flipped_bits_of_a_tensor_are_seen_by_all_who_read_it(cli, run, camv
         resumed(camvid, run, str(last))
     resumed(camvid, run)
     assert "last.ckpt is damaged" in caplog.text
-    assert "trying the one before" in caplog.text
+    assert "trying an earlier one" in caplog.text
     states = [torch.load(f / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for f in (whole, run)]
     assert all(torch.equal(states[0][name], tensor) for name, tensor in states[1].items())
 
@@ -580,7 +580,7 @@ def test_archives_without_checksums_and_of_other_names_are_read(tmp_path, caplog
         for name in ("unsummed.pth", "net-20240131.pth"):
             caplog.clear()
             assert of_encoder(tmp_path / name).keys() == state.keys()
-            assert f"{name} has no checksums: damage inside a tensor would not be seen" in caplog.text
+            assert f"{name} has no checksums: damage inside a tensor would go unnoticed" in caplog.text
 
 
 def test_files_whose_names_are_no_utf8_are_read_and_told(tmp_path):

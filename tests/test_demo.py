@@ -104,7 +104,7 @@ def test_a_training_that_fails_ends_the_demo(trainings):
     code, said, calls = trainings("method.nosuch=1")
     assert code == 1
     assert len(calls) == 1
-    assert "class by class" not in said
+    assert "per class:" not in said
 
 
 @pytest.mark.parametrize("override", ["~data.validation.target", "data.validation={}", "data.validation.target=null"])

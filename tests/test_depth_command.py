@@ -249,7 +249,7 @@ def test_a_domain_without_exact_depth_is_not_scored_and_that_is_said(tree, caplo
     data.validation_names = ()
     with caplog.at_level("INFO"):
         command.report(command.build_module(config, data), data, None, tree)
-    assert "nothing is scored: there is no exact depth of camera" in caplog.text
+    assert "no scores: there is no exact depth of camera" in caplog.text
 
 
 def test_scores_of_images_that_are_learnt_from_are_called_that(tree, caplog):

@@ -77,23 +77,23 @@ SWIN = {"img_size": 64, "patch_size": 4, "embed_dim": 8, "depths": (1,), "num_he
     [
         (lambda: nn.BatchNorm2d(2)(torch.zeros(1, 2, 1, 1)), ["[1, 2, 1, 1]", "data.crop", "optimizer.accumulate"]),
         (lambda: nn.InstanceNorm2d(2)(torch.zeros(1, 2, 1, 1)), ["[1, 2, 1, 1]", "data.crop larger"]),
-        (lambda: SwinTransformer(**SWIN)(torch.zeros(1, 3, 32, 32)), ["of 64 pixels alone", "data.crop=[64,64]"]),
+        (lambda: SwinTransformer(**SWIN)(torch.zeros(1, 3, 32, 32)), ["images of 64 pixels", "data.crop=[64,64]"]),
         (
             lambda: VisionTransformer(img_size=32, embed_dim=8, depth=1, num_heads=1)(torch.zeros(1, 3, 64, 64)),
-            ["of 32 pixels alone", "evaluator=slide", "model.encoder.name"],
+            ["images of 32 pixels", "evaluator=slide", "model.encoder.name"],
         ),
         (
             lambda: VisionTransformer(img_size=32, embed_dim=8, depth=1, num_heads=1, dynamic_img_size=True)(
                 torch.zeros(1, 3, 33, 32)
             ),
-            ["takes no images of this size (Input height (33) should be divisible by patch size (16))"],
+            ["does not accept images of this size (Input height (33) should be divisible by patch size (16))"],
         ),
         (lambda: pl.Trainer(accelerator="cpu", devices=[0, 1]), ["trainer: `devices` selected with `CPUAccelerator`"]),
         (
             lambda: timm.create_model("test_maxvit")(torch.zeros(1, 3, 32, 32)),
-            ["takes no images of this size (height (8) must be divisible by window (5))", "data.crop"],
+            ["does not accept images of this size (height (8) must be divisible by window (5))", "data.crop"],
         ),
-        (lambda: nn.Conv2d(1, 1, 3)(torch.zeros(1, 1, 2, 2)), ["so small images", "make data.crop larger"]),
+        (lambda: nn.Conv2d(1, 1, 3)(torch.zeros(1, 1, 2, 2)), ["too small for the network", "make data.crop larger"]),
         (lambda: torch.empty(2**50), ["main memory is full", "data.workers=N", "data.cache=none"]),
         (lambda: np.empty(2**50), ["main memory is full", "data.cache=none"]),
         (
@@ -144,7 +144,7 @@ def test_what_libraries_raise_is_told_in_a_line_with_its_cure(work, said):
             torch.distributed.DistNetworkError("The client socket has timed out after 1s"),
             ["MASTER_ADDR", "trainer.tim"],
         ),
-        (RuntimeError(GLOO), ["the ranks cannot hear each other", "trainer.timeout"]),
+        (RuntimeError(GLOO), ["the ranks cannot communicate", "trainer.timeout"]),
         (RuntimeError("CUDA error: no kernel image is available for execution"), ["build of torch", "trainer=cpu"]),
         (RuntimeError("adaptive_max_pool2d does not have a deterministic implementation"), ["deterministic=warn"]),
         (RuntimeError("set CUBLAS_WORKSPACE_CONFIG=:4096:8"), ["CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment"]),
@@ -268,7 +268,7 @@ def test_ctrl_c_saves_the_run_after_the_step(cli, camvid, failing, tmp_path):
     finished = cli(train.main, *small_run(camvid), "method=source_only", "hydra.run.dir=run")
     assert finished.code == 130
     assert "Traceback" not in finished.err + finished.out
-    assert "stopped by SIGINT after step 2, which is saved: go on with resume=last" in finished.err
+    assert "stopped by SIGINT after step 2and saved its state; continue with resume=last" in finished.err
     assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
     assert signal.getsignal(signal.SIGINT) == before
 
@@ -320,7 +320,7 @@ def test_too_few_values_for_batch_norm_are_told_before_training(given, with_timm
 
 def test_an_image_that_the_encoder_refuses_is_told_before_training(with_timm):
     said = with_timm("test_maxvit", "data.crop=[32,32]")
-    assert "this model.encoder.name takes no images of this size (height (8) must be divisible by window (5))" in said
+    assert "does not accept images of this size (height (8) must be divisible by window (5))" in said
 
 
 @pytest.mark.parametrize(

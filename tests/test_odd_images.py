@@ -100,7 +100,7 @@ def test_odd_images_are_segmented_and_what_fails_costs_no_other(predicted, tmp_p
     assert said == f"4 of 15 images failed: {', '.join(str(folder / name) for name in bad)}"
     for words in (
         "cut.png is cut off", "cut.jpg is cut off", "gone.png cannot be opened",
-        "trouble.png: OutOfMemoryError: out of memory", "moving.gif holds 2 pictures: the first is read",
+        "trouble.png: OutOfMemoryError: out of memory", "moving.gif contains 2 frames: only the first is read",
         "being no images: 2 files (1 .mp4, 1 .txt): film.mp4, notes.txt",
     ):  # fmt: skip
         assert words in caplog.text
@@ -114,7 +114,7 @@ def test_images_of_twelve_bits_are_no_night(predicted, tmp_path, caplog):
         save(tmp_path / f"plain/{i}.png", image)
     deep, said = predicted(tmp_path / "deep")
     assert said == ""
-    assert "predict.bits=12: images have 16 bits a channel" in caplog.text
+    assert "predict.bits=12: images have 16 bits per channel" in caplog.text
     plain, _ = predicted(tmp_path / "plain")
     assert all(np.array_equal(deep[name], plain[name]) for name in ("0.png", "1.png"))
     predicted(tmp_path / "deep", "predict.bits=16")

@@ -136,7 +136,7 @@ def test_training_reads_the_cache_that_was_prepared(call, tmp_path, monkeypatch)
     small = ["method=source_only", "model=daformer_small", "pretrained=null", "trainer=cpu", "trainer.max_steps=1"]
     small += ["data.cache=disk", "data.workers=0", "evaluator.times=1"]
     line = call(*small, main=train.main).error
-    assert "nothing is prepared for data.source" in line
+    assert "there is no cache for data.source" in line
     assert line.endswith("data.cache=disk")
     assert call("data.cache=disk").code == 0
     made = {path.name.rsplit("-", 1)[0] for path in (tmp_path / "cache/resized").iterdir()}

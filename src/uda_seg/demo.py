@@ -96,7 +96,7 @@ def main() -> None:
         after = train(Run("after", "adapted"), "lcmsm", start)
         picture = compare(before, control, after)
         print(f"\n{summary(before, control, after)}\n\nthe target before and after adaptation: {picture}")
-        print(f"class by class: {picture.with_suffix('.md')}")
+        print(f"per class: {picture.with_suffix('.md')}")
 
 
 def train(run: Run, method: str, overrides: Sequence[str]) -> Run:

@@ -117,7 +117,7 @@ def learn(
     scale = Scale(float(data.train[0][0].baseline[0]), [d.domain or d.dataset for d in data.domains.values()])
     place.begin()
     write_record(folder, config)
-    log.info("learning depth from %d images", sum(len(domain) for domain in data.train))
+    log.info("training depth on %d images", sum(len(domain) for domain in data.train))
     trainer = build_trainer(config, folder, describe(config) | {"depth": asdict(scale)}, place.tenant())
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     return trainer, scale
@@ -226,7 +226,7 @@ def report(module: SelfSupervisedDepth, data: SequenceData, trainer: pl.Trainer,
     """Score against exact depth, with a baseline that needs no training; print, write and draw the results."""
     if not data.validation:
         names = " and ".join(domain.domain or domain.dataset for domain in data.domains.values())
-        log.info("nothing is scored: there is no exact depth of %s", names)
+        log.info("no scores: there is no exact depth of %s", names)
         return
     if module.scored_step != trainer.global_step:
         trainer.validate(module, datamodule=data, verbose=False)

@@ -183,7 +183,7 @@ def made_by(config: Config, path: Path, domain: DomainSettings, suffix: str) -> 
 def write(config: Config, folder: Path, writer: Writer, dataset: SegmentationDataset, domain: DomainSettings) -> None:
     """Predict the missing images of a validation set, then pack the archive."""
     left = len(set().union(*writer.missing))
-    log.info("%d of %d images are predicted already", len(dataset) - left, len(dataset))
+    log.info("%d of %d images are already predicted", len(dataset) - left, len(dataset))
     asked = config.data.workers
     workers = choose_workers(False, cores()) if asked is None else bound_workers(asked, left)
     loader = writer.loader(dataset, resize_of(domain), workers)

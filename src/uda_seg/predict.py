@@ -103,7 +103,7 @@ class Predictor:
         content = read_bytes(path)
         check_image(content, str(path))  # OpenCV would accept a truncated image
         if (count := frames(content)) > 1:
-            log.warning("%s holds %d pictures: the first is read", path, count)
+            log.warning("%s contains %d frames: only the first is read", path, count)
         image = image_of(content, self.bits, str(path))
         logits = self.model.logits(image)
         label, confidence = logits.argmax(0).cpu(), logits.softmax(0).amax(0).cpu()

@@ -58,14 +58,12 @@ def train_in(place: RunFolder, config: Config) -> float:
     """Train in this run's folder; a run to replace is only touched once everything has been built and checked."""
     folder, resume, first = place.folder, place.resume, this_rank() == 0
     if first and (changed := departures(config)):
-        log.info("otherwise than the method's own recipe (in brackets): %s", ", ".join(changed))
+        log.info("differs from the method's defaults (in brackets): %s", ", ".join(changed))
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = build_data(config)
     data.find()
     if first and not data.validation_names:
-        log.warning(
-            "data.validation is empty: nothing is scored, metrics.json holds no scores, best.ckpt is not written"
-        )
+        log.warning("data.validation is empty: metrics.json will have no scores, and best.ckpt is not written")
     module = build_module(config, data)
     check_crop(config, module.segmentor)
     module.setup("fit")  # missing weights or class text fail before rendering
@@ -97,7 +95,7 @@ def train_in(place: RunFolder, config: Config) -> float:
             checkpoints = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))  # type: ignore[attr-defined]
             write_json(folder / "metrics.json", collect(config, module, trainer, checkpoints, seen))
             score = f"mIoU {100 * module.miou:.1f} %" if data.validation_names else "no scores"
-            log.info("%s (last iterate, step %d) in %s", score, trainer.global_step, folder)
+            log.info("%s (after the last step, %d) in %s", score, trainer.global_step, folder)
         failed = False
     finally:
         close_loggers(trainer, failed)
@@ -110,7 +108,7 @@ def say_batch(config: Config, data: UDADataModule, world: int, before: Mapping[s
     source, target = config.data.source_batch, data.target_batch
     if world > 1:
         log.info(
-            "global batch: %d source and %d target images a step, %d and %d on each of %d ranks; the learning rate "
+            "global batch: %d source and %d target images per step, %d and %d on each of %d ranks; the learning rate "
             "is%s multiplied by the number of ranks",
             *(source * world, target * world, source, target, world, "" if config.optimizer.scale_lr else " not"),
         )
@@ -119,14 +117,14 @@ def say_batch(config: Config, data: UDADataModule, world: int, before: Mapping[s
     for domain, now in (("source", source * world), ("target", target * world)):
         if (was := before.get(f"{domain}_images_per_step", now)) != now:
             log.warning(
-                "resumed with %d %s images a step instead of %d: the samplers go on at the place of this step in a "
-                "stream read at the new pace, so some images are %s, and the run is no longer the one that began",
-                *(now, domain, was, "left out" if now > was else "read again"),
+                "resumed with %d %s images per step instead of %d: the samplers continue at this position of a stream "
+                "read at the new rate, so some images are %s, and it is no longer the same run",
+                *(now, domain, was, "skipped" if now > was else "repeated"),
             )
     if (ranks := before.get("ranks", world)) != world:
         log.warning(
-            "resumed on %d rank(s) instead of %d: what a step draws on each (mixed classes, masks, augmentation) is "
-            "drawn otherwise from here on%s",
+            "resumed on %d rank(s) instead of %d: random draws of a step (mixed classes, masks, augmentation) differ "
+            "from here on%s",
             *(world, ranks, f"; the learning rate is {world} times optimizer.lr" if config.optimizer.scale_lr else ""),
         )
 

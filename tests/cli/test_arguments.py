@@ -83,7 +83,7 @@ def test_help_needs_no_readable_override():
         (["--config-path=x"], "--config-dir=DIR"),
         (["--config-dir=/no/such"], "--config-dir=/no/such: there is no such folder"),
         (["--experimental-rerun=x.pkl"], "reads a pickle"),
-        (["-m", "--cfg", "job"], "--cfg and --multirun do not go together"),
+        (["-m", "--cfg", "job"], "--cfg and --multirun exclude each other"),
         (["--resolve"], "add --cfg job"),
         (["-p", "trainer"], "add --cfg job"),
         (["quick"], "quick is no override: write key=value"),

@@ -104,7 +104,7 @@ def test_a_pattern_of_files_needs_files():
 
 def test_one_setting_alone_says_what_the_encoder_starts_from(cli):
     line = cli(train.main, "pretrained=imagenet", "model.encoder.weights=x.pt").error
-    assert "pretrained=imagenet and model.encoder.weights=x.pt both say what the encoder starts from" in line
+    assert "pretrained=imagenet and model.encoder.weights=x.pt both set the encoder's initial weights" in line
 
 
 # ---------------------------------------------------------------------- files of one's own

@@ -136,7 +136,7 @@ def test_a_map_that_leaves_nearly_everything_out_is_told(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         data = own(tree(tmp_path, [label]), label_map={0: "background", 1: "object"}, unlisted="ignore")
         check_labels(data, "data.source")
-    assert f"and {100 * 10 / label.size:.1f} % of their pixels are of a class, the rest is ignored" in caplog.text
+    assert f"and {100 * 10 / label.size:.1f} % of their pixels have a class, the rest is ignored" in caplog.text
 
 
 def test_ids_that_a_map_does_not_name(tmp_path):
@@ -180,7 +180,7 @@ def test_prepare_judges_by_the_same_rules_and_all_files(tmp_path):
     Image.fromarray(blocks(0, SIZE, [0, 1], 4)).save(root / "labels/train/0.png", format="JPEG")
     (lossy,) = problems(own(root, label_map={0: "background", 1: "object"}, unlisted="ignore"))
     assert lossy.damage
-    assert "is a JPEG, which changes ids" in lossy.what
+    assert "is a JPEG, which is lossy and changes ids" in lossy.what
     many = np.arange(SIZE[0] * SIZE[1] * 3, dtype=np.uint16).reshape(*SIZE, 3).astype(np.uint8)
     many[..., 2] = np.arange(SIZE[0])[:, None]
     (strange,) = problems(own(tree(tmp_path / "colours", [many]), label_format="color"))
@@ -224,9 +224,9 @@ def test_a_class_without_a_pixel_is_named_before_training(tmp_path, caplog, rare
     settings = own_settings(root, names=("a", "b", "c", "d"), label_map={0: "a", 1: "b", 2: "c"})
     settings.rare_class = RareClassSettings(enabled=rare, min_pixels=0, min_crop_pixels=0)
     assert absent(caplog, settings) == [
-        "data.source: no id in its labels stands for d, evaluated all the same",
-        "data.source: none of its 3 labels has a pixel of c: evaluated, but not learnt",
-        "data.validation.own: no id in its labels stands for d, evaluated all the same",
+        "data.source: no id in its labels maps to d, which is evaluated",
+        "data.source: none of its 3 labels has a pixel of c: evaluated, but not trained on",
+        "data.validation.own: no id in its labels maps to d, which is evaluated",
     ]
     settings.class_set["subsets"] = {"some": ["a", "b"]}
     settings.eval_classes = "some"

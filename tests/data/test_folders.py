@@ -114,7 +114,7 @@ def test_any_kind_of_image_can_be_asked_for(tmp_path):
     assert data.names == ["a.png", "b.JPG", "c.gif", "d.tif"]
     assert all(data.read(i).image.shape == (8, 12, 3) for i in range(4))
     Image.fromarray(noise(0)).save(tmp_path / "image/a.jpg")
-    with pytest.raises(UserError, match=r"a\.jpg and a\.png would have one label: name them apart"):
+    with pytest.raises(UserError, match=r"a\.jpg and a\.png would share one label: rename one of them"):
         opened(custom(tmp_path, image_suffix=".*"))
     assert len(opened(custom(tmp_path, image_suffix=".*"), labeled=False)) == 5
 

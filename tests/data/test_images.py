@@ -163,7 +163,7 @@ def test_as_many_bits_as_a_set_uses_are_read_by_every_reader(tmp_path, caplog, b
         stored = cv2.imread(str(data.image_path(index)), cv2.IMREAD_UNCHANGED)[..., ::-1].astype(float)
         np.testing.assert_array_equal(data.read(index).image, np.floor(stored * 256 / 2**bits))
         np.testing.assert_array_equal(data.read_image(index), data.read(index).image)
-    assert f"data.source.bits={bits}: images have 16 bits a channel" in caplog.text
+    assert f"data.source.bits={bits}: images have 16 bits per channel" in caplog.text
     write_cache(data, None, tmp_path / "cache", [(16, 24)] * 4)
     stored = find_cache(data, None, tmp_path / "cache")
     assert stored is not None
@@ -215,13 +215,13 @@ def test_training_and_validation_images_of_one_folder_are_to_be_scaled_alike(tmp
     data = UDADataModule(settings, steps=1, seed=0)
     data.find()
     data.setup()
-    assert "data.target was found to use 12 of 16 bits a channel, data.validation.target 10" in caplog.text
+    assert "data.target uses 12 of 16 bits per channel, data.validation.target uses 10" in caplog.text
     assert data.bits == 12
 
 
 def test_a_deep_image_among_shallow_ones_is_told(tmp_path):
     save(tmp_path / "a.png", np.full((4, 4, 3), 300, np.uint16))
-    with pytest.raises(UserError, match=r"a.png has 16 bits a channel, unlike the images .*bits=16"):
+    with pytest.raises(UserError, match=r"a.png has 16 bits per channel, unlike the images .*bits=16"):
         read_image(tmp_path / "a.png")
     assert read_image(tmp_path / "a.png", 12).tolist() == np.full((4, 4, 3), 18).tolist()
 

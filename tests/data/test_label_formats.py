@@ -155,7 +155,7 @@ def test_lossy_labels_are_refused_whatever_their_name_says(tmp_path, kind, label
     picture = Image.fromarray(painted(train_ids(), OWN) if label_format == "color" else train_ids())
     how = {".jpg": {"format": "JPEG"}, ".webp": {"format": "WEBP"}, ".tif": {"format": "TIFF", "compression": "jpeg"}}
     picture.save(root / "labels/train/0.png", **how[kind])
-    with pytest.raises(UserError, match=r"0\.png is a .* changes ids when it is saved: export the labels again as PNG"):
+    with pytest.raises(UserError, match=r"0\.png is a .* changes ids: export the labels again as PNG"):
         opened(root, label_format=label_format, unlisted="ignore").read(0)
 
 
@@ -211,9 +211,9 @@ def test_damage_is_one_line_whatever_its_decoder_raises(tmp_path, kind):
         ({"label_map": {"ground": 0}}, "label_map: ground is no raw id: give a number"),
         ({"label_map": {70000: 0}}, "the raw id 70000 is not between 0 and 65535"),
         ({"label_map": {300: 0}, "label_format": "palette"}, "the raw id 300 is not between 0 and 255"),
-        ({"label_map": {0: "ignore", 1: None}}, "names no class, so nothing could be learnt"),
-        ({"label_map": {}}, "names no class, so nothing could be learnt"),
-        ({"label_map": {7: "ground", "7": "sky"}}, "7 stands for two classes"),
+        ({"label_map": {0: "ignore", 1: None}}, "maps to no class, so there is nothing to train on"),
+        ({"label_map": {}}, "maps to no class, so there is nothing to train on"),
+        ({"label_map": {7: "ground", "7": "sky"}}, "7 maps to two classes"),
         ({"label_map": "ground"}, "is no map: give {7: road, 8: sidewalk}"),
         ({"label_map": [[7, "ground", 8]]}, "is no map: give {7: road, 8: sidewalk}"),
         ({"label_map": {7: "ground"}, "label_format": "color"}, "7 is no colour: give [R, G, B]"),
@@ -231,7 +231,7 @@ def test_a_map_that_cannot_be_is_told(tmp_path, custom, wrong):
 
 def test_one_colour_of_two_classes_needs_a_map():
     classes = ClassSet("custom", ("a", "b"), ((1, 1, 1), (1, 1, 1)), (), ("a", "b"))
-    with pytest.raises(UserError, match="two classes have one colour in the palette: give a label_map"):
+    with pytest.raises(UserError, match="two classes share a colour in the palette: give a label_map"):
         label_table(CustomData(label_format="color"), classes, "data.source.custom.label_map")
 
 

@@ -78,7 +78,7 @@ def test_damages_are_named(tmp_path):
     (root / "camera/000001.json").write_text("{")
     with pytest.raises(UserError, match=r"camera/000001.json cannot be read"):
         open_sequences(root, "stereo")[1]
-    with pytest.raises(UserError, match=r"data.target.dataset=camvid has no sequences here: use one of streets, city"):
+    with pytest.raises(UserError, match=r"data.target.dataset=camvid has no sequences: use one of streets, city"):
         open_sequences(root, dataset="camvid")
 
 

@@ -358,7 +358,7 @@ def test_labels_that_a_program_cut_to_8_bits_are_refused(trees, tmp_path):
 
 
 def test_labels_of_sequences_are_not_read(trees):
-    with pytest.raises(UserError, match="VIPER has no labels that are read"):
+    with pytest.raises(UserError, match="VIPER has no supported labels"):
         SegmentationDataset(SPECS["viper"], trees["viper"], "train", CITYSCAPES, labeled=True)
 
 
@@ -407,7 +407,7 @@ def test_descriptions_may_stand_in_files(trees, tmp_path):
         ({"label_map": {7: 5}}, "7: 5 is no class"),
         ({"label_format": "grey"}, "data.source.custom.label_format=grey is none of gray, palette, red"),
         ({"label_sufix": ".png"}, "data.source.custom"),
-        ({"labels": None}, "the custom data set has no labels that are read"),
+        ({"labels": None}, "the custom data set has no supported labels"),
     ],
 )
 def test_what_is_wrong_in_a_description_is_told_by_its_key(trees, changes, said):

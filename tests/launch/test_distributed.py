@@ -276,8 +276,8 @@ def test_stopping_and_going_on_changes_nothing_on_two_ranks(train, tmp_path, cap
     assert rate() == 0.002
     train("parts", 1, *common, "steps=5", "resume=last")
     assert rate() == 0.001
-    assert "drawn otherwise from here on; the learning rate is 1 times optimizer.lr" in caplog.text
-    assert "resumed with 2 source images a step instead of 4" in caplog.text
+    assert "differ from here on; the learning rate is 1 times optimizer.lr" in caplog.text
+    assert "resumed with 2 source images per step instead of 4" in caplog.text
     assert "resumed on 1 rank(s) instead of 2" in caplog.text
 
 
@@ -301,7 +301,7 @@ def test_a_rank_that_ends_stops_the_others_and_is_heard_once(end, cli, camvid, m
     begins = {
         "raise": "the disk of rank 1 is gone",
         "kill": "rank 1 was killed",
-        "stand still": "the ranks cannot hear",
+        "stand still": "the ranks cannot communicate",
     }
     assert said.startswith(f"error: {begins[end]}")
     assert time.perf_counter() - started < 60
@@ -317,7 +317,7 @@ def test_jobs_of_a_sweep_have_ranks_of_their_own(cli, camvid, tmp_path):
     assert "depth" in finished.error
     run = tmp_path / "sweep" / "source_only"
     assert metrics(run)["source_images"] == 2 * 2
-    assert "global batch: 4 source and 0 target images a step" in (run / "train.log").read_text()
+    assert "global batch: 4 source and 0 target images per step" in (run / "train.log").read_text()
     assert (tmp_path / "sweep" / "table.md").read_text().count("\n| ") == 3
     changed = {name for name, value in os.environ.items() if before.get(name) != value}
     assert changed <= {"PYTORCH_NVML_BASED_CUDA_CHECK", "PL_GLOBAL_SEED", "PL_SEED_WORKERS"}
@@ -333,7 +333,7 @@ def test_hardware_that_is_not_there(train, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert "trainer.accelerator=gpu, but this machine has no GPU" in said("trainer.accelerator=gpu")
     assert "trainer.devices=none is no number of devices" in said("trainer.devices=none")
-    assert "trainer.sync_batchnorm=true works between GPUs alone" in said("trainer.sync_batchnorm=true")
+    assert "trainer.sync_batchnorm=true needs GPUs" in said("trainer.sync_batchnorm=true")
     assert "needs MASTER_ADDR, MASTER_PORT, NODE_RANK in the environment" in said("trainer.num_nodes=2")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert "this machine has 1 GPU(s), none is number 1" in said("trainer.accelerator=gpu")
@@ -378,7 +378,11 @@ TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}
         (2, {"SLURM_NTASKS": "4"}, "4 ranks were started, .* srun --nodes=N --ntasks-per-node=D"),
         (4, {"SLURM_NTASKS": "1", **TORCHRUN}, None),  # torchrun, once on each machine of SLURM's
         (4, {"SLURM_NTASKS": "4", **STEP}, None),
-        (4, {"SLURM_NTASKS": "4"}, "SLURM starts the ranks, but this process is none of its tasks: .* srun --nodes=N"),
+        (
+            4,
+            {"SLURM_NTASKS": "4"},
+            "SLURM starts the ranks, but this process is not one of its tasks: .* srun --nodes=N",
+        ),
         (1, {"SLURM_NTASKS": "1"}, None),  # in a shell that SLURM gave
         (
             4,
@@ -416,7 +420,7 @@ def test_a_sweep_is_not_started_by_every_rank(cli, camvid, monkeypatch, tmp_path
     for name, value in TORCHRUN.items():
         monkeypatch.setenv(name, value)
     said = cli(command.main, "-m", *overrides_on(4, camvid), "method=dacs", "hydra.sweep.dir=sweep").error
-    assert "a multirun starts the ranks of each job itself: call it without torchrun, or use sweep=slurm" in said
+    assert "a multirun starts each job's ranks itself: call it without torchrun, or use sweep=slurm" in said
 
 
 def test_a_sweep_on_two_machines_is_summed_up_on_the_first(cli, camvid, monkeypatch, tmp_path):

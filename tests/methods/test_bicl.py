@@ -361,7 +361,7 @@ def test_resumed_in_another_folder(step, loss, make_segmentor, make_plan, data, 
     said = [r.getMessage() for r in caplog.records if r.name == rounds.__name__ and r.levelname == "WARNING"]
     if step == 3 and loss != "none":
         assert [line[: line.index(" in ")] for line in said] == ["round 1 has no readable labels"]
-        assert "by the weights of step 3" in said[0]
+        assert "with the weights of step 3" in said[0]
         assert again.trainer.global_step == 6
     else:
         assert not said

@@ -75,7 +75,7 @@ def test_a_file_of_another_program_is_not_written_over(train, tmp_path, name):
     file.parent.mkdir(parents=True)
     file.write_bytes(b"of another program")
     for overrides in ((), ("overwrite=true",)):
-        with refused(f"{file} is in the way, and nothing says that a run of uda_seg wrote it: move it away"):
+        with refused(f"{file} is in the way, and is not known to be from a run of uda_seg: move it away"):
             train("run", *overrides)
     if name == "checkpoints/last.ckpt":
         with refused("has no checkpoint to resume") as told:
@@ -88,7 +88,7 @@ def test_a_run_whose_checkpoints_were_moved_is_a_run(train, tmp_path):
     train("run", "callbacks.panels=2")
     (tmp_path / "run" / "checkpoints").rename(tmp_path / "kept")
     before = contents(tmp_path / "run")
-    with refused("already holds a run, without its checkpoints: bring them back to continue it with resume=last"):
+    with refused("already holds a run, without its checkpoints: restore them to continue it with resume=last"):
         train("run")
     with refused("has no checkpoint to resume: bring its checkpoints back, or replace the run with overwrite=true"):
         train("run", "resume=last")
@@ -169,7 +169,7 @@ def test_a_run_that_fails_before_its_first_checkpoint_gives_the_place_back(train
     with pytest.raises(OSError, match="no disk"):
         train("run", "seed=1", "callbacks.panels=1", "evaluator.times=1", "overwrite=true")
     assert contents(tmp_path / "run") == before
-    assert "the run that was to be replaced is back in its place" in caplog.text
+    assert "the run that was to be replaced has been restored" in caplog.text
 
 
 def killed_in(work, name: str, calls: int) -> None:

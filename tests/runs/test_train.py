@@ -314,7 +314,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(train, tmp_path,
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:1000])
     train("run", *common, "resume=last")
-    assert "trying the one before" in caplog.text
+    assert "trying an earlier one" in caplog.text
     assert_same(checkpoint(tmp_path / "whole")["state_dict"], checkpoint(tmp_path / "run")["state_dict"])
 
 
@@ -363,7 +363,7 @@ def test_a_resumed_run_says_what_it_does_otherwise(train, caplog, tmp_path):
     train("run", "method=dacs", "steps=2", "resume=last", "optimizer.lr=0.5", "data.target_batch=3")
     [line] = [r.getMessage() for r in caplog.records if r.getMessage().startswith("resumed otherwise")]
     assert line.endswith(": steps=2 (was 1), data.target_batch=3 (was 2), optimizer.lr=0.5 (was 0.001)")
-    assert "resumed with 3 target images a step instead of 2: the samplers go on at the place of this" in caplog.text
+    assert "resumed with 3 target images per step instead of 2: the samplers continue at this position" in caplog.text
     assert checkpoint(tmp_path / "run")["global_step"] == 2  # a finished run that is given more steps takes them
     rates = [group["base_lr"] for group in checkpoint(tmp_path / "run")["optimizer_states"][0]["param_groups"]]
     assert rates == [0.5, 0.5, 2.5]  # the head learns faster
@@ -505,7 +505,7 @@ def test_a_full_disk_keeps_the_checkpoint_of_before(train, tmp_path, monkeypatch
         save(content, file, *args, **kwargs)
 
     monkeypatch.setattr(torch, "save", full)
-    with refused("No space left on device; the checkpoint of before is kept, free some space"):
+    with refused("No space left on device; the previous checkpoint is kept, free some space"):
         train("run", "method=source_only", "callbacks.checkpoints=4")
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["last.ckpt"]
     assert checkpoint(tmp_path / "run")["global_step"] == 1
@@ -522,7 +522,7 @@ def test_a_file_that_the_system_cuts_off_is_no_checkpoint(train, tmp_path, monke
 
     monkeypatch.setattr(Checkpoints, "save_last", limited)
     try:
-        with refused("the checkpoint of before is kept, free some space"):
+        with refused("the previous checkpoint is kept, free some space"):
             train("run", "method=source_only", "callbacks.checkpoints=4")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -675,7 +675,7 @@ def test_a_target_without_labels_is_adapted_to_without_scores(cli, camvid, tmp_p
     assert "to train without scores: '~data.validation.target'" in told
     finished = cli(command.main, *small_run(camvid), *more, nothing)
     assert finished.code == 0, finished.err
-    assert "data.validation is empty: nothing is scored" in finished.out
+    assert "data.validation is empty: metrics.json will have no scores" in finished.out
     said = metrics(tmp_path / "run")
     assert (said["miou"], said["best"], said["teacher"], said["step"]) == (None, None, None, 2)
     assert (tmp_path / "run/checkpoints/last.ckpt").exists()

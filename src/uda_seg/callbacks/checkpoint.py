@@ -36,7 +36,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.replace(temporary, target)
         except (OSError, RuntimeError) as error:
             raise UserError(
-                f"cannot write {target}: {error}; the checkpoint of before is kept, free some space"
+                f"cannot write {target}: {error}; the previous checkpoint is kept, free some space"
             ) from error
         finally:
             temporary.unlink(missing_ok=True)

@@ -83,7 +83,7 @@ class CSVLog(Logger):
             except OSError as error:
                 raise UserError(f"cannot write {self.path}: {error.strerror or error}; {RUN}") from error
             log.warning(
-                "%s is damaged: it is now %s, and the log goes on with what could be read", self.path, aside.name
+                "%s is damaged: it is now %s, and the log continues with the readable lines", self.path, aside.name
             )
         again = next((i for i, row in enumerate(rows) if row[:2] == (step, name)), len(rows))
         kept = [row for i, row in enumerate(rows) if row[0] < step or (row[0] == step and i < again)]

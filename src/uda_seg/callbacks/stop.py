@@ -116,11 +116,11 @@ class Stop(pl.Callback):
     def _take_leave(self, number: int, step: int) -> None:
         """Report the stop, and requeue the job if the signal was SLURM's."""
         name = signal.Signals(number).name
-        print(f"stopped by {name} after step {step}, which is saved: go on with resume=last", file=sys.stderr)
+        print(f"stopped by {name} after step {step}and saved its state; continue with resume=last", file=sys.stderr)
         job = slurm_job()
         if job is not None and number == requeue_signal():
             done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
-            log.info("SLURM job %s: %s", job, "queued again" if done.returncode == 0 else done.stderr.strip())
+            log.info("SLURM job %s: %s", job, "requeued" if done.returncode == 0 else done.stderr.strip())
 
 
 @rank_zero_only

@@ -104,10 +104,10 @@ def _check_flags(said: argparse.Namespace) -> None:
     asked = {"--cfg": said.cfg, "--info": said.info, "--run": said.run, "--multirun": said.multirun}
     several = [flag for flag, value in asked.items() if value]
     if len(several) > 1:
-        raise UserError(f"{' and '.join(several)} do not go together: leave one of them out")
+        raise UserError(f"{' and '.join(several)} exclude each other: leave one of them out")
     for flag, value in (("--resolve", said.resolve), ("--package", said.package)):
         if value and said.cfg is None:
-            raise UserError(f"{flag} is about what --cfg shows: add --cfg job, or leave it out")
+            raise UserError(f"{flag} only affects --cfg: add --cfg job, or leave it out")
 
 
 def _config_dir(folder: str) -> Path:

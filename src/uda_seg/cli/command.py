@@ -192,7 +192,7 @@ def refuse_two_weights(overrides: Sequence[str]) -> None:
     given = {key_of(o): o.partition("=")[2] for o in overrides if key_of(o) in keys}
     if len(given) == 2 and len(set(given.values())) == 2:
         both = " and ".join(f"{key}={shown(given[key])}" for key in keys)
-        raise UserError(f"{both} both say what the encoder starts from: leave one of them out")
+        raise UserError(f"{both} both set the encoder's initial weights: leave one of them out")
 
 
 def _refuse_sweeps(name: str, overrides: Sequence[Override], places: Places) -> None:

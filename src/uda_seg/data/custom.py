@@ -120,16 +120,18 @@ def label_table(said: CustomData, classes: ClassSet, key: str) -> dict[int, int]
         identity = _colour(raw, key) if colours else _number(raw, FORMATS[said.label_format], key)
         train = _train_id(value, classes, f"{key}: {raw}")
         if table.setdefault(identity, train) != train:
-            raise UserError(f"{key}: {raw} stands for two classes: name it once")
+            raise UserError(f"{key}: {raw} maps to two classes: give it once")
     if all(train == IGNORE for train in table.values()):
-        raise UserError(f"{key} names no class, so nothing could be learnt: give the ids of {', '.join(classes.names)}")
+        raise UserError(
+            f"{key} maps to no class, so there is nothing to train on: give the ids of {', '.join(classes.names)}"
+        )
     return table
 
 
 def _palette_table(classes: ClassSet, key: str) -> dict[int, int]:
     codes = [int.from_bytes(bytes(colour), "big") for colour in classes.palette]
     if len(set(codes)) < len(codes):
-        raise UserError(f"{key} is not set, and two classes have one colour in the palette: give a label_map")
+        raise UserError(f"{key} is not set, and two classes share a colour in the palette: give a label_map")
     table = {code: c for c, code in enumerate(codes)}
     return table | ({} if 0 in table else {0: IGNORE})
 

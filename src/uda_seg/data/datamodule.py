@@ -63,7 +63,7 @@ def bound_workers(asked: int, items: int) -> int:
 @functools.cache  # warn once per combination
 def _tell_bound(asked: int, machine: int, items: int) -> None:
     log.warning(
-        "data.workers=%d: %d are started, for %d cores and %d items to load: more would only wait",
+        "data.workers=%d: %d are started, for %d cores and %d items to load: more would be idle",
         *(asked, min(2 * machine, items), machine, items),
     )
 
@@ -151,7 +151,7 @@ class UDADataModule(pl.LightningDataModule):
             raise UserError(f"data.cache={settings.cache} is unknown; choose one of auto, memory, disk, none")
         if settings.reader == "shards" and (target_labels or needs_depth):
             what = "labels of the target" if target_labels else "depth"
-            raise UserError(f"data.reader=shards has images alone, and the method reads {what}: use data.reader=files")
+            raise UserError(f"data.reader=shards has only images, and the method reads {what}: use data.reader=files")
         self._labeled = ("data.source", settings.source)
         if target_labels and settings.target is not None:
             self._labeled = ("data.target", settings.target)
@@ -233,7 +233,7 @@ class UDADataModule(pl.LightningDataModule):
         train, validation = target.samples.dataset.bits, self._validation[name].dataset.bits
         if train and validation and train != validation:
             log.warning(
-                "data.target was found to use %d of 16 bits a channel, data.validation.%s %d: set bits= of both alike",
+                "data.target uses %d of 16 bits per channel, data.validation.%s uses %d: set bits= of both alike",
                 *(train, name, validation),
             )
 
@@ -357,13 +357,13 @@ class UDADataModule(pl.LightningDataModule):
         except UserError as error:
             if self.settings.cache == "disk":
                 raise
-            log.warning("%s; its images are decoded one by one until then", error)
+            log.warning("%s; its images are decoded from their files until then", error)
             return None
         if found is not None:
-            log.info("%s: images resized before are read from %s", option, found.files["image"].folder)
+            log.info("%s: reading resized images from %s", option, found.files["image"].folder)
         elif self.settings.cache == "disk":
             raise UserError(
-                f"data.cache=disk: nothing is prepared for {option} with these files and sizes: "
+                f"data.cache=disk: there is no cache for {option} with these files and sizes: "
                 f"run {prepare_command(self.settings)} data.cache=disk"
             )
         return found
@@ -405,8 +405,8 @@ class UDADataModule(pl.LightningDataModule):
         valid = samples[0].valid
         if valid is not None and not valid.any():
             log.warning(
-                "data.target.margins=%s leave no pixel of an image, so no pseudo-label will count where a method keeps "
-                "to them: they are pixels of the files on disk",
+                "data.target.margins=%s leave no pixel of an image, so methods that use them have no "
+                "pseudo-labels; margins are in pixels of the files on disk",
                 domain.margins,
             )
         rule = self._rule(samples, "data.target", max_ratio=1.0)

@@ -98,7 +98,7 @@ class SegmentationDataset:
         cure = f"set {option}.root to the folder that holds {spec.layout(split)}{then}"
         if labeled and not spec.encodings:
             cure = f"describe them in {option}.custom.labels" if spec.title == CUSTOM else "take another data set"
-            raise UserError(f"{option}: {spec.title} has no labels that are read: {cure}{then}")
+            raise UserError(f"{option}: {spec.title} has no supported labels: {cure}{then}")
         images, labels = self._place(labeled)
         (image_root, self._within), (label_root, _) = fixed(images), fixed(labels)
         self.image_root, self.label_root = root / image_root, root / label_root
@@ -117,7 +117,7 @@ class SegmentationDataset:
             there = f", but {kinds_of(self.left_out)}" if self.left_out else ""
             raise UserError(f"{spec.title}: no image {where}/**/*{spec.image_suffix}{there}: {cure}")
         if labeled and (pair := twins(self.names, spec.image_suffix)):
-            raise UserError(f"{self.image_root}: {pair[0]} and {pair[1]} would have one label: name them apart")
+            raise UserError(f"{self.image_root}: {pair[0]} and {pair[1]} would share one label: rename one of them")
         self.depth = None if depth is None else depth(self.names)
         self._encoding: LabelEncoding | None = None
         if labeled:
@@ -437,7 +437,7 @@ def say_frames(data: SegmentationDataset) -> None:
     paths = [path for path in paths if path.suffix.lower() in (".gif", ".webp", ".tif", ".tiff", ".avif")]
     several = [path for path in paths if frames(read_bytes(path)) > 1]
     if several:
-        log.warning("%s: %s and others hold several pictures each: the first is read", data.option, several[0])
+        log.warning("%s: %s and others contain several frames each: only the first is read", data.option, several[0])
 
 
 def _refuse_shards(domain: DomainSettings, settings: DataSettings, spec: DatasetSpec, root: Path, option: str) -> None:

@@ -97,12 +97,12 @@ def check_labels(dataset: SegmentationDataset, option: str, wanted: Iterable[int
     if wrong is not None:
         raise UserError(f"{looked}, the first is {dataset.label_path(0)}: {'; '.join(wrong)}")
     if names := ", ".join(dataset.classes.names[c] for c in unnamed_classes(dataset, wanted)):
-        log.warning("%s: no id in its labels stands for %s, evaluated all the same", option, names)
+        log.warning("%s: no id in its labels maps to %s, which is evaluated", option, names)
     if unlisted := left_to_ignore(dataset.encoding, found):
         log.warning("%s: %s", option, "; ".join(unlisted))
     share = int(found.pixels.sum()) / max(1, sum(found.ids.values()))
     if share < SPARSE:
-        log.warning("%s, and %.1f %% of their pixels are of a class, the rest is ignored", looked, 100 * share)
+        log.warning("%s, and %.1f %% of their pixels have a class, the rest is ignored", looked, 100 * share)
     elif 2 * len(found.blank) > found.looked:
         first = dataset.label_path(found.blank[0])
         log.warning("%s, and %d have no pixel of any class, the first is %s", looked, len(found.blank), first)
@@ -185,7 +185,7 @@ def warn_of_absent(
     unnamed = unnamed_classes(dataset, wanted)  # already reported
     names = ", ".join(dataset.classes.names[c] for c in wanted if not pixels[c] and c not in unnamed)
     if names and looked == len(dataset):
-        log.warning("%s: none of its %d labels has a pixel of %s: evaluated, but not learnt", option, looked, names)
+        log.warning("%s: none of its %d labels has a pixel of %s: evaluated, but not trained on", option, looked, names)
     elif names:
         of = f"{looked} of its {len(dataset)} labels were looked at"
         log.warning("%s: %s, and none has a pixel of %s, evaluated; %s counts them all", option, of, names, cure)

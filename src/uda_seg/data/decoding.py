@@ -106,7 +106,7 @@ def _refuse_lossy(content: bytes, path: Path) -> None:
     """Raise UserError for a label in a lossy format, which blends neighbouring ids, whatever its suffix."""
     if (kind := _lossy(content)) is not None:
         raise UserError(
-            f"{path} is {kind}, which changes ids when it is saved: export the labels again as PNG from where they "
+            f"{path} is {kind}, which is lossy and changes ids: export the labels again as PNG from where they "
             "were drawn (converting this file brings no id back)"
         )
 

@@ -77,7 +77,7 @@ _SAID = {
     "pdf": "is a PDF, not an image: save its pages as PNG",
     "page": "is a web page, not an image: the download failed, fetch it again",
     "drawing": "is a drawing of lines (SVG or XML), not an image: save it as PNG",
-    "high dynamic range": "is a high-dynamic-range image of floating-point values: save it with 8 or 16 bits a channel",
+    "high dynamic range": "is a high-dynamic-range floating-point image: save it with 8 or 16 bits per channel",
 }
 UNREADABLE = "cannot be read as an image: copy or unpack the file again"
 
@@ -174,7 +174,7 @@ def decode(content: bytes, name: str) -> Pixels:
     if image is None:
         return _decode_by_pil(content, name)
     if image.dtype not in (np.uint8, np.uint16):
-        raise UserError(f"{name} holds {image.dtype} values: save it with 8 or 16 bits a channel")
+        raise UserError(f"{name} holds {image.dtype} values: save it with 8 or 16 bits per channel")
     return np.ascontiguousarray(image[..., ::-1])
 
 
@@ -266,7 +266,7 @@ def eight_bits(pixels: Pixels, bits: int | None, name: str) -> NDArray[np.uint8]
         return np.asarray(pixels, np.uint8)
     if bits is None:
         raise UserError(
-            f"{name} has 16 bits a channel, unlike the images that were looked at first: say how many of them its set "
+            f"{name} has 16 bits per channel, unlike the images inspected first: say how many of them its set "
             "uses with the domain's bits=16 (or 14, 12, 10), or convert it to 8"
         )
     if bits < 16 and (largest := int(pixels.max(initial=0))) >> bits:
@@ -305,7 +305,7 @@ def used_bits(files: Iterable[Callable[[int], bytes]], option: str) -> int | Non
         return None
     bits = used_by(largest)
     log.info(
-        "%s=%d: images have 16 bits a channel, the largest value in %d of them is %d: all are scaled as %d-bit ones",
+        "%s=%d: images have 16 bits per channel, the largest value in %d of them is %d: all are scaled as %d-bit ones",
         *(option, bits, deep, largest, bits),
     )
     return bits

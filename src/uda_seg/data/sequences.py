@@ -211,7 +211,7 @@ class SequenceDataset:
         self.layout = LAYOUTS.get(domain.dataset)
         if self.layout is None:
             raise UserError(
-                f"{option}.dataset={domain.dataset} has no sequences here: use one of {', '.join(LAYOUTS)}, or leave "
+                f"{option}.dataset={domain.dataset} has no sequences: use one of {', '.join(LAYOUTS)}, or leave "
                 f"{option.rpartition('.')[2]} out of depth.domains"
             )
         if domain.dataset == "streets" and domain.root is None and views:

@@ -57,7 +57,7 @@ def class_statistics(dataset: SegmentationDataset, cache: Path, prepare: str = "
         return kept
     if (official := official_statistics(dataset)) is None:
         if prepare and len(dataset) > MANY:
-            log.warning("the classes of %d labels are counted first; %s does it once", len(dataset), prepare)
+            log.warning("counting the classes of %d labels first; %s does it once", len(dataset), prepare)
         official = count_classes(dataset)
     save_statistics(dataset, cache, official)
     return official
@@ -170,6 +170,6 @@ def _read(file: Path, count: int, classes: int) -> ClassStatistics | None:
         content = read_sealed(file, frozenset(("pixels", "areas")), "it is made anew")
         kept = ClassStatistics(np.array(content["pixels"], np.int64), np.array(content["areas"], np.int64))
     except (Damaged, ValueError, TypeError, OverflowError) as error:
-        log.warning("%s: the classes are counted anew", error)
+        log.warning("%s: counting the classes again", error)
         return None
     return kept if kept.areas.shape == (count,) and kept.pixels.shape == (count, classes) else None

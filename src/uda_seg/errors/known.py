@@ -64,7 +64,7 @@ KNOWN = (
         r"RuntimeError|OSError|AcceleratorError",
         r"(CUDA|HIP|XPU|MPS)\b.*out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED",
         "the GPU's memory is full ({said}): make data.crop, data.source_batch or data.target_batch smaller, take each "
-        "batch in parts with optimizer.accumulate=2, or compute activations twice with model.recompute=true; in "
+        "batch in parts with optimizer.accumulate=2, or use activation checkpointing with model.recompute=true; in "
         "validation, predict and evaluate: evaluator=slide, evaluator.windows_per_batch=1 and data.val_batch=1",
     ),
     Known(
@@ -90,7 +90,7 @@ KNOWN = (
         r"RuntimeError",
         r"DataLoader worker .*(killed by signal|exited unexpectedly)|Pin memory thread exited",
         "a loader's process has ended ({said}), most often because main memory ran out: use fewer of them with "
-        "data.workers=N (0: none), or data.cache=none; what is saved goes on with resume=last",
+        "data.workers=N (0: none), or data.cache=none; continue from the last checkpoint with resume=last",
     ),
     Known(
         r"RuntimeError|OSError",
@@ -127,32 +127,32 @@ KNOWN = (
     Known(
         r"AssertionError",
         r"Input (image )?(height|width) \(\d+\) doesn't match model \((?P<own>\d+)\)",
-        "this model.encoder.name takes images of {own} pixels alone ({said}): set data.crop=[{own},{own}], "
+        "this model.encoder.name only accepts images of {own} pixels ({said}): set data.crop=[{own},{own}], "
         "evaluator=slide and evaluator.window=[{own},{own}], or choose an encoder for any size",
     ),
     Known(
         r"AssertionError|RuntimeError|ValueError",
         r"(must|should) be divisible by|must match the size of tensor|is invalid for input of size|not match model",
-        "this model.encoder.name takes no images of this size ({said}): give data.crop and the sizes of the images as "
-        "multiples of its patches and windows, or choose an encoder for any size",
+        "this model.encoder.name does not accept images of this size ({said}): give data.crop and the sizes of the "
+        "images as multiples of its patches and windows, or choose an encoder for any size",
         through="timm",
     ),
     Known(
         r"RuntimeError",
         r"Kernel size can't be greater than|Output size is too small|Padding size should be less than|"
         r"non-zero size for input|must be greater than zero",
-        "the network cannot take so small images ({said}): make data.crop larger",
+        "these images are too small for the network ({said}): make data.crop larger",
     ),
     Known(
         r"wandb\.",
         r"(?i)api[ _]?key|logged in|wandb login|401|403|permission",
-        "W&B does not know you ({said}): run `wandb login` or set WANDB_API_KEY; logger.offline=true writes into the "
+        "W&B: not logged in ({said}): run `wandb login` or set WANDB_API_KEY; logger.offline=true writes into the "
         "run's folder alone",
     ),
     Known(
         r"wandb\.",
         r"",
-        "W&B: {said}; logger.offline=true writes into the run's folder alone, logger=csv does without",
+        "W&B: {said}; logger.offline=true writes only to the run's folder, logger=csv does without",
     ),
     Known(
         r"RuntimeError|ValueError",
@@ -166,7 +166,7 @@ KNOWN = (
     Known(
         r"RuntimeError|ValueError",
         r"(?i)\bgloo\b|nccl|tcpstore|(server|client) socket|rendezvous|connection (closed|reset|refused)",
-        "the ranks cannot hear each other ({said}): another one has ended or stands still, see what it says itself; or "
+        "the ranks cannot communicate ({said}): another one has ended or hangs, see its own output; or "
         "MASTER_ADDR and MASTER_PORT are not within reach of all machines. trainer.timeout is how long is waited",
         RankLost,
     ),
@@ -241,7 +241,7 @@ def told(error: BaseException, folder: Path | None, loud: bool = False) -> UserE
         return line
     file = _keep(error, folder)
     return UserError(
-        f"{type(error).__name__}: {_said(error)}; nobody foresaw this: its traceback is in {file}, please report it "
+        f"{type(error).__name__}: {_said(error)}; unexpected error: its traceback is in {file}, please report it "
         "with that file (HYDRA_FULL_ERROR=1 prints it here)"
     )
 

@@ -110,7 +110,7 @@ def started_by_others(wanted: int) -> bool:
     sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     if sweep and started > 1 and "SUBMITIT_EXECUTOR" not in os.environ:
         raise UserError(
-            f"a multirun starts the ranks of each job itself: call it without {cure.split()[0]}, or use sweep=slurm"
+            f"a multirun starts each job's ranks itself: call it without {cure.split()[0]}, or use sweep=slurm"
         )
     return True
 
@@ -142,8 +142,8 @@ def _check_srun(started: int, cure: str) -> None:
         os.environ.update({name: "0" for name in numbers if name not in os.environ})
     elif not os.environ.keys() >= {*numbers, "SLURM_STEP_ID"}:
         raise UserError(
-            f"SLURM_NTASKS={started} says that SLURM starts the ranks, but this process is none of its tasks: call the "
-            f"command with {cure}, or unset SLURM_NTASKS"
+            f"SLURM_NTASKS={started} indicates that SLURM starts the ranks, but this process is not one of its tasks: "
+            f"call the command with {cure}, or unset SLURM_NTASKS"
         )
     _check_numbers({**dict.fromkeys(numbers, started), "MASTER_PORT": PORTS})
 
@@ -202,7 +202,7 @@ def devices(settings: TrainerSettings) -> int | list[int]:
             f"trainer.devices={settings.devices}: so many processes for {cores()} cores: give at most {most}"
         )
     if settings.sync_batchnorm and not cuda:
-        raise UserError("trainer.sync_batchnorm=true works between GPUs alone: on a CPU leave it out")
+        raise UserError("trainer.sync_batchnorm=true needs GPUs: leave it out on a CPU")
     return len(chosen) if isinstance(chosen, range) else list(chosen)
 
 

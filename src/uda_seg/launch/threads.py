@@ -87,7 +87,7 @@ class Watch(threading.Thread):
         if self.idlers:
             return
         if not self.told:
-            log.info("other processes use these cores: a step takes longer, and PyTorch's threads wait asleep")
+            log.info("other processes use these cores: steps take longer, and waiting PyTorch threads sleep")
             self.told = True
         self.idlers = [Idler() for _ in range(needed(torch.get_num_threads(), affinity()))]
 

@@ -142,9 +142,9 @@ class StaticLabels:
             self.store.forget_from(0 if current is None else current + (not other))
             if current is not None and other:
                 log.warning(
-                    "resumed with %d rounds in %d steps instead of %d in %d: the labels of this one are made anew, by "
-                    "the weights of step %d", *(self.schedule.rounds, self.schedule.steps, before.rounds, before.steps),
-                    step,
+                    "resumed with %d rounds in %d steps instead of %d in %d: the target is labelled again for this "
+                    "one, with the weights of step %d",
+                    *(self.schedule.rounds, self.schedule.steps, before.rounds, before.steps), step,
                 )  # fmt: skip
             elif current is not None and not self.store.has(current):
                 self.recover(self.store, current)
@@ -170,8 +170,8 @@ class StaticLabels:
             store.take(Path(trainer.ckpt_path).resolve().parent.parent / FOLDER, current)
         if self.schedule.at(trainer.global_step - 1) == current and not store.has(current):
             log.warning(
-                "round %d has no readable labels in %s: they are made anew, by the weights of step %d, not by those "
-                "that the round began with", current + 1, store.folder, trainer.global_step,
+                "round %d has no readable labels in %s: the target is labelled again with the weights of step %d "
+                "instead of those of the round's start", current + 1, store.folder, trainer.global_step,
             )  # fmt: skip
 
     def advance(self) -> None:

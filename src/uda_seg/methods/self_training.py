@@ -134,7 +134,7 @@ class SelfTraining(UDAModule):
         if feature_distance > 0 and segmentor.encoder.pretrained:
             self.reference = FrozenReference(segmentor.encoder)
         elif feature_distance > 0:
-            log.info("differs from the paper: the encoder knows no natural images, so the feature distance is off")
+            log.info("differs from the paper: no encoder pretrained on natural images, so no feature distance")
 
     def on_fit_start(self) -> None:
         """Compile the network and the reference if configured (Lightning hook)."""

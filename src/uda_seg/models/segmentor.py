@@ -182,7 +182,7 @@ class Segmentor(nn.Module):
         self.encoder = encoder
         if compile and recompute:
             raise UserError(
-                "model.compile=true cannot trace model.recompute=true (blocks computed anew): leave one of them out"
+                "model.compile=true cannot trace model.recompute=true (activation checkpointing): leave one of them out"
             )
         self.encoder.recompute = recompute
         self.backend: Backend | None = compile_backend if compile else None

@@ -99,7 +99,7 @@ def load_text(path: Path, prompts: Sequence[str]) -> TextEmbeddings:
     missing = [prompt for prompt in prompts if prompt not in rows]
     if missing:
         raise UserError(
-            f"{path}: holds no vector for {missing[0]!r} ({len(missing)} of {len(prompts)} prompts missing); "
+            f"{path}: has no vector for {missing[0]!r} ({len(missing)} of {len(prompts)} prompts missing); "
             "make a file for these classes with scripts/make_class_text.py of the source repository, and give it as "
             "method.text_file"
         )
@@ -139,7 +139,7 @@ def _cached_openclip(prompts: list[str], model: str, tag: str, cache: Path) -> T
         try:
             return load_text(path, prompts)
         except Damaged as error:
-            log.warning("%s: it is made anew", error)
+            log.warning("%s: it is computed again", error)
     vectors = _encode_openclip(prompts, model, tag)
     provenance = f"OpenCLIP {model} {weights.name if weights.is_file() else tag}"
     save_text(path, prompts, vectors, provenance, "see the licence of these OpenCLIP weights")

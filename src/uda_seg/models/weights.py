@@ -221,7 +221,7 @@ def read_tensors(
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a state_dict; save a state_dict")
     if not checked:
-        log.info("%s has no checksums: damage inside a tensor would not be seen", path)
+        log.info("%s has no checksums: damage inside a tensor would go unnoticed", path)
     return content
 
 

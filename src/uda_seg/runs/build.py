@@ -135,8 +135,8 @@ def instantiate_module(config: Config, plan: Plan) -> UDAModule:
     segmentor: Segmentor = instantiate(config.model, num_classes=len(plan.classes))
     if config.evaluator.inference == "slide" and min(config.evaluator.window) < segmentor.smallest:
         raise UserError(
-            f"evaluator.window={config.evaluator.window}: the network needs {segmentor.smallest} pixels each way: make "
-            "the window larger"
+            f"evaluator.window={config.evaluator.window}: the network needs at least {segmentor.smallest} pixels per "
+            "side: make the window larger"
         )
     options = {key: value for key, value in config.method.items() if key != "_target_"}
     # Not through `instantiate`, which would convert the plan to a configuration.

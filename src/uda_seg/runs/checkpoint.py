@@ -34,7 +34,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     content = dict(read_tensors(path, cure, absent))
     if not isinstance(content.get("uda_seg"), Mapping) or not isinstance(content.get("state_dict"), Mapping):
         raise UserError(
-            f"{path} is no checkpoint of uda_seg; official ones have to be converted first: "
+            f"{path} is no checkpoint of uda_seg; convert official ones first: "
             "python -m uda_seg.convert official=FILE out=FILE"
         )
     _check_said(content, path)
@@ -95,7 +95,7 @@ def check_same(module: UDAModule, path: Path, config: Config) -> None:
     """
     content = read_checkpoint(path)
     if "loops" not in content:
-        raise UserError(f"{path} was converted and holds weights alone: start a new run from it with init={path}")
+        raise UserError(f"{path} was converted and contains only weights: start a new run from it with init={path}")
     check_classes(content, module, path)
     said, mine = content["uda_seg"], method_options(config)
     if said.get("method") != method_name(config):
@@ -172,7 +172,7 @@ def say_changes(path: Path, config: Config) -> None:
         if not isinstance(value, Mapping) and before.get(key, value) != value and not _NO_CHANGE.search(key)
     ]
     if changed:
-        log.warning("resumed otherwise than it began, and so another run from here on: %s", ", ".join(changed))
+        log.warning("resumed with different settings, so no longer the same run: %s", ", ".join(changed))
 
 
 def load_weights(module: UDAModule, path: Path) -> str:

@@ -64,7 +64,7 @@ def export_domain(
     }
     describe_maps(folder, said, config.overwrite)
     if (pair := twins(images.names, images.spec.image_suffix)) is not None:
-        raise UserError(f"{images.image_root}: {pair[0]} and {pair[1]} would have one depth map: name them apart")
+        raise UserError(f"{images.image_root}: {pair[0]} and {pair[1]} would share one depth map: rename one of them")
     paths = [folder / (without_end(n, images.spec.image_suffix) + ".png") for n in images.names]
     missing = [i for i, path in enumerate(paths) if not path.is_file()]
     hidden = not config.callbacks.progress

@@ -119,10 +119,10 @@ def settle(aside: Aside) -> None:
             aside.drop()
         elif state:
             aside.bring_back(own_files(aside.folder))
-            log.warning("%s: the run that was to be replaced is back in its place", aside.folder)
+            log.warning("%s: the run that was to be replaced has been restored", aside.folder)
     except OSError as error:
         raise UserError(
-            f"cannot bring the run back that was set aside in {aside.place}: {error.strerror or error}; it is all there"
+            f"cannot restore the run that was set aside in {aside.place}: {error.strerror or error}; nothing is lost"
         ) from error
 
 
@@ -167,7 +167,7 @@ class RunFolder:
             return
         if self.config.overwrite and (found := own_files(self.folder)):
             self.aside.put(found)
-            log.info("the run before is kept in %s until this one has a checkpoint", self.aside.place)
+            log.info("the previous run is kept in %s until this one has a checkpoint", self.aside.place)
         elif self._again:
             (self.folder / "wandb" / "id.txt").unlink(missing_ok=True)  # it is a new run on W&B
 
@@ -195,7 +195,7 @@ class RunFolder:
         """Raise UserError if a new run would replace anything without permission."""
         if (foreign := in_the_way(self.folder)) is not None:
             raise UserError(
-                f"{foreign} is in the way, and nothing says that a run of uda_seg wrote it: move it away or choose "
+                f"{foreign} is in the way, and is not known to be from a run of uda_seg: move it away or choose "
                 "another folder with hydra.run.dir=..."
             )
         if self.config.overwrite or self._again or not holds_run(self.folder):
@@ -205,7 +205,7 @@ class RunFolder:
                 f"{self.folder} already holds a run: continue it with resume=last or replace it with overwrite=true"
             )
         raise UserError(
-            f"{self.folder} already holds a run, without its checkpoints: bring them back to continue it with "
+            f"{self.folder} already holds a run, without its checkpoints: restore them to continue it with "
             "resume=last, or replace it with overwrite=true"
         )
 
@@ -258,7 +258,7 @@ def newest_checkpoint(folder: Path) -> Path:
         try:
             read_checkpoint(path)
         except UserError as error:
-            log.warning("%s; trying the one before", error)
+            log.warning("%s; trying an earlier one", error)
             said.append(str(error))
             continue
         return path

@@ -70,7 +70,7 @@ class FolderLock:
         if self.taken:
             raise UserError(
                 f"{self.folder} was taken over by another process while this one gave no sign of life, or its "
-                f"{self.path.name} was deleted: this run ends here, the other one goes on"
+                f"{self.path.name} was deleted: this run ends, and the other one continues"
             )
 
     def _take(self) -> None:

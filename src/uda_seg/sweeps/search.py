@@ -225,17 +225,17 @@ def open_study(folder: Path, fixed: list[str], objective: str, direction: str, o
             Aside(folder, REPLACED).put([file])
         else:
             os.replace(file, file.with_name(f"{TRIALS}.damaged"))
-            log.warning("%s is no search that can be read: it is kept as %s.damaged", file, TRIALS)
+            log.warning("%s is not a readable study: it is kept as %s.damaged", file, TRIALS)
     study = _stored_study(file, StudyDirection[direction.upper()])
     wanted = {"fixed": sorted(fixed), "objective": objective, "direction": direction}
     known = study.user_attrs.get("settings", wanted)
     if not isinstance(known, dict) or known.keys() != wanted.keys():
-        raise Damaged(f"{file} is damaged: begin anew with overwrite=true")
+        raise Damaged(f"{file} is damaged: start again with overwrite=true")
     if known != wanted:
         was, now = (f"{s['direction']} {s['objective']} {' '.join(s['fixed'])}" for s in (known, wanted))
         raise UserError(
             f"{folder} holds another search ({was}) than this one ({now}): choose another folder with "
-            "hydra.sweep.dir=..., or begin anew with overwrite=true"
+            "hydra.sweep.dir=..., or start again with overwrite=true"
         )
     study.set_user_attr("settings", wanted)
     return study
@@ -253,7 +253,7 @@ def _stored_study(file: Path, towards: StudyDirection) -> optuna.Study:
     except Exception as error:  # a damaged line can raise anything in Optuna
         raise Damaged(
             f"{file} cannot be read ({type(error).__name__}: {first_line(error)}): move it away, the runs beside it "
-            "stay, or begin anew with overwrite=true"
+            "stay, or start again with overwrite=true"
         ) from error
 
 
@@ -263,7 +263,7 @@ def _drop_torn_end(file: Path) -> None:
         content = study.read()
     end = content.rfind(b"\n") + 1
     if end < len(content):
-        log.warning("%s ends in the middle of a line, which is taken away", file)
+        log.warning("%s ends with a truncated line, which is removed", file)
         os.truncate(file, end)
 
 
@@ -280,7 +280,7 @@ def check_space(study: optuna.Study, space: Space, folder: Path) -> None:
             if type(before) is not type(now) or (listed and before != now):
                 raise UserError(
                     f"{folder} holds a search of {key} {_said(before)}, which cannot go on {_said(now)}: give it as it "
-                    "was, choose another folder with hydra.sweep.dir=..., or begin anew with overwrite=true"
+                    "was, choose another folder with hydra.sweep.dir=..., or start again with overwrite=true"
                 )
 
 
@@ -316,7 +316,7 @@ def _run_trials(
             study.tell(trial.number, value, state=None if value is not None else TrialState.FAIL)
         show(study, folder, final=False)
         if failed >= HOPELESS and not study.get_trials(states=[TrialState.COMPLETE]):
-            log.error("the first %d trials failed: the search is given up", failed)
+            log.error("the first %d trials failed: the search ends", failed)
             break
     show(study, folder, final=True)
 

@@ -42,7 +42,7 @@ def job_of(work: Callable[[Config, Path], Any]) -> Callable[[Config, Path], Any]
         if not is_multirun():
             return work(config, folder)
         if not config.overwrite and finished(folder, config):
-            log.info("%s holds this very run, finished: its row is taken", folder)
+            log.info("%s contains this run, already finished: its row is reused", folder)
             result = read_metrics(folder).get("miou")
         else:
             result = work(config, folder)

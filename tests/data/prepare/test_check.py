@@ -144,7 +144,7 @@ def test_what_training_refuses_is_damage_here_whatever_the_case_of_a_suffix(tmp_
     (root / "label/000004.PNG").unlink()
     save(root / "image/000003.PNG", image_of(SEEN))
     (twins,) = check("streets", root, tmp_path).problems
-    assert (twins.kind, twins.damage, twins.what) == ("twins", True, "000003.PNG and 000003.png would have one label")
+    assert (twins.kind, twins.damage, twins.what) == ("twins", True, "000003.PNG and 000003.png would share one label")
     assert not check("streets", root, tmp_path, labels="optional").damaged
 
 

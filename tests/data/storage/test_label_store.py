@@ -113,7 +113,7 @@ def test_a_file_of_other_images_is_named(tmp_path):
     finished(tmp_path, np.zeros((2, 2, 2), np.uint8))
     with pytest.raises(UserError, match=r"round_000\.npy holds labels of other target images"):
         LabelStore(tmp_path, 3, (2, 2)).read(0, torch.tensor([0]), torch.zeros(1, 3, dtype=torch.int64), (1, 1))
-    with pytest.raises(UserError, match=r"other target images: start the run anew with overwrite=true"):
+    with pytest.raises(UserError, match=r"other target images: start the run again with overwrite=true"):
         LabelStore(tmp_path, 3, (2, 2)).has(0)
 
 

@@ -175,7 +175,7 @@ def test_a_shard_that_is_deleted_before_it_is_open_is_fetched_again(served, monk
     assert (len(deleted), len(served[1])) == (2, 3)
     times = 100
     with pytest.raises(
-        UserError, match=r"images-000000\.tar was deleted for room .* make data\.shards\.cache_gb larger"
+        UserError, match=r"images-000000\.tar was deleted to make room .* make data\.shards\.cache_gb larger"
     ):
         remote.read(0)
 
@@ -348,7 +348,7 @@ def test_ranks_share_the_shards_though_the_first_opens_them_before_there_is_a_tr
 
 def test_what_cannot_be_read_from_shards_is_said(files, folder):
     for wanted, words in (({"target_labels": True}, "labels of the target"), ({"needs_depth": True}, "depth")):
-        with pytest.raises(UserError, match=rf"images alone, and the method reads {words}"):
+        with pytest.raises(UserError, match=rf"only images, and the method reads {words}"):
             UDADataModule(settings(files, folder), steps=1, seed=0, **wanted)
     with pytest.raises(UserError, match=r"3 shards cannot be shared by 4 ranks.*pack\.images"):
         ShardOrder((4, 4, 3), seed=0, domain=1, window=2).pick(0, 4)

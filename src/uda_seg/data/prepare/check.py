@@ -215,8 +215,8 @@ def _survey_labels(report: Report, *, needed: bool) -> bool:
             cure = "unpack the labels again, or fix=true"
             report.problems.append(Problem(str(data.image_path(index)), what, cure, "missing", needed, index))
     if pair := twins(data.names, data.spec.image_suffix):
-        what = f"{pair[0]} and {pair[1]} would have one label"
-        report.problems.append(Problem(str(data.image_root), what, "name them apart", "twins", needed))
+        what = f"{pair[0]} and {pair[1]} would share one label"
+        report.problems.append(Problem(str(data.image_root), what, "rename one of them", "twins", needed))
     _find_extra(report, present, {label for labels in names for label in labels}, needed)
     for encoding, count in zip(data.spec.encodings, having, strict=True):
         if 0 < count < len(data) and sum(having) > count:

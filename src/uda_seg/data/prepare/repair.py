@@ -27,7 +27,7 @@ FEW = 0.05  # maximum share of images to set aside, but at least 3; more indicat
 
 
 def can_be_mended(problem: Problem) -> bool:
-    """Whether `repair` or `set_aside` may do something about a problem."""
+    """Return whether `repair` or `set_aside` can fix a problem."""
     return problem.kind in ("extra", "mixed") or (problem.index is not None and problem.kind != "bits")
 
 

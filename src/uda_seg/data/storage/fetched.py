@@ -47,7 +47,7 @@ class FetchedFiles:
                 with contextlib.suppress(PermissionError):  # owned by another user
                     os.utime(path)
                 return path.open("rb")
-        raise UserError(f"{path} was deleted for room before it could be read: make data.shards.cache_gb larger")
+        raise UserError(f"{path} was deleted to make room before it could be read: make data.shards.cache_gb larger")
 
     def _fetch(self, path: Path, size: int) -> None:
         from webdataset.gopen import gopen  # takes a second to import, which those who read files need not wait for

@@ -107,7 +107,7 @@ class LabelStore:
             if labels.dtype != np.uint8 or (known.exists() and read_text(known, cure).strip() != checksum(path, cure)):
                 raise Damaged(f"the pseudo-labels {path} are damaged; {cure}")
             if labels.shape != (self.count, *self.size):
-                raise UserError(f"{path} holds labels of other target images: start the run anew with overwrite=true")
+                raise UserError(f"{path} holds labels of other target images: start the run again with overwrite=true")
             self._open = (version, labels)
         return self._open[1]
 

@@ -348,7 +348,7 @@ def open_shards(domain: DomainSettings, settings: DataSettings, option: str) -> 
     if is_address(found.root) and room < together:
         raise UserError(
             f"data.shards.cache_gb={room:g} does not hold the data.shards.window={window} shards that are read by "
-            f"turns ({together:.3g} GB): each image would fetch its shard anew; make it larger, or the window smaller"
+            f"turns ({together:.3g} GB): every image would fetch its shard again; make it larger, or the window smaller"
         )
     return found
 
