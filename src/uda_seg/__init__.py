@@ -15,7 +15,7 @@ __version__ = "0.2.0"
 WAITING = {"GOMP_SPINCOUNT": "20000", "KMP_BLOCKTIME": "1"}
 if "torch" not in sys.modules and not {*WAITING, "OMP_WAIT_POLICY"} & os.environ.keys():
     os.environ.update(WAITING)
-# OpenCV prints a line of its own about whatever it cannot decode; which file that is, and what to do, ours says.
+# Silence OpenCV's messages about undecodable files: our errors name the file and the cure.
 os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from uda_seg.runs.trained import TrainedSegmentor as TrainedSegmentor
     from uda_seg.runs.trained import load as load
 
-# Where each public name is: imported when it is asked for, so that `import uda_seg` costs nothing, and what is
-# set above is set before torch is loaded.
+# Modules of the public names, imported on first access, so that `import uda_seg` is cheap and the variables above are
+# set before torch is loaded.
 _HOMES = {
     "cli.command": ("compose",),
     "data.datamodule": ("UDADataModule",),

@@ -1,4 +1,4 @@
-"""Tells Hydra where the choices of an installed `my_method` lie, so that `method=my_method` is known without more."""
+"""Hydra plugin that adds the configuration of an installed `my_method`, so that `method=my_method` is found."""
 
 from pathlib import Path
 
@@ -10,8 +10,8 @@ _CONF = _ROOT / "my_method" / "conf" if (_ROOT / "my_method" / "conf").is_dir() 
 
 
 class MyMethodConf(SearchPathPlugin):
-    """Adds the package's `conf` behind that of `uda_seg`."""
+    """Search path plugin: adds the package's `conf` after that of `uda_seg`."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Add the folder (Hydra's hook)."""
+        """Add the folder (Hydra hook)."""
         search_path.append("my_method", f"file://{_CONF}")

@@ -1,1 +1,1 @@
-"""A method, a network and a data set for uda_seg, as a package of their own."""
+"""A method, a network and a data set for uda_seg in a separate package."""

@@ -1,4 +1,4 @@
-"""A data set whose labels no YAML can describe: NumPy files of Cityscapes' train ids."""
+"""A data set with labels that YAML cannot describe: NumPy files of Cityscapes' train ids."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def read_numpy(path: Path) -> NDArray[np.uint8]:
 
 
 class NumpyStreets(DatasetSpec):
-    """Images below `photos/<split>`, labels of the same names below `ids/<split>`.
+    """Images under `photos/<split>`, labels of the same names under `ids/<split>`.
 
     Args:
-        image_suffix: the end of the images' names.
+        image_suffix: suffix of image names.
     """
 
     def __init__(self, image_suffix: str = ".png") -> None:

@@ -1,4 +1,4 @@
-"""Entropy minimisation on the target: the simplest adaptation there is (MinEnt of ADVENT, Vu et al., CVPR 2019)."""
+"""Entropy minimisation on the target: the simplest adaptation method (MinEnt of ADVENT, Vu et al., CVPR 2019)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from uda_seg.options.constraints import Interval
 
 
 class MinEnt(UDAModule):
-    """Cross-entropy on the source, and the entropy of what is predicted for the target.
+    """Cross-entropy on the source, and entropy of the prediction on the target.
 
     Args:
         segmentor: the network.
-        plan: what the run is.
-        entropy_weight: of the entropy, in nats, averaged over pixels.
+        plan: settings of the run.
+        entropy_weight: weight of the entropy in nats, averaged over pixels.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class MinEnt(UDAModule):
         self.entropy_weight = entropy_weight
 
     def losses(self, batch: Batch) -> Iterator[Loss | tuple[Loss, ...]]:
-        """Two terms, each with a graph of its own."""
+        """Yield two terms, each with its own graph."""
         source, target = batch["source"], batch["target"]
         assert source.label is not None, "the source has labels"
         yield Loss("source/ce", self.segmentor.supervise(to_float(source.image), source.label).loss)

@@ -1,4 +1,4 @@
-"""The smallest head that a network can have."""
+"""A minimal segmentation head."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from uda_seg.models.segmentor import Head, resize
 
 
 class LinearHead(Head):
-    """All stages of the encoder at the finest one's size, and a linear classifier over their channels.
+    """A linear classifier over all stages of the encoder, resized to the finest one.
 
     Args:
-        channels: of the encoder's stages, fine to coarse.
+        channels: channels of the encoder's stages, fine to coarse.
         num_classes: number of output classes.
     """
 
@@ -28,6 +28,6 @@ class LinearHead(Head):
         return torch.cat([resize(stage, stages[0].shape[-2:]) for stage in stages], 1)
 
     def classify(self, fused: Tensor, **context: Tensor | None) -> Tensor:
-        """Logits [B, C, h, w]."""
+        """Map the fused map to logits [B, C, h, w]."""
         logits: Tensor = self.classifier(fused)
         return logits

@@ -119,7 +119,7 @@ class CallbackSettings:
         panels: number of times that image panels are written; 0: never.
         progress: show a progress bar (plain lines without a terminal).
         others: further Lightning callbacks by name, each a class with its options; in files and on the command line
-            they stand beside the settings above.
+            they are next to the settings above.
     """
 
     checkpoints: Count = 5

@@ -22,7 +22,7 @@ def searchpath_in(overrides: Sequence[str]) -> list[str]:
     """Read `hydra.searchpath` from overrides; the first one counts, as for Hydra.
 
     Raises:
-        UserError: it is no list.
+        UserError: not a list.
     """
     for override in overrides:
         if key_of(override) == KEY:
@@ -88,13 +88,13 @@ def _of_package(name: str) -> Path | None:
         found = importlib.resources.files(name.replace("/", "."))
     except (ImportError, TypeError, ValueError):
         return None
-    # A folder without Python files is a namespace, which may lie in several places.
+    # A folder without Python files is a namespace package, which may have several locations.
     place = next(iter(getattr(found, "_paths", [found])))
     return Path(str(place))
 
 
 def make_importable(folders: Iterable[Path]) -> None:
-    """Append the parents of given configuration folders to `sys.path`, so that packages beside them are found."""
+    """Append the parents of given configuration folders to `sys.path`, so that packages next to them are found."""
     for folder in folders:
         if (place := str(folder.parent)) not in sys.path:
             sys.path.append(place)

@@ -246,7 +246,7 @@ SPECS: dict[str, DatasetSpec] = {
 def custom_spec(domain: DomainSettings, classes: ClassSet, option: str) -> DatasetSpec:
     """Build the specification of the data set described by `domain.custom`, with labels of the wanted classes.
 
-    A class takes the description's place: a `DatasetSpec` of any package, with classes of its own.
+    A class replaces the description: a `DatasetSpec` of any package, with its own classes.
 
     Raises:
         UserError: an invalid description; names the key.

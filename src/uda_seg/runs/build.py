@@ -187,7 +187,7 @@ def own_callbacks(config: Config, folder: Path, scores: Sequence[str] = ()) -> l
         scores: names of what validation gives; none where they are not known yet.
 
     Raises:
-        UserError: one that cannot be built, monitors a score that there is not, or writes what nobody could read.
+        UserError: a callback that cannot be built, monitors a missing score, or writes unreadable checkpoints.
     """
     built = []
     for name, node in config.callbacks.others.items():

@@ -1,4 +1,4 @@
-"""Trained networks in Python: `uda_seg.load`."""
+"""Python API for trained networks: `uda_seg.load`."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class TrainedSegmentor:
     """A trained network with the pre-processing of its images.
 
     Attributes:
-        network: the Segmentor itself: tensors in, logits out.
-        classes: the classes that it predicts, in the order of their ids.
-        fit: the resize of validation images in training; None leaves images as they are.
-        infer: whole images or sliding windows, at one or more scales.
+        network: the Segmentor: tensors in, logits out.
+        classes: predicted classes, in the order of their ids.
+        fit: resize of validation images in training; None for no resize.
+        infer: inference settings: whole images or sliding windows, at one or more scales.
     """
 
     network: Segmentor
@@ -152,14 +152,14 @@ def load(
     """Load a trained network, ready to predict.
 
     Args:
-        checkpoint: a run's `last.ckpt`, say.
-        overrides: of its configuration, as on the command line: `evaluator=slide`, `predict.size=[512,1024]`; for a
-            method of another package `hydra.searchpath=[file://FOLDER/conf]`.
-        teacher: take the averaged network instead of the student.
-        device: where it shall run; `auto` is the GPU where there is one.
+        checkpoint: a checkpoint, such as a run's `last.ckpt`.
+        overrides: overrides of its configuration, as on the command line: `evaluator=slide`, `predict.size=[512,1024]`;
+            for a method of another package `hydra.searchpath=[file://FOLDER/conf]`.
+        teacher: load the EMA teacher instead of the student.
+        device: device of the network; `auto` selects a GPU if there is one.
 
     Raises:
-        UserError: no such file, one that is damaged or another program's, or a method that is not here.
+        UserError: a missing or damaged file, another program's, or a method that is not installed.
     """
     path = Path(checkpoint).expanduser()
     if not path.is_file():
@@ -174,10 +174,10 @@ def trained(config: Config, content: Mapping[str, Any], path: Path, *, teacher: 
     """Build the network of a checkpoint and fill it.
 
     Args:
-        config: composed from the checkpoint.
-        content: of `read_checkpoint`.
+        config: configuration composed from the checkpoint.
+        content: result of `read_checkpoint`.
         path: for messages.
-        teacher: take the averaged network instead of the student.
+        teacher: load the EMA teacher instead of the student.
 
     Raises:
         UserError: classes, method or network differ, or there is no teacher.
