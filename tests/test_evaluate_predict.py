@@ -203,6 +203,14 @@ def test_predict_says_when_there_is_nothing_to_do(cli, runs, tmp_path):
     assert "input=pipe.png is a pipe" in cli(predict.main, last(runs), "input=pipe.png", "output=out").error
 
 
+def test_jobs_of_a_multirun_do_not_predict_into_one_folder(cli, runs, tmp_path):
+    save(tmp_path / "image.png", np.zeros((32, 48, 3), np.uint8))
+    given = [last(runs), "input=image.png", "trainer=cpu", "hydra.sweep.dir=sweep", "-m"]
+    said = cli(predict.main, *given, "evaluator.flip=false,true", "output=out").error
+    assert said.startswith("error: 1 job(s) failed")
+    assert "out is the folder of another job of this multirun too: give one output= for each" in said
+
+
 def test_predicted_label_ids_are_those_of_the_official_files():
     assert raw_ids(CITYSCAPES)[:5].tolist() == [7, 8, 11, 12, 13]
     assert raw_ids(CITYSCAPES)[18] == 33

@@ -232,6 +232,7 @@ def test_a_configuration_can_be_shown_even_where_it_is_wrong(cli):
         (predict, ["checkpoint={file}", "input={file}"], "output= is missing"),
         (train, ["checkpoint={file}"], "some.ckpt is for evaluate and predict: to begin with its weights say init="),
         (train, ["resume=no.ckpt"], "no.ckpt: there is no such file; correct the path of the checkpoint"),
+        (evaluate, ["checkpoint={file},{file}"], "has several values: give one"),
         (train, ["resume=."], ". is a folder: name the file of weights in it"),
     ],
 )

@@ -203,7 +203,10 @@ def as_override(key: str, text: str, then: str = "") -> str:
 
 def text_of(override: str) -> str:
     """Return the value of an override as text; interpolations must not refer to the configuration."""
-    value = parsed([override])[0].value()
+    read = parsed([override])[0]
+    if read.is_sweep_override():
+        raise UserError(f"{shown(override)} has several values: give one, or quote what is one value")
+    value = read.value()
     try:
         return str(OmegaConf.create({"value": value}).value)
     except OmegaConfBaseException as error:

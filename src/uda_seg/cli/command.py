@@ -124,7 +124,7 @@ def _job(work: Callable[[Config, Path], Any], jobs: Jobs, loud: bool = False) ->
             jobs.told_elsewhere = not first_machine(config.trainer)
             share_cores()
             if is_multirun():
-                jobs.take(folder)
+                _take_places(jobs, folder, config)
             result = work(config, folder)
         except Interrupted as end:
             end.left_in(folder)
@@ -141,6 +141,15 @@ def _job(work: Callable[[Config, Path], Any], jobs: Jobs, loud: bool = False) ->
         return result
 
     return job
+
+
+def _take_places(jobs: Jobs, folder: Path, config: Config) -> None:
+    """Claim all places that a job of a multirun writes to; raises UserError if another job writes to one of them."""
+    jobs.take(folder)
+    named = {"output": config.output, "out": config.out, "pack.out": config.pack.out, "streets.out": config.streets.out}
+    for key, place in named.items():
+        if place is not None:
+            jobs.take(Path(place).expanduser(), f"give one {key}= for each, or run them one by one")
 
 
 def check(name: str, overrides: Sequence[str], folder: Path | None = None, multirun: bool = True) -> list[str]:

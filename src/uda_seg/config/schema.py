@@ -254,7 +254,7 @@ class BenchSettings:
         output: JSON file of the results.
     """
 
-    what: list[str] = field(default_factory=lambda: ["all"])
+    what: Annotated[list[str], Length(1, 32)] = field(default_factory=lambda: ["all"])
     pairs: Count = 5
     steps: Count = 10
     scenes: Count = 100

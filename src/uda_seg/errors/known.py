@@ -45,7 +45,9 @@ class Known(NamedTuple):
     through: str = ""
 
 
-_RESULTS = "choose another folder with hydra.run.dir=... (results) or UDA_SEG_CACHE (what is kept between runs)"
+_RESULTS = (
+    "choose another folder with hydra.run.dir=... or output=... (results), or UDA_SEG_CACHE (what is kept between runs)"
+)
 
 
 _FILE = r"(?P<why>[^:\n]*)(: (?P<quote>['\"])(?P<file>[^\n]*?)(?P=quote))?"  # after the number of an OSError

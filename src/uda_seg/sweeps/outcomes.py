@@ -18,6 +18,9 @@ from uda_seg.errors import Damaged, UserError
 from uda_seg.launch.ranks import this_rank
 from uda_seg.storage.files import read_json, write_text
 
+DISTINCT = (
+    "they differ in nothing that it is named by; tell them apart, e.g. with hydra.sweep.subdir='${hydra:job.num}'"
+)
 SILENT = "ended without a word: killed, or still running"
 
 
@@ -63,8 +66,12 @@ class Jobs:
         """Return the state that a copy needs."""
         return {"notes": self.notes, "here": None, "taken": {}, "told_elsewhere": False}
 
-    def take(self, folder: Path) -> None:
+    def take(self, folder: Path, cure: str = DISTINCT) -> None:
         """Claim a folder for the running job among the jobs of the multirun.
+
+        Args:
+            folder: a folder, or a file, that the job writes.
+            cure: how to give each job its own.
 
         Raises:
             UserError: another job has claimed it.
@@ -79,10 +86,7 @@ class Jobs:
                 made.write(str(job))
             first = int(file.read_text() or job)
         if first != job:
-            raise UserError(
-                f"{folder} is the folder of another job of this multirun too, for they differ in nothing that it is "
-                "named by: tell them apart, e.g. with hydra.sweep.subdir='${hydra:job.num}'"
-            )
+            raise UserError(f"{folder} is the folder of another job of this multirun too: {cure}")
 
     def note(self, folder: Path, result: object = None, error: str | None = None) -> None:
         """Record the outcome of the running job; before it starts, a copy records `SILENT`."""
