@@ -427,6 +427,7 @@ def test_an_id_that_the_map_does_not_name_is_an_error_unless_told(trees):
     [
         ({"names": []}, "give 2 to 254 different class names"),
         ({"names": ["a", "a"]}, "give 2 to 254 different class names"),
+        ({"names": ["a" * 5000]}, "aaa...: give 2 to 254 different class names"),
         ({"names": ["a", "ignore"]}, "ignore is what a label_map calls pixels of no class"),
         ({"names": ["a", "b"], "palette": [[0, 0, 3], [0, 0, 300]]}, "give [R, G, B] from 0 to 255"),
         ({"names": ["a", "b"], "words": []}, "data.class_set.words has 0 entries, but there are 2 class names"),

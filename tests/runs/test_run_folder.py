@@ -311,6 +311,7 @@ def test_a_second_run_beside_a_living_one_is_refused(train, tmp_path, monkeypatc
         os.kill(process.pid, signal.SIGKILL)
         process.join()
     assert f", process {process.pid}, since " in str(told.value)
+    assert str(told.value).endswith("wait for its end, or choose another folder with hydra.run.dir=...")
     assert contents(tmp_path / "run") == before
     train("run", "steps=3", "resume=last")
     assert metrics(tmp_path / "run")["step"] == 3

@@ -17,6 +17,7 @@ from uda_seg.data.labels import CLASS_SETS, IGNORE, ClassSet, class_set
 from uda_seg.data.settings import DataSettings
 from uda_seg.errors import UserError
 from uda_seg.options.constraints import OneOf
+from uda_seg.options.validate import check_settings, shown
 from uda_seg.storage.files import read_yaml
 
 # label_format -> largest raw id
@@ -84,14 +85,14 @@ def classes_of(settings: DataSettings) -> ClassSet:
     names = tuple(said.names)
     if not 1 < len(names) < IGNORE or len(set(names)) < len(names):
         cure = "; beside a single one the background is a class too" if len(names) == 1 else ""
-        raise UserError(f"{key}.names={said.names}: give 2 to {IGNORE - 1} different class names{cure}")
+        raise UserError(f"{key}.names={shown(said.names)}: give 2 to {IGNORE - 1} different class names{cure}")
     if "ignore" in names:
         raise UserError(f"{key}.names: ignore is what a label_map calls pixels of no class: name the class otherwise")
     for name, given in (("palette", said.palette), ("words", said.words)):
         if given is not None and len(given) != len(names):
             raise UserError(f"{key}.{name} has {len(given)} entries, but there are {len(names)} class names")
     if said.palette is not None and not all(len(c) == 3 and min(c) >= 0 and max(c) <= 255 for c in said.palette):
-        raise UserError(f"{key}.palette={said.palette}: give [R, G, B] from 0 to 255 for each class")
+        raise UserError(f"{key}.palette={shown(said.palette)}: give [R, G, B] from 0 to 255 for each class")
     palette = said.palette or [list(colour) for colour in _colours(len(names))]
     subsets = {"all": list(names)} | said.subsets
     return ClassSet(
@@ -211,8 +212,6 @@ def described(value: Any, kind: type[Described], key: str) -> Described:
     except (OmegaConfBaseException, RecursionError, OverflowError) as error:
         raise UserError(f"{key}: {' '.join(str(error).split())[:200]}") from error
     assert isinstance(said, kind)
-    from uda_seg.options.validate import check_settings
-
     check_settings(said, f"{key}.")
     return said
 

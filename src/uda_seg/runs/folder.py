@@ -26,7 +26,7 @@ from uda_seg.launch.ranks import this_rank
 from uda_seg.runs.checkpoint import read_checkpoint, settings_of
 from uda_seg.runs.record import digests_of_files
 from uda_seg.storage.aside import Aside
-from uda_seg.storage.files import RUN, part_name, read_yaml, remove_parts
+from uda_seg.storage.files import part_name, read_yaml, remove_parts
 from uda_seg.storage.lock import FolderLock
 from uda_seg.storage.owner import Owner
 from uda_seg.storage.slurm import slurm_job
@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 RECORD = "run.yaml"
 RESUMABLE = ("last.ckpt", "fresh.ckpt", "previous.ckpt", "best.ckpt")  # in order of preference
 REPLACED = "replaced_run"
+ELSEWHERE = "choose another folder with hydra.run.dir=..."
 # Files of a run; the record comes last, because it identifies the others.
 WRITTEN = (
     *(f"checkpoints/{name}" for name in RESUMABLE),
@@ -59,7 +60,7 @@ WAIT_S = 60.0  # seconds that other ranks wait for the first one
 # ---------------------------------------------------------------------- one process at a time
 
 
-def alone_in(folder: Path, what: str, elsewhere: str = RUN) -> AbstractContextManager[FolderLock | None]:
+def alone_in(folder: Path, what: str, elsewhere: str = ELSEWHERE) -> AbstractContextManager[FolderLock | None]:
     """Lock a folder within the block, on the first rank.
 
     Args:
