@@ -50,8 +50,10 @@ VARIANTS = {
     "corda": ["depth_weight=batch_mean"],
     "t2sda": ["base=mic", "proxy=source_iou", "prototype_momentum=0.5", "translated_weight=0.5"],
 }
+# All that these do together on ranks is in the others: source_only's loss, and of lcmsm distance, masks and mixes.
+IN_OTHERS = {"adabn", "dacs", "daformer", "mic", "source_only_strong"}
 CASES = [
-    *(pytest.param(name, [], id=name) for name in METHODS),
+    *(pytest.param(name, [], id=name, marks=[pytest.mark.slow] * (name in IN_OTHERS)) for name in METHODS),
     *(pytest.param(name, options, id=f"{name} otherwise") for name, options in VARIANTS.items()),
 ]
 # What makes every term count in two steps of a tiny network: no class fills its cells.
