@@ -14,7 +14,7 @@ import pytest
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from command_line import configured, in_process_of_its_own, small_run, with_depth
+from command_line import configured, in_a_fork, small_run, with_depth
 from data.trees import camvid_tree, save
 from uda_seg import evaluate, models, predict, train
 from uda_seg.config.replay import replay
@@ -157,11 +157,11 @@ def test_evaluate_on_other_data_keeps_the_network(runs, tmp_path):
 
 
 def test_evaluate_and_predict_in_processes_of_their_own(runs, camvid, tmp_path):
-    finished = in_process_of_its_own(tmp_path, "uda_seg.evaluate", last(runs), "hydra.run.dir=scores")
+    finished = in_a_fork(tmp_path, "uda_seg.evaluate", last(runs), "hydra.run.dir=scores")
     assert finished.code == 0, finished.err
     assert (tmp_path / "scores" / "scores.md").exists()
     arguments = ["uda_seg.predict", last(runs), f"input={camvid}/val", "output=pictures"]
-    finished = in_process_of_its_own(tmp_path, *arguments)
+    finished = in_a_fork(tmp_path, *arguments)
     assert finished.code == 0, finished.err
     folders = ("colour", "overlay", "labelIds", "confidence")
     assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == sorted(folders)
