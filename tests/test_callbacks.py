@@ -61,12 +61,12 @@ def test_a_callback_finds_what_the_csv_file_holds(cli, camvid, tmp_path, seen):
 
 
 def test_a_run_that_stops_early_ends_as_every_run(cli, camvid, tmp_path):
-    words = ["callbacks=early_stopping", "callbacks.early_stopping.patience=1", "evaluator.times=8"]
+    words = ["callbacks=[early_stopping,lr_monitor]", "callbacks.early_stopping.patience=1", "evaluator.times=8"]
     # No score can be so much better than the one before.
     words += ["callbacks.early_stopping.min_delta=2.0", "callbacks.checkpoints=1", *small_run(camvid, 8)]
     finished = cli(train.main, *SHORT, *words)
     assert finished.code == 0, finished
-    assert "stopped early after step 2 of 8 by callbacks.early_stopping" in finished.out + finished.err
+    assert "stopped early after step 2 of 8 by callbacks.early_stopping\n" in finished.out + finished.err
     scores = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert (scores["step"], scores["steps"]) == (2, 8)
     assert scores["miou"] is not None
@@ -83,6 +83,7 @@ def test_choices_are_combined_and_change_no_weight(cli, camvid, tmp_path):
     words = [*small_run(camvid, 4), "evaluator.times=2"]
     assert cli(train.main, *SHORT, *words).code == 0
     many = ["callbacks=[model_checkpoint,lr_monitor,early_stopping]", "callbacks.panels=2", "hydra.run.dir=other"]
+    many += ["callbacks.early_stopping.patience=9", "callbacks.model_checkpoint.save_top_k=2"]
     finished = cli(train.main, *SHORT, *words, *many)
     assert finished.code == 0, finished
     plain, other = (torch.load(tmp_path / n / "checkpoints" / "last.ckpt", weights_only=True) for n in ("run", "other"))

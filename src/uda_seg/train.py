@@ -25,6 +25,7 @@ from uda_seg.runs.build import (
     build_trainer,
     check_crop,
     close_loggers,
+    may_stop,
     quiet_lightning,
     try_sizes,
 )
@@ -87,7 +88,7 @@ def train_in(place: RunFolder, config: Config) -> float:
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
         if trainer.should_stop and trainer.global_step < trainer.max_steps:
-            names = " or ".join(f"callbacks.{name}" for name in config.callbacks.others)
+            names = " or ".join(f"callbacks.{name}" for name in may_stop(config))
             log.info("stopped early after step %d of %d by %s", trainer.global_step, config.steps, names)
         if data.validation_names and module.scored_step != trainer.global_step:
             trainer.validate(module, datamodule=data, verbose=False)

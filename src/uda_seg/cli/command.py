@@ -226,6 +226,8 @@ def _choices(override: Override, places: Places) -> list[str]:
         if choice.strip("'\"") not in options:
             hint = nearest(choice, options)
             raise UserError(f"{group}={shown(choice)}: there is no such {group}; {hint}")
+    if isinstance(value, list):  # several files of the group, merged
+        return [f"{group}=[{','.join(choices)}]"]
     return [f"{group}={choice}" for choice in choices]
 
 

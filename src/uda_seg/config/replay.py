@@ -114,7 +114,7 @@ def _refuse_strangers(said: Mapping[str, Any], given: set[str], overrides: Seque
         name = f" (class {shown(said['class'])})" if group == "method" and isinstance(said.get("class"), str) else ""
         raise UserError(
             f"the checkpoint was trained with {group}={shown(choice)}{name}, and there is no such {group} here; "
-            f"{nearest(choice, choices_in(group, folders))} If it is of another package, install that, or say where "
+            f"{nearest(choice, choices_in(group, folders))}; if it is of another package, install that, or say where "
             f"its YAML files lie: {KEY}=[file://FOLDER]"
         )
 

@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from hydra.utils import get_class, instantiate
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+from pytorch_lightning.callbacks import Checkpoint, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from pytorch_lightning.profilers import AdvancedProfiler, Profiler, SimpleProfiler
@@ -206,6 +206,12 @@ def own_callbacks(config: Config, folder: Path, scores: Sequence[str] = ()) -> l
         _check_monitored(callback, name, scores)
         built.append(callback)
     return built
+
+
+def may_stop(config: Config) -> list[str]:
+    """Return the names of the configured callbacks that could end a run: all but those that only save or log."""
+    harmless = (Checkpoint, LearningRateMonitor)
+    return [n for n, node in config.callbacks.others.items() if not issubclass(get_class(node["_target_"]), harmless)]
 
 
 SCORED = ("miou", "pixel_accuracy", "teacher_miou")  # of each target
