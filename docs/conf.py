@@ -53,7 +53,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
-suppress_warnings = ["ref.python"]  # a class that a second module hands on has two targets
+suppress_warnings = ["ref.python"]  # what is public has two pages: the package's and its module's
 default_role = "code"  # docstrings write `code` in single backticks, as Markdown has it
 
 
@@ -75,6 +75,12 @@ def block(text: str, what: str) -> str:
     return re.sub(r"(`[^`]*`)|([*|])", lambda match: match[1] or rf"\{match[2]}", text)
 
 
+def once(app: Sphinx, what: str, name: str, obj: object, skip: bool, options: object) -> bool | None:
+    """Leave out what a module hands on from another; the package's own page shows all that is public."""
+    home, here = getattr(obj, "__module__", None) or "", app.env.current_document.autodoc_module
+    return True if what == "module" and here != project and home.startswith(project) and home != here else None
+
+
 def short(app: Sphinx, page: str, source: list[str]) -> None:
     """Title the pages of modules by their names below the package."""
     if page.startswith("api/"):
@@ -84,4 +90,5 @@ def short(app: Sphinx, page: str, source: list[str]) -> None:
 def setup(app: Sphinx) -> None:
     """Register the hooks (called by Sphinx); `plain` comes before napoleon, which adds its own markup."""
     app.connect("autodoc-process-docstring", plain, priority=100)
+    app.connect("autodoc-skip-member", once)
     app.connect("source-read", short)
