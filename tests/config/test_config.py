@@ -49,9 +49,11 @@ def test_every_file_composes_and_fits_the_schema(file):
 
 def choices():
     """Every method with a pair of each kind and every pair of domains with a method; the others in `make soak`."""
+    found = []
     for method, data in itertools.product(names("method"), names("data")):
         chosen = data in ("streets", "gta2cs") or method == "lcmsm"  # which sets most
-        yield pytest.param(method, data, marks=[] if chosen else [pytest.mark.slow], id=f"{method}-{data}")
+        found.append(pytest.param(method, data, marks=[] if chosen else [pytest.mark.slow], id=f"{method}-{data}"))
+    return found
 
 
 @pytest.mark.parametrize(("method", "data"), choices())

@@ -73,9 +73,10 @@ def in_short(method: str, model: str) -> bool:
 
 
 def pairs():
-    for method, model in itertools.product(METHODS, MODELS):
-        marks = [] if in_short(method, model) else [pytest.mark.slow]
-        yield pytest.param(method, model, marks=marks, id=f"{method}-{model}")
+    return [
+        pytest.param(*pair, marks=[] if in_short(*pair) else [pytest.mark.slow], id="-".join(pair))
+        for pair in itertools.product(METHODS, MODELS)
+    ]
 
 
 def test_each_method_and_each_network_is_in_a_pair_that_is_always_tried():
