@@ -255,7 +255,7 @@ def test_a_domain_without_exact_depth_is_not_scored_and_that_is_said(tree, caplo
 def test_scores_of_images_that_are_learnt_from_are_called_that(tree, caplog):
     data = command.build_data(configured(*overrides(tree)))
     data.setup("validate")
-    assert "no validation images of its own: data.target scored on training images" in caplog.text
+    assert "no separate validation images: data.target scored on training images" in caplog.text
     assert not data.train
     rendered = configured("data=streets", "depth.domains=[source]")
     assert command.build_data(rendered).seen == ""  # the cache has a folder for each split

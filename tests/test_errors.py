@@ -279,7 +279,7 @@ def test_a_second_ctrl_c_does_not_wait(cli, camvid, failing, monkeypatch):
     finished = cli(train.main, *small_run(camvid), "method=source_only")
     assert finished.code == 130
     assert re.fullmatch(
-        r"interrupted: .*/seed0/checkpoints/last.ckpt is saved, go on with resume=last", last_line(finished)
+        r"interrupted: .*/seed0/checkpoints/last.ckpt is saved, continue with resume=last", last_line(finished)
     )
 
 

@@ -295,7 +295,7 @@ def export(config: Config, module: SelfSupervisedDepth, scale: Scale, folder: Pa
     module = module.to(device).eval()
     for name, domain in (("source", config.data.source), ("target", config.data.target)):
         if name == "target" and config.data.reader == "shards":
-            log.info("data.reader=shards: no maps of the target, which no method would read beside shards")
+            log.info("data.reader=shards: no maps of the target, because no method reads depth with shards")
         elif domain is not None:
             place = folder / "maps" / plain_name(domain.domain or domain.dataset)
             export_domain(config, module, domain, f"data.{name}", place, scale)

@@ -281,7 +281,7 @@ def test_a_checkpoint_of_elsewhere_does_not_take_the_place_of_a_run(train, tmp_p
 def test_a_run_of_the_same_settings_is_found_under_another_name(train, tmp_path):
     train("outputs/streets/source_only_small,trainer=cpu/seed0")
     place = tmp_path / "outputs/streets/source_only_small,trainer=cpu/seed0"
-    with refused(f"a run of these settings lies in {place}: go on with it by hydra.run.dir='{place}'"):
+    with refused(f"a run of these settings is in {place}: continue it with hydra.run.dir='{place}'"):
         train("outputs/streets/source_only_small/seed0", "trainer.devices=2", "trainer.strategy=auto", "resume=last")
 
 

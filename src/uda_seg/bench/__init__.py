@@ -4,11 +4,11 @@ A missed target is reported, never an error: a figure depends on the machine, an
 
 bench.what=[NAME,...]      what is measured: overhead, methods, evaluator, mixing, memory, render, ema, reading,
                            busy, classic, precision, phases, against; all (the default): all of them but against
-against.KEY=VALUE          the configuration beside the one that these overrides make of it, e.g. against.method=dacs
-baseline=classic           the configuration beside the training step of the original repositories
-bench.pairs=N              A/B pairs that a ratio is the median of
+against.KEY=VALUE          compare with the configuration that these overrides change, e.g. against.method=dacs
+baseline=classic           compare with the training step of the original repositories
+bench.pairs=N              A/B pairs, of which a ratio is the median
 bench.steps=N              training steps in each half of a pair
-bench.output=FILE          the figures as JSON
+bench.output=FILE          results as JSON
 """
 
 from __future__ import annotations

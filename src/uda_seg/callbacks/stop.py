@@ -126,4 +126,4 @@ class Stop(pl.Callback):
 @rank_zero_only
 def _say_soon() -> None:
     # Not `print`, which is not reentrant and so unsafe in signal handlers.
-    os.write(2, b"\nto be stopped after this step, or the validation that goes on; Ctrl-C again: at once\n")
+    os.write(2, b"\nstopping after this step, or after the running validation; press Ctrl-C again to stop at once\n")

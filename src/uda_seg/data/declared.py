@@ -141,7 +141,7 @@ def left_to_ignore(encoding: LabelEncoding, found: Contents) -> tuple[str, str] 
     most = ", ".join(map(encoding.spelled, sorted(strange, key=lambda raw: -strange[raw])[:5]))
     share = 100 * sum(strange.values()) / sum(found.ids.values())
     what = f"{len(strange)} ids that label_map does not name, {share:.1f} % of the pixels, are ignored: {most}, ..."
-    return what, "export the labels anew if they were ever saved as JPEG, scaled, or drawn with soft edges"
+    return what, "export the labels again if they were ever saved as JPEG, scaled, or drawn with soft edges"
 
 
 def converted(encoding: LabelEncoding, found: Contents) -> tuple[str, str] | None:

@@ -92,7 +92,7 @@ class SequenceData(pl.LightningDataModule):
         """Open the data sets, rendering streets first; those for training only if `stage` requires them."""
         if not self.validation:
             if self.seen:
-                log.warning("a given root has no validation images of its own: %s", self.seen)
+                log.warning("a given root has no separate validation images: %s", self.seen)
             for name in self.validation_names:
                 domain = replace(self.domains[name], split="val", count=self.val_count)
                 self.validation[name] = self._open(domain, name, (), depth=True)

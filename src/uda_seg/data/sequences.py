@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 VIEWS = {"stereo": ("right",), "monocular": ("previous", "next"), "both": ("previous", "next", "right")}
 KEEP_BYTES = 2**30  # limit in bytes of samples kept in memory
-_CURE = "it belongs to the images beside it, fetch or render them again"
+_CURE = "it belongs to the images next to it, fetch or render them again"
 
 
 @dataclass

@@ -44,7 +44,7 @@ class Interrupted(SystemExit):
         """Mention the checkpoint in a run's folder, if there is one."""
         last = folder / "checkpoints" / "last.ckpt"
         if last.is_file():
-            self.line = f"interrupted: {last} is saved, go on with resume=last"
+            self.line = f"interrupted: {last} is saved, continue with resume=last"
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:

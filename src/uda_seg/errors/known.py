@@ -117,7 +117,7 @@ KNOWN = (
     Known(
         r"OSError",
         rf"\[Errno (5|103|107|110|112|113|116|121)\] {_FILE}",
-        "{file}: {why}: the disk, or the network it is behind, does not answer; try again, and go on with resume=last",
+        "{file}: {why}: the disk, or the network it is behind, does not answer; try again with resume=last",
     ),
     Known(
         r"ValueError",

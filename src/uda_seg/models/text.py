@@ -108,7 +108,7 @@ def load_text(path: Path, prompts: Sequence[str]) -> TextEmbeddings:
 
 def _read(path: Path) -> tuple[dict[str, int], Tensor, str]:
     """Read a file of `save_text` with verified checksums: row of every prompt, vectors [K, D], provenance."""
-    cure = "write it anew with save_text"
+    cure = "write it again with save_text"
     try:
         with open_file(path) as file:
             check_zip(file, path, cure, LARGEST)

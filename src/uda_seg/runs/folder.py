@@ -215,7 +215,7 @@ class RunFolder:
         if holds_run(self.folder) and not self._again:
             return f"{start}: bring its checkpoints back, or replace the run with overwrite=true"
         if (other := _elsewhere(self.folder, self.config)) is not None:
-            return f"{start}; a run of these settings lies in {other}: go on with it by hydra.run.dir='{other}'"
+            return f"{start}; a run of these settings is in {other}: continue it with hydra.run.dir='{other}'"
         return f"{start}: start the run without resume=last"
 
 

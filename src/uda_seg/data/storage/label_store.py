@@ -97,7 +97,7 @@ class LabelStore:
     def _map(self, version: int) -> NDArray[np.uint8]:
         if self._open is None or self._open[0] != version:
             path = self.path(version)
-            cure = "resume=last makes them anew"
+            cure = "resume=last computes them again"
             try:
                 open_file(path).close()  # refuses a pipe, on which the next line would block
                 labels = np.lib.format.open_memmap(path, "r")
