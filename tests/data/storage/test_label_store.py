@@ -125,7 +125,7 @@ def test_a_broken_file_is_as_good_as_none(content, tmp_path):
     whole = store.path(0).read_bytes()
     store.path(1).write_bytes(whole[:-3] if content == "half" else content.encode())
     assert not store.has(1)
-    with pytest.raises(UserError, match=r"cannot read the pseudo-labels .*round_001\.npy: .*; resume=last computes them"):
+    with pytest.raises(UserError, match=r"cannot read the pseudo-labels .*round_001\.npy: .*; resume=last computes"):
         store.read(1, torch.tensor([0]), torch.zeros(1, 3, dtype=torch.int64), (1, 1))
     finished(tmp_path, np.ones((2, 2, 2), np.uint8), 1)
     assert store.has(1)
