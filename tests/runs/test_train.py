@@ -189,7 +189,8 @@ def test_a_run_at_wandb_ends_with_that_in_its_folder(train, tmp_path, monkeypatc
 
     def identities(*overrides: str) -> list[str]:
         train("run", *common, *overrides)
-        return [path.name.split("-")[-1] for path in sorted((tmp_path / "run" / "wandb").glob("offline-run-*"))]
+        folders = sorted((tmp_path / "run" / "wandb").glob("offline-run-*"))  # of two in a second one ends in -1
+        return [path.name.split("-")[3] for path in folders]
 
     [first] = set(identities("steps=1"))
     assert set(identities("steps=2", "resume=last")) == {first}
@@ -361,7 +362,7 @@ def test_a_resumed_run_says_what_it_does_otherwise(train, caplog, tmp_path):
     train("run", "method=dacs", "steps=1", "resume=last", "callbacks.panels=1", "trainer.max_steps=9", "data.workers=0")
     assert not [r for r in caplog.records if r.getMessage().startswith("resumed")]
     train("run", "method=dacs", "steps=2", "resume=last", "optimizer.lr=0.5", "data.target_batch=3")
-    [line] = [r.getMessage() for r in caplog.records if r.getMessage().startswith("resumed otherwise")]
+    [line] = [r.getMessage() for r in caplog.records if r.getMessage().startswith("resumed with different settings")]
     assert line.endswith(": steps=2 (was 1), data.target_batch=3 (was 2), optimizer.lr=0.5 (was 0.001)")
     assert "resumed with 3 target images per step instead of 2: the samplers continue at this position" in caplog.text
     assert checkpoint(tmp_path / "run")["global_step"] == 2  # a finished run that is given more steps takes them
