@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from dataclasses import asdict, replace
@@ -126,9 +129,15 @@ def wait_until(true) -> None:
     pytest.fail("it does not come")
 
 
-def test_of_many_that_find_a_dead_ones_file_one_gets_the_folder(tmp_path):
-    """Threads stand for processes: that of each is told apart by its number, which lives on another machine."""
+@pytest.mark.parametrize("claimed", [False, True])
+def test_of_many_that_find_a_dead_ones_file_one_gets_the_folder(tmp_path, request, claimed):
+    """Threads stand for processes: that of each is told apart by its number, which lives on another machine.
+
+    With `claimed`, another dead process had begun to take the folder over.
+    """
     won, lost, start = [], [], threading.Barrier(8)
+    request.addfinalizer(functools.partial(sys.setswitchinterval, sys.getswitchinterval()))
+    sys.setswitchinterval(1e-5)  # they come between each other at every step, as processes do
 
     def run(number: int) -> None:
         mine = lock(tmp_path, replace(FAR, pid=number))
@@ -139,8 +148,12 @@ def test_of_many_that_find_a_dead_ones_file_one_gets_the_folder(tmp_path):
         except UserError:
             lost.append(number)
 
-    for _ in range(10):
-        held_by(tmp_path, FAR, silent=SILENT_S + 30)
+    for _ in range(40):
+        file = held_by(tmp_path, FAR, silent=SILENT_S + 30)
+        if claimed:
+            claim = tmp_path / f"{NAME}.{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}.tmp"
+            claim.write_text(json.dumps(asdict(replace(FAR, pid=99)) | {"key": "another"}))
+            os.utime(claim, (1, 1))
         won.clear()
         threads = [threading.Thread(target=run, args=(number,)) for number in range(8)]
         for thread in threads:
@@ -149,6 +162,7 @@ def test_of_many_that_find_a_dead_ones_file_one_gets_the_folder(tmp_path):
             thread.join()
         assert len(won) == 1
         assert (tmp_path / NAME).read_bytes() == won[0].content
+        assert [path.name for path in tmp_path.iterdir()] == [NAME]
         won[0]._ended.set()
 
 

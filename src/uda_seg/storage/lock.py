@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import threading
@@ -78,48 +79,62 @@ class FolderLock:
         try:
             while True:
                 draft.write_bytes(self.content)
-                if self._create(draft):
+                if self._create(draft, self.path) or self._replace_dead(draft, self.path):
                     return
-                self._bury(draft.stat().st_mtime)
         finally:
             draft.unlink(missing_ok=True)
 
-    def _create(self, draft: Path) -> bool:
-        """Create the file unless it exists, as a link to a complete one if the disk supports links."""
+    def _create(self, draft: Path, path: Path) -> bool:
+        """Create a file unless it exists, as a link to a complete one if the disk supports links."""
         try:
-            os.link(draft, self.path)
+            os.link(draft, path)
         except FileExistsError:
             return False
         except OSError:
             try:
-                file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+                file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
             except FileExistsError:
                 return False
             with os.fdopen(file, "wb") as opened:
                 opened.write(self.content)
         return True
 
-    def _bury(self, now: float) -> None:
-        """Set a dead process's file aside, judging age by the disk's clock.
+    def _replace_dead(self, draft: Path, path: Path) -> bool:
+        """Replace a dead process's file; false if it is gone, or if another process was faster.
+
+        Whoever replaces a file first creates a claim, named after the content to be replaced, and then looks whether
+        that is still there: so of many processes that find the same file, one replaces it, and none replaces its
+        successor. A claim that a dead process has left is replaced likewise.
 
         Raises:
             UserError: the process is or may be alive.
         """
         try:
-            found, age = self.path.read_bytes(), now - self.path.stat().st_mtime
+            found, age = path.read_bytes(), draft.stat().st_mtime - path.stat().st_mtime
         except FileNotFoundError:
-            return
+            return False
+        self._refuse_living(found, age)
+        claim = self.path.with_name(f"{self.path.name}.{hashlib.sha256(found).hexdigest()[:8]}.tmp")
+        if not (self._create(draft, claim) or self._replace_dead(draft, claim)):
+            return False
+        try:
+            draft.unlink(missing_ok=True)  # it may be the claim by another name
+            draft.write_bytes(self.content)
+            if path.read_bytes() != found:
+                return False
+            os.replace(draft, path)
+        except FileNotFoundError:
+            return False
+        finally:
+            claim.unlink(missing_ok=True)
+        return True
+
+    def _refuse_living(self, found: bytes, age: float) -> None:
+        """Raise UserError if the process named in a file, of this age by the disk's clock, is or may be alive."""
         owner = _parsed(found)
         lives = None if owner is None else owner.lives()
         if lives or (lives is None and age < SILENT_S and not (owner is not None and owner.before(self.owner))):
             raise UserError(self._refusal(owner, None if lives else age))
-        grave = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex[:8]}.tmp")
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(self.path, grave)
-            if grave.read_bytes() != found:  # another process was faster, and this is its file
-                with contextlib.suppress(OSError):
-                    os.link(grave, self.path)
-            grave.unlink()
 
     def _refusal(self, owner: Owner | None, age: float | None) -> str:
         said = "by a process that does not say its name"
