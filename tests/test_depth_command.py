@@ -87,7 +87,7 @@ def scored(config, folder):
     torch.manual_seed(0)
     data = command.build_data(config)
     module = command.build_module(config, data)
-    build.lightning(config, folder, 2, [], []).validate(module, datamodule=data, verbose=False)
+    build.new_trainer(config, folder, 2, [], []).validate(module, datamodule=data, verbose=False)
     return module.scores
 
 
@@ -292,8 +292,8 @@ def test_what_is_wrong_is_said(tree, tmp_path):
 
 
 def test_depth_is_learnt_at_one_resolution_by_the_encoder_of_a_network_of_two():
-    config = configured("data=streets", "model=hrda_small", "pretrained=null", "model.recompute=true")
+    config = configured("data=streets", "model=hrda_small", "pretrained=null", "model.activation_checkpointing=true")
     module = command.build_module(config, SimpleNamespace(views=("right",), validation_names=()))
     assert type(module.network) is Segmentor
     assert isinstance(module.network.heads["main"], DepthHead)
-    assert module.network.encoder.recompute
+    assert module.network.encoder.activation_checkpointing

@@ -120,7 +120,10 @@ def test_what_libraries_raise_is_told_in_a_line_with_its_cure(work, said):
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (torch.OutOfMemoryError(CUDA), ["optimizer.accumulate=2", "model.recompute=true", "data.crop", "20.00 MiB"]),
+        (
+            torch.OutOfMemoryError(CUDA),
+            ["optimizer.accumulate=2", "model.activation_checkpointing=true", "data.crop", "20.00 MiB"],
+        ),
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), ["the GPU's memory is full"]),
         (MemoryError(), ["main memory is full"]),
         (RuntimeError(BUS + "shared memory."), ["/dev/shm", "data.workers=N"]),
@@ -251,7 +254,7 @@ def test_an_error_in_training_is_a_line_and_a_file(cli, camvid, failing, tmp_pat
 def test_a_known_error_in_training_is_a_line(cli, camvid, failing):
     failing(lambda: (_ for _ in ()).throw(torch.OutOfMemoryError(CUDA)))
     said = cli(train.main, *small_run(camvid), "method=source_only").error
-    assert "model.recompute=true" in said
+    assert "model.activation_checkpointing=true" in said
     assert "HYDRA_FULL_ERROR" not in os.environ
 
 

@@ -54,7 +54,7 @@ from uda_seg.models.depth import DepthHead, PoseNetwork
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.models.trial import trained, try_out
 from uda_seg.models.weights import check_tensors
-from uda_seg.runs.build import interval, lightning, own_callbacks, quiet_lightning
+from uda_seg.runs.build import interval, new_trainer, own_callbacks, quiet_lightning
 from uda_seg.runs.checkpoint import read_checkpoint
 from uda_seg.runs.depth_maps import Scale, export_domain
 from uda_seg.runs.folder import RunFolder, alone_in, run_folder
@@ -146,7 +146,7 @@ def build_module(config: Config, data: SequenceData) -> SelfSupervisedDepth:
     """Build depth and pose network on the configured encoder."""
     s = config.depth
     # A plain network on the configured encoder, also if segmentation uses two resolutions.
-    own = ("mean", "std", "channel_order", "recompute")
+    own = ("mean", "std", "channel_order", "activation_checkpointing")
     options = {key: value for key, value in config.model.items() if key in own}
     encoder, head = instantiate(config.model["encoder"]), partial(DepthHead, widths=s.widths)
     network = Segmentor(encoder, head, 1, **options)
@@ -186,7 +186,7 @@ def build_trainer(config: Config, folder: Path, content: dict[str, Any], *more: 
         checkpoints = LastCheckpoint(folder / "checkpoints", interval(steps, config.callbacks.checkpoints), content)
         callbacks += [checkpoints, *more, *own_callbacks(config, folder), Stop(checkpoints)]
         loggers.append(CSVLog(folder / "metrics.csv"))
-    return lightning(config, folder, steps, loggers, callbacks)
+    return new_trainer(config, folder, steps, loggers, callbacks)
 
 
 def load(module: SelfSupervisedDepth, path: Path) -> Scale:

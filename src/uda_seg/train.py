@@ -104,29 +104,40 @@ def train_in(place: RunFolder, config: Config) -> float:
     return module.miou
 
 
-def say_batch(config: Config, data: UDADataModule, world: int, before: Mapping[str, Any] | None) -> None:
+def say_batch(config: Config, data: UDADataModule, world_size: int, before: Mapping[str, Any] | None) -> None:
     """Log the batch size over all ranks, and how it differs from that of the resumed run."""
     source, target = config.data.source_batch, data.target_batch
-    if world > 1:
+    if world_size > 1:
         log.info(
             "global batch: %d source and %d target images per step, %d and %d on each of %d ranks; the learning rate "
             "is%s multiplied by the number of ranks",
-            *(source * world, target * world, source, target, world, "" if config.optimizer.scale_lr else " not"),
+            *(
+                source * world_size,
+                target * world_size,
+                source,
+                target,
+                world_size,
+                "" if config.optimizer.scale_lr else " not",
+            ),
         )
     if before is None:
         return
-    for domain, now in (("source", source * world), ("target", target * world)):
+    for domain, now in (("source", source * world_size), ("target", target * world_size)):
         if (was := before.get(f"{domain}_images_per_step", now)) != now:
             log.warning(
                 "resumed with %d %s images per step instead of %d: the samplers continue at this position of a stream "
                 "read at the new rate, so some images are %s, and it is no longer the same run",
                 *(now, domain, was, "skipped" if now > was else "repeated"),
             )
-    if (ranks := before.get("ranks", world)) != world:
+    if (ranks := before.get("ranks", world_size)) != world_size:
         log.warning(
             "resumed on %d rank(s) instead of %d: random draws of a step (mixed classes, masks, augmentation) differ "
             "from here on%s",
-            *(world, ranks, f"; the learning rate is {world} times optimizer.lr" if config.optimizer.scale_lr else ""),
+            *(
+                world_size,
+                ranks,
+                f"; the learning rate is {world_size} times optimizer.lr" if config.optimizer.scale_lr else "",
+            ),
         )
 
 

@@ -19,16 +19,18 @@ def test_every_pass_covers_each_image_once(length, seed, number):
     assert sorted(order.pick(number * length + p).image for p in range(length)) == list(range(length))
 
 
-@given(batch=small, world=small, steps=small)
-def test_ranks_share_the_stream_without_a_gap_or_an_overlap(batch, world, steps):
-    read = [p for step in range(steps) for rank in range(world) for p in positions(step, batch, rank, world)]
-    assert sorted(read) == list(range(steps * batch * world))
+@given(batch=small, world_size=small, steps=small)
+def test_ranks_share_the_stream_without_a_gap_or_an_overlap(batch, world_size, steps):
+    read = [p for step in range(steps) for rank in range(world_size) for p in positions(step, batch, rank, world_size)]
+    assert sorted(read) == list(range(steps * batch * world_size))
 
 
-@given(batch=small, world=small, step=small)
-def test_positions_follow_the_formula(batch, world, step):
-    for rank in range(world):
-        assert list(positions(step, batch, rank, world)) == [(step * batch + b) * world + rank for b in range(batch)]
+@given(batch=small, world_size=small, step=small)
+def test_positions_follow_the_formula(batch, world_size, step):
+    for rank in range(world_size):
+        assert list(positions(step, batch, rank, world_size)) == [
+            (step * batch + b) * world_size + rank for b in range(batch)
+        ]
 
 
 def test_passes_seeds_and_domains_have_orders_of_their_own():

@@ -118,7 +118,7 @@ def test_a_batch_depends_on_seed_rank_and_step_alone(tmp_path):
     domains = [open_sequences(sequence_tree(tmp_path), "stereo")]
     whole = SequenceSteps(domains, batch=4, steps=2, seed=3)
     assert sorted(whole[1].intrinsics[:, 0, 0].tolist()) == [10, 11, 12, 13]  # a pass is every image once
-    ranks = [SequenceSteps(domains, batch=2, steps=2, seed=3, rank=r, world=2)[1] for r in range(2)]
+    ranks = [SequenceSteps(domains, batch=2, steps=2, seed=3, rank=r, world_size=2)[1] for r in range(2)]
     together = torch.cat([rank.intrinsics for rank in ranks])
     assert sorted(together[:, 0, 0].tolist()) == sorted(whole[1].intrinsics[:, 0, 0].tolist())
     assert torch.equal(whole[1].image, SequenceSteps(domains, batch=4, steps=9, seed=3)[1].image)

@@ -236,7 +236,7 @@ def confusion(config: Config, data: Path) -> Tensor:
     """What a validation counts, by an untrained network."""
     torch.manual_seed(0)
     module = build.build_module(config, loaders := build.build_data(config))
-    trainer = build.lightning(config, data, 4, [], [])
+    trainer = build.new_trainer(config, data, 4, [], [])
     trainer.validate(module, datamodule=loaders, verbose=False)
     return module.scores["target"].confusion
 
@@ -414,7 +414,7 @@ def test_ranks_of_torchrun_are_its_own_also_under_srun(camvid, tmp_path, monkeyp
     for name, value in {**TORCHRUN, "LOCAL_RANK": "3", "RANK": "3", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(rank_zero_only, "rank", 3)
-    trainer = build.lightning(configured(*overrides_on(4, camvid)), tmp_path, 4, [], [])
+    trainer = build.new_trainer(configured(*overrides_on(4, camvid)), tmp_path, 4, [], [])
     assert (trainer.world_size, trainer.local_rank) == (4, 3)
 
 

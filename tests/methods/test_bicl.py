@@ -103,7 +103,7 @@ def test_without_displacement_dynamic_labels_are_plain_transfer(make_segmentor, 
     shown = {}
     options = {"feature": "logits", "temperature": 0.5, "dynamic_threshold": 0.06}
     module = BiCL(make_segmentor(), make_plan(), calibration_momentum=1.0, **options)
-    module.show = lambda **tensors: shown.update(tensors)
+    module.log_images = lambda **tensors: shown.update(tensors)
     g = torch.Generator().manual_seed(0)
     f_s, f_t = torch.randn(2, 19, 4, 8, generator=g), torch.randn(2, 19, 4, 8, generator=g)
     y_s = labelled_batches[0]["source"].label[:, ::8, ::8]
@@ -183,7 +183,7 @@ def test_margins_are_labelled_neither_way(margins, make_segmentor, make_plan, la
     batch["target"].valid[:, 16:] = False
     plan = make_plan(teacher=TeacherSettings(margins=margins))
     module = BiCL(make_segmentor(), plan, feature="logits", temperature=0.5, dynamic_threshold=0.06)
-    module.show = lambda **tensors: shown.update(tensors)
+    module.log_images = lambda **tensors: shown.update(tensors)
     run_once(module, batch)
     for name in ("pseudo_label", "hybrid_label"):
         assert (shown[name][:, :16] != 255).any()

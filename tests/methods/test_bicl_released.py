@@ -112,7 +112,7 @@ def test_dynamic_labels_are_transferred_to_pixels(make_segmentor, make_plan):
     shown = {}
     plan = make_plan(crop=(17, 23))
     module = BiCL(make_segmentor(), plan, dynamic_threshold=0.06, temperature=0.5, **RELEASED)
-    module.show = lambda **tensors: shown.update(tensors)
+    module.log_images = lambda **tensors: shown.update(tensors)
     g = torch.Generator().manual_seed(6)
     f_s, f_t = torch.randn(2, 2, 19, 3, 5, generator=g)
     y_s, y_f = patches(3, 17, 23), patches(4, 17, 23)

@@ -99,4 +99,4 @@ def test_a_machine_without_compiler_says_so(monkeypatch):
 
 def test_what_cannot_be_traced_is_refused():
     with pytest.raises(UserError, match="leave one of them out"):
-        Segmentor(Stage(), Pixels, 19, compile=True, recompute=True)
+        Segmentor(Stage(), Pixels, 19, compile=True, activation_checkpointing=True)

@@ -307,7 +307,7 @@ def step(net: HRDASegmentor) -> tuple[dict[str, Tensor], dict[str, Tensor], int]
 
 @pytest.mark.parametrize("encoder", list(ENCODERS))
 def test_recomputing_gives_the_same_gradients_and_statistics_for_less_memory(encoder: str) -> None:
-    plain, saving = (network(ENCODERS[encoder], recompute=recompute) for recompute in (False, True))
+    plain, saving = (network(ENCODERS[encoder], activation_checkpointing=recompute) for recompute in (False, True))
     gradients, buffers, kept = step(plain)
     others, statistics, less = step(saving)
     assert gradients.keys() == others.keys()
@@ -319,7 +319,7 @@ def test_recomputing_gives_the_same_gradients_and_statistics_for_less_memory(enc
 
 
 def test_statistics_frozen_in_the_forward_stay_so_in_the_backward_pass() -> None:
-    net = network(recompute=True)
+    net = network(activation_checkpointing=True)
     before = copy.deepcopy(net.encoder.state_dict())
     with frozen_statistics(net.encoder):
         loss = net.supervise(torch.rand(2, 3, 64, 64), labels(0, 2, 64, 64)).loss

@@ -114,7 +114,7 @@ class ClassicLoop:
             self.log.flush()
         if update == "end":
             self._average()
-        module.noted.clear()
+        module.diagnostics.clear()
         module.on_train_batch_end(None, batch, step)
 
     def _backward(self, terms: tuple[Loss, ...]) -> dict[str, Tensor | float]:

@@ -165,7 +165,11 @@ class Checkpoints(LastCheckpoint):
         """Return the values with which `evaluate` and `predict` rebuild the network, and the number of images seen."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         read = {"source_images": self.source_images, "source_images_per_step": data.source_images_per_step}
-        read |= {"target_images_per_step": data.target_batch * data.world, "ranks": data.world, "bits": data.bits}
+        read |= {
+            "target_images_per_step": data.target_batch * data.world_size,
+            "ranks": data.world_size,
+            "bits": data.bits,
+        }
         return self.content | read
 
     def on_train_batch_end(

@@ -167,19 +167,19 @@ class UDADataModule(pl.LightningDataModule):
         return self.trainer.global_rank if self.trainer else 0
 
     @property
-    def world(self) -> int:
+    def world_size(self) -> int:
         """Number of ranks; 1 without a trainer."""
         return self.trainer.world_size if self.trainer else 1
 
     @property
     def source_images_per_step(self) -> int:
         """Labelled images per step over all ranks."""
-        return self.settings.source_batch * self.world
+        return self.settings.source_batch * self.world_size
 
     @property
     def images_per_step(self) -> int:
         """Images of both domains per step over all ranks."""
-        return self.source_images_per_step + self.target_batch * self.world
+        return self.source_images_per_step + self.target_batch * self.world_size
 
     @property
     def target_batch(self) -> int:
@@ -263,7 +263,7 @@ class UDADataModule(pl.LightningDataModule):
                 ValidationImages(samples),
                 batch_size=self.settings.val_batch,
                 # Lightning would skip a rank without images, and the others would wait for it.
-                sampler=range(self.rank, len(samples), self.world) or range(1),
+                sampler=range(self.rank, len(samples), self.world_size) or range(1),
                 num_workers=self._workers([samples], -(-len(samples) // self.settings.val_batch)),
                 collate_fn=_collate,
                 worker_init_fn=start_worker,
@@ -318,7 +318,7 @@ class UDADataModule(pl.LightningDataModule):
         return self.settings.target_batch or self.settings.source_batch
 
     def _of_rank(self, stream: DomainStream) -> DomainStream:
-        return replace(stream, rank=self.rank, world=self.world)
+        return replace(stream, rank=self.rank, world_size=self.world_size)
 
     def _workers(self, readers: Sequence[SampleReader], items: int) -> int:
         if self.settings.workers is not None:

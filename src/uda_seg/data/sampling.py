@@ -36,8 +36,8 @@ class Pick(NamedTuple):
 class Order(Protocol):
     """Mapping from positions of the stream to images."""
 
-    def pick(self, position: int, world: int) -> Pick:
-        """Return the image at `position` >= 0 of a stream shared by `world` ranks."""
+    def pick(self, position: int, world_size: int) -> Pick:
+        """Return the image at `position` >= 0 of a stream shared by `world_size` ranks."""
         ...
 
 
@@ -46,10 +46,10 @@ def generator(seed: int, domain: int, draw: Draw, number: int) -> np.random.Gene
     return np.random.default_rng([seed, domain, draw, number])
 
 
-def positions(step: int, batch: int, rank: int = 0, world: int = 1) -> range:
-    """Return the `batch` positions of a domain's stream that `rank` of `world` reads at `step`."""
-    first = step * batch * world + rank
-    return range(first, first + batch * world, world)
+def positions(step: int, batch: int, rank: int = 0, world_size: int = 1) -> range:
+    """Return the `batch` positions of a domain's stream that `rank` of `world_size` reads at `step`."""
+    first = step * batch * world_size + rank
+    return range(first, first + batch * world_size, world_size)
 
 
 @functools.lru_cache(maxsize=4)
@@ -65,7 +65,7 @@ class ShuffledOrder:
     seed: int
     domain: int
 
-    def pick(self, position: int, world: int = 1) -> Pick:
+    def pick(self, position: int, world_size: int = 1) -> Pick:
         """Return the image at `position`: entry p mod N of pass p // N, for any number of ranks."""
         number, place = divmod(position, self.length)
         return Pick(int(_permutation(self.length, self.seed, self.domain, number)[place]))
@@ -104,7 +104,7 @@ class RareClassOrder:
     seed: int
     domain: int
 
-    def pick(self, position: int, world: int = 1) -> Pick:
+    def pick(self, position: int, world_size: int = 1) -> Pick:
         """Return the image at `position` and the class it was drawn for, for any number of ranks."""
         rng = generator(self.seed, self.domain, Draw.RARE_CLASS, position)
         rare = int(rng.choice(len(self.probabilities), p=self.probabilities))

@@ -109,7 +109,7 @@ class SequenceData(pl.LightningDataModule):
     def train_dataloader(self) -> SequenceLoader:
         """Build the training loader, one batch per item, from the trainer's step on."""
         trainer = self.trainer
-        rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         start = trainer.global_step if trainer else 0
         asked = self.settings.workers
         if asked is None:
@@ -117,7 +117,7 @@ class SequenceData(pl.LightningDataModule):
         else:
             workers = bound_workers(asked, max(0, self.steps - start))
         return SequenceLoader(
-            SequenceSteps(self.train, self.batch, self.steps, self.seed, rank, world),
+            SequenceSteps(self.train, self.batch, self.steps, self.seed, rank, world_size),
             batch_size=None,
             sampler=StepSampler(start, self.steps),
             num_workers=workers,
@@ -127,10 +127,10 @@ class SequenceData(pl.LightningDataModule):
 
     def val_dataloader(self) -> list[DataLoader[SequenceBatch]]:
         """Build one loader per domain with exact depth; images are split over ranks without repetition."""
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         loaders = []
         for samples in self.validation.values():
-            mine = range(rank, len(samples), world)
+            mine = range(rank, len(samples), world_size)
             # Lightning would skip a rank without images, and the others would wait for it.
             views, mine = (Views(samples), mine) if mine else (ViewsOfUnknownDepth(samples), range(1))
             size = self.settings.val_batch

@@ -326,19 +326,21 @@ class SequenceSteps(torch.utils.data.Dataset[SequenceBatch]):
         steps: Length of the run.
         seed: Seed of the order.
         rank: Rank of this process.
-        world: Number of ranks.
+        world_size: Number of ranks.
     """
 
     def __init__(
-        self, domains: Sequence[SequenceDataset], batch: int, steps: int, seed: int, rank: int = 0, world: int = 1
+        self, domains: Sequence[SequenceDataset], batch: int, steps: int, seed: int, rank: int = 0, world_size: int = 1
     ) -> None:
         self.samples = [(domain, index) for domain in domains for index in range(len(domain))]
         self.order = ShuffledOrder(len(self.samples), seed, domain=0)
-        self.batch, self.steps, self.rank, self.world = batch, steps, rank, world
+        self.batch, self.steps, self.rank, self.world_size = batch, steps, rank, world_size
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, step: int) -> SequenceBatch:
-        picks = [self.samples[self.order.pick(p).image] for p in positions(step, self.batch, self.rank, self.world)]
+        picks = [
+            self.samples[self.order.pick(p).image] for p in positions(step, self.batch, self.rank, self.world_size)
+        ]
         return stack([domain[index] for domain, index in picks])

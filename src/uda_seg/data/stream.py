@@ -134,7 +134,7 @@ class DomainStream:
         domain: Id of the domain; domains with different ids draw independently.
         batch: Images per step and rank.
         rank: Rank of this process.
-        world: Number of ranks.
+        world_size: Number of ranks.
         rare_pixels: Minimum pixels in a crop of the class it was drawn for.
         rare_tries: Number of further crops if there are fewer.
     """
@@ -146,15 +146,15 @@ class DomainStream:
     domain: int
     batch: int
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     rare_pixels: float = 0.0
     rare_tries: int = 0
 
     def batch_at(self, step: int) -> DomainBatch:
         """Return this rank's batch at `step`, identical in every process and run."""
         crops, indices = [], []
-        for position in positions(step, self.batch, self.rank, self.world):
-            pick = self.order.pick(position, self.world)
+        for position in positions(step, self.batch, self.rank, self.world_size):
+            pick = self.order.pick(position, self.world_size)
             rng = generator(self.seed, self.domain, Draw.CROP, position)
             rare = None if pick.rare is None else RareClass(pick.rare, self.rare_pixels, self.rare_tries)
             crops.append(training_crop(self.samples[pick.image], self.rule, rng, rare))

@@ -66,7 +66,7 @@ KNOWN = (
         r"RuntimeError|OSError|AcceleratorError",
         r"(CUDA|HIP|XPU|MPS)\b.*out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED",
         "the GPU's memory is full ({said}): make data.crop, data.source_batch or data.target_batch smaller, take each "
-        "batch in parts with optimizer.accumulate=2, or use activation checkpointing with model.recompute=true; in "
+        "batch in parts with optimizer.accumulate=2, or model.activation_checkpointing=true; in "
         "validation, predict and evaluate: evaluator=slide, evaluator.windows_per_batch=1 and data.val_batch=1",
     ),
     Known(

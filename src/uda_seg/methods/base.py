@@ -91,16 +91,16 @@ class UDAModule(StepModule):
     def start_heads(self, missing: set[str]) -> None:
         """Initialise heads for which `init=` found no weights better than randomly; a hook, empty here."""
 
-    def show(self, **tensors: Tensor) -> None:
+    def log_images(self, **tensors: Tensor) -> None:
         """Keep the first sample of each tensor for the image panels, if a panel is due at this step."""
         if self.panel is not None:
             self.panel.update({name: tensor[:1].detach().float().cpu() for name, tensor in tensors.items()})
 
-    def show_prediction(self, images: str, logits: Tensor, features: Features) -> None:
+    def log_prediction(self, images: str, logits: Tensor, features: Features) -> None:
         """Show logits [B, C, h, w] as `<images>_prediction`, and HRDA's attention if there is one."""
-        self.show(**{f"{images}_prediction": logits})
+        self.log_images(**{f"{images}_prediction": logits})
         if self.panel is not None and isinstance(features, ContextView):
-            self.show(**{f"{images}_attention": features.attention_of(logits)})
+            self.log_images(**{f"{images}_attention": features.attention_of(logits)})
 
     def over_labelled(self, label: Tensor) -> Tensor:
         """Compute the weight [B, H, W] that turns a mean over all pixels into one over all ranks' labelled pixels."""

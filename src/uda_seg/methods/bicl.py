@@ -133,15 +133,15 @@ class BiCL(UDAModule):
         weight = self.over_labelled(source.label) if self.source_ce == "labelled" else None
         with self.stem_of_source(adapts), self.statistics_of_source(adapts):
             s = self.segmentor.supervise(source.image, source.label, weight)
-        self.show(source_image=source.image, source_label=source.label)
-        self.show_prediction("source", s.logits, s.features)
+        self.log_images(source_image=source.image, source_label=source.label)
+        self.log_prediction("source", s.logits, s.features)
         terms = [Loss("source/ce", s.loss), *self.entropy_terms("source", s, source.label, self.entropy_weight)]
         if adapts and target.pseudo is not None:
             trusted = target.valid if self.plan.teacher.margins else torch.ones_like(target.valid)
             y_f = target.pseudo.masked_fill(~trusted, IGNORE)
             image = to_float(target.image)
             t = self.segmentor.supervise(image, y_f, self.over_labelled(y_f))
-            self.show(target_image=image, pseudo_label=y_f)
+            self.log_images(target_image=image, pseudo_label=y_f)
             terms.append(Loss("target/ce", t.loss, self.target_weight))
             terms += self.entropy_terms("target", t, y_f, self.entropy_weight * self.target_weight)
             if self.rung > 1:
@@ -149,7 +149,7 @@ class BiCL(UDAModule):
                 f_s, f_t = self.features(s)[partner], self.features(t)
                 terms += self.contrast(f_s, source.label[partner], f_t, y_f, trusted)
             else:
-                self.note(**{"labelled/static": (y_f != IGNORE).float().mean()})
+                self.log_diagnostics(**{"labelled/static": (y_f != IGNORE).float().mean()})
         yield tuple(terms)
 
     def contrast(self, f_s: Tensor, y_s: Tensor, f_t: Tensor, y_f: Tensor, trusted: Tensor) -> tuple[Loss, ...]:
@@ -178,8 +178,8 @@ class BiCL(UDAModule):
         self.observe(rho_s, rho_t, shared)
         # Both are averaged at the same size, so that the second is never below the first.
         shares = {"static": y_f, "hybrid": y_t}
-        self.note(**{f"labelled/{name}": (y != IGNORE).float().mean() for name, y in shares.items()})
-        self.show(hybrid_label=nearest(y_t, self.plan.crop))
+        self.log_diagnostics(**{f"labelled/{name}": (y != IGNORE).float().mean() for name, y in shares.items()})
+        self.log_images(hybrid_label=nearest(y_t, self.plan.crop))
         forward = spread(similarity(f_t, rho_s.mean, rho_s.present, tau, self.absent), y_t)
         terms = [Loss("contrast/forward", prototype_contrast(forward, y_t, shared).mean(), self.forward_weight)]
         if self.rung >= LADDER.index("backward"):
@@ -199,7 +199,9 @@ class BiCL(UDAModule):
         difference = (rho_t.mean - rho_s.mean).detach() * shared.unsqueeze(2)
         self.calibration.observe(difference.sum(0), shared.float().sum(0))
         norms = self.calibration.value.norm(dim=1)
-        self.note(**{f"calibration/{name}": n for name, n in zip(self.plan.classes.names, norms, strict=True)})
+        self.log_diagnostics(
+            **{f"calibration/{name}": n for name, n in zip(self.plan.classes.names, norms, strict=True)}
+        )
 
     def entropy_terms(self, domain: str, result: Supervision, label: Tensor, weight: float) -> tuple[Loss, ...]:
         """Return the entropy of a prediction for labels [B, H, W] as a tuple of one term, empty if switched off."""

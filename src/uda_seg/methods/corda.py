@@ -125,7 +125,7 @@ class CorDA(SelfTraining):
             tasks, final, initial = self.predict_tasks(source.image, "source")
         z = depth_of(source)
         weight = self.over_labelled(source.label)
-        self.show(
+        self.log_images(
             source_image=source.image, source_label=source.label,
             source_depth=shown(z), source_depth_estimate=shown(tasks.source_depth),
         )  # fmt: skip
@@ -146,10 +146,10 @@ class CorDA(SelfTraining):
         if self.depth_weight != "none":
             agreed = agreement(tasks.source_depth, tasks.target_depth, z)
             weight = weight * discrepancy_weight(agreed, self.depth_weight, self.mean_over_ranks)
-            self.show(adaptation_difficulty=1 - agreed)
+            self.log_images(adaptation_difficulty=1 - agreed)
         depth = class_mix(tasks.source_depth, tasks.target_depth, pasted)
         initial_depth = class_mix(tasks.initial_source_depth, tasks.initial_target_depth, pasted)
-        self.show(mixed_depth=shown(z), mixed_depth_estimate=shown(depth))
+        self.log_images(mixed_depth=shown(z), mixed_depth_estimate=shown(depth))
         return (
             Loss("mix/ce", final.loss(mixed.label, weight)),
             Loss("mix/initial_ce", initial.loss(mixed.label, weight)),
@@ -169,7 +169,7 @@ class CorDA(SelfTraining):
         details = [head.segmentations(head.fuse(view.stages)) for view in views[1:]]
         final = self.segmentor.combine(views, [tasks.segmentation, *(logits for logits, _ in details)])
         initial = self.segmentor.combine(views, [tasks.initial_segmentation, *(logits for _, logits in details)])
-        self.show_prediction(name, final.logits, views[0])
+        self.log_prediction(name, final.logits, views[0])
         tasks = replace(tasks, segmentation=final.logits, initial_segmentation=initial.logits)
         return tasks.resized(image.shape[-2:], self.segmentor.align_corners), final, initial
 

@@ -137,7 +137,7 @@ class LCMSM(SelfTraining):
             text = self.text()
         mixed = self.mix(source, self.label_target(target, head="language", text=text))
         result = self.segmentor.supervise(mixed.image, mixed.label, mixed.weight)
-        self.show_prediction("mixed", result.logits, result.features)
+        self.log_prediction("mixed", result.logits, result.features)
         yield Loss("mix/ce", result.loss)
         del result
         yield Loss("mix/masked_ce", self.masked(mixed), self.mask_weight)
@@ -147,11 +147,11 @@ class LCMSM(SelfTraining):
         masked, text = self.mask(self.augment(images.image, together=True)), self.text()
         with frozen_statistics(self.segmentor.encoder):
             result = self.segmentor.supervise(masked, images.label, images.weight, head="language", text=text)
-        self.show(masked_image=masked)
-        self.show_prediction("masked", result.logits, result.features)
+        self.log_images(masked_image=masked)
+        self.log_prediction("masked", result.logits, result.features)
         if text is not None and self.panel is not None:
             maps = correlate(result.fused, text, self.temperature)
-            self.show(
+            self.log_images(
                 **{f"correlation_{c}": maps[:, i] * self.temperature for i, c in enumerate(self.plan.classes.names)}
             )
         return result.loss

@@ -149,7 +149,7 @@ class SelfTraining(UDAModule):
         pseudo = self.label_target(target)
         mixed = self.mix(source, pseudo)
         result = self.segmentor.supervise(mixed.image, mixed.label, mixed.weight)
-        self.show_prediction("mixed", result.logits, result.features)
+        self.log_prediction("mixed", result.logits, result.features)
         yield Loss("mix/ce", result.loss)
         del result
         if self.mask_weight > 0:
@@ -157,8 +157,8 @@ class SelfTraining(UDAModule):
             masked = self.mask(self.augment(seen.image, together=True) if self.mask_augment else seen.image)
             with frozen_statistics(self.segmentor.encoder):
                 result = self.segmentor.supervise(masked, seen.label, seen.weight)
-            self.show(masked_image=masked)
-            self.show_prediction("masked", result.logits, result.features)
+            self.log_images(masked_image=masked)
+            self.log_prediction("masked", result.logits, result.features)
             yield Loss("masked/ce", result.loss, self.mask_weight)
 
     def source_terms(self, source: Labelled) -> tuple[Loss, ...]:
@@ -166,8 +166,8 @@ class SelfTraining(UDAModule):
         with self.statistics_of_source():
             weight = self.over_labelled(source.label) if self.source_ce == "labelled" else None
             clean = self.segmentor.supervise(source.image, source.label, weight)
-        self.show(source_image=source.image, source_label=source.label)
-        self.show_prediction("source", clean.logits, clean.features)
+        self.log_images(source_image=source.image, source_label=source.label)
+        self.log_prediction("source", clean.logits, clean.features)
         return Loss("source/ce", clean.loss), *self.feature_distance_terms(clean.features, source)
 
     def statistics_of_source(self) -> AbstractContextManager[None]:
@@ -197,7 +197,7 @@ class SelfTraining(UDAModule):
         image = to_float(target.image)
         pseudo = pseudo_label(self.teacher.predict(image, head, **context), self.plan.teacher.threshold)
         quality = self.mean_over_ranks(pseudo.quality)
-        self.show(target_image=image, pseudo_label=pseudo.label, pseudo_confidence=pseudo.confidence)
+        self.log_images(target_image=image, pseudo_label=pseudo.label, pseudo_confidence=pseudo.confidence)
         trusted = target.valid if self.plan.teacher.margins else torch.ones_like(target.valid)
         return Labelled(image, pseudo.label, quality * trusted)
 
@@ -217,7 +217,7 @@ class SelfTraining(UDAModule):
             keep,
         )  # fmt: skip
         assert mixed.weight is not None
-        self.show(mixed_image=mixed.image, mixed_label=mixed.label, mixed_weight=mixed.weight)
+        self.log_images(mixed_image=mixed.image, mixed_label=mixed.label, mixed_weight=mixed.weight)
         return mixed
 
     def augment(self, image: Tensor, together: bool = False) -> Tensor:

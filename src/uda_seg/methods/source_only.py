@@ -31,8 +31,8 @@ class SourceOnly(UDAModule):
         source = labelled(batch["source"])
         image = self.augment(source.image) if self.strong_augment else source.image
         result = self.segmentor.supervise(image, source.label)
-        self.show(source_image=image, source_label=source.label)
-        self.show_prediction("source", result.logits, result.features)
+        self.log_images(source_image=image, source_label=source.label)
+        self.log_prediction("source", result.logits, result.features)
         yield Loss("source/ce", result.loss)
 
 

@@ -118,7 +118,7 @@ class StepModule(pl.LightningModule):
 
     Attributes:
         recorded: the last logged values, by name.
-        noted: this step's diagnostics, by name.
+        diagnostics: this step's diagnostics, by name.
         norms: batch-norm layers including the teacher's, set when training starts.
     """
 
@@ -128,7 +128,7 @@ class StepModule(pl.LightningModule):
         self.plan = plan
         self.watcher = NonFinite()
         self.recorded: dict[str, float] = {}
-        self.noted: dict[str, Tensor] = {}
+        self.diagnostics: dict[str, Tensor] = {}
         self.norms: list[nn.modules.batchnorm._BatchNorm] = []
 
     # ------------------------------------------------------------------ what a sub-class says
@@ -148,9 +148,9 @@ class StepModule(pl.LightningModule):
     def finish_step(self) -> None:
         """Update state that changes once per batch, right after the optimiser; a hook, empty here."""
 
-    def note(self, **values: Tensor) -> None:
+    def log_diagnostics(self, **values: Tensor) -> None:
         """Keep 0-dim diagnostics of this step, logged as `diagnostic/<name>` together with the losses."""
-        self.noted |= {name: value.detach() for name, value in values.items()}
+        self.diagnostics |= {name: value.detach() for name, value in values.items()}
 
     # ------------------------------------------------------------------ the step
 
@@ -176,9 +176,9 @@ class StepModule(pl.LightningModule):
         if self.logs_at(step + 1):
             self.watcher.raise_if_any()
             values = {f"train/{name}": value for name, value in logged.items()}
-            values |= {f"diagnostic/{name}": value for name, value in self.noted.items()}
+            values |= {f"diagnostic/{name}": value for name, value in self.diagnostics.items()}
             self.record({**self.mean_of_known(values), "train/lr": optimizer.param_groups[0]["lr"]})
-        self.noted.clear()
+        self.diagnostics.clear()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Apply the current settings to a resumed run (Lightning hook).

@@ -164,7 +164,7 @@ class T2SDA(SelfTraining):
         teacher, images = self.teacher, len(source.image)
         partner = torch.arange(images, device=source.image.device) % (images if target is None else len(target.image))
         translated = self.translate(source.image, None if target is None else to_float(target.image)[partner])
-        self.show(translated_image=translated)
+        self.log_images(translated_image=translated)
         keys, key_logits = teacher.apply_network(lambda network: embed(network, source.image))
         own = Pixels(keys, nearest(source.label, keys.shape[-2:]))
         other = None
@@ -227,7 +227,9 @@ class T2SDA(SelfTraining):
         images = self.mean_over_ranks(here.sum(0))
         per_class = (loss * here).sum(0) / images.where(images > 0, 1.0)
         weight = class_weights(self.performance.value, self.reweight)
-        self.note(**{"pull/one_sided": one_sided.float().mean(), "pull/class_cosine": crowding(positive, count > 0)})
+        self.log_diagnostics(
+            **{"pull/one_sided": one_sided.float().mean(), "pull/class_cosine": crowding(positive, count > 0)}
+        )
         if other is not None:
             self.note_alignment(positive, count > 0, other)
         return (weight * per_class).sum() / (images > 0).sum().clamp_min(1)
@@ -247,7 +249,9 @@ class T2SDA(SelfTraining):
         sums = class_sums(target.features, target.label, len(self.plan.classes))
         centroid, count = F.normalize(sums.total.sum(0), dim=1), sums.count.sum(0)
         cosine = (positive * centroid).sum(1).masked_fill(~(present & (count > 0)), torch.nan)
-        self.note(**{f"alignment/{name}": c for name, c in zip(self.plan.classes.names, cosine, strict=True)})
+        self.log_diagnostics(
+            **{f"alignment/{name}": c for name, c in zip(self.plan.classes.names, cosine, strict=True)}
+        )
 
     def finish_step(self) -> None:
         """Update the classes' scores and the prototype memory."""

@@ -37,8 +37,8 @@ class Encoder(nn.Module):
         imagenet: name of the file that `pretrained=imagenet` loads, None if there is none.
         builtin: the file that `pretrained=builtin` loads, None if there is none.
         first_stage: dotted names of the modules that compute the first map; empty if they cannot be separated.
-        recompute: activation checkpointing (Chen et al. 2016): recompute activations inside of blocks in the backward
-            pass, which trades time for memory at equal gradients.
+        activation_checkpointing: recompute the activations of blocks in the backward pass (Chen et al. 2016), which trades
+            time for memory at equal gradients.
     """
 
     channels: tuple[int, ...]
@@ -48,15 +48,15 @@ class Encoder(nn.Module):
     imagenet: str | None = None
     builtin: Path | None = None
     first_stage: tuple[str, ...] = ()
-    recompute: bool = False
+    activation_checkpointing: bool = False
 
     @abstractmethod
     def forward(self, x: Tensor) -> list[Tensor]:
         """Encode normalised images [B, 3, H, W] into one map per stage, fine to coarse."""
 
     def through(self, block: nn.Module, *inputs: Any) -> Any:
-        """Run a block, with activation checkpointing if `recompute` is set."""
-        if not (self.recompute and torch.is_grad_enabled()):
+        """Run a block, with activation checkpointing if `activation_checkpointing` is set."""
+        if not (self.activation_checkpointing and torch.is_grad_enabled()):
             return block(*inputs)
         # The recomputation sees the same batch again, so batch norm must not update its running statistics twice.
         contexts = lambda: (nullcontext(), frozen_statistics(block))  # noqa: E731
@@ -147,7 +147,7 @@ class Segmentor(nn.Module):
         mean: of red, green and blue, in the range of the images ([0, 1]).
         std: as `mean`; 1 / 255 gives the 0-255 range of Caffe weights.
         channel_order: channel order of the encoder's weights; images are always RGB.
-        recompute: activation checkpointing, see `Encoder`.
+        activation_checkpointing: see `Encoder`.
         align_corners: up-sample logits with `align_corners=True`, as the released BiCL and CorDA do, whose maps of 65
             cells per 512 pixels fit it.
         compile: compile training steps with `torch.compile`, see `models.compilation`.
@@ -156,7 +156,7 @@ class Segmentor(nn.Module):
             layers after them use it anyway.) Weights keep their layout, so state dict and optimiser are unaffected.
 
     Raises:
-        UserError: both `compile` and `recompute` are set.
+        UserError: both `compile` and `activation_checkpointing` are set.
     """
 
     mean: Tensor
@@ -170,7 +170,7 @@ class Segmentor(nn.Module):
         mean: Colour = IMAGENET_MEAN,
         std: Deviation = IMAGENET_STD,
         channel_order: Literal["rgb", "bgr"] = "rgb",
-        recompute: bool = False,
+        activation_checkpointing: bool = False,
         align_corners: bool = False,
         compile: bool = False,
         compile_backend: Backend = "inductor",
@@ -180,11 +180,11 @@ class Segmentor(nn.Module):
         if channel_order not in ("rgb", "bgr"):
             raise ValueError(f"channel_order must be 'rgb' or 'bgr', not {channel_order!r}")
         self.encoder = encoder
-        if compile and recompute:
+        if compile and activation_checkpointing:
             raise UserError(
-                "model.compile=true cannot trace model.recompute=true (activation checkpointing): leave one of them out"
+                "model.compile=true cannot trace model.activation_checkpointing=true: leave one of them out"
             )
-        self.encoder.recompute = recompute
+        self.encoder.activation_checkpointing = activation_checkpointing
         self.backend: Backend | None = compile_backend if compile else None
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.num_classes = num_classes

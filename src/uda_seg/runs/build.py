@@ -175,7 +175,7 @@ def build_trainer(config: Config, folder: Path, data: UDADataModule, seen: int =
     if often.progress:
         callbacks.append(ProgressBar())
     callbacks += [*more, *own_callbacks(config, folder, scores), Stop(checkpoints)]
-    return lightning(config, folder, config.steps, build_loggers(config, folder), callbacks)
+    return new_trainer(config, folder, config.steps, build_loggers(config, folder), callbacks)
 
 
 def own_callbacks(config: Config, folder: Path, scores: Sequence[str] = ()) -> list[pl.Callback]:
@@ -226,7 +226,7 @@ def _check_monitored(callback: pl.Callback, name: str, known: Sequence[str]) -> 
         )
 
 
-def lightning(
+def new_trainer(
     config: Config, folder: Path, steps: int, loggers: list[Logger], callbacks: list[pl.Callback]
 ) -> pl.Trainer:
     """Build Lightning's trainer on the configured hardware for `steps` optimiser steps, one per batch."""
