@@ -133,7 +133,7 @@ def test_a_source_image_of_one_class_labels_nothing(absent, labelled, make_segme
     f_s, f_t = torch.rand(2, 1, 8, 4, 8, generator=torch.Generator().manual_seed(2))
     none = torch.full((1, 4, 8), 255, dtype=torch.uint8)
     module.contrast(f_s, torch.full_like(none, 7), f_t, none, none > 0)
-    assert module.noted["labelled/hybrid"] == labelled
+    assert module.diagnostics["labelled/hybrid"] == labelled
     assert BiCL(make_segmentor(), make_plan()).transfer_absent == "farthest"
 
 

@@ -127,7 +127,7 @@ def test_dynamic_labels_are_transferred_to_pixels(make_segmentor, make_plan):
     for b, y, x in torch.nonzero((y_f == 255) & trusted).tolist():
         expected[b, y, x] = y_d[b, corner(y, 17, 3), corner(x, 23, 5)]
     assert torch.equal(shown["hybrid_label"], expected)
-    assert module.noted["labelled/hybrid"] > module.noted["labelled/static"] > 0
+    assert module.diagnostics["labelled/hybrid"] > module.diagnostics["labelled/static"] > 0
 
 
 @pytest.fixture
