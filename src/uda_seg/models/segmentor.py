@@ -37,8 +37,7 @@ class Encoder(nn.Module):
         imagenet: name of the file that `pretrained=imagenet` loads, None if there is none.
         builtin: the file that `pretrained=builtin` loads, None if there is none.
         first_stage: dotted names of the modules that compute the first map; empty if they cannot be separated.
-        activation_checkpointing: recompute blocks in the backward pass (Chen et al. 2016), which trades time for memory at
-            equal gradients.
+        activation_checkpointing: recompute blocks in the backward pass (Chen et al. 2016), with equal gradients.
     """
 
     channels: tuple[int, ...]
