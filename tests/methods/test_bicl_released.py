@@ -13,7 +13,7 @@ from test_steps import fit
 
 from uda_seg.data.labels import CITYSCAPES
 from uda_seg.methods.bicl import BiCL
-from uda_seg.methods.repeated_sgd import RepeatedSGD, repeats_of
+from uda_seg.methods.released.repeated_sgd import RepeatedSGD, repeats_of
 from uda_seg.methods.rounds import RoundSchedule, Shares, StaticLabels
 from uda_seg.methods.settings import OptimizerSettings
 from uda_seg.models.deeplab import DeepLabV2Head, ResNet101

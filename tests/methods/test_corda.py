@@ -13,7 +13,7 @@ from test_steps import equal_weights, fit, frozen, run_plain
 
 from uda_seg.errors import UserError
 from uda_seg.methods.corda import CorDA
-from uda_seg.methods.repeated_sgd import RepeatedSGD, repeats_of
+from uda_seg.methods.released.repeated_sgd import RepeatedSGD, repeats_of
 from uda_seg.methods.self_training import labelled
 from uda_seg.methods.settings import OptimizerSettings, TeacherSettings
 from uda_seg.models.deeplab import DeepLabV2Head, ResNet101

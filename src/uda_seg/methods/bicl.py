@@ -22,7 +22,7 @@ from torch import Tensor
 from uda_seg.data.batch import DomainBatch
 from uda_seg.methods.base import Batch, Loss, Plan, UDAModule
 from uda_seg.methods.class_average import ClassAverage
-from uda_seg.methods.repeated_sgd import repeating_optimizer
+from uda_seg.methods.released.repeated_sgd import repeating_optimizer
 from uda_seg.methods.rounds import RoundSchedule, Shares, StaticLabels
 from uda_seg.methods.self_training import labelled
 from uda_seg.models.deeplab import DeepLabV2Head

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from uda_seg.data.batch import DomainBatch
 from uda_seg.methods.base import Batch, Loss, Plan, UDAModule
-from uda_seg.methods.repeated_sgd import repeating_optimizer
+from uda_seg.methods.released.repeated_sgd import repeating_optimizer
 from uda_seg.methods.teacher import Teacher
 from uda_seg.models.compilation import compile_module
 from uda_seg.models.norm import frozen_statistics
