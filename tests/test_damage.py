@@ -35,7 +35,8 @@ from uda_seg.data.custom import CustomClasses
 from uda_seg.data.custom import described as class_set_of
 from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.decoding import read_palette, read_red
-from uda_seg.data.depth import described, read_metres, read_sfsu
+from uda_seg.data.depth import read_metres, read_sfsu
+from uda_seg.data.depth_layouts import described
 from uda_seg.data.images import read_image
 from uda_seg.data.integrity import check_image_file
 from uda_seg.data.labels import CITYSCAPES
@@ -47,7 +48,8 @@ from uda_seg.data.specs import SPECS
 from uda_seg.data.statistics import class_statistics, save_statistics
 from uda_seg.data.storage.disk_cache import find_cache, write_cache
 from uda_seg.data.storage.label_store import LabelDraft, LabelStore
-from uda_seg.data.storage.shards import ShardDataset, pack
+from uda_seg.data.storage.packing import pack
+from uda_seg.data.storage.shards import ShardDataset
 from uda_seg.data.stream import SampleReader
 from uda_seg.errors import UserError
 from uda_seg.models.small import ResidualEncoder

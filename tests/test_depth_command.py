@@ -22,7 +22,7 @@ from uda_seg import depth as command
 from uda_seg import train
 from uda_seg.config.replay import replay
 from uda_seg.config.schema import CONF
-from uda_seg.data.datasets import open_domain
+from uda_seg.data.domains import open_domain
 from uda_seg.data.labels import CAMVID, CITYSCAPES
 from uda_seg.errors import UserError
 from uda_seg.methods.depth import SelfSupervisedDepth

@@ -15,7 +15,7 @@ from command_line import NETWORK, configured
 from data.trees import blocks, image_of, save
 from uda_seg import evaluate, predict, prepare, train
 from uda_seg.data.custom import classes_of
-from uda_seg.data.datasets import open_domain
+from uda_seg.data.domains import open_domain
 from uda_seg.errors import UserError
 from uda_seg.models.weights import load_encoder
 from uda_seg.runs.build import build_data, build_module

@@ -27,9 +27,12 @@ from uda_seg.cli.command import run
 from uda_seg.config.naming import plain_name
 from uda_seg.config.replay import replay
 from uda_seg.config.schema import Config
-from uda_seg.data.datamodule import UDADataModule, bound_workers, choose_workers, resize_of
-from uda_seg.data.datasets import SegmentationDataset, open_domain
+from uda_seg.data.datamodule import UDADataModule
+from uda_seg.data.datasets import SegmentationDataset
+from uda_seg.data.domains import open_domain
+from uda_seg.data.loading import bound_workers, choose_workers
 from uda_seg.data.parallel import cores
+from uda_seg.data.readers import resize_of
 from uda_seg.data.settings import DomainSettings
 from uda_seg.errors import UserError
 from uda_seg.evaluation.evaluator import Scores, mean_scores

@@ -27,8 +27,8 @@ from uda_seg.cli.command import run
 from uda_seg.config.schema import Config
 from uda_seg.data.class_files import official_pixels
 from uda_seg.data.custom import classes_of
-from uda_seg.data.datamodule import resize_of
-from uda_seg.data.datasets import SegmentationDataset, open_domain
+from uda_seg.data.datasets import SegmentationDataset
+from uda_seg.data.domains import open_domain
 from uda_seg.data.labels import ClassSet
 from uda_seg.data.prepare.archives import (
     find_archives,
@@ -41,11 +41,13 @@ from uda_seg.data.prepare.archives import (
 from uda_seg.data.prepare.check import Problem, Report, check_domain, summary, to_text
 from uda_seg.data.prepare.page import page, problem_table
 from uda_seg.data.prepare.repair import can_be_mended, repair, set_aside
+from uda_seg.data.readers import resize_of
 from uda_seg.data.settings import DomainSettings, prepare_command
 from uda_seg.data.specs import SPECS
 from uda_seg.data.statistics import save_statistics, statistics_file
 from uda_seg.data.storage.disk_cache import write_cache
-from uda_seg.data.storage.shards import INDEX, index_shards, pack
+from uda_seg.data.storage.packing import index_shards, pack
+from uda_seg.data.storage.shard_index import INDEX
 from uda_seg.data.streets.export import export
 from uda_seg.errors import UserError
 from uda_seg.evaluation.servers import SERVERS

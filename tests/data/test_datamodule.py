@@ -13,17 +13,12 @@ from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from torch.utils.data import DataLoader
 from trees import camvid_tree, streets_tree
 
-from uda_seg.data import datamodule, stream
-from uda_seg.data.datamodule import (
-    StepSampler,
-    UDADataModule,
-    bound_workers,
-    choose_workers,
-    cores_of_rank,
-    resize_of,
-)
+from uda_seg.data import loading, stream
+from uda_seg.data.datamodule import UDADataModule
 from uda_seg.data.datasets import SegmentationDataset
+from uda_seg.data.loading import StepSampler, bound_workers, choose_workers, cores_of_rank
 from uda_seg.data.parallel import cores
+from uda_seg.data.readers import resize_of
 from uda_seg.data.settings import DataSettings, DomainSettings, RareClassSettings
 from uda_seg.data.transforms import CropRule, Resize
 from uda_seg.errors import UserError
@@ -67,8 +62,8 @@ def test_a_domain_says_how_it_is_resized():
 def test_only_source_crops_are_drawn_anew(settings):
     settings.crop_max_ratio, settings.crop_tries = 0.6, 11
     module = make(settings)
-    assert module._source_stream().rule == CropRule((16, 24), 0.6, flip=True, tries=11)
-    assert module._target_stream(settings.target).rule.max_ratio == 1.0
+    assert module._streams["source"].rule == CropRule((16, 24), 0.6, flip=True, tries=11)
+    assert module._streams["target"].rule.max_ratio == 1.0
 
 
 def rank(number, world, step=0):
@@ -390,8 +385,8 @@ def test_streets_source_for_camvid_is_mapped_to_eleven_classes(settings, tmp_pat
 
 
 def test_loader_processes_are_bounded_by_cores_and_by_what_there_is_to_load(monkeypatch, caplog):
-    monkeypatch.setattr(datamodule, "cores", lambda: 3)
-    datamodule._tell_bound.cache_clear()
+    monkeypatch.setattr(loading, "cores", lambda: 3)
+    loading._tell_bound.cache_clear()
     assert [bound_workers(asked, 100) for asked in (0, 4, 6, 1000, 1000)] == [0, 4, 6, 6, 6]
     assert [bound_workers(1000, items) for items in (0, 5)] == [0, 5]
     assert caplog.text.count("data.workers=1000: 6 are started, for 3 cores and 100 items to load") == 1

@@ -8,7 +8,8 @@ import pytest
 from torch.utils.data import DataLoader
 from trees import blocks, camvid_tree, cityscapes_tree, gta_tree, image_of, save, streets_tree, synthia_tree
 
-from uda_seg.data.datasets import SegmentationDataset, open_domain
+from uda_seg.data.datasets import SegmentationDataset
+from uda_seg.data.domains import open_domain
 from uda_seg.data.images import read_image
 from uda_seg.data.labels import CAMVID, CAMVID_RAW, CITYSCAPES, CITYSCAPES_RAW, SYNTHIA_RAW
 from uda_seg.data.settings import DataSettings, DomainSettings

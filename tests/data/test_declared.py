@@ -14,8 +14,9 @@ from trees import blocks, image_of, save, save_palette, streets_tree, synthia_tr
 from uda_seg.data import declared
 from uda_seg.data.custom import classes_of
 from uda_seg.data.datamodule import UDADataModule
-from uda_seg.data.datasets import SegmentationDataset, open_domain
+from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.declared import check_labels, first_look
+from uda_seg.data.domains import open_domain
 from uda_seg.data.labels import CITYSCAPES
 from uda_seg.data.prepare.check import check_domain
 from uda_seg.data.settings import DataSettings, DomainSettings, RareClassSettings

@@ -13,8 +13,8 @@ from scipy.io import savemat
 from trees import cityscapes_tree, gta_tree, save, streets_tree, synthia_tree
 
 from uda_seg.data.datamodule import UDADataModule
-from uda_seg.data.datasets import open_domain
 from uda_seg.data.depth import DepthFiles
+from uda_seg.data.domains import open_domain
 from uda_seg.data.labels import CITYSCAPES
 from uda_seg.data.settings import DataSettings, DomainSettings
 from uda_seg.errors import UserError

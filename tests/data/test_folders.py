@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from trees import camvid_tree, noise, save, streets_tree
 
-from uda_seg.data.datasets import SegmentationDataset, open_domain
+from uda_seg.data.datasets import SegmentationDataset
+from uda_seg.data.domains import open_domain
 from uda_seg.data.folders import ends_in, files_below, kinds_of, scan, without_end
 from uda_seg.data.labels import CAMVID, CITYSCAPES
 from uda_seg.data.settings import DataSettings, DomainSettings

@@ -13,7 +13,8 @@ from PIL import Image, ImageOps
 from trees import blocks, image_of, noise, save
 
 from uda_seg.data.datamodule import UDADataModule
-from uda_seg.data.datasets import SegmentationDataset, open_domain
+from uda_seg.data.datasets import SegmentationDataset
+from uda_seg.data.domains import open_domain
 from uda_seg.data.images import decode, frames, kind_of, orientation_of, read_image, stored_size, upright
 from uda_seg.data.integrity import check_image_file
 from uda_seg.data.labels import CITYSCAPES
@@ -22,7 +23,8 @@ from uda_seg.data.prepare.repair import set_aside
 from uda_seg.data.settings import DataSettings, DomainSettings
 from uda_seg.data.specs import SPECS
 from uda_seg.data.storage.disk_cache import find_cache, write_cache
-from uda_seg.data.storage.shards import index_shards, open_shards, pack
+from uda_seg.data.storage.packing import index_shards, pack
+from uda_seg.data.storage.shards import open_shards
 from uda_seg.data.stream import SampleReader
 from uda_seg.data.transforms import Resize
 from uda_seg.errors import Damaged, UserError

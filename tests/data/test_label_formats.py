@@ -10,8 +10,9 @@ from PIL import Image
 from trees import blocks, image_of, save
 
 from uda_seg.data.custom import CustomData, classes_of, label_table
-from uda_seg.data.datasets import SegmentationDataset, open_domain
+from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.decoding import read_color, read_gray, read_ids, read_palette, read_red
+from uda_seg.data.domains import open_domain
 from uda_seg.data.labels import CITYSCAPES, CITYSCAPES_RAW, ClassSet
 from uda_seg.data.settings import DataSettings, DomainSettings
 from uda_seg.data.statistics import class_statistics

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import pytest
 
-from uda_seg.data.datasets import open_domain
+from uda_seg.data.domains import open_domain
 from uda_seg.data.labels import CITYSCAPES
 from uda_seg.data.settings import DataSettings, DomainSettings
 from uda_seg.data.streets import cache, render

@@ -17,7 +17,8 @@ from trees import EXPORTED_SIZE as SIZE
 from trees import exported as settings
 
 from uda_seg.data.custom import classes_of
-from uda_seg.data.datasets import SegmentationDataset, open_domain
+from uda_seg.data.datasets import SegmentationDataset
+from uda_seg.data.domains import open_domain
 from uda_seg.data.labels import CITYSCAPES, CITYSCAPES_RAW, MAPILLARY_RAW, SYNTHIA_RAW
 from uda_seg.data.sequences import VIEWS, SequenceDataset
 from uda_seg.data.settings import DataSettings, DomainSettings, StreetsSettings

@@ -17,7 +17,8 @@ from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.labels import CITYSCAPES
 from uda_seg.data.specs import SPECS
 from uda_seg.data.storage.disk_cache import find_cache, write_cache
-from uda_seg.data.storage.shards import ShardDataset, pack
+from uda_seg.data.storage.packing import pack
+from uda_seg.data.storage.shards import ShardDataset
 from uda_seg.data.stream import SampleReader
 from uda_seg.data.transforms import CropRule, Resize, training_crop
 from uda_seg.errors import UserError

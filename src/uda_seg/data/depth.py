@@ -13,10 +13,9 @@ disparity, which has no unit, and defects of single files.
 from __future__ import annotations
 
 import logging
-import os
 import struct
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -27,18 +26,15 @@ import torch
 from numpy.typing import NDArray
 
 from uda_seg.data.checksums import CURE, check_sums
-from uda_seg.data.folders import without_end
 from uda_seg.data.images import wrong_with
 from uda_seg.data.integrity import read_file
-from uda_seg.data.settings import DataSettings, DomainSettings
 from uda_seg.errors import Damaged, UserError
 from uda_seg.ops.depth import INVALID, inverse_depth
-from uda_seg.storage.files import first_line, read_json
+from uda_seg.storage.files import first_line
 
 log = logging.getLogger(__name__)
 
 Floats = NDArray[np.float32]
-DESCRIPTION = "depth.json"  # written by `python -m uda_seg.depth` next to the exported maps
 SAMPLES = 9  # files of a data set whose scale is checked before training
 INVERTED = 1.25  # depth is inverted if median z of the upper / lower image half exceeds it; rendered streets: 0.37
 STRETCH = 1.15  # maximum change of aspect ratio between depth and image: 2:1 maps of GTA's 1.82:1 images
@@ -159,30 +155,6 @@ ENCODINGS = {
 }
 
 
-@dataclass(frozen=True)
-class DepthLayout:
-    """Location of a data set's depth: `folder` under its root, with {split}, and the suffix of file names."""
-
-    folder: str
-    suffix: str
-    encoding: str
-
-
-LAYOUTS: dict[str, tuple[DepthLayout, ...]] = {
-    "streets": (DepthLayout("depth", ".png", "metres"),),
-    "synthia": (
-        DepthLayout("Depth/Depth", ".png", "centimetres"),
-        DepthLayout("Depth", ".png", "centimetres"),
-    ),
-    "gta": (DepthLayout("disparity", ".png", "disparity"),),
-    "cityscapes": (
-        DepthLayout("depth/{split}", "_depth_stereoscopic.mat", "sfsu"),
-        # CorDA's maps; the official package of this name contains other values in other files.
-        DepthLayout("disparity/{split}", "_leftImg8bit.png", "disparity"),
-    ),
-}
-
-
 class DepthFiles:
     """Depth files of a data set's images.
 
@@ -231,7 +203,8 @@ class DepthFiles:
             said = "what is near would be far: the upper image halves would be nearer than the lower ones"
         if said is not None:
             raise UserError(
-                f"{self.paths[0]}: as {self.encoding.title} {said}; set {self.option}_encoding to one of {_choices()}"
+                f"{self.paths[0]}: as {self.encoding.title} {said}; set {self.option}_encoding to one of "
+                f"{encoding_choices()}"
             )
 
 
@@ -245,99 +218,6 @@ def _valid(maps: Sequence[Floats]) -> Floats:
     return np.concatenate([z[z != INVALID] for z in maps])
 
 
-def _choices() -> str:
+def encoding_choices() -> str:
     """List the encodings for a message."""
     return ", ".join(f"{name} ({encoding.title})" for name, encoding in ENCODINGS.items())
-
-
-def find_depth(
-    domain: DomainSettings,
-    settings: DataSettings,
-    root: Path,
-    names: Sequence[str],
-    image_suffix: str,
-    option: str,
-) -> DepthFiles:
-    """Find the depth of the images `names` in the data set's own layout, or in the folder `domain.depth`.
-
-    In that folder files have the images' sub-folders, and `depth.json` tells encoding and origin; without it
-    `domain.depth_encoding` must name the encoding of PNGs, because training would not notice a wrong one.
-
-    Args:
-        domain: Settings of the domain.
-        settings: The whole `data` node, for messages.
-        root: The data set's folder.
-        names: The images, relative to their folder.
-        image_suffix: Suffix of their names.
-        option: Key of the domain in the configuration, e.g. ``data.source``.
-
-    Raises:
-        UserError: unknown location or encoding of the data set's depth, missing files (the first is named), or a wrong
-            scale.
-    """
-    dataset, encoding = domain.dataset, domain.depth_encoding
-    if encoding is not None and encoding not in ENCODINGS:
-        raise UserError(f"{option}.depth_encoding={encoding} is unknown: use one of {', '.join(ENCODINGS)}")
-    cure = _cure(domain, settings, option)
-    candidates: list[tuple[Path, DepthLayout]] = []
-    if domain.depth is not None:
-        place = Path(domain.depth).expanduser()
-        said = described(place)
-        png = said.get("encoding", "")
-        layouts = [DepthLayout("", ".png", png), DepthLayout("", f"{Path(image_suffix).stem}.png", png)]
-        layouts.append(DepthLayout("", "_depth_stereoscopic.mat", "sfsu"))
-        candidates = [(place, layout) for layout in layouts]
-        if "learnt_from" in said:
-            log.info("%s: the depth in %s was learnt from %s", option, place, said["learnt_from"])
-    else:
-        layouts = list(LAYOUTS.get(dataset, ()))
-        # Cityscapes has two kinds of depth.
-        layouts = [layout for layout in layouts if layout.encoding == encoding] or layouts
-        candidates = [(root / layout.folder.format(split=domain.split), layout) for layout in layouts]
-    if not candidates:
-        raise UserError(f"{option}: {dataset} has no depth of its own; {cure}")
-    stems = [without_end(name, image_suffix) for name in names]
-    found = [[place / (stem + layout.suffix) for stem in stems] for place, layout in candidates]
-    missing = [[path for path in paths if not path.is_file()] for paths in found]
-    best = min(range(len(found)), key=lambda i: len(missing[i]))
-    if missing[best]:
-        if len(missing[best]) < len(names):
-            cure = f"unpack or export the others again, or {cure}"
-        raise UserError(
-            f"{option}: {len(missing[best])} of {len(names)} images have no depth, the first misses "
-            f"{missing[best][0]}; {cure}"
-        )
-    encoding = encoding or candidates[best][1].encoding
-    if not encoding:
-        raise UserError(
-            f"{candidates[best][0]} has no {DESCRIPTION} to say how its files hold depth: set {option}.depth_encoding "
-            f"to one of {_choices()}"
-        )
-    return DepthFiles(found[best], encoding, f"{option}.depth")
-
-
-def _cure(domain: DomainSettings, settings: DataSettings, option: str) -> str:
-    """Suggest the commands that predict depth for images without any."""
-    root = "" if domain.root is None else f" {option}.root={domain.root}"
-    return (
-        "learn depth with python -m uda_seg.depth data=streets, write maps with python -m uda_seg.depth "
-        f"checkpoint=<run>/checkpoints/last.ckpt data={settings.name}{root} export=true, then set "
-        f"{option}.depth=<run>/maps/{domain.domain or domain.dataset}"
-    )
-
-
-def described(folder: Path) -> Mapping[str, str]:
-    """Read a folder's `depth.json`; empty if there is none; raises UserError if it is damaged."""
-    file, cure = folder / DESCRIPTION, "export the depth maps again with overwrite=true"
-    if not os.path.lexists(file):
-        return {}
-    try:
-        said = {str(key): str(value) for key, value in read_json(file, cure).items()}
-        encoding = said["encoding"]
-    except (KeyError, AttributeError) as error:
-        raise UserError(f"{file} does not say what the maps are: {cure}") from error
-    if encoding not in ENCODINGS:
-        raise UserError(
-            f"{file} names the unknown encoding {encoding}: export the depth maps again with overwrite=true"
-        )
-    return said

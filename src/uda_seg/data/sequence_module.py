@@ -12,8 +12,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from uda_seg.data.custom import classes_of
-from uda_seg.data.datamodule import StepSampler, bound_workers, choose_workers, cores_of_rank, start_worker
 from uda_seg.data.labels import ClassSet
+from uda_seg.data.loading import StepSampler, bound_workers, choose_workers, cores_of_rank, start_worker
 from uda_seg.data.sequences import VIEWS, SequenceBatch, SequenceDataset, SequenceSteps, stack
 from uda_seg.data.settings import DataSettings, DomainSettings
 from uda_seg.errors import UserError

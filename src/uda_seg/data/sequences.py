@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from uda_seg.data.batch import TensorBatch
-from uda_seg.data.datasets import open_domain
-from uda_seg.data.depth import DepthFiles, find_depth
+from uda_seg.data.depth import DepthFiles
+from uda_seg.data.depth_layouts import find_depth
+from uda_seg.data.domains import open_domain
 from uda_seg.data.images import read_image
 from uda_seg.data.labels import ClassSet
 from uda_seg.data.sampling import ShuffledOrder, positions

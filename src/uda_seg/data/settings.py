@@ -144,7 +144,7 @@ class DataSettings:
         validation: Name -> labelled images for evaluation.
         rare_class: Sampling of source images.
         workers: Number of loader processes, at most two per core; None: chosen by
-            `uda_seg.data.datamodule.choose_workers`.
+            `uda_seg.data.loading.choose_workers`.
         cache: "memory": keep decoded images (small sets); "none": decode each time; "disk": crop from the resized
             images written by `python -m uda_seg.prepare ... data.cache=disk`; "auto": these if they exist, else memory
             for a domain of at most 512 MiB.

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from uda_seg.config.schema import Config
 from uda_seg.data.custom import classes_of
-from uda_seg.data.datasets import open_domain
-from uda_seg.data.depth import DESCRIPTION, described
+from uda_seg.data.depth_layouts import DESCRIPTION, described
+from uda_seg.data.domains import open_domain
 from uda_seg.data.folders import twins, without_end
 from uda_seg.data.settings import DomainSettings
 from uda_seg.data.transforms import fit_inside

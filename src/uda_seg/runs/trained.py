@@ -18,8 +18,8 @@ from uda_seg.config.replay import replay
 from uda_seg.config.schema import Config
 from uda_seg.data.batch import Sample
 from uda_seg.data.custom import classes_of
-from uda_seg.data.datamodule import resize_of
 from uda_seg.data.labels import ClassSet
+from uda_seg.data.readers import resize_of
 from uda_seg.data.settings import DomainSettings
 from uda_seg.data.transforms import Resize
 from uda_seg.errors import UserError

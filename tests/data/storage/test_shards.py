@@ -26,12 +26,16 @@ from trees import streets_tree
 from command_line import configured, forked
 from uda_seg import prepare
 from uda_seg.data.datamodule import UDADataModule
-from uda_seg.data.datasets import SegmentationDataset, open_domain
+from uda_seg.data.datasets import SegmentationDataset
+from uda_seg.data.domains import open_domain
 from uda_seg.data.labels import CAMVID, CITYSCAPES
 from uda_seg.data.sampling import positions
 from uda_seg.data.settings import DataSettings, DomainSettings, ShardSettings
 from uda_seg.data.specs import SPECS
-from uda_seg.data.storage.shards import INDEX, ShardDataset, ShardOrder, contents, index_shards, pack
+from uda_seg.data.storage.packing import index_shards, pack
+from uda_seg.data.storage.shard_index import INDEX, contents
+from uda_seg.data.storage.shard_order import ShardOrder
+from uda_seg.data.storage.shards import ShardDataset
 from uda_seg.errors import Damaged, UserError
 
 open_folder = functools.partial(ShardDataset, option="data.target", count=None, cache_bytes=10**9, cure="prepare it")
@@ -93,7 +97,7 @@ def test_indexing_and_packing_go_on_where_they_were_interrupted(files, folder, m
     times = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.tar")}
     assert times.pop("images-000001.tar") != untouched.pop("images-000001.tar")
     assert times == untouched
-    monkeypatch.setattr("uda_seg.data.storage.shards.contents", lambda path: pytest.fail(f"{path} was read again"))
+    monkeypatch.setattr("uda_seg.data.storage.packing.contents", lambda path: pytest.fail(f"{path} was read again"))
     assert len(index_shards(str(folder))) == 3
     assert not (folder / f".{INDEX}.part").exists()
 

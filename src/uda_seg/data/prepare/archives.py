@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO
 
-from uda_seg.data.depth import LAYOUTS
+from uda_seg.data.depth_layouts import LAYOUTS
 from uda_seg.data.parallel import in_threads
 from uda_seg.data.specs import DatasetSpec
 from uda_seg.errors import Damaged, UserError

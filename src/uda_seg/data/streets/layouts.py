@@ -1,8 +1,8 @@
 """Folder layouts and encodings of the official data sets, as written by `export`.
 
 Names, sizes, bit depths and id tables are the official ones; the images are rendered. The readers,
-`uda_seg.data.datasets` and `uda_seg.data.depth`, never import this module: it is the independent counterpart that they
-are tested against.
+`uda_seg.data.dataset_files` and `uda_seg.data.depth_layouts`, never import this module: it is the independent
+counterpart that they are tested against.
 """
 
 from __future__ import annotations

@@ -1,0 +1,175 @@
+"""The files of one split of a data set: its images, and the labels that belong to them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from uda_seg.data.folders import (
+    ends_in,
+    files_below,
+    fixed,
+    holds,
+    kinds_of,
+    nearby_root,
+    packed_files,
+    twins,
+    without_end,
+)
+from uda_seg.data.specs import CUSTOM, SPECS, DatasetSpec, LabelEncoding
+from uda_seg.errors import UserError
+
+
+class DatasetFiles:
+    """Images of one split in the order of their names, and where their labels are.
+
+    Args:
+        spec: The data set.
+        root: Its folder.
+        split: One of `spec.splits`.
+        labeled: Search the labels too; if false, label files are not searched or required.
+        count: Use the first `count` images; None: all.
+        option: The setting that `root` comes from, for messages.
+        prepare: The command that prepares the data, for messages; empty if there is none.
+
+    Attributes:
+        names: The images in use, relative to `image_root`.
+        left_out: Files next to the images that are not images, relative to their folder.
+        found_encoding: Encoding of the labels; None unless `labeled`.
+
+    Raises:
+        UserError: no folder, no images, or images without a label.
+    """
+
+    def __init__(
+        self,
+        spec: DatasetSpec,
+        root: Path,
+        split: str,
+        *,
+        labeled: bool,
+        count: int | None = None,
+        option: str = "data.source",
+        prepare: str = "",
+    ) -> None:
+        if split not in spec.splits:
+            raise UserError(f"{option}.split={split}: {spec.title} has {' and '.join(spec.splits)} only")
+        self.spec, self.root, self.split, self.option = spec, root, split, option
+        then = f", then run {prepare}" if prepare else ""
+        # An unlabelled target can still be adapted to.
+        then += f"; to train without scores: '~{option}'" if option.startswith("data.validation.") else ""
+        cure = f"set {option}.root to the folder that holds {spec.layout(split)}{then}"
+        if labeled and not spec.encodings:
+            how = f"describe them in {option}.custom.labels" if spec.title == CUSTOM else "take another data set"
+            raise UserError(f"{option}: {spec.title} has no supported labels: {how}{then}")
+        self._find_folders(labeled, cure, then, prepare)
+        self._spelled: dict[str, str] = {}
+        found, self.left_out = self._images_and_others()
+        self.names = found[:count]
+        if not self.names:
+            where = "/".join((str(self.image_root), *self._within))
+            there = f", but {kinds_of(self.left_out)}" if self.left_out else ""
+            raise UserError(f"{spec.title}: no image {where}/**/*{spec.image_suffix}{there}: {cure}")
+        if labeled and (pair := twins(self.names, spec.image_suffix)):
+            raise UserError(f"{self.image_root}: {pair[0]} and {pair[1]} would share one label: rename one of them")
+        self.found_encoding: LabelEncoding | None = self._find_encoding(found, cure) if labeled else None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def _find_folders(self, labeled: bool, cure: str, then: str, prepare: str) -> None:
+        """Find the folders of images and labels; raises UserError if one does not exist."""
+        images, labels = self._place(labeled)
+        (image_root, self._within), (label_root, _) = fixed(images), fixed(labels)
+        self.image_root, self.label_root = self.root / image_root, self.root / label_root
+        for folder in (self.image_root, self.label_root) if labeled else (self.image_root,):
+            if not folder.is_dir():
+                right = nearby_root(self.spec, self.root, self.split, labeled)
+                if right is not None:
+                    cure = f"set {self.option}.root={right}, which holds {images}{then}"
+                raise UserError(f"{self.spec.title}: no folder {folder}: {packed_files(self.root, prepare) or cure}")
+
+    def _place(self, labeled: bool) -> tuple[str, str]:
+        """Return the first existing pair of folder patterns, preferably with labels, as pairs may share images."""
+        places = list(self.spec.places(self.split))
+        whole = [place for place in places if holds(self.root, place, labeled=True)]
+        images = [place for place in places if not labeled and holds(self.root, place, labeled=False)]
+        return next(iter([*whole, *images, *places]))
+
+    def image_path(self, index: int) -> Path:
+        """Return the image file at `index`."""
+        return self.image_root / self.names[index]
+
+    def label_name(self, image_name: str, encoding: LabelEncoding) -> str:
+        """Return the name of an image's label in this encoding, relative to the labels' folder."""
+        name = without_end(image_name, self.spec.image_suffix) + encoding.suffix
+        return self._spelled.get(name, name)
+
+    def image_files(self) -> list[str]:
+        """List all images of the split on disk, relative to `image_root`, sorted."""
+        return self._images_and_others()[0]
+
+    def _images_and_others(self) -> tuple[list[str], list[str]]:
+        """List the images under `image_root` and the other files there, labels excluded."""
+        found, suffix = files_below(self.image_root, self._within), self.spec.image_suffix
+        if self.label_root == self.image_root:
+            ends = [e.suffix for e in self.spec.encodings if e.suffix.lower() != suffix.lower()]
+            found = [name for name in found if not any(ends_in(name, end) for end in ends)]
+        elif self.label_root.is_relative_to(self.image_root):
+            below = f"{self.label_root.relative_to(self.image_root).as_posix()}/"
+            found = [name for name in found if not name.startswith(below)]
+        images = [name for name in found if ends_in(name, suffix)]
+        return images, [name for name in found if not ends_in(name, suffix)] if len(images) < len(found) else []
+
+    def label_files(self, suffix: str) -> list[str]:
+        """List all files of the split under `label_root` with this suffix, relative to it, sorted."""
+        found = [name for name in files_below(self.label_root, self._within) if ends_in(name, suffix)]
+        self._note_spelling(found)
+        return found
+
+    def _note_spelling(self, labels: list[str]) -> None:
+        """Remember label names whose suffix differs in case from `label_name`."""
+        ends = [encoding.suffix for encoding in self.spec.encodings]
+        present: set[str] | None = None
+        for name in labels:
+            for end in ends:
+                if ends_in(name, end) and not name.endswith(end):
+                    present = set(labels) if present is None else present
+                    plain = without_end(name, end) + end
+                    if plain not in present:
+                        self._spelled[plain] = name
+
+    def _find_encoding(self, images: list[str], cure: str) -> LabelEncoding:
+        """Find the encoding whose label files cover the most images.
+
+        Raises:
+            UserError: there are no labels, or an image without a label, or a label without an image.
+        """
+        kinds = self.spec.encodings
+        missing = []
+        for kind in kinds:
+            present = set(self.label_files(kind.suffix))
+            missing.append([name for name in self.names if self.label_name(name, kind) not in present])
+        best = min(range(len(kinds)), key=lambda i: len(missing[i]))
+        if missing[best]:
+            first = missing[best][0]
+            if len(missing[best]) < len(self):
+                cure = f"unpack the labels again, or set {self.option}.count to use the first images only"
+            others = sorted(set(self.label_files("")) - set(self.names)) if self.label_root.is_dir() else []
+            there = f" ({kinds_of(others)} lie there)" if others and len(missing[best]) == len(self) else ""
+            label = self.label_root / self.label_name(first, kinds[best])
+            raise UserError(
+                f"{self.spec.title}: {len(missing[best])} of {len(self)} images have no label, the first is "
+                f"{self.image_root / first} without {label}{there}: {cure}"
+            )
+        if self.spec is not SPECS["streets"]:  # it may still be rendering, labels first
+            known = {self.label_name(name, kind) for name in images for kind in kinds}
+            self._refuse_lonely([n for n in self.label_files(kinds[best].suffix) if n not in known])
+        return kinds[best]
+
+    def _refuse_lonely(self, labels: list[str]) -> None:
+        if labels:
+            raise UserError(
+                f"{self.spec.title}: {len(labels)} labels have no image, the first is {self.label_root / labels[0]} "
+                f"without a *{self.spec.image_suffix} of its name in {self.image_root}: unpack the images again, or "
+                "move these labels elsewhere"
+            )
