@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import math
 from types import SimpleNamespace
 
@@ -16,13 +17,16 @@ from torch import nn
 
 from data.trees import streets_tree
 from numerics import LEFT, assert_same_sums
+from uda_seg.bench.classic import ClassicLoop, PlainTrainer
 from uda_seg.callbacks.checkpoint import Checkpoints
 from uda_seg.data.datamodule import UDADataModule
 from uda_seg.data.settings import DataSettings, DomainSettings
+from uda_seg.data.storage.label_store import StoredLabels
 from uda_seg.errors import UserError
-from uda_seg.methods import rounds
+from uda_seg.methods import labelling, rounds
 from uda_seg.methods.bicl import LADDER, BiCL
-from uda_seg.methods.rounds import RoundSchedule, Shares, StaticLabels
+from uda_seg.methods.labelling import label_target
+from uda_seg.methods.round_schedule import RoundSchedule
 from uda_seg.methods.settings import TeacherSettings
 from uda_seg.methods.source_only import SourceOnly
 from uda_seg.models.inference import Inference
@@ -69,11 +73,10 @@ def test_step_equals_plain_pytorch(until, double, labelled_batches, make_segment
 def test_labels_are_pinned_as_the_loader_pins_the_rest(cuda, make_batch, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)
-    static = StaticLabels(None, RoundSchedule(4, 0.0, 1), Shares(0.5, 0.5), passes=1.0)
-    static.store, static.round = SimpleNamespace(read=lambda *_: torch.zeros(2, 64, 64, dtype=torch.uint8)), 0
+    static = StoredLabels(SimpleNamespace(read=lambda *_: torch.zeros(2, 64, 64, dtype=torch.uint8)), 0)
     target = make_batch(0)["target"]
     target.pseudo, target.window = None, torch.zeros(len(target.index), 3, dtype=torch.int64)
-    assert (static.give(target).pseudo == cuda).all()
+    assert (static.add_to(target).pseudo == cuda).all()
 
 
 def run_once(module, batch):
@@ -303,7 +306,7 @@ def test_a_round_labels_what_is_surest(make_segmentor, make_plan, data, tmp_path
     assert not (tmp_path / "run/pseudo_labels").exists()
     train(module, data(), tmp_path / "run", max_steps=1)
     module.infer = Sure()
-    module.static.make(module.static.store, 0)
+    label_target(module, module.rounds.store, 0, module.rounds.shares)
     labels = np.load(tmp_path / "run/pseudo_labels/round_000.npy")
     with torch.no_grad():
         images = torch.cat([batch.image for batch in module.trainer.datamodule.target_images([[0, 1, 2], [3, 4, 5]])])
@@ -368,6 +371,16 @@ def test_resumed_in_another_folder(step, loss, make_segmentor, make_plan, data, 
         equal_states(whole, again)
 
 
+def test_the_classic_loop_begins_the_same_rounds(make_segmentor, make_plan, data, tmp_path):
+    module, read = bicl(make_segmentor, make_plan), data()
+    read.setup("fit")
+    trainer = PlainTrainer(tmp_path, 6, read)
+    loop = ClassicLoop(module, trainer, iter(read.train_dataloader()), torch.device("cpu"), io.StringIO())
+    for made in (0, 1, 1, 2, 2, 2):  # rounds begin at steps 2 and 4
+        loop.step()
+        assert len(list(tmp_path.glob("pseudo_labels/*.npy"))) == made
+
+
 def test_a_broken_file_is_made_anew(make_segmentor, make_plan, data, tmp_path):
     whole = bicl(make_segmentor, make_plan)
     train(whole, data(), tmp_path / "whole")
@@ -388,8 +401,8 @@ def test_labels_of_other_rounds_are_not_taken_for_these(
     """At step 5 of 6 a run is in its second round; of 12 it would be in the first again, whose labels are old."""
     train(bicl(make_segmentor, make_plan), data(), tmp_path, max_steps=5)
     found = []
-    make = StaticLabels.make
-    monkeypatch.setattr(StaticLabels, "make", lambda self, *given: (found.append(given[1]), make(self, *given)))
+    make = rounds.label_target
+    monkeypatch.setattr(rounds, "label_target", lambda *given: (found.append(given[2]), make(*given))[1])
     again = BiCL(make_segmentor(), make_plan(steps=steps), warmup=1 / 3, rounds=2)
     train(again, data(steps), tmp_path, resume=tmp_path / "checkpoints/last.ckpt", max_steps=steps)
     assert found == made
@@ -398,11 +411,14 @@ def test_labels_of_other_rounds_are_not_taken_for_these(
 
 def test_a_resumed_run_has_the_rounds_that_it_had(make_segmentor, make_plan):
     """However many images a step reads now: how many rounds there are time for was counted at its start."""
-    labels = bicl(make_segmentor, make_plan, rounds=4, round_passes=1).static
+    labels = bicl(make_segmentor, make_plan, rounds=4, round_passes=1).rounds
     assert labels.possible(10, per_step=5).rounds == 2  # 20 images for the 10 of the target, once each
     labels.schedule = labels.possible(10, per_step=5)
-    resumed = bicl(make_segmentor, make_plan, rounds=4, round_passes=1).static
-    resumed.resume(labels.state())
+    resumed = bicl(make_segmentor, make_plan, rounds=4, round_passes=1).rounds
+    checkpoint = {}
+    labels.on_save_checkpoint(None, None, checkpoint)
+    assert checkpoint == {"rounds": {"steps": 6, "warmup": 1 / 3, "rounds": 2}}  # as in older checkpoints
+    resumed.on_load_checkpoint(None, None, checkpoint)
     assert resumed.possible(10, per_step=1).rounds == 2
 
 
@@ -417,7 +433,7 @@ def test_statistics_of_all_ranks_are_not_waited_for(make_segmentor, make_plan, d
 def test_interrupted_labelling_goes_on(make_segmentor, make_plan, data, tmp_path, monkeypatch):
     whole = bicl(make_segmentor, make_plan)
     train(whole, data(), tmp_path / "whole")
-    seen, certainty = [], rounds.certainty
+    seen, certainty = [], labelling.certainty
 
     def broken(logits):
         seen.append(len(logits))
@@ -425,11 +441,13 @@ def test_interrupted_labelling_goes_on(make_segmentor, make_plan, data, tmp_path
             raise KeyboardInterrupt
         return certainty(logits)
 
-    monkeypatch.setattr(rounds, "certainty", broken)
+    monkeypatch.setattr(labelling, "certainty", broken)
     module = bicl(make_segmentor, make_plan)
     with pytest.raises(BaseException):  # noqa: B017, PT011 -- Lightning turns the interrupt into its own
         train(module, data(), tmp_path / "broken")
     assert (tmp_path / "broken/pseudo_labels/round_000/done.npy").exists()
+    saved = torch.load(tmp_path / "broken/checkpoints/last.ckpt", weights_only=True)
+    assert saved["global_step"] == 2  # the step before the round was saved before it
     again = bicl(make_segmentor, make_plan)
     train(again, data(), tmp_path / "broken", resume=tmp_path / "broken/checkpoints/last.ckpt")
     assert seen == [4, 2, 2, 4, 2]  # the first batch of round 0 was not labelled again

@@ -13,8 +13,8 @@ from test_steps import fit
 
 from uda_seg.data.labels import CITYSCAPES
 from uda_seg.methods.bicl import BiCL
+from uda_seg.methods.labelling import Shares, class_thresholds
 from uda_seg.methods.released.repeated_sgd import RepeatedSGD, repeats_of
-from uda_seg.methods.rounds import RoundSchedule, Shares, StaticLabels
 from uda_seg.methods.settings import OptimizerSettings
 from uda_seg.models.deeplab import DeepLabV2Head, ResNet101
 from uda_seg.models.segmentor import Segmentor
@@ -246,14 +246,12 @@ def test_static_labels_are_the_released_ones_but_for_what_is_said(scale, below_h
     assert (len(less) > 0) == below_half
 
 
-def test_classes_that_the_source_lacks_are_labelled_by_their_image_alone(make_segmentor, make_plan):
+def test_classes_that_the_source_lacks_are_labelled_by_their_image_alone():
     """The release sets the thresholds of terrain, truck and train to 1; the share of an image takes any class."""
     sixteen = CITYSCAPES.subset("16")
-    module = BiCL(make_segmentor(), make_plan(eval_classes=sixteen))
-    static = StaticLabels(module, RoundSchedule(4, 0.0, 1), Shares(1.0, 0.0), 1.0)
     level = torch.full((1, 1, 19), 100, dtype=torch.int16)
     label = torch.arange(19, dtype=torch.uint8).view(1, 1, 19)
-    thresholds = static.thresholds(histogram(label, level, 19))
+    thresholds = class_thresholds(histogram(label, level, 19), Shares(1.0, 0.0), sixteen)
     kept = select(label, level, thresholds, torch.tensor([LEVELS]))
     assert set(kept.flatten().tolist()) == {*sixteen, 255}
     assert torch.equal(select(label, level, thresholds, torch.tensor([100])), label)

@@ -10,7 +10,7 @@ one, 51 x 51 taps of blur, `unique` of every label) are not included.
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,14 @@ class _FullPrecision:
         return nullcontext()
 
 
+class _OneProcess:
+    def barrier(self) -> None:
+        pass
+
+    def broadcast(self, value: bool) -> bool:
+        return value
+
+
 @dataclass
 class PlainTrainer:
     """Stand-in for the trainer attributes that methods use: a single process in float32.
@@ -56,6 +64,7 @@ class PlainTrainer:
     is_global_zero: bool = True
     ckpt_path: None = None
     precision_plugin = _FullPrecision()
+    strategy = _OneProcess()
 
 
 class ClassicLoop:
@@ -91,11 +100,16 @@ class ClassicLoop:
         if "item" in habits and hasattr(module, "label_target"):
             module.label_target = self._read_quality(module.label_target)
         module.on_train_start()
+        self.callbacks = list(cast(Iterable[pl.Callback], module.configure_callbacks()))
+        for callback in self.callbacks:
+            callback.on_train_start(module.trainer, module)
 
     def step(self) -> None:
         """Run one optimiser step."""
         module, step, update = self.module, self.trainer.global_step, self.module.plan.teacher.update
-        batch = module.on_before_batch_transfer(next(self.batches), 0)
+        batch = next(self.batches)
+        if self.trainer.datamodule is not None:
+            batch = self.trainer.datamodule.on_before_batch_transfer(batch, 0)
         batch = {name: domain.to(self.device) for name, domain in batch.items()}
         if update == "start":
             self._average()
@@ -115,7 +129,8 @@ class ClassicLoop:
         if update == "end":
             self._average()
         module.diagnostics.clear()
-        module.on_train_batch_end(None, batch, step)
+        for callback in self.callbacks:
+            callback.on_train_batch_end(module.trainer, module, None, batch, step)
 
     def _backward(self, terms: tuple[Loss, ...]) -> dict[str, Tensor | float]:
         """Run the backward pass or passes of terms that share a forward; return their values, optionally read back."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -24,6 +25,7 @@ from uda_seg.data.loading import (
 )
 from uda_seg.data.readers import DomainReaders
 from uda_seg.data.settings import DataSettings, DomainSettings
+from uda_seg.data.storage.label_store import StoredLabels
 from uda_seg.data.stream import DomainStream, PairedSteps, SampleReader, ValidationImages
 from uda_seg.data.training_streams import TrainingStreams
 from uda_seg.errors import UserError
@@ -46,6 +48,9 @@ class UDADataModule(pl.LightningDataModule):
         target_labels: Train on the labelled target instead of the source (the oracle).
         needs_depth: The method reads the depth of source and target.
         overfit: Train repeatedly on the first batch; validation is unchanged.
+
+    Attributes:
+        pseudo_labels: stored labels to add to the target images of training batches, from the next batch on.
 
     Raises:
         UserError: invalid settings or files; names the cure.
@@ -75,6 +80,7 @@ class UDADataModule(pl.LightningDataModule):
         if settings.reader == "shards" and (target_labels or needs_depth):
             what = "labels of the target" if target_labels else "depth"
             raise UserError(f"data.reader=shards has only images, and the method reads {what}: use data.reader=files")
+        self.pseudo_labels: StoredLabels | None = None
         self._labeled = ("data.source", settings.source)
         if target_labels and settings.target is not None:
             self._labeled = ("data.target", settings.target)
@@ -166,6 +172,16 @@ class UDADataModule(pl.LightningDataModule):
             worker_init_fn=start_worker,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Add the current pseudo-labels, if any, to a training batch's target images (Lightning hook).
+
+        Not in the loader, whose processes read ahead and would give the next batches the labels of before.
+        """
+        target = batch.get("target") if isinstance(batch, dict) else None
+        if self.pseudo_labels is None or target is None:
+            return batch
+        return batch | {"target": self.pseudo_labels.add_to(target)}
 
     def val_dataloader(self) -> dict[str, DataLoader[tuple[Sample, int]]]:
         """Build one loader per validation set, in the settings' order; images are split over ranks without repetition.

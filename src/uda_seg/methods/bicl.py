@@ -13,17 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from pytorch_lightning import Callback
 from torch import Tensor
 
-from uda_seg.data.batch import DomainBatch
 from uda_seg.methods.base import Batch, Loss, Plan, UDAModule
 from uda_seg.methods.class_average import ClassAverage
+from uda_seg.methods.labelling import Shares
 from uda_seg.methods.released.repeated_sgd import repeating_optimizer
-from uda_seg.methods.rounds import RoundSchedule, Shares, StaticLabels
+from uda_seg.methods.round_schedule import RoundSchedule
+from uda_seg.methods.rounds import Rounds
 from uda_seg.methods.self_training import labelled
 from uda_seg.models.deeplab import DeepLabV2Head
 from uda_seg.models.norm import frozen_statistics
@@ -121,8 +123,8 @@ class BiCL(UDAModule):
         self.absent, self.transfer_absent = absent, transfer_absent
         self.feature, self.entropy_weight, self.entropy_kind = feature, entropy_weight, entropy_kind
         self.resolution, self.source_ce, self.encoder_updates = resolution, source_ce, encoder_updates
-        self.schedule = RoundSchedule(plan.steps, warmup if self.rung > 0 else 1.0, rounds)
-        self.static = StaticLabels(self, self.schedule, Shares(class_share, image_share), round_passes)
+        schedule = RoundSchedule(plan.steps, warmup if self.rung > 0 else 1.0, rounds)
+        self.rounds = Rounds(schedule, Shares(class_share, image_share), round_passes)
         self.calibration = ClassAverage([len(plan.classes), channels], calibration_momentum)  # xi
         self.source_stem = DomainStem(segmentor.encoder) if stem == "own" else None
 
@@ -236,7 +238,7 @@ class BiCL(UDAModule):
     def finish_step(self) -> None:
         """Update xi; at the end of the warm-up, copy the plain first stage to the source's."""
         self.calibration.move(self.mean_over_ranks)
-        if self.source_stem is not None and self.trainer.global_step == self.schedule.first:
+        if self.source_stem is not None and self.trainer.global_step == self.rounds.schedule.first:
             self.source_stem.copy_from(self.segmentor.encoder)
 
     def start_heads(self, missing: set[str]) -> None:
@@ -250,28 +252,9 @@ class BiCL(UDAModule):
         """Build the configured optimiser, or SGD with the released code's repetitions (Lightning hook)."""
         return super().configure_optimizers() if self.encoder_updates == "once" else repeating_optimizer(self)
 
-    def on_train_start(self) -> None:
-        """Find or create the labels of the round in which training starts (Lightning hook)."""
-        super().on_train_start()
-        self.static.start()
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the state of the rounds (Lightning hook)."""
-        checkpoint["rounds"] = self.static.state()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the state of the rounds (Lightning hook)."""
-        super().on_load_checkpoint(checkpoint)
-        self.static.resume(checkpoint.get("rounds"))
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Begin a round that is due, between two steps and after the first was saved (Lightning hook)."""
-        self.static.advance()
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Add the static labels to a training batch's target images (Lightning hook)."""
-        target = batch.get("target") if isinstance(batch, dict) else None
-        return batch | {"target": self.static.give(target)} if isinstance(target, DomainBatch) else batch
+    def configure_callbacks(self) -> list[Callback]:
+        """Add the rounds of static labels to the trainer's callbacks (Lightning hook)."""
+        return [self.rounds]
 
 
 def spread(logits: Tensor, label: Tensor) -> Tensor:

@@ -77,7 +77,6 @@ def quiet_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*in eval mode at the start.*",
-        ".*have overridden `on_before_batch_transfer`.*",
         ".*does not have many workers.*",
         ".*isinstance.treespec.*",
         ".*smaller than the logging interval.*",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from uda_seg.data.batch import DomainBatch
 from uda_seg.data.labels import IGNORE
 from uda_seg.errors import Damaged, UserError
 from uda_seg.storage.files import checksum, first_line, open_file, read_text, write_text
@@ -114,6 +116,29 @@ class LabelStore:
 
 def _no_room(folder: Path, error: OSError) -> UserError:
     return UserError(f"cannot write pseudo-labels into {folder}: {error}; free some space")
+
+
+@dataclass(frozen=True)
+class StoredLabels:
+    """A finished version of a store, as pseudo-labels of training batches.
+
+    Args:
+        store: the store.
+        version: number of the version.
+    """
+
+    store: LabelStore
+    version: int
+
+    def add_to(self, target: DomainBatch) -> DomainBatch:
+        """Return the batch with the labels of its crops; unchanged if it has pseudo-labels."""
+        if target.pseudo is not None:
+            return target
+        assert target.window is not None, "the data module says where crops lie"
+        size = (target.image.shape[2], target.image.shape[3])
+        pseudo = self.store.read(self.version, target.index, target.window, size)
+        # The loader has pinned the rest; a copy from pageable memory would stall the step.
+        return replace(target, pseudo=pseudo.pin_memory() if torch.cuda.is_available() else pseudo)
 
 
 class LabelDraft:
