@@ -27,6 +27,7 @@ TINY = {
     "MixVisionTransformer": {"dims": [8, 16, 40, 64], "depths": [1, 1, 1, 1]},
     "ResNet101": {"blocks": [1, 1, 1, 1], "width": 4},
     "ResidualEncoder": {"widths": [4, 6, 8, 8], "blocks": [1, 1, 1, 1]},
+    "EfficientNetLite": {},
     "TimmEncoder": {"name": "test_convnext", "weights": None},
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +52,10 @@ class Encoder(nn.Module):
     @abstractmethod
     def forward(self, x: Tensor) -> list[Tensor]:
         """Encode normalised images [B, 3, H, W] into one map per stage, fine to coarse."""
+
+    def renamed(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Rename tensors of a weights file that another library has named; by default none."""
+        return tensors
 
     def through(self, block: nn.Module, *inputs: Any) -> Any:
         """Run a block, with activation checkpointing if `activation_checkpointing` is set."""

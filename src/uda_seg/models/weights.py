@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 ZIP = b"PK\x03\x04"  # first bytes of archives written by torch.save
 # File names that contain the file's SHA-256; at least one letter, or it could be a date.
 HASHED = re.compile(r"([0-9a-f]{64})|.*-(?=[a-f]*[0-9])(?=[0-9]*[a-f])([0-9a-f]{8,64})\.\w+")
-# Classifiers in ImageNet / COCO files besides the encoder (SegFormer, torchvision, DeepLab, transformers).
-CLASSIFIERS = ("head.", "fc.", "layer5.", "layer6.", "classifier.")
+# Classifiers in ImageNet / COCO files besides the encoder (SegFormer, torchvision, DeepLab, transformers, timm).
+CLASSIFIERS = ("head.", "fc.", "layer5.", "layer6.", "classifier.", "conv_head.", "bn2.")
 # Wrapper prefixes, outer to inner: DataParallel, self-training's students (ours, and the released ones'), transformers,
 # the file of DeepLab's ImageNet weights, mmseg's, smp's and our own segmentors.
 PREFIXES = ("module.", "model.", "segmentor.", "segformer.", "Scale.", "backbone.", "encoder.")
@@ -94,7 +94,7 @@ def load_encoder(encoder: Encoder, path: str | Path, allow_missing: Sequence[str
     rendered = str(path) == "builtin"
     path = start_of(encoder, str(path))
     wanted = encoder.state_dict()
-    found = _unwrap(read_tensors(path), wanted)
+    found = encoder.renamed(_unwrap(read_tensors(path), wanted))
     # Files older than batch norm's step counter lack it; nothing here uses it.
     lacking = [name for name in wanted if name not in found and not name.endswith("num_batches_tracked")]
     missing, allowed = split_missing(lacking, wanted, allow_missing)
