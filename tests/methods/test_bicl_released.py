@@ -16,6 +16,7 @@ from uda_seg.methods.bicl import BiCL
 from uda_seg.methods.labelling import Shares, class_thresholds
 from uda_seg.methods.released.repeated_sgd import RepeatedSGD, repeats_of
 from uda_seg.methods.settings import OptimizerSettings
+from uda_seg.methods.sgd import SteadySGD
 from uda_seg.models.deeplab import DeepLabV2Head, ResNet101
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.ops.confident import LEVELS, certainty, histogram, select, top_share
@@ -180,6 +181,39 @@ def test_the_encoder_is_updated_as_often_as_the_release_lists_it(make_plan, make
         "segmentor.heads.main.conv2d_list.0.bias",
     ):
         assert found[name] == repeats_of(name) == 1
+
+
+@pytest.mark.parametrize("updates", ["once", "released"])
+def test_what_trains_from_the_first_round_on_has_no_momentum_before(updates, make_plan, make_batch):
+    """The source's own stem has no gradient in the warm-up, while the rest of its group has."""
+    plan = make_plan(optimizer=OptimizerSettings(name="sgd", lr=1e-3))
+    network = Segmentor(ResNet101(blocks=(1, 1, 1, 1), width=4), DeepLabV2Head, 19)
+    module = BiCL(network, plan, warmup=0.5, encoder_updates=updates, stem="own", **RELEASED)
+    batches = [make_batch(seed) for seed in range(4)]
+    for batch in batches[2:]:
+        batch["target"].pseudo = batch["source"].label.flip(0)
+    stems = []
+    finish = module.finish_step
+    module.finish_step = lambda: (finish(), stems.append(copy.deepcopy(module.source_stem.stage[0].weight)))
+    fit(module, batches)
+    assert not torch.equal(stems[0], stems[1])  # the copy at the end of the warm-up
+    assert not torch.equal(stems[1], stems[2])
+    state = module.optimizers().state[module.source_stem.stage[0].weight]
+    assert state["momentum_buffer"].abs().sum() > 0
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_late_gradient_is_updated_as_in_plain_sgd(momentum):
+    pair = [[torch.nn.Parameter(torch.linspace(-1, 1, 5)) for _ in range(2)] for _ in range(2)]
+    settings = {"lr": 0.1, "momentum": momentum, "weight_decay": 0.01}
+    ours, plain = SteadySGD(pair[0], **settings, fused=True), torch.optim.SGD(pair[1], **settings, foreach=False)
+    for step in range(4):
+        for optimizer, parameters in ((ours, pair[0]), (plain, pair[1])):
+            for parameter in parameters[: 1 + (step > 1)]:
+                parameter.grad = parameter.detach() ** 2 + step
+            optimizer.step()
+    for mine, theirs in zip(*pair, strict=True):
+        torch.testing.assert_close(mine, theirs)  # fused kernels may contract products and sums
 
 
 # ---------------------------------------------------------------------- static labels

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from uda_seg.errors import UserError
 from uda_seg.methods.resume import check_optimizer, check_progress
 from uda_seg.methods.settings import StepPlan
+from uda_seg.methods.sgd import SteadySGD
 from uda_seg.models.norm import batch_norms
 from uda_seg.ops.schedule import warmup_poly
 
@@ -315,7 +316,7 @@ class StepModule(pl.LightningModule):
             betas = (settings.betas[0], settings.betas[1])
             return torch.optim.AdamW(groups, lr=settings.lr, betas=betas, fused=True)
         if settings.name == "sgd":
-            return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=True)
+            return SteadySGD(groups, lr=settings.lr, momentum=settings.momentum, fused=True)
         raise UserError(f"optimizer.name={settings.name} is unknown: use adamw or sgd")
 
     def parameter_groups(self) -> list[dict[str, Any]]:

@@ -11,16 +11,16 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 
 from uda_seg.errors import UserError
+from uda_seg.methods.sgd import SteadySGD
 from uda_seg.methods.step import StepModule
 
 IN_A_STAGE = re.compile(r"(segmentor\.encoder\.layer\d|source_stem\.stage\.\d)\.\d+\.(conv|bn|downsample)")
 
 
-class RepeatedSGD(torch.optim.SGD):
+class RepeatedSGD(SteadySGD):
     """SGD that updates each group `repeats` times per step."""
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float) -> None:
