@@ -38,7 +38,7 @@ NASTY = (
     ),
     *(
         "${oc.create:{a: 1}}",
-        "${differs:1}",
+        "${without:1}",
         "${choices:}",
         "${hydra:runtime.cwd}",
         "\\${x}",

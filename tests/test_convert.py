@@ -18,6 +18,7 @@ from uda_seg.config.schema import CONF, Config
 from uda_seg.data.labels import CAMVID, CITYSCAPES
 from uda_seg.errors import UserError
 from uda_seg.methods.base import Plan
+from uda_seg.methods.options.source_only import SourceOnlyOptions
 from uda_seg.methods.source_only import SourceOnly
 from uda_seg.models.daformer import DAFormerHead
 from uda_seg.models.mit import MixVisionTransformer
@@ -410,6 +411,6 @@ def test_a_converted_checkpoint_cannot_be_resumed(camvid, tmp_path, make_segment
     student, _ = daformer()
     path = saved(released.mmcv(student, None), tmp_path / "official.pth")
     converted(path, tmp_path / "last.ckpt", *on_camvid(camvid), *SMALL)
-    module = SourceOnly(make_segmentor(), make_plan())
+    module = SourceOnly(make_segmentor(), make_plan(), SourceOnlyOptions())
     with pytest.raises(UserError, match="contains only weights: start a new run from it with init="):
         check_same(module, tmp_path / "last.ckpt", configured("method=source_only", "data=streets2camvid"))

@@ -22,12 +22,22 @@ from uda_seg.options.validate import check_target, options
 EXAMPLE = Path(__file__).parents[1] / "examples" / "my_method"
 SEARCH = f"hydra.searchpath=[file://{EXAMPLE}/conf]"
 MINE = """
+from dataclasses import dataclass
+
+from uda_seg.methods.options.source_only import SourceOnlyOptions
 from uda_seg.methods.source_only import SourceOnly
 
+@dataclass(frozen=True, kw_only=True)
+class MyOptions(SourceOnlyOptions):
+    factor: float = 1.0
+
 class Mine(SourceOnly):
-    def __init__(self, segmentor, plan, *, factor: float = 1.0, **options):
-        super().__init__(segmentor, plan, **options)
-        self.factor = factor
+    def __init__(self, segmentor, plan, options: MyOptions):
+        super().__init__(segmentor, plan, options)
+
+class Old(SourceOnly):
+    def __init__(self, segmentor, plan, *, factor: float = 1.0):
+        super().__init__(segmentor, plan, SourceOnlyOptions())
 """
 
 
@@ -124,6 +134,8 @@ def test_a_class_may_be_named_on_the_command_line_and_never_by_a_checkpoint(cli,
     monkeypatch.syspath_prepend(str(tmp_path))
     words = ["method=source_only", "method._target_=mylab.Mine", "method.factor=2.0"]
     assert "did you mean method.factor?" in cli(train.main, *words, "method.facter=1", *small_run(camvid, 1)).error
+    old = cli(train.main, words[0], "method._target_=mylab.Old", *small_run(camvid, 1)).error
+    assert "method._target_=mylab.Old: its constructor must take (segmentor, plan, options)" in old
     finished = cli(train.main, *words, *small_run(camvid, 1), "hydra.run.dir=run")
     assert finished.code == 0, finished
     checkpoint = f"checkpoint={tmp_path}/run/checkpoints/last.ckpt"
@@ -157,10 +169,10 @@ def test_a_network_and_a_data_set_of_another_package(cli, tmp_path):
 
 def test_entropy_minimisation_is_cross_entropy_and_shannons_entropy(make_segmentor, make_plan, make_batch, monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLE))
-    from my_method.method import MinEnt
+    from my_method.method import MinEnt, MinEntOptions
 
     batch = make_batch(0)
-    module = MinEnt(make_segmentor(), make_plan(), entropy_weight=0.5).eval()  # without dropout
+    module = MinEnt(make_segmentor(), make_plan(), MinEntOptions(entropy_weight=0.5)).eval()  # without dropout
     source, target = module.losses(batch)
     with torch.no_grad():
         p = module.segmentor.predict(batch["target"].image / 255).double().softmax(1)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from uda_seg.methods.base import Loss as Loss
     from uda_seg.methods.base import Plan as Plan
     from uda_seg.methods.base import UDAModule as UDAModule
+    from uda_seg.methods.options.base import MethodOptions as MethodOptions
     from uda_seg.models.segmentor import Segmentor as Segmentor
     from uda_seg.runs.build import build_data as build_data
     from uda_seg.runs.build import build_module as build_module
@@ -46,6 +47,7 @@ _HOMES = {
     "errors": ("UserError",),
     "evaluation.evaluator": ("SegmentationEvaluator",),
     "methods.base": ("Batch", "Loss", "Plan", "UDAModule"),
+    "methods.options.base": ("MethodOptions",),
     "models.segmentor": ("Segmentor",),
     "runs.build": ("build_data", "build_module", "build_trainer"),
     "runs.trained": ("TrainedSegmentor", "load"),

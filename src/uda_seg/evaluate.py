@@ -41,6 +41,7 @@ from uda_seg.evaluation.submission import Job, Submission, Writer
 from uda_seg.evaluation.tables import class_table
 from uda_seg.launch.ranks import devices
 from uda_seg.methods.base import UDAModule
+from uda_seg.methods.options.source_only import SourceOnlyOptions
 from uda_seg.methods.source_only import SourceOnly
 from uda_seg.runs.build import build_data, build_module, quiet_lightning
 from uda_seg.runs.checkpoint import device_precision, load_trained, read_checkpoint
@@ -105,7 +106,7 @@ def trained(config: Config, data: UDADataModule, path: Path, content: Mapping[st
     """Load the checkpoint's student, and its teacher if configured, as a module for validation only."""
     module = build_module(config, data)
     # A plain module, because a method's preparation of validation (AdaBN's statistics) is already in the checkpoint.
-    scorer = SourceOnly(load_trained(module, content, path), module.plan)
+    scorer = SourceOnly(load_trained(module, content, path), module.plan, SourceOnlyOptions())
     scorer.infer = module.infer
     if config.evaluator.teacher:
         load_trained(module, content, path, teacher=True)

@@ -29,6 +29,8 @@ from uda_seg.bench.session import BICL, DACS, SOURCE_ONLY
 from uda_seg.errors import UserError
 from uda_seg.methods.bicl import BiCL
 from uda_seg.methods.lcmsm import LCMSM
+from uda_seg.methods.options.bicl import BiCLOptions
+from uda_seg.methods.options.t2sda import T2SDAOptions
 from uda_seg.methods.step import StepModule
 from uda_seg.methods.t2sda import T2SDA, Pixels
 from uda_seg.ops.ema import ema_update
@@ -155,8 +157,8 @@ def test_methods_are_measured_beside_dacs(tiny):
 def test_contrast_needs_memory_linear_in_pixels(term, make_segmentor, make_plan, monkeypatch):
     """Twice as high and wide: four times the bytes at most, and a little; pixels x pixels would be sixteen times."""
     monkeypatch.setattr(StepModule, "mean_over_ranks", lambda self, value: value)
-    bicl = BiCL(make_segmentor(), make_plan())
-    t2sda = T2SDA(make_segmentor(), make_plan(), queries=2, negatives=4)
+    bicl = BiCL(make_segmentor(), make_plan(), BiCLOptions())
+    t2sda = T2SDA(make_segmentor(), make_plan(), T2SDAOptions(queries=2, negatives=4))
     peaks = []
     for height, width in ((32, 64), (64, 128)):
         features = [torch.randn(2, 8, height, width, requires_grad=True) for _ in range(2)]

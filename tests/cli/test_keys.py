@@ -69,7 +69,9 @@ def test_what_no_file_sets_arrives():
         ("+model.encodr.widths=[4]", "did you mean model.encoder.widths?"),
         ("method._target_=os.system", "method._target_=os.system is no class"),
         ("data._target_=os.system", "data._target_ is no key"),
-        ("~method.width", "method.width is null already"),
+        ("~init", "init is null already"),
+        ("~method.width", "method.width is set by no file: there is nothing to delete"),
+        ("method.temprature=1", "did you mean method.temperature?"),
         ("data.crop.0=5", "did you mean data.crop?"),
     ],
 )

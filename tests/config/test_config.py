@@ -223,7 +223,7 @@ def test_the_packaged_conf_is_found_where_the_package_lies():
         ("trainer.max_step=3", "did you mean trainer.max_steps?"),
         ("method.mask_ration=0.1", "method.mask_ration is unknown; did you mean mask_ratio?"),
         ("method.mask_ratio=much", "method.mask_ratio=much is of the wrong type: expected float"),
-        ("method.mix_classes=both", "method.mix_classes=both is none of image, batch"),
+        ("method.mix_classes=both", "method.mix_classes=both is none of image, image_and_ignore, batch"),
         ("model.head.dilations=3", "model.head.dilations=3 is of the wrong type"),
         ("data.name=${no.such.key}", "no.such.key"),
     ],

@@ -32,6 +32,8 @@ from uda_seg.data.sampling import positions
 from uda_seg.errors import UserError
 from uda_seg.launch import ranks as launch
 from uda_seg.launch.ranks import on_all_ranks
+from uda_seg.methods.options.self_training import SelfTrainingOptions
+from uda_seg.methods.options.source_only import SourceOnlyOptions
 from uda_seg.methods.self_training import SelfTraining
 from uda_seg.methods.settings import OptimizerSettings, Plan, TeacherSettings
 from uda_seg.methods.source_only import SourceOnly
@@ -151,7 +153,9 @@ def test_two_ranks_train_as_one_process_with_the_joined_batch(method, options, m
 def seen_statistics(make_segmentor, make_plan, batch, world: int) -> tuple[dict[str, Tensor], ...]:
     """Batch norm's buffers of this rank's network after one step, and what its own images alone would have left."""
     rank = int(os.environ.get("LOCAL_RANK", 0))
-    module = SelfTraining(make_segmentor(), make_plan(teacher=TeacherSettings(alpha=0.9, batch_norm="train")))
+    module = SelfTraining(
+        make_segmentor(), make_plan(teacher=TeacherSettings(alpha=0.9, batch_norm="train")), SelfTrainingOptions()
+    )
     alone = {}
 
     def before_reduction(optimizer) -> None:
@@ -177,7 +181,7 @@ def test_after_a_step_all_ranks_have_the_mean_of_their_batch_norm_statistics(mak
 def step_with_a_bad_loss(make_segmentor, make_plan, batch) -> tuple[str, bool]:
     """The error of a step in which rank 1 alone has an infinite loss, and whether the weights stayed."""
     rank = int(os.environ["LOCAL_RANK"])
-    module = SourceOnly(make_segmentor(), make_plan())
+    module = SourceOnly(make_segmentor(), make_plan(), SourceOnlyOptions())
     losses = module.losses
 
     def sometimes_bad(batch):

@@ -114,7 +114,11 @@ def test_bicl_as_released_runs(make_plan, make_batch):
     """DeepLab's branches side by side, the source's own stem, absent classes at cosine -1."""
     plan = make_plan(optimizer=OptimizerSettings(name="sgd", lr=1e-3))
     module = instantiate_module(tiny(composed(["experiment=bicl_gta2cs", "pretrained=null"])), plan)
-    assert (module.feature, module.absent, module.calibration.value.shape) == ("logits", "opposite", (19, 4 * 19))
+    assert (module.options.feature, module.options.absent, module.calibration.value.shape) == (
+        "logits",
+        "opposite",
+        (19, 4 * 19),
+    )
     own = torch.cat([p.detach().flatten() for p in module.source_stem.parameters()])
     fit(module, batches_for(module, make_batch))
     assert not torch.equal(own, torch.cat([p.detach().flatten() for p in module.source_stem.parameters()]))

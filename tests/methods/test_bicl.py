@@ -26,6 +26,8 @@ from uda_seg.errors import UserError
 from uda_seg.methods import labelling, rounds
 from uda_seg.methods.bicl import LADDER, BiCL
 from uda_seg.methods.labelling import label_target
+from uda_seg.methods.options.bicl import BiCLOptions
+from uda_seg.methods.options.source_only import SourceOnlyOptions
 from uda_seg.methods.round_schedule import RoundSchedule
 from uda_seg.methods.settings import TeacherSettings
 from uda_seg.methods.source_only import SourceOnly
@@ -55,7 +57,7 @@ def labelled_batches(make_batch):
 def test_step_equals_plain_pytorch(until, double, labelled_batches, make_segmentor, make_plan):
     options = {"warmup": 0.0, "temperature": 0.5, "dynamic_threshold": 0.06, "calibration_momentum": 0.6}
     options |= {"feature": "logits", "entropy_weight": 0.4, "entropy_kind": "shannon"}
-    module = BiCL(make_segmentor(), make_plan(), until=until, **options)
+    module = BiCL(make_segmentor(), make_plan(), BiCLOptions(until=until, **options))
     student, xi = copy.deepcopy(module.segmentor), torch.zeros(19, 19)
     labels = iter([batch["target"].pseudo for batch in labelled_batches])
 
@@ -86,16 +88,19 @@ def run_once(module, batch):
 
 def test_displacements_stay_zero_at_momentum_one_and_for_equal_domains(make_segmentor, make_plan, labelled_batches):
     batch = labelled_batches[0]
-    assert (run_once(BiCL(make_segmentor(), make_plan(), calibration_momentum=1.0), batch).calibration.value == 0).all()
+    assert (
+        run_once(BiCL(make_segmentor(), make_plan(), BiCLOptions(calibration_momentum=1.0)), batch).calibration.value
+        == 0
+    ).all()
     same = copy.deepcopy(batch)
     same["target"].image, same["target"].pseudo = same["source"].image, same["source"].label
     segmentor = make_segmentor()
     for dropout in (m for m in segmentor.modules() if isinstance(m, torch.nn.Dropout2d)):
         dropout.p = 0.0
-    module = run_once(BiCL(segmentor, make_plan(), feature="backbone", calibration_momentum=0.0), same)
+    module = run_once(BiCL(segmentor, make_plan(), BiCLOptions(feature="backbone", calibration_momentum=0.0)), same)
     assert module.calibration.value.abs().max() < 1e-5
     assert (
-        run_once(BiCL(make_segmentor(), make_plan(), feature="backbone", calibration_momentum=0.0), batch)
+        run_once(BiCL(make_segmentor(), make_plan(), BiCLOptions(feature="backbone", calibration_momentum=0.0)), batch)
         .calibration.value.abs()
         .max()
         > 1e-2
@@ -105,7 +110,7 @@ def test_displacements_stay_zero_at_momentum_one_and_for_equal_domains(make_segm
 def test_without_displacement_dynamic_labels_are_plain_transfer(make_segmentor, make_plan, labelled_batches):
     shown = {}
     options = {"feature": "logits", "temperature": 0.5, "dynamic_threshold": 0.06}
-    module = BiCL(make_segmentor(), make_plan(), calibration_momentum=1.0, **options)
+    module = BiCL(make_segmentor(), make_plan(), BiCLOptions(calibration_momentum=1.0, **options))
     module.log_images = lambda **tensors: shown.update(tensors)
     g = torch.Generator().manual_seed(0)
     f_s, f_t = torch.randn(2, 19, 4, 8, generator=g), torch.randn(2, 19, 4, 8, generator=g)
@@ -132,16 +137,16 @@ def test_without_displacement_dynamic_labels_are_plain_transfer(make_segmentor, 
 
 @pytest.mark.parametrize(("absent", "labelled"), [("farthest", 0.0), ("masked", 1.0)])
 def test_a_source_image_of_one_class_labels_nothing(absent, labelled, make_segmentor, make_plan):
-    module = BiCL(make_segmentor(), make_plan(), transfer_absent=absent)
+    module = BiCL(make_segmentor(), make_plan(), BiCLOptions(transfer_absent=absent))
     f_s, f_t = torch.rand(2, 1, 8, 4, 8, generator=torch.Generator().manual_seed(2))
     none = torch.full((1, 4, 8), 255, dtype=torch.uint8)
     module.contrast(f_s, torch.full_like(none, 7), f_t, none, none > 0)
     assert module.diagnostics["labelled/hybrid"] == labelled
-    assert BiCL(make_segmentor(), make_plan()).transfer_absent == "farthest"
+    assert BiCL(make_segmentor(), make_plan(), BiCLOptions()).options.transfer_absent == "farthest"
 
 
 def test_forward_of_a_pair_is_backward_of_the_swapped_one(make_segmentor, make_plan, make_batch):
-    module = BiCL(make_segmentor(), make_plan(), until="backward")
+    module = BiCL(make_segmentor(), make_plan(), BiCLOptions(until="backward"))
     g = torch.Generator().manual_seed(1)
     f, h = torch.randn(2, 6, 4, 8, generator=g), torch.randn(2, 6, 4, 8, generator=g)
     y, z = (make_batch(seed)["source"].label[:, ::8, ::8] for seed in range(2))
@@ -157,13 +162,15 @@ def test_nothing_shared_and_nothing_labelled_is_no_nan(make_segmentor, make_plan
     batch["source"].label[:] = 2
     for label in (5, 255):
         batch["target"].pseudo = torch.full_like(batch["source"].label, label)
-        module = run_once(BiCL(make_segmentor(), make_plan(), until="backward", entropy_weight=0.4), batch)
+        module = run_once(BiCL(make_segmentor(), make_plan(), BiCLOptions(until="backward", entropy_weight=0.4)), batch)
         assert all(torch.isfinite(p).all() for p in module.parameters())
         assert module.recorded["train/contrast/forward"] == module.recorded["train/contrast/backward"] == 0.0
 
 
 def test_what_is_logged(make_segmentor, make_plan, labelled_batches):
-    recorded = run_once(BiCL(make_segmentor(), make_plan(), dynamic_threshold=0.06), labelled_batches[0]).recorded
+    recorded = run_once(
+        BiCL(make_segmentor(), make_plan(), BiCLOptions(dynamic_threshold=0.06)), labelled_batches[0]
+    ).recorded
     y_f = labelled_batches[0]["target"].pseudo
     cells = (y_f[:, 2::4, 2::4] != 255).float().mean().item()
     assert recorded["diagnostic/labelled/static"] == pytest.approx(cells)  # at the features' size, as the hybrid ones
@@ -176,7 +183,7 @@ def test_hybrid_labels_are_never_fewer_in_the_log(make_segmentor, make_plan, lab
     batch = labelled_batches[0]
     batch["target"].pseudo = torch.full_like(batch["source"].label, 3)
     batch["target"].pseudo[:, 2::4, 2::4] = 255
-    recorded = run_once(BiCL(make_segmentor(), make_plan(), until="backward"), batch).recorded
+    recorded = run_once(BiCL(make_segmentor(), make_plan(), BiCLOptions(until="backward")), batch).recorded
     assert recorded["diagnostic/labelled/static"] == recorded["diagnostic/labelled/hybrid"] == 0
 
 
@@ -185,7 +192,7 @@ def test_margins_are_labelled_neither_way(margins, make_segmentor, make_plan, la
     batch, shown = labelled_batches[0], {}
     batch["target"].valid[:, 16:] = False
     plan = make_plan(teacher=TeacherSettings(margins=margins))
-    module = BiCL(make_segmentor(), plan, feature="logits", temperature=0.5, dynamic_threshold=0.06)
+    module = BiCL(make_segmentor(), plan, BiCLOptions(feature="logits", temperature=0.5, dynamic_threshold=0.06))
     module.log_images = lambda **tensors: shown.update(tensors)
     run_once(module, batch)
     for name in ("pseudo_label", "hybrid_label"):
@@ -197,7 +204,9 @@ def test_margins_are_labelled_neither_way(margins, make_segmentor, make_plan, la
 def test_every_feature_can_be_compared(feature, make_segmentor, make_plan, labelled_batches):
     segmentor = make_segmentor()
     fused, last = segmentor.heads["main"].width, segmentor.encoder.channels[-1]
-    module = run_once(BiCL(segmentor, make_plan(), warmup=0.0, feature=feature, width=5), labelled_batches[0])
+    module = run_once(
+        BiCL(segmentor, make_plan(), BiCLOptions(warmup=0.0, feature=feature, width=5)), labelled_batches[0]
+    )
     width = {"fused": fused, "logits": 19, "backbone": last, "projection": 5}[feature]
     assert module.calibration.value.shape == (19, width)
     assert module.calibration.value.abs().sum() > 0
@@ -206,7 +215,7 @@ def test_every_feature_can_be_compared(feature, make_segmentor, make_plan, label
 
 def test_own_stem(make_segmentor, make_plan, labelled_batches):
     first = copy.deepcopy(make_segmentor().encoder.stem.conv.weight)
-    module = BiCL(make_segmentor(), make_plan(steps=4), stem="own", warmup=0.0)
+    module = BiCL(make_segmentor(), make_plan(steps=4), BiCLOptions(stem="own", warmup=0.0))
     fit(module, labelled_batches)
     own, shared = module.source_stem.stage[0].conv.weight, module.segmentor.encoder.stem.conv.weight
     assert not torch.equal(own, shared)
@@ -217,8 +226,8 @@ def test_own_stem(make_segmentor, make_plan, labelled_batches):
 @pytest.mark.parametrize("steps", [1, 2])
 def test_the_warm_up_trains_the_plain_stem(steps, make_segmentor, make_plan, make_batch):
     """What is validated and saved has the stem that its trunk was trained with; the source's starts as a copy of it."""
-    module = BiCL(make_segmentor(), make_plan(), stem="own", warmup=0.5)  # of 4 steps
-    control = SourceOnly(make_segmentor(), make_plan())
+    module = BiCL(make_segmentor(), make_plan(), BiCLOptions(stem="own", warmup=0.5))  # of 4 steps
+    control = SourceOnly(make_segmentor(), make_plan(), SourceOnlyOptions())
     first = copy.deepcopy(module.source_stem.stage.state_dict())
     batches = [make_batch(seed) for seed in range(steps)]
     fit(module, batches)
@@ -237,7 +246,7 @@ def test_own_stem_needs_an_encoder_that_can_be_cut(make_segmentor, make_plan):
     segmentor = make_segmentor()
     segmentor.encoder = TimmEncoder("test_convnext")
     with pytest.raises(UserError, match=r"method\.stem=shared"):
-        BiCL(segmentor, make_plan(), stem="own", feature="backbone")
+        BiCL(segmentor, make_plan(), BiCLOptions(stem="own", feature="backbone"))
 
 
 # ---------------------------------------------------------------------- rounds
@@ -289,7 +298,7 @@ def train(module, data, folder, resume=None, max_steps=6):
 
 
 def bicl(make_segmentor, make_plan, **options):
-    return BiCL(make_segmentor(), make_plan(steps=6), **{"warmup": 1 / 3, "rounds": 2} | options)
+    return BiCL(make_segmentor(), make_plan(steps=6), BiCLOptions(**{"warmup": 1 / 3, "rounds": 2} | options))
 
 
 class Sure(Inference):
@@ -403,7 +412,7 @@ def test_labels_of_other_rounds_are_not_taken_for_these(
     found = []
     make = rounds.label_target
     monkeypatch.setattr(rounds, "label_target", lambda *given: (found.append(given[2]), make(*given))[1])
-    again = BiCL(make_segmentor(), make_plan(steps=steps), warmup=1 / 3, rounds=2)
+    again = BiCL(make_segmentor(), make_plan(steps=steps), BiCLOptions(warmup=1 / 3, rounds=2))
     train(again, data(steps), tmp_path, resume=tmp_path / "checkpoints/last.ckpt", max_steps=steps)
     assert found == made
     assert ("resumed with 2 rounds in 12 steps instead of 2 in 6" in caplog.text) == bool(made)

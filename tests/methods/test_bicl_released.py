@@ -14,6 +14,7 @@ from test_steps import fit
 from uda_seg.data.labels import CITYSCAPES
 from uda_seg.methods.bicl import BiCL
 from uda_seg.methods.labelling import Shares, class_thresholds
+from uda_seg.methods.options.bicl import BiCLOptions
 from uda_seg.methods.released.repeated_sgd import RepeatedSGD, repeats_of
 from uda_seg.methods.settings import OptimizerSettings
 from uda_seg.methods.sgd import SteadySGD
@@ -77,7 +78,7 @@ def patches(seed, height, width):
 
 def test_contrast_over_pixels_is_the_released_one(make_segmentor, make_plan):
     """Loss and gradient, on features and labels that have nothing to do with each other."""
-    module = BiCL(make_segmentor(), make_plan(), until="backward", temperature=0.1, **RELEASED)
+    module = BiCL(make_segmentor(), make_plan(), BiCLOptions(until="backward", temperature=0.1, **RELEASED))
     g = torch.Generator().manual_seed(5)
     f_s, f_t = (torch.randn(2, 9, 3, 5, generator=g, requires_grad=True) for _ in range(2))
     y_s, y_t = patches(1, 17, 23), patches(2, 17, 23)
@@ -101,18 +102,18 @@ def test_contrast_over_cells_is_another(make_segmentor, make_plan):
     y_s, y_t = patches(1, 17, 23), patches(2, 17, 23)
     values = []
     for options in (RELEASED, {**RELEASED, "resolution": "features"}):
-        module = BiCL(make_segmentor(), make_plan(), until="backward", **options)
+        module = BiCL(make_segmentor(), make_plan(), BiCLOptions(until="backward", **options))
         terms = module.contrast(f_s, y_s, f_t, y_t, torch.ones_like(y_t, dtype=torch.bool))
         values.append([term.value.item() for term in terms])
     assert abs(values[0][0] - values[1][0]) > 1e-2 < abs(values[0][1] - values[1][1])
-    assert BiCL(make_segmentor(), make_plan()).resolution == "features"
+    assert BiCL(make_segmentor(), make_plan(), BiCLOptions()).options.resolution == "features"
 
 
 def test_dynamic_labels_are_transferred_to_pixels(make_segmentor, make_plan):
     """Where a pixel has no static label it takes the dynamic one of its cell."""
     shown = {}
     plan = make_plan(crop=(17, 23))
-    module = BiCL(make_segmentor(), plan, dynamic_threshold=0.06, temperature=0.5, **RELEASED)
+    module = BiCL(make_segmentor(), plan, BiCLOptions(dynamic_threshold=0.06, temperature=0.5, **RELEASED))
     module.log_images = lambda **tensors: shown.update(tensors)
     g = torch.Generator().manual_seed(6)
     f_s, f_t = torch.randn(2, 2, 19, 3, 5, generator=g)
@@ -137,8 +138,8 @@ def recorded(make_segmentor, make_plan, make_batch):
     batch = make_batch(1)
     batch["target"].pseudo = batch["source"].label.flip(0).clone()
     batch["target"].pseudo[:, :7] = 255
-    module = BiCL(make_segmentor(), make_plan(), warmup=0.0, until="backward", entropy_weight=0.4, source_ce="labelled",
-                  **RELEASED)  # fmt: skip
+    options = BiCLOptions(warmup=0.0, until="backward", entropy_weight=0.4, source_ce="labelled", **RELEASED)
+    module = BiCL(make_segmentor(), make_plan(), options)
     for dropout in (m for m in module.segmentor.modules() if isinstance(m, torch.nn.Dropout2d)):
         dropout.p = 0.0
     torch.nn.init.normal_(module.segmentor.heads["main"].conv_seg.weight)  # decided, and so unlike between cells
@@ -167,7 +168,7 @@ def test_the_encoder_is_updated_as_often_as_the_release_lists_it(make_plan, make
     """Both first stages are listed like the shared ones; BiCL's code lists its encoder as CorDA's does."""
     plan = make_plan(optimizer=OptimizerSettings(name="sgd", lr=1e-3))
     network = Segmentor(ResNet101(blocks=(1, 1, 1, 1), width=4), DeepLabV2Head, 19)
-    module = BiCL(network, plan, encoder_updates="released", feature="logits", stem="own")
+    module = BiCL(network, plan, BiCLOptions(encoder_updates="released", feature="logits", stem="own"))
     optimizer = module.configure_optimizers()
     assert isinstance(optimizer, RepeatedSGD)
     repeats = {id(p): group["repeats"] for group in optimizer.param_groups for p in group["params"]}

@@ -12,6 +12,7 @@ from torch._dynamo.utils import counters
 
 from numerics import assert_same_sums
 from uda_seg.errors import UserError
+from uda_seg.methods.options.self_training import SelfTrainingOptions
 from uda_seg.methods.self_training import SelfTraining
 from uda_seg.methods.settings import OptimizerSettings
 from uda_seg.models.compilation import as_written, check_compiler, compile_network
@@ -58,7 +59,7 @@ def test_compiled_training_is_the_same_training(make_plan, make_batch):
     plan = make_plan(optimizer=OptimizerSettings(name="sgd", lr=0.1))
     states, made = [], []
     for backend in (None, "aot_eager"):
-        module = SelfTraining(network(backend), plan, mask_weight=1.0, mask_block=0.25)
+        module = SelfTraining(network(backend), plan, SelfTrainingOptions(mask_weight=1.0, mask_block=0.25))
         counters.clear()
         fit(module, [make_batch(seed) for seed in range(2)])
         made.append(counters["stats"]["unique_graphs"])

@@ -13,8 +13,9 @@ from test_steps import equal_weights, fit, frozen, run_plain
 
 from uda_seg.errors import UserError
 from uda_seg.methods.corda import CorDA
+from uda_seg.methods.labelled import labelled
+from uda_seg.methods.options.corda import CorDAOptions
 from uda_seg.methods.released.repeated_sgd import RepeatedSGD, repeats_of
-from uda_seg.methods.self_training import labelled
 from uda_seg.methods.settings import OptimizerSettings, TeacherSettings
 from uda_seg.models.deeplab import DeepLabV2Head, ResNet101
 from uda_seg.models.segmentor import Segmentor
@@ -23,7 +24,7 @@ from uda_seg.models.segmentor import Segmentor
 def test_step_equals_plain_pytorch(double, make_segmentor, make_plan, make_batch):
     batches = [make_batch(seed, depth=True) for seed in range(3)]
     plan = make_plan(teacher=TeacherSettings(alpha=0.9, threshold=0.06, update="end"))
-    module = CorDA(make_segmentor(), plan)
+    module = CorDA(make_segmentor(), plan, CorDAOptions())
     student = copy.deepcopy(module.segmentor)
     run_plain(reference.corda, student, frozen(student), batches, plan)
     fit(module, batches)
@@ -42,7 +43,7 @@ def gradients(module):
 def test_the_target_decoder_learns_from_target_pixels_of_mixtures_alone(make_segmentor, make_plan, make_batch):
     batch = make_batch(depth=True)
     batch["target"].depth.fill_(1.0)
-    module = CorDA(make_segmentor(), make_plan())
+    module = CorDA(make_segmentor(), make_plan(), CorDAOptions())
     fit(module, [batch])
     learnt = gradients(module)
     assert any(name.startswith("heads.two_task.source_depth") for name in learnt)
@@ -52,7 +53,7 @@ def test_the_target_decoder_learns_from_target_pixels_of_mixtures_alone(make_seg
 
 def test_gradients_cross_between_the_tasks_unless_they_are_kept_apart(make_segmentor, make_plan, make_batch):
     for correlation in (True, False):
-        module = CorDA(make_segmentor(), make_plan(), correlation=correlation)
+        module = CorDA(make_segmentor(), make_plan(), CorDAOptions(correlation=correlation))
         head = module.segmentor.heads["two_task"]
         fused = torch.randn(2, head.width, 6, 6)
         head.eval().tasks(fused).segmentation.sum().backward()
@@ -61,7 +62,7 @@ def test_gradients_cross_between_the_tasks_unless_they_are_kept_apart(make_segme
 
 
 def test_the_teacher_owns_a_two_task_head_that_reads_its_own_main_head(make_segmentor, make_plan):
-    module = CorDA(make_segmentor(), make_plan())
+    module = CorDA(make_segmentor(), make_plan(), CorDAOptions())
     student, teacher = module.segmentor, module.teacher.network
     assert teacher.eval_head == "two_task"
     assert teacher.heads["two_task"].main[0] is teacher.heads["main"]
@@ -70,7 +71,7 @@ def test_the_teacher_owns_a_two_task_head_that_reads_its_own_main_head(make_segm
 
 
 def test_the_main_head_labels_first_where_it_is_asked_to(make_segmentor, make_plan, make_batch, monkeypatch):
-    module = CorDA(make_segmentor(), make_plan(), initial="main", label_by_initial=0.5)
+    module = CorDA(make_segmentor(), make_plan(), CorDAOptions(initial="main", label_by_initial=0.5))
     asked, label_target = [], module.label_target
     monkeypatch.setattr(module, "label_target", lambda t, head=None: asked.append(head) or label_target(t, head))
     fit(module, [make_batch(seed, depth=True) for seed in range(4)])
@@ -79,12 +80,12 @@ def test_the_main_head_labels_first_where_it_is_asked_to(make_segmentor, make_pl
 
 def test_features_are_as_wide_as_their_attention_can_be(make_segmentor, make_plan):
     with pytest.raises(UserError, match=r"method\.width=6: .* multiple of 4"):
-        CorDA(make_segmentor(), make_plan(), width=6)
+        CorDA(make_segmentor(), make_plan(), CorDAOptions(width=6))
 
 
 @pytest.mark.parametrize("depth_weight", ["own", "batch_mean"])
 def test_the_picture_of_difficulty_is_not_relative_to_the_batch(depth_weight, make_segmentor, make_plan, make_batch):
-    module = CorDA(make_segmentor(), make_plan(), depth_weight=depth_weight)
+    module = CorDA(make_segmentor(), make_plan(), CorDAOptions(depth_weight=depth_weight))
     fit(module, [make_batch(depth=True)])
     head = module.segmentor.heads["two_task"]
     for decoder, z in ((head.source_depth, 50.0), (head.target_depth, 20.0)):
@@ -103,7 +104,7 @@ def test_the_picture_of_difficulty_is_not_relative_to_the_batch(depth_weight, ma
 @pytest.mark.parametrize("initial", ["features", "main"])
 def test_options_run_and_matter(depth_weight, initial, make_segmentor, make_plan, make_batch):
     options = {"label_by_initial": 0.5} if initial == "main" else {}
-    module = CorDA(make_segmentor(), make_plan(), depth_weight=depth_weight, initial=initial, **options)
+    module = CorDA(make_segmentor(), make_plan(), CorDAOptions(depth_weight=depth_weight, initial=initial, **options))
     trainer = fit(module, [make_batch(seed, depth=True) for seed in range(2)])
     assert trainer.global_step == 2
     learnt = any(name.startswith("heads.main.conv_seg") for name in gradients(module))
@@ -114,7 +115,7 @@ def test_released_choices_differ_from_the_default(make_segmentor, make_plan, mak
     """Each quirk changes the weights; without this an option could be read and forgotten."""
 
     def weights(**options):
-        module = CorDA(make_segmentor(), make_plan(), **options)
+        module = CorDA(make_segmentor(), make_plan(), CorDAOptions(**options))
         fit(module, [make_batch(depth=True)])
         return torch.cat([p.detach().flatten() for p in module.segmentor.encoder.parameters()])
 
@@ -127,21 +128,21 @@ def test_released_choices_differ_from_the_default(make_segmentor, make_plan, mak
 
 
 def test_untrained_decoders_start_at_the_depth_of_a_street(make_segmentor, make_plan):
-    head = CorDA(make_segmentor(), make_plan()).segmentor.heads["two_task"].eval()
+    head = CorDA(make_segmentor(), make_plan(), CorDAOptions()).segmentor.heads["two_task"].eval()
     tasks = head.tasks(torch.zeros(1, head.width, 6, 6))
     for z in (tasks.source_depth, tasks.target_depth, tasks.initial_source_depth, tasks.initial_target_depth):
         assert z.sub(50).abs().max() < 1
 
 
 def test_released_decoders_start_near_nothing(make_segmentor, make_plan):
-    head = CorDA(make_segmentor(), make_plan(), depth_start=0.0).segmentor.heads["two_task"]
+    head = CorDA(make_segmentor(), make_plan(), CorDAOptions(depth_start=0.0)).segmentor.heads["two_task"]
     for bias in head.depth_biases():
         assert 0 < bias.abs().max() < 1
 
 
 def test_a_trained_main_head_hands_over_its_segmentation(make_segmentor, make_plan, make_batch):
     """With init=, the network that labels the target begins as the one that was trained, and goes on learning."""
-    module = CorDA(make_segmentor(), make_plan())
+    module = CorDA(make_segmentor(), make_plan(), CorDAOptions())
     head, image = module.segmentor.heads["two_task"], torch.rand(2, 3, 32, 64)
     torch.nn.init.normal_(module.segmentor.heads["main"].conv_seg.weight)
     module.segmentor.eval()
@@ -157,7 +158,7 @@ def test_a_trained_main_head_hands_over_its_segmentation(make_segmentor, make_pl
 def test_a_main_head_of_another_form_hands_over_nothing(make_plan, caplog):
     network = Segmentor(ResNet101(blocks=(1, 1, 1, 1), width=4), DeepLabV2Head, 19)
     with caplog.at_level("INFO"):
-        CorDA(network, make_plan()).start_heads({"two_task"})
+        CorDA(network, make_plan(), CorDAOptions()).start_heads({"two_task"})
     assert "the two-task head starts untrained" in caplog.text
 
 
@@ -165,7 +166,7 @@ def test_a_main_head_of_another_form_hands_over_nothing(make_plan, caplog):
 def test_the_source_moves_running_statistics_where_all_images_do(
     running_statistics, make_segmentor, make_plan, make_batch
 ):
-    module = CorDA(make_segmentor(), make_plan(running_statistics=running_statistics))
+    module = CorDA(make_segmentor(), make_plan(running_statistics=running_statistics), CorDAOptions())
     fit(module, [make_batch(depth=True)])
     norm = next(m for m in module.segmentor.modules() if isinstance(m, torch.nn.BatchNorm2d))
     before = norm.running_mean.clone()
@@ -178,7 +179,7 @@ def test_images_without_valid_depth_train_on_their_labels(make_segmentor, make_p
     batch = make_batch(depth=True)
     for domain in batch.values():
         domain.depth.fill_(1.0)
-    module = CorDA(make_segmentor(), make_plan())
+    module = CorDA(make_segmentor(), make_plan(), CorDAOptions())
     fit(module, [batch])
     assert all(torch.isfinite(p).all() for p in module.parameters())
     assert any("segmentation" in name for name in gradients(module))
@@ -186,7 +187,7 @@ def test_images_without_valid_depth_train_on_their_labels(make_segmentor, make_p
 
 def test_label_by_initial_needs_a_head_that_can_label(make_segmentor, make_plan):
     with pytest.raises(UserError, match=r"method.label_by_initial needs method.initial=main"):
-        CorDA(make_segmentor(), make_plan(), label_by_initial=0.1)
+        CorDA(make_segmentor(), make_plan(), CorDAOptions(label_by_initial=0.1))
 
 
 def test_the_encoder_is_updated_as_often_as_the_released_code_lists_it(make_plan, make_batch):
@@ -194,7 +195,7 @@ def test_the_encoder_is_updated_as_often_as_the_released_code_lists_it(make_plan
     plan = make_plan(optimizer=OptimizerSettings(name="sgd", lr=1e-3, weight_decay=5e-4))
     torch.manual_seed(0)
     network = Segmentor(ResNet101(blocks=(1, 1, 1, 1), width=4), DeepLabV2Head, 19)
-    module = CorDA(network, plan, encoder_updates="released")
+    module = CorDA(network, plan, CorDAOptions(encoder_updates="released"))
     optimizer = module.configure_optimizers()
     assert isinstance(optimizer, RepeatedSGD)
     names = {id(p): name for name, p in module.named_parameters()}

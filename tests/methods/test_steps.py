@@ -15,7 +15,12 @@ from numerics import LEFT, assert_same_sums
 from uda_seg.callbacks.ema import TeacherEMA
 from uda_seg.data.labels import CITYSCAPES
 from uda_seg.errors import UserError
+from uda_seg.methods.labelled import Labelled, labelled
 from uda_seg.methods.lcmsm import LCMSM
+from uda_seg.methods.options.base import options_of
+from uda_seg.methods.options.lcmsm import LCMSMOptions
+from uda_seg.methods.options.self_training import SelfTrainingOptions
+from uda_seg.methods.options.source_only import SourceOnlyOptions
 from uda_seg.methods.self_training import SelfTraining
 from uda_seg.methods.settings import OptimizerSettings, ScheduleSettings
 from uda_seg.methods.source_only import AdaBN, Oracle, SourceOnly
@@ -92,31 +97,34 @@ def test_step_equals_plain_pytorch(method, double, make_segmentor, make_plan, ma
     segmentor = make_segmentor(pretrained=method == "daformer")
     context, extra = {}, []
     if method in ("source_only", "oracle"):
-        module = {"source_only": SourceOnly, "oracle": Oracle}[method](segmentor, plan)
+        module = {"source_only": SourceOnly, "oracle": Oracle}[method](segmentor, plan, SourceOnlyOptions())
         step_of = reference.source_only
     elif method == "dacs":
-        module, step_of = SelfTraining(segmentor, plan), reference.dacs
+        module, step_of = SelfTraining(segmentor, plan, SelfTrainingOptions()), reference.dacs
     elif method == "dacs_released":
         plan.teacher.update = "end"
-        module = SelfTraining(
-            segmentor, plan, mix_classes="image_and_ignore", source_ce="labelled", jitter=0.25, jitter_order="bgr",
-            augment_draws="released",
-        )  # fmt: skip
+        quirks = {"mix_classes": "image_and_ignore", "source_ce": "labelled", "jitter_order": "bgr"}
+        options = SelfTrainingOptions(jitter=0.25, augment_draws="released", **quirks)
+        module = SelfTraining(segmentor, plan, options)
         step_of = reference.dacs_released
     elif method == "mic":
-        module = SelfTraining(segmentor, plan, mask_weight=1.0, mask_block=0.25, mask_ratio=0.7)
+        module = SelfTraining(segmentor, plan, SelfTrainingOptions(mask_weight=1.0, mask_block=0.25, mask_ratio=0.7))
         step_of, context = reference.dacs, {"mask_block": 8, "mask_ratio": 0.7}
     elif method == "mic_on_both":
         module = SelfTraining(
-            segmentor, plan, mask_weight=1.0, mask_block=0.25, mask_ratio=0.7, mask_augment=False, mask_images="both"
+            segmentor,
+            plan,
+            SelfTrainingOptions(
+                mask_weight=1.0, mask_block=0.25, mask_ratio=0.7, mask_augment=False, mask_images="both"
+            ),
         )
         step_of, context = reference.dacs, {"mask_block": 8, "mask_ratio": 0.7, "both": True}
     elif method == "daformer":
-        module, step_of = SelfTraining(segmentor, plan, feature_distance=0.5), reference.daformer
+        module, step_of = SelfTraining(segmentor, plan, SelfTrainingOptions(feature_distance=0.5)), reference.daformer
         context = {"reference": frozen(segmentor.encoder), "things": CITYSCAPES.things, "weight": 0.5}
     else:
         text = "file" if method == "lcmsm" else "none"
-        module = LCMSM(segmentor, plan, text=text, width=8, mask_block=0.25)
+        module = LCMSM(segmentor, plan, LCMSMOptions(text=text, width=8, mask_block=0.25))
         step_of, context = reference.lcmsm, {"mask_block": 8, "mask_ratio": 0.5}
         module.setup("fit")
         module.double()  # the class text comes from a file
@@ -140,7 +148,7 @@ def test_accumulation_is_one_optimiser_step(parts, double, make_segmentor, make_
     weights = []
     for accumulate in (1, parts):
         plan = make_plan(optimizer=OptimizerSettings(name="sgd", lr=0.1, accumulate=accumulate))
-        module = SourceOnly(make_segmentor(), plan)
+        module = SourceOnly(make_segmentor(), plan, SourceOnlyOptions())
         module.train = lambda mode=True, m=module: (
             m.eval() if mode else pl.LightningModule.train(m, False)
         )  # running statistics
@@ -152,7 +160,7 @@ def test_accumulation_is_one_optimiser_step(parts, double, make_segmentor, make_
 
 
 def test_gradients_reach_what_they_should_and_nothing_else(make_segmentor, make_plan, make_batch):
-    module = LCMSM(make_segmentor(), make_plan(), text="file", width=8)
+    module = LCMSM(make_segmentor(), make_plan(), LCMSMOptions(text="file", width=8))
     teacher = [p.clone() for p in module.teacher.parameters()]
     fit(module, [make_batch()])
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.projection.parameters())
@@ -170,9 +178,9 @@ def test_what_augmented_images_share(method, draws, make_segmentor, make_plan, m
     """As released, mixed images have orders and blurs of their own, masked ones one of each."""
     options = {"augment_draws": draws, "mask_block": 0.25}
     if method == "mic":
-        module = SelfTraining(make_segmentor(), make_plan(), mask_weight=1.0, **options)
+        module = SelfTraining(make_segmentor(), make_plan(), SelfTrainingOptions(mask_weight=1.0, **options))
     else:
-        module = LCMSM(make_segmentor(), make_plan(), text="none", width=8, **options)
+        module = LCMSM(make_segmentor(), make_plan(), LCMSMOptions(text="none", width=8, **options))
     applied, apply_draw = [], module.apply_draw
     monkeypatch.setattr(module, "apply_draw", lambda image, draw: applied.append(draw) or apply_draw(image, draw))
     fit(module, [make_batch(batch=4)])
@@ -186,7 +194,7 @@ def test_what_augmented_images_share(method, draws, make_segmentor, make_plan, m
 
 
 def test_running_statistics_can_be_those_of_the_mixed_images(make_segmentor, make_plan, make_batch, monkeypatch):
-    module = SelfTraining(make_segmentor(), make_plan(running_statistics="mixed"))
+    module = SelfTraining(make_segmentor(), make_plan(running_statistics="mixed"), SelfTrainingOptions())
     plain, mixed, mix = copy.deepcopy(module.segmentor).train(), [], module.mix
     monkeypatch.setattr(module, "mix", lambda *args: mixed.append(mix(*args)) or mixed[-1])
     fit(module, [make_batch()])
@@ -224,7 +232,7 @@ class Target:
 def test_before_a_validation_batch_norm_takes_the_statistics_of_the_target(
     build, which, taken, make_segmentor, make_plan, make_batch
 ):
-    module = build(make_segmentor(), make_plan(running_statistics=which, statistics_batches=3))
+    module = build(make_segmentor(), make_plan(running_statistics=which, statistics_batches=3), options_of(build)())
     trainer = fit(module, [make_batch()])
     batches = [make_batch(seed) for seed in range(1, 5)]
     trainer.datamodule = Target(batches)
@@ -247,7 +255,7 @@ def test_before_a_validation_batch_norm_takes_the_statistics_of_the_target(
 
 
 def test_nan_stops_the_run_and_keeps_the_weights(make_segmentor, make_plan, make_batch):
-    module = SourceOnly(make_segmentor(), make_plan())
+    module = SourceOnly(make_segmentor(), make_plan(), SourceOnlyOptions())
     with torch.no_grad():
         module.segmentor.heads["main"].conv_seg.bias[0] = math.nan
     before = copy.deepcopy(module.segmentor.state_dict())
@@ -258,8 +266,8 @@ def test_nan_stops_the_run_and_keeps_the_weights(make_segmentor, make_plan, make
 
 
 def test_feature_distance_is_off_without_pretrained_weights(make_segmentor, make_plan):
-    assert SelfTraining(make_segmentor(), make_plan(), feature_distance=0.005).reference is None
-    module = SelfTraining(make_segmentor(pretrained=True), make_plan(), feature_distance=0.005)
+    assert SelfTraining(make_segmentor(), make_plan(), SelfTrainingOptions(feature_distance=0.005)).reference is None
+    module = SelfTraining(make_segmentor(pretrained=True), make_plan(), SelfTrainingOptions(feature_distance=0.005))
     assert module.reference is not None
     assert not any("reference" in name for name in module.state_dict())
 
@@ -323,9 +331,9 @@ def test_a_teacher_follows_what_its_student_has_become(make_segmentor):
             torch.testing.assert_close(both["teacher"].network.state_dict()[name], first.double() / 3 + 0.5)
 
 
-def test_smaller_source_batches_are_reused_in_order(make_segmentor, make_plan, make_batch):
+def test_smaller_source_batches_are_reused_in_order(make_segmentor, make_plan, make_batch, monkeypatch):
     """Target b mixes with source b mod B_s."""
-    module = SelfTraining(make_segmentor(), make_plan())
+    module = SelfTraining(make_segmentor(), make_plan(), SelfTrainingOptions())
     seen = {}
 
     def remember(source, target, keep):
@@ -333,13 +341,8 @@ def test_smaller_source_batches_are_reused_in_order(make_segmentor, make_plan, m
         return source
 
     batch = make_batch(batch=4)
-    from uda_seg.methods import self_training
-
-    source = self_training.labelled(batch["source"].part(0, 2))
-    target = self_training.Labelled(batch["target"].image / 255.0, batch["source"].label, torch.ones(4, 32, 64))
-    original, self_training.class_mix = self_training.class_mix, remember
-    try:
-        module.mix(source, target)
-    finally:
-        self_training.class_mix = original
+    source = labelled(batch["source"].part(0, 2))
+    target = Labelled(batch["target"].image / 255.0, batch["source"].label, torch.ones(4, 32, 64))
+    monkeypatch.setattr("uda_seg.methods.class_mixing.class_mix", remember)
+    module.mix(source, target)
     torch.testing.assert_close(seen["source"], source.image[[0, 1, 0, 1]])

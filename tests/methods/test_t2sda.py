@@ -15,7 +15,8 @@ from uda_seg.config.compose import composed
 from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.errors import UserError
 from uda_seg.methods.class_average import ClassAverage
-from uda_seg.methods.self_training import labelled
+from uda_seg.methods.labelled import labelled
+from uda_seg.methods.options.t2sda import T2SDAOptions
 from uda_seg.methods.source_only import SourceOnly
 from uda_seg.methods.t2sda import T2SDA, Pixels, embed
 from uda_seg.methods.translation import Translation
@@ -28,7 +29,7 @@ OPTIONS = {"queries": 3, "negatives": 6, "temperature": 0.3, "fourier_beta": 0.1
 
 def test_step_equals_plain_pytorch(double, make_segmentor, make_plan, make_batch):
     batches = [make_batch(seed) for seed in range(3)]
-    module = T2SDA(make_segmentor(), make_plan(), base="dacs", proxy_momentum=0.5, **OPTIONS)
+    module = T2SDA(make_segmentor(), make_plan(), T2SDAOptions(proxy_momentum=0.5, **OPTIONS))
     student, score = copy.deepcopy(module.segmentor), torch.full((19,), 0.5)
     context = {"half": 3, "queries": 3, "negatives": 6, "temperature": 0.3, "weight": 0.7, "power": 0.5}
     run_plain(reference.t2sda, student, frozen(student), batches, module.plan, score=score, momentum=0.5, **context)
@@ -38,19 +39,21 @@ def test_step_equals_plain_pytorch(double, make_segmentor, make_plan, make_batch
 
 
 @pytest.mark.parametrize(
-    ("base", "switches"), [("dacs", (0.0, 0.0)), ("daformer", (0.005, 0.0)), ("mic", (0.005, 1.0))]
+    ("method", "switches"),
+    [("t2sda_dacs", (0.0, 0.0, False)), ("t2sda", (0.005, 0.0, True)), ("t2sda_mic", (0.005, 1.0, True))],
 )
-def test_base_sets_the_switches(base, switches, make_segmentor, make_plan):
-    module = T2SDA(make_segmentor(pretrained=True), make_plan(), base=base)
-    assert (module.feature_distance_weight, module.mask_weight) == switches
-    assert (module.reference is not None) == (base != "dacs")
-    config = composed(["method=t2sda", f"method.base={base}", "data=gta2cs"])
-    assert config.data.rare_class.enabled == (base != "dacs")
-    assert T2SDA(make_segmentor(), make_plan(), base=base, mask_weight=0.5).mask_weight == 0.5 * switches[1]
+def test_each_base_has_a_file(method, switches, make_segmentor, make_plan):
+    """Feature distance, masked images and rare-class sampling are those of DACS, DAFormer and MIC."""
+    config = composed([f"method={method}", "data=gta2cs"])
+    options = {key: value for key, value in config.method.items() if key != "_target_"}
+    module = T2SDA(make_segmentor(pretrained=True), make_plan(), T2SDAOptions(**options))
+    found = (module.options.feature_distance, module.options.mask_weight, config.data.rare_class.enabled)
+    assert found == switches
+    assert (module.reference is not None) == (switches[0] > 0)
 
 
 def test_the_pull_reaches_the_student_through_the_translated_image_alone(make_segmentor, make_plan, make_batch):
-    module = T2SDA(make_segmentor(), make_plan(), **OPTIONS)
+    module = T2SDA(make_segmentor(), make_plan(), T2SDAOptions(**OPTIONS))
     fit(module, [make_batch()])
     module.zero_grad()
     source, target = make_batch()["source"], make_batch()["target"]
@@ -64,7 +67,7 @@ def test_the_pull_reaches_the_student_through_the_translated_image_alone(make_se
 
 def test_the_projection_keeps_statistics_of_its_own(make_segmentor, make_plan, make_batch):
     """Of translated images, which are all it sees, also where the rest remembers others: its teacher may need them."""
-    module = T2SDA(make_segmentor(), make_plan(running_statistics="mixed"), **OPTIONS)
+    module = T2SDA(make_segmentor(), make_plan(running_statistics="mixed"), T2SDAOptions(**OPTIONS))
     fit(module, [make_batch()])
     norms = batch_norms(module.segmentor.heads["projection"])
     assert len(norms) == 2
@@ -73,7 +76,7 @@ def test_the_projection_keeps_statistics_of_its_own(make_segmentor, make_plan, m
 
 def test_pulling_an_untranslated_image_to_itself_is_soon_done(make_segmentor, make_plan, make_batch):
     """The sheet's swap test: with x_p = x_s, queries near their prototypes after a few steps."""
-    module = T2SDA(make_segmentor(), make_plan(), **OPTIONS)
+    module = T2SDA(make_segmentor(), make_plan(), T2SDAOptions(**OPTIONS))
     fit(module, [make_batch()])
     network, image = module.segmentor.train(), make_batch()["source"].image / 255.0
     optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
@@ -91,7 +94,7 @@ def test_pulling_an_untranslated_image_to_itself_is_soon_done(make_segmentor, ma
 
 @pytest.mark.parametrize("power", [0.0, 2.0])
 def test_weights_at_power_zero_are_uniform(power, make_segmentor, make_plan, make_batch):
-    module = T2SDA(make_segmentor(), make_plan(), reweight=power, **OPTIONS)
+    module = T2SDA(make_segmentor(), make_plan(), T2SDAOptions(reweight=power, **OPTIONS))
     fit(module, [make_batch()])
     g = torch.Generator().manual_seed(0)
     unit = [torch.nn.functional.normalize(torch.randn(2, 8, 4, 8, generator=g), dim=1) for _ in range(2)]
@@ -108,7 +111,11 @@ def test_weights_at_power_zero_are_uniform(power, make_segmentor, make_plan, mak
 
 @pytest.mark.parametrize("proxy", ["confidence", "source_iou", "frequency"])
 def test_every_proxy_moves_the_scores(proxy, make_segmentor, make_plan, make_batch):
-    module = T2SDA(make_segmentor(), make_plan(), proxy=proxy, translated_weight=0.5, prototype_momentum=0.5, **OPTIONS)
+    module = T2SDA(
+        make_segmentor(),
+        make_plan(),
+        T2SDAOptions(proxy=proxy, translated_weight=0.5, prototype_momentum=0.5, **OPTIONS),
+    )
     fit(module, [make_batch()])
     score = module.performance.value
     assert ((score >= 0) & (score <= 1)).all()
@@ -166,7 +173,7 @@ def test_no_image_but_the_sources_is_read_in_training(generalisation, make_segme
     data.setup("fit")
     assert set(data.validation_names) == {"camera", "night_rain", "drizzle"}
     before = len(read)  # a first image of each validation set, for its size
-    module = T2SDA(make_segmentor(), make_plan(steps=2, running_statistics="target"), **OPTIONS)
+    module = T2SDA(make_segmentor(), make_plan(steps=2, running_statistics="target"), T2SDAOptions(**OPTIONS))
     trainer = fit(module, list(data.train_dataloader()))
     trainer.datamodule = data
     module.on_validation_epoch_start()
@@ -238,7 +245,7 @@ def test_the_published_files_paint(tmp_path):
 
 def test_missing_or_foreign_style_files_are_named(tmp_path, make_segmentor, make_plan):
     with pytest.raises(UserError, match=r"method\.style_weights=FOLDER"):
-        T2SDA(make_segmentor(), make_plan(), style="file")
+        T2SDA(make_segmentor(), make_plan(), T2SDAOptions(style="file"))
     with pytest.raises(UserError, match=r"checkpoint_transformer\.pth is missing"):
         RandomStyle(tmp_path)
     style_files(tmp_path, predictor=False)

@@ -18,7 +18,10 @@ from uda_seg.callbacks.panels import Panels
 from uda_seg.data.labels import CITYSCAPES
 from uda_seg.errors import UserError
 from uda_seg.methods.corda import CorDA
-from uda_seg.methods.self_training import Labelled, SelfTraining
+from uda_seg.methods.labelled import Labelled
+from uda_seg.methods.options.corda import CorDAOptions
+from uda_seg.methods.options.self_training import SelfTrainingOptions
+from uda_seg.methods.self_training import SelfTraining
 from uda_seg.models.daformer import DAFormerHead
 from uda_seg.models.deeplab import DeepLabV2Head, ResNet101
 from uda_seg.models.hrda import Box, ContextView, HRDASegmentor, draw_box
@@ -505,7 +508,7 @@ def test_the_feature_distance_compares_low_resolutions(make_plan) -> None:
     encoder = MixVisionTransformer("b0", dims=(4, 8, 10, 16), depths=(1, 1, 1, 1), drop_path=0.0)
     encoder.pretrained = True
     net = HRDASegmentor(encoder, partial(DAFormerHead, width=8), 19, detail=(32, 32), attention_width=4)
-    module = SelfTraining(net, make_plan(crop=(64, 64)), feature_distance=1.0)
+    module = SelfTraining(net, make_plan(crop=(64, 64)), SelfTrainingOptions(feature_distance=1.0))
     module.mean_over_ranks = lambda value: value
     car = CITYSCAPES.names.index("car")
     source = Labelled(torch.rand(2, 3, 64, 64), torch.full((2, 64, 64), car, dtype=torch.uint8))
@@ -523,7 +526,7 @@ def test_the_feature_distance_compares_low_resolutions(make_plan) -> None:
 def test_corda_trains_its_segmentations_on_the_detail_too(initial: str, make_plan, make_batch) -> None:
     torch.manual_seed(0)
     net = HRDASegmentor(SMALL(), partial(DAFormerHead, width=8), 19, detail=(16, 32), attention_width=4)
-    module = CorDA(net, make_plan(), initial=initial)
+    module = CorDA(net, make_plan(), CorDAOptions(initial=initial))
     module.mean_over_ranks = module.max_over_ranks = lambda value: value
     batch = make_batch(depth=True)["source"]
     source = Labelled(batch.image / 255.0, batch.label, depth=batch.depth)
@@ -549,7 +552,7 @@ def test_panels_show_whose_detail_is_believed(attention: str, make_plan, make_ba
     torch.manual_seed(0)
     head = partial(DAFormerHead, width=8)
     net = HRDASegmentor(SMALL(), head, 19, detail=(16, 32), attention_width=4, attention=attention)
-    module = SelfTraining(net, make_plan(), mask_weight=1.0)
+    module = SelfTraining(net, make_plan(), SelfTrainingOptions(mask_weight=1.0))
     module.mean_over_ranks = module.max_over_ranks = lambda value: value
     module.panel = {}
     list(module.losses(make_batch()))

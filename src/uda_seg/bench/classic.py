@@ -24,7 +24,7 @@ from uda_seg.bench.baselines import augment_each, move_each
 from uda_seg.data.batch import DomainBatch
 from uda_seg.data.datamodule import UDADataModule
 from uda_seg.methods.base import UDAModule
-from uda_seg.methods.self_training import Labelled
+from uda_seg.methods.labelled import Labelled
 from uda_seg.methods.step import Loss, fold
 from uda_seg.ops.ema import ema_decay
 

@@ -49,7 +49,6 @@ def listed_choices() -> str:
 
 
 OmegaConf.register_new_resolver("choices", listed_choices, replace=True)
-OmegaConf.register_new_resolver("differs", lambda value, other: value != other, replace=True)
 OmegaConf.register_new_resolver("without", lambda file, value: value if file is None else 0.0, replace=True)
 
 

@@ -91,6 +91,8 @@ def check_keys(tree: Mapping[str, Any], overrides: Sequence[Override], chosen: S
         known = present if override.is_delete() else settable
         if key not in known and not override.is_delete():  # it may name things freely
             known = settable.union(accepted(tree, key))
+        if override.is_delete() and key in settable - present:
+            raise UserError(f"{key} is set by no file: there is nothing to delete")
         if key not in known:
             where = f" with {' '.join(chosen)}" if chosen else ""
             raise UserError(f"{shown(key)} is no key of the configuration{where}; {nearest(key, known)}")

@@ -14,13 +14,14 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from uda_seg.config.schema import CONF, Config, Origin, parse
 from uda_seg.config.sources import make_importable, searched, searchpath_in
 from uda_seg.errors import UserError
-from uda_seg.options.validate import leaves, shown
+from uda_seg.options.validate import defaults, leaves, shown
 
 
 def as_user_error(error: Exception) -> UserError:
@@ -86,8 +87,9 @@ def departures(config: Config) -> list[str]:
     found = [] if own_model == chosen["model"] else [f"model {chosen['model']} ({own_model})"]
     if not found:  # another network differs in every number, and `pretrained` tells its initial weights
         values |= {key: value for key, value in leaves({"model": said["model"]}) if not key.endswith(STARTS)}
+    unset = {f"method.{name}": value for name, value in defaults(get_class(tree.method["_target_"])).items()}
     for key, value in values.items():
-        own = OmegaConf.select(tree, key, default="not set")
+        own = OmegaConf.select(tree, key, default=unset.get(key, "not set"))
         if not isinstance(value, Mapping) and own != value:
             found.append(f"{key} {value} ({own})")
     return sorted(found)

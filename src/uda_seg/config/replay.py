@@ -17,7 +17,7 @@ from uda_seg.config.schema import CONF, Config, Origin, groups, key_of
 from uda_seg.config.sources import KEY, choices_in, registered, searched, searchpath_in
 from uda_seg.data.custom import classes_of, contents
 from uda_seg.errors import UserError
-from uda_seg.options.validate import leaves, nearest, parameters, shown
+from uda_seg.options.validate import defaults, leaves, nearest, shown
 
 FORMAT = 1  # version of the description
 
@@ -57,9 +57,8 @@ def method_name(config: Config) -> str:
 
 def method_options(config: Config) -> dict[str, Any]:
     """Return all options of the method as plain values, including defaults."""
-    known = parameters(get_class(config.method["_target_"]))
-    defaults = {name: p.default for name, (p, _) in known.items() if p.default is not p.empty}
-    return defaults | {name: value for name, value in config.method.items() if name != "_target_"}
+    given = {name: value for name, value in config.method.items() if name != "_target_"}
+    return defaults(get_class(config.method["_target_"])) | given
 
 
 # Not replayed: paths, launcher, initial weights, and outputs.

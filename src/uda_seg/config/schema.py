@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytorch_lightning as pl
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
@@ -21,6 +22,7 @@ from uda_seg.data.specs import DatasetSpec
 from uda_seg.errors import UserError
 from uda_seg.evaluation.servers import SERVERS
 from uda_seg.methods.base import UDAModule
+from uda_seg.methods.options.base import options_of
 from uda_seg.methods.settings import OptimizerSettings, ScheduleSettings, TeacherSettings
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.models.text import SOURCES
@@ -45,6 +47,7 @@ from uda_seg.options.validate import (
     check_plain,
     check_settings,
     check_target,
+    defaults,
     expand_home,
     leaves,
     nearest,
@@ -369,7 +372,7 @@ def parse(raw: DictConfig) -> Config:
     except RecursionError as error:
         raise UserError("configuration: values are nested too deeply, or refer to each other in a circle") from error
     assert isinstance(config, Config)
-    check_target(config.method, "method", UDAModule)
+    config.method = _checked_method(config.method)
     check_target(config.model, "model", Segmentor)
     for name, node in config.callbacks.others.items():
         check_target(node, f"callbacks.{name}", pl.Callback)
@@ -381,6 +384,20 @@ def parse(raw: DictConfig) -> Config:
     _check_sizes(config)
     expand_home(config)
     return config
+
+
+def _checked_method(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Check a method's node, and add the defaults of its options.
+
+    Raises:
+        UserError: a class that is no method, or an unknown, missing or invalid option.
+    """
+    options(node.get("_target_"), "method")  # whether there is such a class
+    method = get_class(str(node["_target_"]))
+    if issubclass(method, UDAModule):
+        options_of(method)
+    check_target(node, "method", UDAModule)
+    return {"_target_": node["_target_"], **defaults(method), **node}
 
 
 @functools.cache

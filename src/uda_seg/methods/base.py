@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from uda_seg.data.batch import DomainBatch
 from uda_seg.evaluation.evaluator import Scores, SegmentationEvaluator
+from uda_seg.methods.options.base import MethodOptions
 from uda_seg.methods.settings import Plan
 from uda_seg.methods.step import Loss, StepModule
 from uda_seg.methods.teacher import Teacher
@@ -42,6 +43,7 @@ class UDAModule(StepModule):
     Args:
         segmentor: the student network; the method's constructor attaches the heads it needs.
         plan: settings of the run.
+        options: of the method; the annotation of this parameter names the dataclass of a method's options.
     """
 
     needs_target = True
@@ -51,9 +53,10 @@ class UDAModule(StepModule):
     supervised_target = False
     plan: Plan
 
-    def __init__(self, segmentor: Segmentor, plan: Plan) -> None:
+    def __init__(self, segmentor: Segmentor, plan: Plan, options: MethodOptions) -> None:
         super().__init__(plan)
         self.segmentor = segmentor
+        self.options = options
         self.teacher: Teacher | None = None
         self.infer = Inference()
         self.evaluate_teacher = False

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +21,12 @@ from torch import Tensor
 
 from uda_seg.methods.base import Batch, Loss, Plan, UDAModule
 from uda_seg.methods.class_average import ClassAverage
+from uda_seg.methods.labelled import labelled
 from uda_seg.methods.labelling import Shares
+from uda_seg.methods.options.bicl import BiCLOptions
 from uda_seg.methods.released.repeated_sgd import repeating_optimizer
 from uda_seg.methods.round_schedule import RoundSchedule
 from uda_seg.methods.rounds import Rounds
-from uda_seg.methods.self_training import labelled
 from uda_seg.models.deeplab import DeepLabV2Head
 from uda_seg.models.norm import frozen_statistics
 from uda_seg.models.projection import attach_projection, project
@@ -37,7 +37,6 @@ from uda_seg.ops.entropy import entropy
 from uda_seg.ops.image import to_float
 from uda_seg.ops.losses import IGNORE
 from uda_seg.ops.prototypes import ClassSums, class_sums, nearest
-from uda_seg.options.constraints import Channels, Count, Fraction, Interval, LossWeight, Temperature
 
 LADDER = ("source", "self_training", "forward", "backward", "dynamic", "calibration")
 
@@ -48,104 +47,40 @@ class BiCL(UDAModule):
     Args:
         segmentor: the network; a projection is attached to it if that is the feature.
         plan: settings of the run. `teacher.batch_norm` selects the statistics with which the network labels the target.
-        until: the last step of the ablation to use; each adds one component: source only, self-training on y_F, the
-            forward term, the backward term, dynamic labels, their calibration.
-        warmup: fraction of the run that trains on the source only, before the first round (released: a separate run;
-        ours: 0.25). With `init=` it can be 0.
-        rounds: number of equally long rounds of static labels (released: 10).
-        round_passes: minimum passes over the target per round; rounds are reduced to satisfy it, because labelling
-            costs one forward per image (ours: 0.5; released: 2).
-        class_share: most confident share of each predicted class to label (released: 0.1).
-        image_share: most confident share of each image to label (released: 0.1).
-        target_weight: of CE on y_F, a mean over its labelled pixels, and of the target in the entropy term (released:
-            0.3).
-        forward_weight: lambda_1 (released: 0.2, elsewhere 0.1).
-        backward_weight: lambda_2 (likewise).
-        temperature: tau (released: 0.1).
-        dynamic_threshold: T, the minimum softmax value of a transferred label (released: 0.8).
-        calibration_momentum: decay of the moving average of a class's displacement xi (our choice: 0.99; 1 keeps xi at
-            0).
-        absent: logit of a class absent from the other image: `masked` removes it, `opposite` sets the cosine to -1
-            (released).
-        transfer_absent: the same for the transfer of labels. Ours is `farthest`, the cosine of the least similar class
-            present in the source image: with `masked`, an image of a single class labels every pixel with it, and
-            because fused maps are positive, a cosine without a rival says little.
-        feature: the features to compare: the `fused` map that the classifier reads, its `logits` (released: those of
-            DeepLab's four branches, concatenated), the `backbone`'s last stage, or a `projection` of the fused map. All
-            but the logits are ours: cosines of a DAFormer head's logits differ so little that no transferred label
-            passes T.
-        width: channels of the projection; null: as the fused map, at most 256.
-        entropy_weight: weight of the entropy term, which is not in the paper (released: 0.4; default 0).
-        entropy_kind: `double_softmax` (released, see `uda_seg.ops.entropy`) or `shannon`.
-        resolution: resolution of contrast and entropy. `features`: feature cells, labelled by the pixel at their
-            centre. `labels` (released): pixels; cosines are up-sampled by `nearest` and logits bilinearly, and
-            prototypes use labels sampled by PyTorch's older `nearest`, at the corners of the cells.
-        source_ce: pixels that CE_s averages over: `all`, with ignored ones as 0, or only `labelled` ones (released).
-        encoder_updates: see SelfTraining; BiCL's released code has the same quirk.
-        stem: `shared` as in the paper's figure, or `own` (released): the source gets its own first stage, copied from
-            the plain one at the end of the warm-up; from then on the plain one belongs to the target. Tests use the
-            plain one.
+        options: of the method.
     """
 
-    def __init__(
-        self,
-        segmentor: Segmentor,
-        plan: Plan,
-        *,
-        until: Literal["source", "self_training", "forward", "backward", "dynamic", "calibration"] = "calibration",
-        warmup: Fraction = 0.25,
-        rounds: Count = 10,
-        round_passes: Annotated[float, Interval(0, 1e6)] = 0.5,
-        class_share: Fraction = 0.1,
-        image_share: Fraction = 0.1,
-        target_weight: LossWeight = 0.3,
-        forward_weight: LossWeight = 0.2,
-        backward_weight: LossWeight = 0.2,
-        temperature: Temperature = 0.1,
-        dynamic_threshold: Fraction = 0.8,
-        calibration_momentum: Fraction = 0.99,
-        absent: Literal["masked", "opposite"] = "masked",
-        transfer_absent: Literal["farthest", "masked", "opposite"] = "farthest",
-        feature: Literal["fused", "logits", "backbone", "projection"] = "fused",
-        width: Channels | None = None,
-        entropy_weight: LossWeight = 0.0,
-        entropy_kind: Literal["double_softmax", "shannon"] = "double_softmax",
-        resolution: Literal["features", "labels"] = "features",
-        source_ce: Literal["all", "labelled"] = "all",
-        encoder_updates: Literal["once", "released"] = "once",
-        stem: Literal["shared", "own"] = "shared",
-    ) -> None:
-        channels = attach_projection(segmentor, width) if feature == "projection" else _channels(segmentor, feature)
-        super().__init__(segmentor, plan)
-        self.rung = LADDER.index(until)
-        self.target_weight, self.forward_weight, self.backward_weight = target_weight, forward_weight, backward_weight
-        self.temperature, self.dynamic_threshold = temperature, dynamic_threshold
-        self.absent, self.transfer_absent = absent, transfer_absent
-        self.feature, self.entropy_weight, self.entropy_kind = feature, entropy_weight, entropy_kind
-        self.resolution, self.source_ce, self.encoder_updates = resolution, source_ce, encoder_updates
-        schedule = RoundSchedule(plan.steps, warmup if self.rung > 0 else 1.0, rounds)
-        self.rounds = Rounds(schedule, Shares(class_share, image_share), round_passes)
-        self.calibration = ClassAverage([len(plan.classes), channels], calibration_momentum)  # xi
-        self.source_stem = DomainStem(segmentor.encoder) if stem == "own" else None
+    options: BiCLOptions
+
+    def __init__(self, segmentor: Segmentor, plan: Plan, options: BiCLOptions) -> None:
+        o = options
+        projected = o.feature == "projection"
+        channels = attach_projection(segmentor, o.width) if projected else _channels(segmentor, o.feature)
+        super().__init__(segmentor, plan, options)
+        self.rung = LADDER.index(o.until)
+        schedule = RoundSchedule(plan.steps, o.warmup if self.rung > 0 else 1.0, o.rounds)
+        self.rounds = Rounds(schedule, Shares(o.class_share, o.image_share), o.round_passes)
+        self.calibration = ClassAverage([len(plan.classes), channels], o.calibration_momentum)  # xi
+        self.source_stem = DomainStem(segmentor.encoder) if o.stem == "own" else None
 
     def losses(self, batch: Batch) -> Iterator[Loss | tuple[Loss, ...]]:
         """Yield only CE_s in the warm-up, then all terms from one forward per domain."""
         source, target = labelled(batch["source"]), batch["target"]
         adapts = target.pseudo is not None and self.rung > 0
-        weight = self.over_labelled(source.label) if self.source_ce == "labelled" else None
+        weight = self.over_labelled(source.label) if self.options.source_ce == "labelled" else None
         with self.stem_of_source(adapts), self.statistics_of_source(adapts):
             s = self.segmentor.supervise(source.image, source.label, weight)
         self.log_images(source_image=source.image, source_label=source.label)
         self.log_prediction("source", s.logits, s.features)
-        terms = [Loss("source/ce", s.loss), *self.entropy_terms("source", s, source.label, self.entropy_weight)]
+        terms = [Loss("source/ce", s.loss), *self.entropy_terms("source", s, source.label, self.options.entropy_weight)]
         if adapts and target.pseudo is not None:
             trusted = target.valid if self.plan.teacher.margins else torch.ones_like(target.valid)
             y_f = target.pseudo.masked_fill(~trusted, IGNORE)
             image = to_float(target.image)
             t = self.segmentor.supervise(image, y_f, self.over_labelled(y_f))
             self.log_images(target_image=image, pseudo_label=y_f)
-            terms.append(Loss("target/ce", t.loss, self.target_weight))
-            terms += self.entropy_terms("target", t, y_f, self.entropy_weight * self.target_weight)
+            terms.append(Loss("target/ce", t.loss, self.options.target_weight))
+            terms += self.entropy_terms("target", t, y_f, self.options.entropy_weight * self.options.target_weight)
             if self.rung > 1:
                 partner = torch.arange(len(image), device=image.device) % len(source.image)
                 f_s, f_t = self.features(s)[partner], self.features(t)
@@ -164,16 +99,17 @@ class BiCL(UDAModule):
             y_f: static target labels uint8 [B, H, W].
             trusted: bool [B, H, W], target pixels that may get dynamic labels.
         """
-        tau = self.temperature
-        if self.resolution == "features":  # then all resampling below is the identity
+        tau = self.options.temperature
+        if self.options.resolution == "features":  # then all resampling below is the identity
             y_s, y_f = nearest(y_s, f_s.shape[-2:]), nearest(y_f, f_t.shape[-2:])
             trusted = nearest(trusted.to(torch.uint8), f_t.shape[-2:]).bool()
         rho_s = self.prototypes(f_s, y_s)
         y_t = y_f
         if self.rung >= LADDER.index("dynamic"):
             calibrated = rho_s.mean.detach() + self.calibration.value  # before the cosine's normalisation
-            transferred = similarity(f_t.detach(), calibrated, rho_s.present, tau, self.transfer_absent)
-            y_d = transfer_labels(spread(transferred, y_f), self.dynamic_threshold).masked_fill(~trusted, IGNORE)
+            transferred = similarity(f_t.detach(), calibrated, rho_s.present, tau, self.options.transfer_absent)
+            certain = transfer_labels(spread(transferred, y_f), self.options.dynamic_threshold)
+            y_d = certain.masked_fill(~trusted, IGNORE)
             y_t = torch.where(y_f == IGNORE, y_d, y_f)
         rho_t = self.prototypes(f_t, y_t)
         shared = rho_s.present & rho_t.present  # C*
@@ -182,12 +118,12 @@ class BiCL(UDAModule):
         shares = {"static": y_f, "hybrid": y_t}
         self.log_diagnostics(**{f"labelled/{name}": (y != IGNORE).float().mean() for name, y in shares.items()})
         self.log_images(hybrid_label=nearest(y_t, self.plan.crop))
-        forward = spread(similarity(f_t, rho_s.mean, rho_s.present, tau, self.absent), y_t)
-        terms = [Loss("contrast/forward", prototype_contrast(forward, y_t, shared).mean(), self.forward_weight)]
+        forward = spread(similarity(f_t, rho_s.mean, rho_s.present, tau, self.options.absent), y_t)
+        terms = [Loss("contrast/forward", prototype_contrast(forward, y_t, shared).mean(), self.options.forward_weight)]
         if self.rung >= LADDER.index("backward"):
-            backward = spread(similarity(f_s, rho_t.mean, rho_t.present, tau, self.absent), y_s)
+            backward = spread(similarity(f_s, rho_t.mean, rho_t.present, tau, self.options.absent), y_s)
             value = prototype_contrast(backward, y_s, shared).mean()
-            terms.append(Loss("contrast/backward", value, self.backward_weight))
+            terms.append(Loss("contrast/backward", value, self.options.backward_weight))
         return tuple(terms)
 
     def prototypes(self, features: Tensor, label: Tensor) -> ClassSums:
@@ -207,21 +143,21 @@ class BiCL(UDAModule):
 
     def entropy_terms(self, domain: str, result: Supervision, label: Tensor, weight: float) -> tuple[Loss, ...]:
         """Return the entropy of a prediction for labels [B, H, W] as a tuple of one term, empty if switched off."""
-        if self.entropy_weight == 0:
+        if self.options.entropy_weight == 0:
             return ()
         logits = result.logits
-        if self.resolution == "labels":
+        if self.options.resolution == "labels":
             logits = resize(logits.float(), label.shape[-2:], self.segmentor.align_corners)
-        return (Loss(f"{domain}/entropy", entropy(logits, self.entropy_kind), weight),)
+        return (Loss(f"{domain}/entropy", entropy(logits, self.options.entropy_kind), weight),)
 
     def features(self, result: Supervision) -> Tensor:
         """Select the features to compare, [B, D, h, w], from a supervised forward."""
         head = self.segmentor.head()
-        if self.feature == "projection":
+        if self.options.feature == "projection":
             return project(self.segmentor, result.fused)
-        if self.feature == "fused":
+        if self.options.feature == "fused":
             return result.fused
-        if self.feature == "backbone":
+        if self.options.feature == "backbone":
             return result.features.stages[-1]
         return head.branches(result.fused).flatten(1, 2) if isinstance(head, DeepLabV2Head) else result.logits
 
@@ -250,7 +186,7 @@ class BiCL(UDAModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Build the configured optimiser, or SGD with the released code's repetitions (Lightning hook)."""
-        return super().configure_optimizers() if self.encoder_updates == "once" else repeating_optimizer(self)
+        return super().configure_optimizers() if self.options.encoder_updates == "once" else repeating_optimizer(self)
 
     def configure_callbacks(self) -> list[Callback]:
         """Add the rounds of static labels to the trainer's callbacks (Lightning hook)."""

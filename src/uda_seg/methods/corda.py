@@ -14,13 +14,14 @@ import logging
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Annotated, Literal
 
 from torch import Tensor
 
 from uda_seg.errors import UserError
 from uda_seg.methods.base import Batch
-from uda_seg.methods.self_training import Labelled, SelfTraining, labelled
+from uda_seg.methods.class_mixing import ClassMixing
+from uda_seg.methods.labelled import Labelled, labelled
+from uda_seg.methods.options.corda import CorDAOptions
 from uda_seg.methods.settings import Plan
 from uda_seg.methods.step import Loss
 from uda_seg.models.daformer import DAFormerHead
@@ -29,12 +30,11 @@ from uda_seg.models.segmentor import Prediction, Segmentor
 from uda_seg.models.two_task import Tasks, TwoTaskHead
 from uda_seg.ops.depth import Z_SCALE, agreement, berhu, discrepancy_weight
 from uda_seg.ops.mixing import class_mix
-from uda_seg.options.constraints import Channels, Dilations, Fraction, Interval, LossWeight
 
 log = logging.getLogger(__name__)
 
 
-class CorDA(SelfTraining):
+class CorDA(ClassMixing):
     """CE(S) + CE(S0) + a [berHu(D_s) + berHu(D_s0)] on the source; the same, weighted, on the mixture with b for a.
 
     S and D are the final predictions, S0 and D0 the initial ones. On the mixture, D is the source decoder's on pasted
@@ -43,64 +43,24 @@ class CorDA(SelfTraining):
     Args:
         segmentor: the student; the two-task decoder is attached to it as `two_task`.
         plan: settings of the run.
-        source_depth: weight a of the depth losses on source images (0.01); 0 switches them off.
-        mixed_depth: weight b of the depth losses on mixed images (0.001).
-        depth_weight: weighting of pseudo-labels by the decoders' discrepancy: each image by its `own`; by the
-            `batch_mean` over all images at the same position, as the released code does (and its published numbers are
-            based on); or `none`.
-        correlation: exchange features between the tasks; false is the control.
-        width: channels of the tasks' features; null: as the main head's map, at most the paper's 256.
-        dilations: of the final heads; null: the main head's. DeepLab-V2's are 6, 12, 18, 24, of which the released code
-            uses the first two.
-        depth_start: inverse depth that the untrained decoders predict; the default is the mean of a street, 13 m, so
-            that short runs need not spend their depth losses on finding it; 0: as released.
-        initial: source of the initial segmentation: the task's `features` (released SYNTHIA model) or the `main` head
-            (released GTA model).
-        label_by_initial: fraction of the run in which the teacher's main head provides the pseudo-labels; afterwards
-            its final segmentation does (released GTA script: 25 001 of 250 000 steps); needs `initial=main`.
-        jitter: strength of the colour jitter (0.25).
-        jitter_order: see SelfTraining; `bgr` as released.
-        mix_classes: see SelfTraining; `image_and_ignore` draws from the image's own labels including 255 (released).
-        augment_draws: see SelfTraining.
-        encoder_updates: see SelfTraining.
+        options: of the method.
     """
 
+    options: CorDAOptions
     needs_depth = True
 
-    def __init__(
-        self,
-        segmentor: Segmentor,
-        plan: Plan,
-        *,
-        source_depth: LossWeight = 0.01,
-        mixed_depth: LossWeight = 0.001,
-        depth_weight: Literal["own", "batch_mean", "none"] = "own",
-        correlation: bool = True,
-        width: Channels | None = None,
-        dilations: Dilations | None = None,
-        depth_start: Annotated[float, Interval(0, Z_SCALE)] = 50.0,
-        initial: Literal["features", "main"] = "features",
-        label_by_initial: Fraction = 0.0,
-        jitter: Fraction = 0.25,
-        jitter_order: Literal["rgb", "bgr"] = "rgb",
-        mix_classes: Literal["image", "image_and_ignore", "batch"] = "image",
-        augment_draws: Literal["batch", "released"] = "batch",
-        encoder_updates: Literal["once", "released"] = "once",
-    ) -> None:
-        if label_by_initial > 0 and initial != "main":
+    def __init__(self, segmentor: Segmentor, plan: Plan, options: CorDAOptions) -> None:
+        o = options
+        if o.label_by_initial > 0 and o.initial != "main":
             raise UserError("method.label_by_initial needs method.initial=main: other initial heads cannot label alone")
-        if width is not None and width % EXPANSION:
-            raise UserError(f"method.width={width}: the two tasks' features need a multiple of {EXPANSION} channels")
-        head = TwoTaskHead(segmentor.head(), len(plan.classes), width, dilations, correlation, initial, depth_start)
+        if o.width is not None and o.width % EXPANSION:
+            raise UserError(f"method.width={o.width}: the two tasks' features need a multiple of {EXPANSION} channels")
+        main, classes = segmentor.head(), len(plan.classes)
+        head = TwoTaskHead(main, classes, o.width, o.dilations, o.correlation, o.initial, o.depth_start)
         segmentor.attach("two_task", head)
         segmentor.eval_head = "two_task"
-        super().__init__(
-            segmentor, plan, mix_classes=mix_classes, jitter=jitter, jitter_order=jitter_order,
-            augment_draws=augment_draws, encoder_updates=encoder_updates,
-        )  # fmt: skip
-        self.depth_weight = depth_weight
-        self.source_depth_weight, self.mixed_depth_weight = source_depth, mixed_depth
-        self.initial_steps = round(label_by_initial * plan.steps)
+        super().__init__(segmentor, plan, options)
+        self.initial_steps = round(o.label_by_initial * plan.steps)
 
     def start_heads(self, missing: set[str]) -> None:
         """Initialise the final segmentation from the trained main head (our choice): it labels the target at once."""
@@ -132,8 +92,8 @@ class CorDA(SelfTraining):
         return (
             Loss("source/ce", final.loss(source.label, weight)),
             Loss("source/initial_ce", initial.loss(source.label, weight)),
-            Loss("source/depth", self.depth_loss(tasks.source_depth, z), self.source_depth_weight),
-            Loss("source/initial_depth", self.depth_loss(tasks.initial_source_depth, z), self.source_depth_weight),
+            Loss("source/depth", self.depth_loss(tasks.source_depth, z), self.options.source_depth),
+            Loss("source/initial_depth", self.depth_loss(tasks.initial_source_depth, z), self.options.source_depth),
         )
 
     def mixed_terms(self, mixed: Labelled) -> tuple[Loss, ...]:
@@ -143,9 +103,9 @@ class CorDA(SelfTraining):
         assert mixed.weight is not None
         assert pasted is not None
         weight = mixed.weight
-        if self.depth_weight != "none":
+        if self.options.depth_weight != "none":
             agreed = agreement(tasks.source_depth, tasks.target_depth, z)
-            weight = weight * discrepancy_weight(agreed, self.depth_weight, self.mean_over_ranks)
+            weight = weight * discrepancy_weight(agreed, self.options.depth_weight, self.mean_over_ranks)
             self.log_images(adaptation_difficulty=1 - agreed)
         depth = class_mix(tasks.source_depth, tasks.target_depth, pasted)
         initial_depth = class_mix(tasks.initial_source_depth, tasks.initial_target_depth, pasted)
@@ -153,8 +113,8 @@ class CorDA(SelfTraining):
         return (
             Loss("mix/ce", final.loss(mixed.label, weight)),
             Loss("mix/initial_ce", initial.loss(mixed.label, weight)),
-            Loss("mix/depth", self.depth_loss(depth, z), self.mixed_depth_weight),
-            Loss("mix/initial_depth", self.depth_loss(initial_depth, z), self.mixed_depth_weight),
+            Loss("mix/depth", self.depth_loss(depth, z), self.options.mixed_depth),
+            Loss("mix/initial_depth", self.depth_loss(initial_depth, z), self.options.mixed_depth),
         )
 
     def predict_tasks(self, image: Tensor, name: str) -> tuple[Tasks, Prediction, Prediction]:

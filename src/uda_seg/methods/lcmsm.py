@@ -8,35 +8,26 @@ segments, and neither text nor CLIP is needed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Annotated, Literal
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from uda_seg.methods.base import Batch, Loss, Plan
-from uda_seg.methods.self_training import Labelled, SelfTraining, labelled
+from uda_seg.methods.class_text import class_text
+from uda_seg.methods.labelled import Labelled, labelled
+from uda_seg.methods.masking import mask_blocks
+from uda_seg.methods.options.lcmsm import LCMSMOptions
+from uda_seg.methods.source_terms import SourceTerms
 from uda_seg.models.daformer import DILATIONS, DAFormerHead
 from uda_seg.models.language import LanguageHead, correlate
 from uda_seg.models.norm import frozen_statistics
 from uda_seg.models.segmentor import Segmentor
-from uda_seg.models.text import SOURCES, TextEmbeddings, text_embeddings
-from uda_seg.options.constraints import (
-    Channels,
-    FilePath,
-    Fraction,
-    LossWeight,
-    OneOf,
-    PositiveFraction,
-    Temperature,
-    Text,
-)
 
 log = logging.getLogger(__name__)
 
 
-class LCMSM(SelfTraining):
+class LCMSM(SourceTerms):
     """Five terms: source, with its feature distance, masked source, mixed, masked mixed.
 
     Source cross-entropy and feature distance share a forward and therefore a backward, which leaves the gradient
@@ -45,65 +36,22 @@ class LCMSM(SelfTraining):
     Args:
         segmentor: the student; the language head is attached to it as `language`.
         plan: settings of the run.
-        text: source of the class embeddings: `openclip`, `file`, `shuffled` and `openclip-shuffled` (permuted so that
-            no class keeps its own), `random`, or `none`: the control, the same head and budget without the correlation
-            map.
-        text_model: OpenCLIP model name.
-        text_tag: OpenCLIP weights tag, or the path of a weights file.
-        text_file: embeddings by prompt, for `file` and `shuffled`; null: the file shipped with the package.
-        width: channels of the language head and of the projected text; null: the plain DAFormer head's width, as in the
-            paper (512 both), or 512 with any other head. Likewise its dilations.
-        temperature: divides the cosine similarity (0.07).
-        mask_weight: weight of the two masked terms (1).
-        mask_block: side of the masked blocks as a fraction of the crop's height (32 / 512).
-        mask_ratio: expected share of masked pixels.
-        feature_distance: weight of DAFormer's feature distance.
-        feature_distance_ratio: minimum share of a feature cell's pixels that its thing class must cover.
-        mix_classes: see SelfTraining.
-        augment_draws: see SelfTraining.
+        options: of the method.
     """
 
-    def __init__(
-        self,
-        segmentor: Segmentor,
-        plan: Plan,
-        *,
-        text: Annotated[str, OneOf((*SOURCES, "none"))] = "openclip",
-        text_model: Text = "ViT-H-14",
-        text_tag: FilePath = "laion2b_s32b_b79k",
-        text_file: FilePath | None = None,
-        width: Channels | None = None,
-        temperature: Temperature = 0.07,
-        mask_weight: LossWeight = 1.0,
-        mask_block: PositiveFraction = 0.0625,
-        mask_ratio: Fraction = 0.5,
-        feature_distance: LossWeight = 0.005,
-        feature_distance_ratio: Fraction = 0.75,
-        mix_classes: Literal["image", "batch"] = "image",
-        augment_draws: Literal["batch", "released"] = "batch",
-    ) -> None:
-        correlation = text != "none"
+    options: LCMSMOptions
+
+    def __init__(self, segmentor: Segmentor, plan: Plan, options: LCMSMOptions) -> None:
+        correlation = options.text != "none"
         main = segmentor.head()
         dilations: Sequence[int] = main.dilations if isinstance(main, DAFormerHead) else DILATIONS
-        width = width or (main.width if isinstance(main, DAFormerHead) else 512)
-        channels, classes = segmentor.encoder.channels, len(plan.classes)
-        head = LanguageHead(channels, classes, width, dilations, temperature=temperature, correlation=correlation)
+        width = options.width or (main.width if isinstance(main, DAFormerHead) else 512)
+        channels, classes, tau = segmentor.encoder.channels, len(plan.classes), options.temperature
+        head = LanguageHead(channels, classes, width, dilations, temperature=tau, correlation=correlation)
         segmentor.attach("language", head)
-        super().__init__(
-            segmentor,
-            plan,
-            feature_distance=feature_distance,
-            feature_distance_ratio=feature_distance_ratio,
-            mask_weight=mask_weight,
-            mask_block=mask_block,
-            mask_ratio=mask_ratio,
-            mix_classes=mix_classes,
-            augment_draws=augment_draws,
-        )
-        self.embed: Callable[[Sequence[str]], TextEmbeddings] | None = None
-        if correlation:
-            self.embed = partial(text_embeddings, text, model=text_model, tag=text_tag, file=text_file, seed=plan.seed)
-        self.width, self.temperature = width, temperature
+        super().__init__(segmentor, plan, options)
+        self.embed = class_text(options, plan.seed)
+        self.width = width
         self.projection: nn.Linear | None = None
 
     def start_heads(self, missing: set[str]) -> None:
@@ -132,7 +80,7 @@ class LCMSM(SelfTraining):
         """Yield CE(x_s) + FD, CE_L(mask x_s), CE(mix), CE_L(mask mix), with labels of the teacher's language head."""
         source, target = labelled(batch["source"]), batch["target"]
         yield self.source_terms(source)
-        yield Loss("source/masked_ce", self.masked(source), self.mask_weight)
+        yield Loss("source/masked_ce", self.masked(source), self.options.mask_weight)
         with torch.no_grad():
             text = self.text()
         mixed = self.mix(source, self.label_target(target, head="language", text=text))
@@ -140,18 +88,18 @@ class LCMSM(SelfTraining):
         self.log_prediction("mixed", result.logits, result.features)
         yield Loss("mix/ce", result.loss)
         del result
-        yield Loss("mix/masked_ce", self.masked(mixed), self.mask_weight)
+        yield Loss("mix/masked_ce", self.masked(mixed), self.options.mask_weight)
 
     def masked(self, images: Labelled) -> Tensor:
         """Compute the language head's cross-entropy on jittered, blurred and block-masked images, 0-dim."""
-        masked, text = self.mask(self.augment(images.image, together=True)), self.text()
+        image, text = self.augment(images.image, together=True), self.text()
+        masked = mask_blocks(image, self.segmentor, self.plan, self.options)
         with frozen_statistics(self.segmentor.encoder):
             result = self.segmentor.supervise(masked, images.label, images.weight, head="language", text=text)
         self.log_images(masked_image=masked)
         self.log_prediction("masked", result.logits, result.features)
         if text is not None and self.panel is not None:
-            maps = correlate(result.fused, text, self.temperature)
-            self.log_images(
-                **{f"correlation_{c}": maps[:, i] * self.temperature for i, c in enumerate(self.plan.classes.names)}
-            )
+            tau, names = self.options.temperature, self.plan.classes.names
+            maps = correlate(result.fused, text, tau)
+            self.log_images(**{f"correlation_{name}": maps[:, i] * tau for i, name in enumerate(names)})
         return result.loss

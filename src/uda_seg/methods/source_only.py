@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from uda_seg.methods.base import Batch, Loss, Plan, UDAModule
-from uda_seg.methods.self_training import labelled
+from uda_seg.methods.labelled import labelled
+from uda_seg.methods.options.source_only import SourceOnlyOptions
 from uda_seg.models.segmentor import Segmentor
 
 
@@ -16,20 +17,19 @@ class SourceOnly(UDAModule):
     Args:
         segmentor: the network.
         plan: settings of the run.
-        strong_augment: apply the colour jitter and blur of self-training's mixed images: the control that separates
-            adaptation from augmentation.
+        options: of the method.
     """
 
+    options: SourceOnlyOptions
     needs_target = False
 
-    def __init__(self, segmentor: Segmentor, plan: Plan, *, strong_augment: bool = False) -> None:
-        super().__init__(segmentor, plan)
-        self.strong_augment = strong_augment
+    def __init__(self, segmentor: Segmentor, plan: Plan, options: SourceOnlyOptions) -> None:
+        super().__init__(segmentor, plan, options)
 
     def losses(self, batch: Batch) -> Iterator[Loss | tuple[Loss, ...]]:
         """Yield one term: cross-entropy on the labelled images."""
         source = labelled(batch["source"])
-        image = self.augment(source.image) if self.strong_augment else source.image
+        image = self.augment(source.image) if self.options.strong_augment else source.image
         result = self.segmentor.supervise(image, source.label)
         self.log_images(source_image=image, source_label=source.label)
         self.log_prediction("source", result.logits, result.features)
@@ -51,6 +51,5 @@ class AdaBN(SourceOnly):
     needs_target = True
     target_in_step = False
 
-    def __init__(self, segmentor: Segmentor, plan: Plan, *, strong_augment: bool = False) -> None:
-        plan = replace(plan, running_statistics="target")
-        super().__init__(segmentor, plan, strong_augment=strong_augment)
+    def __init__(self, segmentor: Segmentor, plan: Plan, options: SourceOnlyOptions) -> None:
+        super().__init__(segmentor, replace(plan, running_statistics="target"), options)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Annotated, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +24,10 @@ from torch import Tensor
 from uda_seg.data.batch import DomainBatch
 from uda_seg.methods.base import Batch, Loss, Plan
 from uda_seg.methods.class_average import ClassAverage
-from uda_seg.methods.self_training import Labelled, SelfTraining, labelled
-from uda_seg.methods.translation import Style, Translation
+from uda_seg.methods.labelled import Labelled, labelled
+from uda_seg.methods.options.t2sda import T2SDAOptions
+from uda_seg.methods.self_training import SelfTraining
+from uda_seg.methods.translation import Translation
 from uda_seg.models.projection import attach_projection, project
 from uda_seg.models.segmentor import Segmentor, resize
 from uda_seg.ops.contrast import draw_equal_negatives, draw_of_class, group_by_class, info_nce, take
@@ -34,16 +36,6 @@ from uda_seg.ops.losses import IGNORE
 from uda_seg.ops.prototypes import class_sums, crowding, nearest
 from uda_seg.ops.pseudo_label import pseudo_label
 from uda_seg.ops.reweight import class_weights, confidence_by_class, overlap_by_class, share_by_class
-from uda_seg.options.constraints import (
-    Channels,
-    FilePath,
-    Fraction,
-    Interval,
-    LossWeight,
-    PositiveFraction,
-    Power,
-    Temperature,
-)
 
 
 class Pixels(NamedTuple):
@@ -59,91 +51,21 @@ class T2SDA(SelfTraining):
     Args:
         segmentor: the student; the projection g is attached to it.
         plan: settings of the run.
-        base: the self-training baseline: `dacs`, `daformer`, which adds the feature distance, or `mic`, which also adds
-            masked images. (Rare-class sampling is an option of the data.)
-        pull_weight: lambda of L_pull (our choice: 0.1).
-        temperature: tau of the contrast (our choice: 0.2).
-        queries: pixels drawn per class and image (our choice: 64, so 128 at the usual two images).
-        negatives: pixels of other classes per query, half from the source and half from the target (our choice: 1024);
-            drawn from the query's own pair of images, so that ranks exchange no pixels.
-        width: channels of g (our choice); null: as the fused map, at most 256.
-        style: style translation, see `Translation`; `fourier` matches the paper's figure.
-        fourier_beta: half width of the Fourier window relative to the shorter side (measured: 5 of 512 rows, 0.01).
-        style_weights: folder of the published style augmentor, for `style=file`.
-        style_alpha: strength of the style augmentor (released: 0.5).
-        translated_weight: weight of the cross-entropy on translated images (the figure shows none: 0).
-        reweight: power beta of w_c = ((1 - r_c) / max_j (1 - r_j))^beta (our choice: 0.5; 0 is uniform).
-        proxy: measure of the performance r_c of a class (our choice): the teacher's `confidence` where it predicts the
-            class on the target, the student's `source_iou` on translated images, or the class's `frequency` in the
-            source.
-        proxy_momentum: momentum of r_c's moving average, which starts at 0.5; null: the teacher's alpha.
-        prototype_momentum: momentum of a prototype memory (our choice: 0, prototypes of the batch).
-        target_keys: pixels that serve as target negatives: `confident` ones, above the teacher's threshold and not in
-            the margins, or `all` (our choice).
-        feature_distance: its weight, unless the base is DACS; see SelfTraining for it and all options below.
-        feature_distance_ratio: see SelfTraining.
-        mask_weight: weight of masked images if the base is MIC.
-        mask_block: see SelfTraining.
-        mask_ratio: see SelfTraining.
-        mask_augment: see SelfTraining.
-        mix_classes: see SelfTraining.
-        augment_draws: see SelfTraining.
+        options: of the method.
     """
 
+    options: T2SDAOptions
     target_optional = True
 
-    def __init__(
-        self,
-        segmentor: Segmentor,
-        plan: Plan,
-        *,
-        base: Literal["dacs", "daformer", "mic"] = "daformer",
-        pull_weight: LossWeight = 0.1,
-        temperature: Temperature = 0.2,
-        queries: Annotated[int, Interval(1, 2**16)] = 64,
-        negatives: Annotated[int, Interval(2, 2**20)] = 1024,
-        width: Channels | None = None,
-        style: Style = "fourier",
-        fourier_beta: Annotated[float, Interval(0, 0.5, open_high=True)] = 0.01,
-        style_weights: FilePath | None = None,
-        style_alpha: Fraction = 0.5,
-        translated_weight: LossWeight = 0.0,
-        reweight: Power = 0.5,
-        proxy: Literal["confidence", "source_iou", "frequency"] = "confidence",
-        proxy_momentum: Fraction | None = None,
-        prototype_momentum: Fraction = 0.0,
-        target_keys: Literal["confident", "all"] = "confident",
-        feature_distance: Annotated[float, Interval(0, 1e6)] = 0.005,
-        feature_distance_ratio: Fraction = 0.75,
-        mask_weight: Annotated[float, Interval(0, 1e6)] = 1.0,
-        mask_block: PositiveFraction = 0.0625,
-        mask_ratio: Fraction = 0.7,
-        mask_augment: bool = True,
-        mix_classes: Literal["image", "batch"] = "image",
-        augment_draws: Literal["batch", "released"] = "batch",
-    ) -> None:
-        width = attach_projection(segmentor, width)
-        super().__init__(
-            segmentor,
-            plan,
-            feature_distance=feature_distance if base != "dacs" else 0.0,
-            feature_distance_ratio=feature_distance_ratio,
-            mask_weight=mask_weight if base == "mic" else 0.0,
-            mask_block=mask_block,
-            mask_ratio=mask_ratio,
-            mask_augment=mask_augment,
-            mix_classes=mix_classes,
-            augment_draws=augment_draws,
-        )
-        self.pull_weight, self.temperature, self.translated_weight = pull_weight, temperature, translated_weight
-        self.queries, self.negatives, self.target_keys = queries, negatives, target_keys
-        self.reweight, self.proxy = reweight, proxy
+    def __init__(self, segmentor: Segmentor, plan: Plan, options: T2SDAOptions) -> None:
+        width = attach_projection(segmentor, options.width)
+        super().__init__(segmentor, plan, options)
         self.alone = False
-        self.translate = Translation(style, fourier_beta, style_weights, style_alpha)
-        classes = len(plan.classes)
-        momentum = plan.teacher.alpha if proxy_momentum is None else proxy_momentum
+        self.translate = Translation(options.style, options.fourier_beta, options.style_weights, options.style_alpha)
+        classes, momentum = len(plan.classes), options.proxy_momentum
+        momentum = plan.teacher.alpha if momentum is None else momentum
         self.performance = ClassAverage([classes], momentum, start=0.5)
-        self.prototypes = ClassAverage([classes, width], prototype_momentum)
+        self.prototypes = ClassAverage([classes, width], options.prototype_momentum)
 
     def losses(self, batch: Batch) -> Iterator[Loss | tuple[Loss, ...]]:
         """Yield the base's terms, or only the source's without a target; then L_pull."""
@@ -177,14 +99,14 @@ class T2SDA(SelfTraining):
         # Outside of the block: the projection sees only these images, so its statistics must be updated here.
         query = unit_vectors(self.segmentor, fused)
         self.observe(key_logits, logits.detach(), own.label)
-        terms = [Loss("translated/pull", self.pull(query, own, other), self.pull_weight)]
+        terms = [Loss("translated/pull", self.pull(query, own, other), self.options.pull_weight)]
         if value is not None:
-            terms.append(Loss("translated/ce", value, self.translated_weight))
+            terms.append(Loss("translated/ce", value, self.options.translated_weight))
         return tuple(terms)
 
     def read_translated(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Compute logits and fused map, equal in size, of translated images, and their cross-entropy if weighted."""
-        if self.translated_weight == 0:
+        if self.options.translated_weight == 0:
             return *self.segmentor.decode(self.segmentor.features(image)), None
         result = self.segmentor.supervise(image, label)
         return resize(result.logits, result.fused.shape[-2:]), result.fused, result.loss
@@ -192,7 +114,7 @@ class T2SDA(SelfTraining):
     def target_labels(self, logits: Tensor, target: DomainBatch) -> Tensor:
         """Select the labels of target keys, uint8 [B, h, w]: the teacher's, restricted by `target_keys`."""
         pseudo = pseudo_label(logits, self.plan.teacher.threshold)
-        if self.target_keys == "all":
+        if self.options.target_keys == "all":
             return pseudo.label
         trusted = pseudo.confidence >= self.plan.teacher.threshold
         if self.plan.teacher.margins:
@@ -216,17 +138,17 @@ class T2SDA(SelfTraining):
         positive = F.normalize(prototypes, dim=1)
         pixels = group_by_class(own.label, classes)
         others = None if other is None else group_by_class(other.label, classes)
-        position, usable, one_sided = draw_equal_negatives(pixels, others, self.negatives)
+        position, usable, one_sided = draw_equal_negatives(pixels, others, self.options.negatives)
         keys = own.features.flatten(2)
         if other is not None:
             keys = torch.cat([keys, other.features.flatten(2)], dim=2)
-        queries = take(query.flatten(2), draw_of_class(pixels, self.queries))
-        loss = info_nce(queries, positive, take(keys, position), usable, self.temperature)
+        queries = take(query.flatten(2), draw_of_class(pixels, self.options.queries))
+        loss = info_nce(queries, positive, take(keys, position), usable, self.options.temperature)
         # Average a class over all images on all ranks that contain it, so that n ranks compute the same as one process.
         here = (pixels.count > 0).float()
         images = self.mean_over_ranks(here.sum(0))
         per_class = (loss * here).sum(0) / images.where(images > 0, 1.0)
-        weight = class_weights(self.performance.value, self.reweight)
+        weight = class_weights(self.performance.value, self.options.reweight)
         self.log_diagnostics(
             **{"pull/one_sided": one_sided.float().mean(), "pull/class_cosine": crowding(positive, count > 0)}
         )
@@ -237,9 +159,9 @@ class T2SDA(SelfTraining):
     def observe(self, teacher: Tensor, student: Tensor, label: Tensor) -> None:
         """Update the classes' performance from the teacher's logits, or the student's on translated images."""
         classes = len(self.plan.classes)
-        if self.proxy == "confidence":
+        if self.options.proxy == "confidence":
             self.performance.observe(*confidence_by_class(teacher, classes))
-        elif self.proxy == "source_iou":
+        elif self.options.proxy == "source_iou":
             self.performance.observe(*overlap_by_class(student, label, classes))
         else:
             self.performance.observe(*share_by_class(label, classes))

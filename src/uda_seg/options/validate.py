@@ -12,7 +12,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 from uda_seg.errors import UserError
@@ -59,8 +59,9 @@ def options(target: object, where: str) -> dict[str, Any]:
 def parameters(found: type) -> dict[str, tuple[inspect.Parameter, Any]]:
     """Return name -> parameter and annotated type of a class's constructor.
 
-    Constructors with `**options` also take those of their base class. If all of them do, or there is no signature, the
-    name `**` stands for any further option.
+    A parameter `options` annotated by a dataclass stands for the dataclass's fields. Constructors with `**options` also
+    take those of their base class. If all of them do, or there is no signature, the name `**` stands for any further
+    option.
     """
     known: dict[str, tuple[inspect.Parameter, Any]] = {}
     for kind in found.__mro__:
@@ -70,11 +71,35 @@ def parameters(found: type) -> dict[str, tuple[inspect.Parameter, Any]]:
         hints, open_ended = _hints(init), False
         for name, parameter in list(_signature(init).items())[1:]:
             open_ended |= parameter.kind is inspect.Parameter.VAR_KEYWORD
-            if parameter.kind not in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL):
+            if name == "options" and is_dataclass(hints.get(name)):
+                known |= _fields(hints[name])
+            elif parameter.kind not in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL):
                 known.setdefault(name, (parameter, hints.get(name, Any)))
         if not open_ended:
             return known
     return known | {"**": (_ANYTHING, Any)}
+
+
+def options_dataclass(found: type) -> type | None:
+    """Return the dataclass that annotates the parameter `options` of a class's constructor; None without one."""
+    hint = _hints(found.__init__).get("options")  # type: ignore[misc]
+    return hint if isinstance(hint, type) and is_dataclass(hint) else None
+
+
+def _fields(kind: type) -> dict[str, tuple[inspect.Parameter, Any]]:
+    """Return a dataclass's fields as parameters that can be given by name alone."""
+    hints, known = _hints(kind), {}
+    for field in fields(kind):
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        given = inspect.Parameter.empty if default is MISSING else default
+        parameter = inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=given)
+        known[field.name] = (parameter, hints.get(field.name, Any))
+    return known
+
+
+def defaults(found: type) -> dict[str, Any]:
+    """Return the options of a class that have a default, with it."""
+    return {name: p.default for name, (p, _) in parameters(found).items() if p.default is not p.empty}
 
 
 _ANYTHING = inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD)

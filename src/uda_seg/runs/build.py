@@ -35,6 +35,7 @@ from uda_seg.data.datamodule import UDADataModule
 from uda_seg.errors import UserError
 from uda_seg.launch.ranks import devices, local_ranks, this_rank
 from uda_seg.methods.base import Plan, UDAModule
+from uda_seg.methods.options.base import options_of
 from uda_seg.models.inference import Inference
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.models.trial import trained, try_out
@@ -137,9 +138,10 @@ def instantiate_module(config: Config, plan: Plan) -> UDAModule:
             f"evaluator.window={config.evaluator.window}: the network needs at least {segmentor.smallest} pixels per "
             "side: make the window larger"
         )
-    options = {key: value for key, value in config.method.items() if key != "_target_"}
+    method = method_class(config)
+    options = options_of(method)(**{key: value for key, value in config.method.items() if key != "_target_"})
     # Not through `instantiate`, which would convert the plan to a configuration.
-    module: UDAModule = method_class(config)(segmentor, plan, **options)
+    module = method(segmentor, plan, options)
     module.evaluate_teacher = config.evaluator.teacher
     module.infer = inference(config)
     return module

@@ -18,7 +18,7 @@ from uda_seg.errors import Damaged, UserError
 from uda_seg.methods.base import UDAModule
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.models.weights import check_tensors, read_tensors
-from uda_seg.options.validate import leaves
+from uda_seg.options.validate import defaults, leaves
 from uda_seg.runs.record import read_record
 
 log = logging.getLogger(__name__)
@@ -103,10 +103,11 @@ def check_same(module: UDAModule, path: Path, config: Config) -> None:
             f"{path} is of the method {said.get('method')}, this run is {method_name(config)}: resume with the same "
             "method="
         )
+    theirs = defaults(type(module)) | said.get("options", {})  # it may be older than an option
     for name in sorted(mine):
-        if (theirs := said.get("options", {}).get(name)) != mine[name]:
+        if theirs.get(name) != mine[name]:
             raise UserError(
-                f"{path} was trained with method.{name}={theirs}, this run has {mine[name]}: "
+                f"{path} was trained with method.{name}={theirs.get(name)}, this run has {mine[name]}: "
                 "resume with the same method= and options"
             )
     if not re.match(r"\d+\.\d+", str(content.get("pytorch-lightning_version"))):

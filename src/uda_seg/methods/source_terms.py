@@ -1,0 +1,84 @@
+"""Source terms of self-training: cross-entropy, and DAFormer's feature distance (Hoyer et al. 2022, eq. 10)."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+import torch
+from torch import Tensor, nn
+
+from uda_seg.methods.base import Loss, Plan
+from uda_seg.methods.class_mixing import ClassMixing
+from uda_seg.methods.labelled import Labelled
+from uda_seg.methods.options.self_training import SourceOptions
+from uda_seg.models.compilation import compile_module
+from uda_seg.models.segmentor import Features, Segmentor
+from uda_seg.ops.losses import feature_distance
+
+log = logging.getLogger(__name__)
+
+
+class FrozenReference:
+    """Frozen copy of the initial encoder for the feature distance; not a submodule, so not in checkpoints."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        self.encoder = copy.deepcopy(encoder).requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor) -> Tensor:
+        """Compute last-stage features of normalised images."""
+        stages: list[Tensor] = self.encoder.to(image.device)(image)
+        return stages[-1]
+
+
+class SourceTerms(ClassMixing):
+    """Base of methods that train on the source and keep its features of thing classes close to ImageNet's.
+
+    Args:
+        segmentor: the student.
+        plan: settings of the run.
+        options: of the method.
+    """
+
+    options: SourceOptions
+
+    def __init__(self, segmentor: Segmentor, plan: Plan, options: SourceOptions) -> None:
+        super().__init__(segmentor, plan, options)
+        self.reference: FrozenReference | None = None
+        if options.feature_distance > 0 and segmentor.encoder.pretrained:
+            self.reference = FrozenReference(segmentor.encoder)
+        elif options.feature_distance > 0:
+            log.info("differs from the paper: no encoder pretrained on natural images, so no feature distance")
+
+    def on_fit_start(self) -> None:
+        """Compile the network and the reference if configured (Lightning hook)."""
+        super().on_fit_start()
+        if self.reference is not None and self.segmentor.backend is not None:
+            compile_module(self.reference.encoder, self.segmentor.backend)
+
+    def source_terms(self, source: Labelled) -> tuple[Loss, ...]:
+        """Compute cross-entropy on the source and, from the same forward, the feature distance."""
+        with self.statistics_of_source():
+            weight = self.over_labelled(source.label) if self.options.source_ce == "labelled" else None
+            clean = self.segmentor.supervise(source.image, source.label, weight)
+        self.log_images(source_image=source.image, source_label=source.label)
+        self.log_prediction("source", clean.logits, clean.features)
+        return Loss("source/ce", clean.loss), *self.feature_distance_terms(clean.features, source)
+
+    def feature_distance_terms(self, features: Features, source: Labelled) -> tuple[Loss, ...]:
+        """Compute the feature distance as a tuple of one term, empty if switched off."""
+        if self.reference is None:
+            return ()
+        reference = self.reference(self.segmentor.encoder_input(source.image))
+        classes = self.plan.classes
+        value = feature_distance(
+            features.stages[-1],
+            reference,
+            source.label,
+            classes.things,
+            self.options.feature_distance_ratio,
+            len(classes.names),
+            self.mean_over_ranks,
+        )
+        return (Loss("source/feature_distance", value, self.options.feature_distance),)
