@@ -102,7 +102,7 @@ def test_choices_are_combined_and_change_no_weight(cli, camvid, tmp_path):
         (["callbacks=erly_stopping"], "did you mean early_stopping?"),
         (["callbacks=early_stopping", "callbacks.early_stopping.patiense=1"], "callbacks.early_stopping.patience?"),
         (["callbacks=early_stopping", "callbacks.early_stoping.patience=1"], "callbacks.early_stopping.patience?"),
-        (["callbacks=early_stopping", "callbacks.early_stopping.patience=soon"], "of the wrong type: expected int"),
+        (["callbacks=early_stopping", "callbacks.early_stopping.patience=soon"], "of the wrong type: expected a whole"),
         (["callbacks=early_stopping", "callbacks.early_stopping.monitor=val/mioo"], "did you mean val/miou?"),
         (["callbacks.mine={_target_: pytorch_lightning.Trainer}"], "is no Callback"),
         (["callbacks.mine={_target_: pytorch_lightning.callbacks.EarlyStoping}"], "did you mean"),

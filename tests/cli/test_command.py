@@ -168,7 +168,7 @@ def test_variant_stays_short_and_tells_long_ones_apart():
     [
         (["methd=lcmsm"], "did you mean method?"),
         (["lcmsm"], "lcmsm is no override: write key=value, or --help"),
-        (["steps=many"], "steps: Value 'many' of type 'str' could not be converted to Integer"),
+        (["steps=many"], "steps=many is of the wrong type: expected a whole number"),
         (["data.crop=[256,256]"], "data.crop=[256, 256] is larger than data.source.size=[128, 256]"),
         (["data.eval_classes=17"], "17"),
         (["method=lcmsm", "data=synthia2cs"], "uda_seg.prepare data=synthia2cs"),

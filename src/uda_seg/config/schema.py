@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 import types
 import typing
@@ -12,9 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytorch_lightning as pl
-from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from uda_seg.data.custom import CustomClasses, CustomData, classes_of
 from uda_seg.data.settings import DataSettings, DomainSettings, PackSettings, StreetsSettings
@@ -44,14 +42,14 @@ from uda_seg.options.constraints import (
     Text,
 )
 from uda_seg.options.validate import (
-    check_plain,
-    check_settings,
     check_target,
+    class_of,
     defaults,
     expand_home,
     leaves,
     nearest,
     options,
+    read,
     shown,
 )
 
@@ -359,19 +357,14 @@ def parse(raw: DictConfig) -> Config:
         UserError: an unknown key (with the nearest known one), a value of the wrong type or out of range, or impossible
             sizes.
     """
-    typed = _typed()
     try:
-        plain = _callbacks_apart(_without_null_validation(OmegaConf.to_container(raw, resolve=True)))
-        check_plain(plain, Config)
-        config = OmegaConf.to_object(OmegaConf.merge(typed, plain))
+        plain = OmegaConf.to_container(raw, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         key = str(error.full_key or error.key or "?")
-        known = [k for k, _ in leaves(OmegaConf.to_container(typed))]
-        hint = f"; {nearest(key, known)}" if isinstance(error, ConfigKeyError) else ""
-        raise UserError(f"configuration: {key}: {shown(str(error).splitlines()[0])}{hint}") from error
+        raise UserError(f"configuration: {key}: {shown(str(error).splitlines()[0])}") from error
     except RecursionError as error:
         raise UserError("configuration: values are nested too deeply, or refer to each other in a circle") from error
-    assert isinstance(config, Config)
+    config = read(_callbacks_apart(_without_null_validation(plain)), Config)
     config.method = _checked_method(config.method)
     check_target(config.model, "model", Segmentor)
     for name, node in config.callbacks.others.items():
@@ -379,7 +372,6 @@ def parse(raw: DictConfig) -> Config:
     for key, domain in _domains(config.data).items():
         if domain is not None and has_target(domain.custom):
             check_target(domain.custom, f"{key}.custom", DatasetSpec)
-    check_settings(config)
     _check_data(config)
     _check_sizes(config)
     expand_home(config)
@@ -392,19 +384,11 @@ def _checked_method(node: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: a class that is no method, or an unknown, missing or invalid option.
     """
-    options(node.get("_target_"), "method")  # whether there is such a class
-    method = get_class(str(node["_target_"]))
+    method = class_of(node.get("_target_"), "method")
     if issubclass(method, UDAModule):
         options_of(method)
     check_target(node, "method", UDAModule)
     return {"_target_": node["_target_"], **defaults(method), **node}
-
-
-@functools.cache
-def _typed() -> DictConfig:
-    """Build OmegaConf's structured schema; cached, because it takes longer than the rest of the validation."""
-    typed: DictConfig = OmegaConf.structured(Config)
-    return typed
 
 
 def _without_null_validation(tree: Any) -> Any:
@@ -420,7 +404,7 @@ def _without_null_validation(tree: Any) -> Any:
 def _callbacks_apart(tree: Any) -> Any:
     """Move callbacks that stand beside our settings to `others`, without those that are null."""
     callbacks = tree.get("callbacks")
-    if not isinstance(callbacks, Mapping):
+    if not isinstance(callbacks, Mapping) or not isinstance(callbacks.get("others", {}), Mapping | None):
         return tree
     known = {f.name for f in fields(CallbackSettings)}
     kept = {name: value for name, value in callbacks.items() if name in known}

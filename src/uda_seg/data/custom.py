@@ -10,14 +10,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from uda_seg.data.labels import CLASS_SETS, IGNORE, ClassSet, class_set
 from uda_seg.data.settings import DataSettings
 from uda_seg.errors import UserError
 from uda_seg.options.constraints import OneOf
-from uda_seg.options.validate import check_settings, shown
+from uda_seg.options.validate import read, shown
 from uda_seg.storage.files import read_yaml
 
 # label_format -> largest raw id
@@ -207,13 +204,7 @@ def described(value: Any, kind: type[Described], key: str) -> Described:
         key, value = f"{key}={value}", read_yaml(Path(value).expanduser(), key)
     if not isinstance(value, Mapping):
         raise UserError(f"{key} is no mapping: see conf/data/custom.yaml for one")
-    try:
-        said = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.create(dict(value))))
-    except (OmegaConfBaseException, RecursionError, OverflowError) as error:
-        raise UserError(f"{key}: {' '.join(str(error).split())[:200]}") from error
-    assert isinstance(said, kind)
-    check_settings(said, f"{key}.")
-    return said
+    return read(value, kind, f"{key}.")
 
 
 def _parsed(text: str, key: str) -> Any:

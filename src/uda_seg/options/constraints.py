@@ -1,4 +1,7 @@
-"""Constraints of option values beyond their type, written in annotations."""
+"""Constraints of option values beyond their type, written in annotations and checked by pydantic.
+
+They are classes of our own, and not pydantic's `Field`, for their words: the whole range, and the nearest name.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 LARGEST = 2**31 - 1  # limit of integers: libraries use 32-bit counters
 PIXELS = 2**15  # limit of an image's side in OpenCV's warps
@@ -19,6 +25,19 @@ class Limit(ABC):
     @abstractmethod
     def complaint(self, value: Any) -> str | None:
         """Describe a violation in words that follow the value; None if it is valid."""
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """Name what is allowed, for lists of options; empty if the type says it all."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Have pydantic check a value's type first, then this."""
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def _check(self, value: Any) -> Any:
+        if (wrong := self.complaint(value)) is not None:
+            raise PydanticCustomError("limit", "{wrong}", {"wrong": wrong})
+        return value
 
 
 @dataclass(frozen=True)
@@ -38,16 +57,18 @@ class Interval(Limit):
             return None
         if above and self.high == math.inf:
             return "must be a finite number"
-        return f"must be at most {LARGEST}" if above and self.high == LARGEST else str(self)
+        if above and self.high == LARGEST:
+            return f"must be at most {LARGEST}"
+        return f"must lie {self}" if str(self).startswith("between") else f"must be {self}"
 
     def __str__(self) -> str:
-        """Format the range for messages."""
-        low = f"{'greater than' if self.open_low else 'at least'} {self.low:g}"
+        first, last = (str(end) if isinstance(end, int) else f"{end:g}" for end in (self.low, self.high))
+        low = f"{'greater than' if self.open_low else 'at least'} {first}"
         if self.high in (math.inf, LARGEST):
-            return f"must be {low}"
+            return low
         if not (self.open_low or self.open_high):
-            return f"must lie between {self.low:g} and {self.high:g}"
-        return f"must be {low} and {'below' if self.open_high else 'at most'} {self.high:g}"
+            return f"between {first} and {last}"
+        return f"{low} and {'below' if self.open_high else 'at most'} {last}"
 
 
 @dataclass(frozen=True)
@@ -60,9 +81,15 @@ class OneOf(Limit):
         """Describe an invalid name with the nearest valid one; None if it is valid."""
         if any(value == name and type(value) is type(name) for name in self.names):
             return None
-        words = [_YAML[name] if name in (None, True, False) else str(name) for name in self.names]
+        words = self._words()
         close = difflib.get_close_matches(str(value), words, n=1, cutoff=0.5)
         return f"is none of {', '.join(words)}" + (f"; did you mean {close[0]}?" if close else "")
+
+    def __str__(self) -> str:
+        return " | ".join(self._words())
+
+    def _words(self) -> list[str]:
+        return [_YAML[name] if name in (None, True, False) else str(name) for name in self.names]
 
 
 _YAML: dict[Any, str] = {None: "null", True: "true", False: "false"}
@@ -79,8 +106,10 @@ class Length(Limit):
         """Describe a list of wrong length; None if it is valid."""
         if self.low <= len(value) <= self.high:
             return None
-        wanted = f"{self.low}" if self.low == self.high else f"{self.low} to {self.high}"
-        return f"must have {wanted} entries, not {len(value)}"
+        return f"must have {self} entries, not {len(value)}"
+
+    def __str__(self) -> str:
+        return f"{self.low}" if self.low == self.high else f"{self.low} to {self.high}"
 
 
 @dataclass(frozen=True)
@@ -95,8 +124,11 @@ class PixelSize(Limit):
             right = value in self.words
         else:
             right = isinstance(value, list | tuple) and len(value) == 2 and all(map(self._is_side, value))
+        return None if right else f"is no size: give {self}"
+
+    def __str__(self) -> str:
         others = "".join(f", or {'null' if word is None else word}" for word in self.words)
-        return None if right else f"is no size: give [height,width] in pixels, up to {PIXELS} each{others}"
+        return f"[height,width] in pixels, up to {PIXELS} each{others}"
 
     @staticmethod
     def _is_side(side: Any) -> bool:
@@ -113,6 +145,9 @@ class Filled(Limit):
             return "is empty: leave it out, or write null for none"
         return "holds a zero byte" if "\0" in value else None
 
+    def __str__(self) -> str:
+        return ""
+
 
 @dataclass(frozen=True)
 class FolderName(Limit):
@@ -123,6 +158,9 @@ class FolderName(Limit):
         if not value.strip() or value in (".", "..") or len(value.encode()) > 100 or set(value) & set("/\\\0\n\r"):
             return "is no name for a folder: leave out slashes and line breaks, and keep it below 100 letters"
         return None
+
+    def __str__(self) -> str:
+        return "name of a folder"
 
 
 class _Path:

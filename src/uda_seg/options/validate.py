@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import collections.abc
 import difflib
+import functools
 import importlib
 import inspect
-import itertools
+import json
 import os
 import re
 import types
@@ -15,8 +16,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
 from uda_seg.errors import UserError
-from uda_seg.options.constraints import Limit, OneOf, is_path
+from uda_seg.options.constraints import OneOf, is_path
 
 
 def nearest(key: str, known: Iterable[str]) -> str:
@@ -44,7 +48,7 @@ def shown(value: Any, longest: int = 160) -> str:
 Built = typing.TypeVar("Built")
 
 # Arguments supplied by the code that builds the class.
-_GIVEN = ("segmentor", "plan", "num_classes", "channels")
+GIVEN = ("segmentor", "plan", "num_classes", "channels")
 
 
 def options(target: object, where: str) -> dict[str, Any]:
@@ -53,7 +57,7 @@ def options(target: object, where: str) -> dict[str, Any]:
     Raises:
         UserError: there is no such class.
     """
-    return {name: hint for name, (_, hint) in parameters(_class(target, where)).items() if name not in _GIVEN}
+    return {name: hint for name, (_, hint) in parameters(class_of(target, where)).items() if name not in GIVEN}
 
 
 def parameters(found: type) -> dict[str, tuple[inspect.Parameter, Any]]:
@@ -119,7 +123,8 @@ def _hints(function: Any) -> dict[str, Any]:
         return {}
 
 
-def _class(target: object, where: str) -> type:
+def class_of(target: object, where: str) -> type:
+    """Import the class that a `_target_` at the key `where` names; raises UserError if there is none."""
     module, _, name = str(target).rpartition(".")
     key = f"{where}._target_={shown(target)}"
     if not module:
@@ -166,11 +171,11 @@ def check_target(node: Mapping[str, Any], where: str, kind: Any = Any) -> None:
             check_target(value, name, hint)
         elif re.search(r"\b_target_\b", str(value)):
             raise UserError(f"{name}={shown(value)}: a class can be configured at its own key only")
-        elif (wrong := complaint(value, hint)) is not None and _understood(hint):
+        elif (wrong := complaint(value, hint)) is not None:
             raise UserError(f"{name}={shown(value)} {wrong}")
-    found = _class(node["_target_"], where)
+    found = class_of(node["_target_"], where)
     for option, (parameter, _) in parameters(found).items():
-        if parameter.default is parameter.empty and option not in (*_GIVEN, *node, "**"):
+        if parameter.default is parameter.empty and option not in (*GIVEN, *node, "**"):
             raise UserError(f"{where}.{option} is missing: {found.__name__} needs it")
 
 
@@ -181,13 +186,13 @@ def build(node: Mapping[str, Any], where: str, kind: type[Built]) -> Built:
         UserError: as `check_target`.
     """
     check_target(node, where, kind)
-    built = _class(node["_target_"], where)(**{name: value for name, value in node.items() if name != "_target_"})
+    built = class_of(node["_target_"], where)(**{name: value for name, value in node.items() if name != "_target_"})
     assert isinstance(built, kind)
     return built
 
 
 def _check_kind(node: Mapping[str, Any], where: str, kind: Any) -> None:
-    found = _class(node["_target_"], where)
+    found = class_of(node["_target_"], where)
     builder = typing.get_origin(kind) is collections.abc.Callable
     if builder and not {"channels", "num_classes"} <= parameters(found).keys():
         raise UserError(f"{where}._target_={node['_target_']} is no head of a network")
@@ -211,72 +216,52 @@ def _can_be(found: type, hint: Any) -> bool:
     return kind is Any or (isinstance(kind, type) and issubclass(found, kind))
 
 
-def _understood(hint: Any) -> bool:
-    """Check whether YAML values can be compared with an annotation; other packages have types that they cannot."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Annotated:
-        return _understood(arguments[0])
-    if origin is tuple:
-        arguments = tuple({a for a in arguments if a is not ...})
-    if origin in (typing.Union, types.UnionType, list, tuple, Sequence, dict, Mapping):
-        return (origin is not tuple or len(arguments) == 1) and all(_understood(a) for a in arguments)
-    callables = (collections.abc.Callable, typing.Literal)
-    return origin in callables or hint in (Any, bool, int, float, str, list, dict, type(None)) or _is_ours(hint)
-
-
 def _is_ours(hint: Any) -> bool:
     return isinstance(hint, type) and hint.__module__.partition(".")[0] == "uda_seg"
 
 
-def check_settings(settings: Any, where: str = "") -> None:
-    """Check a dataclass's values, including nested ones, against its annotations.
-
-    Raises:
-        UserError: a value of the wrong type or out of range.
-    """
-    for name, hint in typing.get_type_hints(type(settings), include_extras=True).items():
-        value, key = getattr(settings, name), f"{where}{name}"
-        nodes = {f"{key}.{label}": node for label, node in value.items()} if isinstance(value, dict) else {key: value}
-        for inner, node in nodes.items():
-            if is_dataclass(node):
-                check_settings(node, f"{inner}.")
-        if (wrong := complaint(value, hint)) is not None:
-            raise UserError(f"{key}={shown(value)} {wrong}")
-
-
-def check_plain(tree: Mapping[str, Any], kind: type, where: str = "") -> None:
-    """Refuse values that OmegaConf would silently convert: 7 to true, true or 1.10 to text.
+def read(tree: Mapping[str, Any], kind: type[Built], where: str = "") -> Built:
+    """Convert plain YAML values to a dataclass, nested ones included; none is converted to another type in silence.
 
     Args:
-        tree: composed plain values.
-        kind: the dataclass to convert to.
+        tree: keys and values.
+        kind: the dataclass.
         where: dotted name for messages, with a trailing dot.
 
     Raises:
-        UserError: names the key.
+        UserError: an unknown or missing key, or a value of the wrong type or out of range; the first of them.
     """
+    adapter = _adapter(typing.cast(Any, kind))
+    try:
+        adapter.validate_json(_json(tree))  # strict
+        found: Built = adapter.validate_python(tree, strict=False)  # the same, with the keys of free mappings as given
+    except ValidationError as error:
+        first = _foremost(error)
+        place, value = _place(tree, first["loc"])
+        key = f"{where}{place}"
+        if first["type"] == "unexpected_keyword_argument":
+            raise UserError(f"{key} is unknown; {nearest(key, (where + known for known in _keys(kind)))}") from error
+        raise UserError(f"{key}={shown(value)} {_in_words(first)}") from error
+    return found
+
+
+def _place(tree: Any, loc: Sequence[int | str]) -> tuple[str, Any]:
+    """Return the dotted key of an error's place and its value; a list is shown as a whole."""
+    keys: list[str] = []
+    for part in loc:
+        if not isinstance(tree, Mapping) or part not in tree:
+            missing = isinstance(tree, Mapping) and part != "[key]"
+            return (".".join([*keys, str(part)]), None) if missing else (".".join(keys), tree)
+        keys, tree = [*keys, str(part)], tree[part]
+    return ".".join(keys), tree
+
+
+def _keys(kind: type, where: str = "") -> Iterator[str]:
     for name, hint in typing.get_type_hints(kind).items():
-        value, key = tree.get(name), f"{where}{name}"
-        options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-        inner = typing.get_args(hint)[1] if typing.get_origin(hint) is dict else None
-        kinds = {typing.get_origin(option) or option for option in options}
-        if isinstance(value, Mapping) and is_dataclass(inner):
-            for label, node in value.items():
-                if isinstance(node, Mapping):
-                    check_plain(node, typing.cast(type, inner), f"{key}.{label}.")
-        elif nested := [o for o in options if is_dataclass(o)]:
-            if isinstance(value, Mapping):
-                check_plain(value, typing.cast(type, nested[0]), f"{key}.")
-            elif name in tree and not (value is None and type(None) in options):
-                raise UserError(f"{key}={shown(value)} {_WRONG_TYPE}: expected keys with their values")
-        elif list in kinds and value is not None and not isinstance(value, list):
-            raise UserError(f"{key}={shown(value)} {_WRONG_TYPE}: expected a list, [...]")
-        elif isinstance(value, Mapping | list) and not kinds & {Any, dict, list}:
-            raise UserError(f"{key}={shown(value)} {_WRONG_TYPE}: expected a single value")
-        elif bool in options and isinstance(value, int | float) and not isinstance(value, bool):
-            raise UserError(f"{key}={shown(value)} {_WRONG_TYPE}: expected true or false")
-        elif str in options and isinstance(value, bool | float):
-            raise UserError(f"{key}={shown(value)} {_WRONG_TYPE}: expected text; if it is meant, write \"{key}='...'\"")
+        yield f"{where}{name}"
+        for option in (hint, *typing.get_args(hint)):
+            if is_dataclass(option):
+                yield from _keys(typing.cast(type, option), f"{where}{name}.")
 
 
 def expand_home(settings: Any, where: str = "") -> None:
@@ -312,48 +297,78 @@ def at_home(path: str, key: str) -> str:
     return found
 
 
-def fits(value: Any, hint: Any) -> bool:
-    """Return whether a plain YAML value fits type and constraints; an int fits a float, a list a tuple."""
-    return complaint(value, hint) is None
-
-
 def complaint(value: Any, hint: Any) -> str | None:
-    """Describe why a plain YAML value does not fit its annotation, in words that follow it; None if it fits."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Annotated:
-        limits = (limit for limit in arguments[1:] if isinstance(limit, Limit))
-        found = itertools.chain([complaint(value, arguments[0])], (limit.complaint(value) for limit in limits))
-        return next((wrong for wrong in found if wrong is not None), None)
-    if origin is typing.Literal:
-        return OneOf(arguments).complaint(value)
-    if origin in (typing.Union, types.UnionType):
-        wrongs = [complaint(value, option) for option in arguments]
-        # For a number, report its range instead of a mismatch with null.
-        return None if None in wrongs else min(wrongs, key=lambda wrong: str(wrong).startswith(_WRONG_TYPE))
-    if origin in (list, tuple, Sequence) and isinstance(value, list | tuple):
-        return next((w for item in value if (w := complaint(item, arguments[0])) is not None), None)
-    if origin in (dict, Mapping) and isinstance(value, Mapping):
-        entries = ((item, option) for pair in value.items() for item, option in zip(pair, arguments, strict=True))
-        return next((f"holds {shown(i)}, which {w}" for i, o in entries if (w := complaint(i, o)) is not None), None)
-    return None if _has_type(value, hint) else f"{_WRONG_TYPE}: expected {_spell(hint)}"
+    """Describe why a plain YAML value does not fit its annotation, in words that follow it; None if it fits.
+
+    What an annotation of another package means for YAML may be unknown; then every value fits.
+    """
+    try:
+        adapter = _adapter(hint)
+    except Exception:  # of pydantic or of the annotation's own package
+        return None
+    try:
+        adapter.validate_json(_json(value))
+    except ValidationError as error:
+        first = _foremost(error)
+        if first["type"] == "needs_python_object":  # an instance of a class
+            known = any(map(_is_ours, (hint, *typing.get_args(hint))))
+            return f"{_WRONG_TYPE} {_spell(hint)}" if known else None
+        inside = isinstance(value, Mapping) and first["loc"]
+        return f"holds {shown(first['input'])}, which {_in_words(first)}" if inside else _in_words(first)
+    return None
 
 
-_WRONG_TYPE = "is of the wrong type"
+@functools.cache
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    """Build the validator of an annotation; `| None` lets a dataclass take the configuration, and those inside it."""
+    return TypeAdapter(hint | None if is_dataclass(hint) else hint, config=_STRICT)
 
 
-def _has_type(value: Any, hint: Any) -> bool:
-    origin = typing.get_origin(hint)
-    if hint is Any:
-        return True
-    if hint is type(None) or value is None:
-        return hint is type(None) and value is None
-    if origin in (dict, Mapping):
-        return isinstance(value, Mapping)
-    if hint is bool or isinstance(value, bool):
-        return hint is bool and isinstance(value, bool)
-    if hint is float:
-        return isinstance(value, int | float)
-    return isinstance(hint, type) and isinstance(value, hint)
+# 7 is not true, true is no number and 1.10 no text. As JSON an int still fits a float, a list a tuple and a mapping a
+# dataclass.
+_STRICT = ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, default=str)
+
+
+def _foremost(error: ValidationError) -> ErrorDetails:
+    """Choose the error to report: for a number that may be null, its range instead of a mismatch with null."""
+    return min(error.errors(include_url=False), key=lambda one: one["type"].endswith("_type"))
+
+
+_WRONG_TYPE = "is of the wrong type: expected"
+_TEXT = "text; if it is meant, write \"key='...'\""
+_EXPECTED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": _TEXT,
+    "list_type": "a list, [...]",
+    "tuple_type": "a list, [...]",
+    "dict_type": "keys with their values",
+    "dataclass_type": "keys with their values",
+    "none_required": "null",
+    "callable_type": "a class to build, with its _target_",
+}
+
+
+def _in_words(error: ErrorDetails) -> str:
+    """Translate an error to words that follow the value."""
+    kind, context = error["type"].replace("_parsing", "_type"), error.get("ctx", {})  # parsing: of a mapping's key
+    if kind == "limit":
+        return str(context["wrong"])
+    if kind == "missing":
+        return "is missing"
+    if kind == "literal_error":
+        names = re.split(", | or ", context["expected"].replace("'", ""))
+        return OneOf(tuple(names)).complaint(error["input"]) or "is given as text"
+    value = error["input"]
+    if kind in ("int_type", "float_type") and isinstance(value, str) and re.fullmatch(r"[-+.\d_e]+", value):
+        cure = "of an environment variable: ${oc.decode:${oc.env:NAME}}"
+        return f"{_WRONG_TYPE} {_EXPECTED[kind]}, not text; {cure}"
+    return f"{_WRONG_TYPE} {_EXPECTED[kind]}" if kind in _EXPECTED else f"is wrong: {shown(error['msg'])}"
 
 
 def _spell(hint: Any) -> str:
