@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -81,3 +82,49 @@ def cycle(arrows: Mapping[str, set[str]]) -> list[str] | None:
         return found
 
     return next((c for name in sorted(arrows) if (c := walk(name, []))), None)
+
+
+def upward() -> list[str]:
+    """Imports from a lower room of something in a higher one."""
+    order = list(ROOMS)
+    return [
+        f"{module} -> {other}"
+        for module, others in graph().items()
+        for other in others
+        if (here := room(module)) is not None and (there := room(other)) is not None
+        if order.index(there) < order.index(here)
+    ]
+
+
+def functions() -> dict[str, int]:
+    """Function -> its length in lines, with its docstring and without decorators; nested ones count by themselves."""
+    return {
+        f"{name}.{node.name}:{node.lineno}": (node.end_lineno or node.lineno) - node.lineno + 1
+        for name, path in modules().items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+
+
+def figures() -> dict[str, str]:
+    """The package in numbers: what is at its top, what its imports do, and the sizes of files and functions."""
+    lines = {name: len(path.read_text().splitlines()) for name, path in modules().items()}
+    longest = max(lines, key=lines.__getitem__)
+    paper = max(("lcmsm", "bicl", "t2sda", "corda", "self_training"), key=lambda m: lines[f"uda_seg.methods.{m}"])
+    sizes = functions()
+    largest = max(sizes, key=sizes.__getitem__)
+    return {
+        "modules at the top": f"{len(list(PACKAGE.glob('*.py')))}, with __init__",
+        "modules in all": f"{len(lines)}",
+        "imports upwards": f"{len(upward())}",
+        "cycle": " -> ".join(cycle(graph()) or ["none"]),
+        "longest file of a paper's method": f"{paper}, {lines[f'uda_seg.methods.{paper}']} lines",
+        "longest file": f"{longest}, {lines[longest]} lines",
+        "functions": f"{len(sizes)}, mean {statistics.mean(sizes.values()):.1f} lines",
+        "longest function": f"{largest}, {sizes[largest]} lines",
+    }
+
+
+if __name__ == "__main__":
+    for name, value in figures().items():
+        print(f"{name:34}{value}")

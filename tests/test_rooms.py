@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import runpy
+import statistics
 
 import pytest
 
-from rooms import PACKAGE, ROOMS, cycle, graph, imports, modules, room
+from rooms import PACKAGE, ROOMS, cycle, functions, graph, imports, modules, room, upward
 
 # Networks and maths are of use without a trainer and without a configuration.
 FREE = {"ops": ("pytorch_lightning", "hydra", "omegaconf"), "models": ("pytorch_lightning", "hydra", "omegaconf")}
@@ -21,15 +22,14 @@ def test_the_top_shows_the_commands_and_the_rooms_alone() -> None:
 
 
 def test_no_arrow_runs_up() -> None:
-    order = list(ROOMS)
-    ups = [
-        f"{module} -> {other}"
-        for module, others in graph().items()
-        for other in others
-        if (here := room(module)) is not None and (there := room(other)) is not None
-        if order.index(there) < order.index(here)
-    ]
-    assert not ups
+    assert not upward()
+
+
+def test_functions_stay_short() -> None:
+    """A page of code is read at once; the few that are longer hold a long docstring."""
+    sizes = functions()
+    assert statistics.mean(sizes.values()) < 10
+    assert not [name for name, lines in sizes.items() if lines > 50]
 
 
 def test_no_command_imports_another() -> None:
