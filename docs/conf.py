@@ -8,7 +8,9 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+sys.path[:0] = [str(Path(__file__).parents[1] / "src"), str(Path(__file__).parent)]
+
+import options_page
 
 import uda_seg
 
@@ -87,8 +89,17 @@ def short(app: Sphinx, page: str, source: list[str]) -> None:
         source[0] = re.sub(r"\Auda\\_seg\.?(\S*) (?:package|module)\n", lambda m: f"{m[1] or project}\n", source[0])
 
 
+def write_options(app: Sphinx) -> None:
+    """Write the page of all options beside the modules' (not committed either), unless it is there as it would be."""
+    file, text = Path(app.srcdir) / "api" / "options.md", options_page.page()
+    file.parent.mkdir(exist_ok=True)
+    if not file.is_file() or file.read_text() != text:
+        file.write_text(text)
+
+
 def setup(app: Sphinx) -> None:
     """Register the hooks (called by Sphinx); `plain` comes before napoleon, which adds its own markup."""
     app.connect("autodoc-process-docstring", plain, priority=100)
     app.connect("autodoc-skip-member", once)
     app.connect("source-read", short)
+    app.connect("builder-inited", write_options)

@@ -72,7 +72,20 @@ def test_flags_and_overrides_come_in_any_order(tmp_path):
 
 def test_help_needs_no_readable_override():
     said = read_arguments(["steps=[1", "--help"])
-    assert (said.flags, said.overrides, said.explains) == (["--help"], [], True)
+    assert (said.flags, said.overrides, said.explains, said.topics) == (["--help"], [], True, ())
+
+
+@pytest.mark.parametrize(
+    ("words", "topics", "overrides"),
+    [
+        (["method=t2sda", "--help"], ("method",), ["method=t2sda"]),
+        (["--help", "optimizer", "data.source", "data=streets"], ("optimizer", "data.source"), ["data=streets"]),
+        (["experiment=mic_gta2cs", "-h"], ("method",), ["experiment=mic_gta2cs"]),
+    ],
+)
+def test_help_on_options_composes_what_is_chosen(words, topics, overrides):
+    said = read_arguments(words)
+    assert (said.topics, said.overrides, said.explains) == (topics, overrides, False)
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ class Arguments:
         overrides: overrides in a form that Hydra can parse.
         multirun: run comma-separated values as a sweep.
         explains: Hydra only shows a text, for which no configuration is needed.
+        topics: parts of the configuration whose options are asked for: `--help NAME`, or `method=NAME --help`.
         name: name of another primary configuration.
         folder: folder of further configuration files.
     """
@@ -42,6 +43,7 @@ class Arguments:
     overrides: list[str]
     multirun: bool = False
     explains: bool = False
+    topics: tuple[str, ...] = ()
     name: str | None = None
     folder: Path | None = None
 
@@ -62,8 +64,11 @@ def read_arguments(words: Sequence[str]) -> Arguments:
     parser.error = _refuse  # type: ignore[method-assign]
     said = parser.parse_intermixed_args(list(words))
     _check_flags(said)
-    explains = said.help or said.hydra_help or said.shell_completion
+    topics = _topics(said)
+    explains = (said.help and not topics) or said.hydra_help or said.shell_completion
     overrides = [] if said.help or said.hydra_help else list(said.overrides)
+    if topics:
+        overrides = [word for word in said.overrides if word not in topics]
     for word in overrides:
         if not explains:
             _check_word(word)
@@ -73,9 +78,19 @@ def read_arguments(words: Sequence[str]) -> Arguments:
         overrides if explains else [quoted(emptied(word)) for word in overrides],
         multirun=said.multirun,
         explains=explains,
+        topics=topics,
         name=said.config_name,
         folder=folder,
     )
+
+
+def _topics(said: argparse.Namespace) -> tuple[str, ...]:
+    """Return the parts that `--help` is asked about; a chosen method's options if none is named."""
+    if not said.help:
+        return ()
+    named = tuple(word for word in said.overrides if re.fullmatch(r"[\w.-]+", word))
+    chosen = any(key_of(word) in ("method", "experiment") for word in said.overrides)
+    return named or (("method",) if chosen else ())
 
 
 def _check_word(word: str) -> None:

@@ -18,7 +18,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from uda_seg.cli.arguments import emptied, parsed, quoted, read_arguments
+from uda_seg.cli.arguments import Arguments, emptied, parsed, quoted, read_arguments
+from uda_seg.cli.explain import explain
 from uda_seg.cli.keys import Places, check_keys
 from uda_seg.config.compose import _composed, _started, as_user_error, composed, is_multirun
 from uda_seg.config.naming import plain_name, variant
@@ -63,7 +64,8 @@ def run(
 
     Args:
         name: primary configuration in `conf/`.
-        work: the command; its result is the objective of a sweeper. `--help` shows its module's docstring.
+        work: the command; its result is the objective of a sweeper. `--help` shows its module's docstring, and with a
+            method or the name of a part of the configuration its options.
         expand: maps the given overrides to those to compose (`evaluate` adds a checkpoint's).
         after: called with the outcomes when all jobs of a multirun are done.
 
@@ -77,6 +79,9 @@ def run(
         with ended_by_ctrl_c(), hydra_raises():
             said = read_arguments(sys.argv[1:])
             overrides = said.overrides
+            if said.topics:
+                print(_explained(name, said))
+                return
             if not said.explains:
                 refuse_two_weights(overrides)
                 if expand is not None:
@@ -93,6 +98,13 @@ def run(
     _sum_up(jobs, after, loud)
     if ended is not None:
         raise ended
+
+
+def _explained(name: str, said: Arguments) -> str:
+    """Compose the configuration, and describe the parts of it that `--help` is asked about."""
+    overrides = check(said.name or name, said.overrides, said.folder, multirun=False)
+    config = composed(with_folder(overrides, said.folder), said.name or name)
+    return "\n\n".join(explain(config, topic) for topic in said.topics)
 
 
 def _sum_up(jobs: Jobs, after: Callable[[Sequence[Outcome]], None] | None, loud: bool = False) -> None:
