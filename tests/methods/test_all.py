@@ -29,6 +29,7 @@ TINY = {
     "ResidualEncoder": {"widths": [4, 6, 8, 8], "blocks": [1, 1, 1, 1]},
     "EfficientNetLite": {},
     "TimmEncoder": {"name": "test_convnext", "weights": None},
+    "ViTEncoder": {"name": "test_vit", "weights": None},
 }
 
 
@@ -63,7 +64,7 @@ def batches_for(module, make_batch):
 
 
 # What a method can trip over is how a network is built: one file of each kind, the others have the same classes.
-KINDS = {"daformer_small", "deeplabv2_r101", "hrda_deeplabv2_r101", "hrda_small", "segformer_mitb5", "timm"}
+KINDS = {"daformer_small", "deeplabv2_r101", "hrda_deeplabv2_r101", "hrda_small", "segformer_mitb5", "timm", "vit"}
 LOOK_INSIDE = {"bicl", "corda", "lcmsm", "t2sda"}  # they read features or side branches, or bring heads
 FEW_KINDS = {"deeplabv2_r101", "hrda_small"}
 

@@ -19,8 +19,6 @@ from uda_seg.errors import UserError
 from uda_seg.models.daformer import ConvBN, DAFormerHead
 from uda_seg.models.inference import window_starts
 from uda_seg.models.segmentor import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     Backend,
     Encoder,
     Features,
@@ -240,8 +238,8 @@ class HRDASegmentor(Segmentor):
         encoder: Encoder,
         head: HeadBuilder,
         num_classes: int,
-        mean: Colour = IMAGENET_MEAN,
-        std: Deviation = IMAGENET_STD,
+        mean: Colour | None = None,
+        std: Deviation | None = None,
         channel_order: Literal["rgb", "bgr"] = "rgb",
         activation_checkpointing: bool = False,
         compile: bool = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -18,6 +19,8 @@ from uda_seg.errors import UserError
 from uda_seg.models.norm import frozen_statistics
 from uda_seg.ops.losses import cross_entropy
 from uda_seg.options.constraints import Colour, Deviation
+
+log = logging.getLogger(__name__)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -38,11 +41,17 @@ class Encoder(nn.Module):
         builtin: the file that `pretrained=builtin` loads, None if there is none.
         first_stage: dotted names of the modules that compute the first map; empty if they cannot be separated.
         activation_checkpointing: recompute blocks in the backward pass (Chen et al. 2016), with equal gradients.
+        patch: side in pixels of the tokens that a vision transformer sees; 1 for other encoders.
+        mean: of red, green and blue in [0, 1] that the weights were trained with; None: ImageNet's.
+        std: as `mean`.
     """
 
     channels: tuple[int, ...]
     strides: tuple[int, ...]
     smallest: int = 1
+    patch: int = 1
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     pretrained: bool = False
     imagenet: str | None = None
     builtin: Path | None = None
@@ -147,7 +156,8 @@ class Segmentor(nn.Module):
         encoder: a feature pyramid.
         head: the segmentation head "main": a module, or a builder called with `channels` and `num_classes`.
         num_classes: number of output classes C.
-        mean: of red, green and blue, in the range of the images ([0, 1]).
+        mean: of red, green and blue, in the range of the images ([0, 1]); None: the encoder's own, which those of timm
+            and ViTs read from their weights' description, else ImageNet's. One that contradicts them is logged.
         std: as `mean`; 1 / 255 gives the 0-255 range of Caffe weights.
         channel_order: channel order of the encoder's weights; images are always RGB.
         activation_checkpointing: see `Encoder`.
@@ -170,8 +180,8 @@ class Segmentor(nn.Module):
         encoder: Encoder,
         head: HeadBuilder,
         num_classes: int,
-        mean: Colour = IMAGENET_MEAN,
-        std: Deviation = IMAGENET_STD,
+        mean: Colour | None = None,
+        std: Deviation | None = None,
         channel_order: Literal["rgb", "bgr"] = "rgb",
         activation_checkpointing: bool = False,
         align_corners: bool = False,
@@ -196,8 +206,12 @@ class Segmentor(nn.Module):
         self.eval_head = "main"
         self.attach("main", head)
         # Non-persistent, because official checkpoints do not contain them.
-        self.register_buffer("mean", torch.tensor(list(mean)).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(list(std)).view(1, 3, 1, 1), persistent=False)
+        for name, given, own, usual in (
+            ("mean", mean, encoder.mean, IMAGENET_MEAN),
+            ("std", std, encoder.std, IMAGENET_STD),
+        ):
+            chosen = _told(name, given, own) or usual
+            self.register_buffer(name, torch.tensor(list(chosen)).view(1, 3, 1, 1), persistent=False)
 
     def attach(self, name: str, head: nn.Module | HeadBuilder) -> nn.Module:
         """Add a head under `heads.<name>`; call it before the teacher is copied, so that the teacher has the head too.
@@ -295,6 +309,16 @@ class Segmentor(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Run `predict` with the head used at test; this is the forward of an exported model."""
         return self.predict(image)
+
+
+def _told(name: str, given: Sequence[float] | None, own: Sequence[float] | None) -> Sequence[float] | None:
+    """Return the given mean or std, else the encoder's own, and log a contradiction between the two."""
+    if given is not None and own is not None and not torch.allclose(torch.tensor(list(given)), torch.tensor(list(own))):
+        log.warning(
+            "model.%s=%s, but the encoder's weights were trained with %s: leave it out, unless the images are not RGB "
+            "in [0, 1]", name, list(given), list(own),
+        )  # fmt: skip
+    return own if given is None else given
 
 
 def resize(x: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
