@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from uda_seg.methods.step import NonFinite
+from uda_seg.methods.non_finite import NonFinite
 
 # How many eps a network of some layers may be off by. Sums of 10^4 terms lose 10^2, a few layers after one another,
 # each of which passes on what the one before lost, the rest. A term left out or a wrong factor is 10^3 times as much.

@@ -31,8 +31,9 @@ from uda_seg.methods.bicl import BiCL
 from uda_seg.methods.lcmsm import LCMSM
 from uda_seg.methods.options.bicl import BiCLOptions
 from uda_seg.methods.options.t2sda import T2SDAOptions
+from uda_seg.methods.pull_samples import Pixels
 from uda_seg.methods.step import StepModule
-from uda_seg.methods.t2sda import T2SDA, Pixels
+from uda_seg.methods.t2sda import T2SDA
 from uda_seg.ops.ema import ema_update
 from uda_seg.ops.mixing import class_mask, class_mix, draw_classes
 

@@ -17,8 +17,9 @@ from uda_seg.errors import UserError
 from uda_seg.methods.class_average import ClassAverage
 from uda_seg.methods.labelled import labelled
 from uda_seg.methods.options.t2sda import T2SDAOptions
+from uda_seg.methods.pull_samples import Pixels, embed
 from uda_seg.methods.source_only import SourceOnly
-from uda_seg.methods.t2sda import T2SDA, Pixels, embed
+from uda_seg.methods.t2sda import T2SDA
 from uda_seg.methods.translation import Translation
 from uda_seg.models.norm import batch_norms
 from uda_seg.models.style import FILES, RandomStyle, StylePainter, StylePredictor

@@ -22,6 +22,7 @@ from uda_seg.methods.base import Batch
 from uda_seg.methods.class_mixing import ClassMixing
 from uda_seg.methods.labelled import Labelled, labelled
 from uda_seg.methods.options.corda import CorDAOptions
+from uda_seg.methods.released.initial_labels import InitialLabels
 from uda_seg.methods.settings import Plan
 from uda_seg.methods.step import Loss
 from uda_seg.models.daformer import DAFormerHead
@@ -51,8 +52,7 @@ class CorDA(ClassMixing):
 
     def __init__(self, segmentor: Segmentor, plan: Plan, options: CorDAOptions) -> None:
         o = options
-        if o.label_by_initial > 0 and o.initial != "main":
-            raise UserError("method.label_by_initial needs method.initial=main: other initial heads cannot label alone")
+        labels = InitialLabels(options, plan.steps)
         if o.width is not None and o.width % EXPANSION:
             raise UserError(f"method.width={o.width}: the two tasks' features need a multiple of {EXPANSION} channels")
         main, classes = segmentor.head(), len(plan.classes)
@@ -60,7 +60,7 @@ class CorDA(ClassMixing):
         segmentor.attach("two_task", head)
         segmentor.eval_head = "two_task"
         super().__init__(segmentor, plan, options)
-        self.initial_steps = round(o.label_by_initial * plan.steps)
+        self.initial_labels = labels
 
     def start_heads(self, missing: set[str]) -> None:
         """Initialise the final segmentation from the trained main head (our choice): it labels the target at once."""
@@ -76,7 +76,7 @@ class CorDA(ClassMixing):
         """Yield the source's terms, then the mixture's, each from one forward."""
         source, target = labelled(batch["source"]), batch["target"]
         yield self.source_terms(source)
-        head = "main" if self.trainer.global_step < self.initial_steps else None
+        head = self.initial_labels.head(self.trainer.global_step)
         yield self.mixed_terms(self.mix(source, replace(self.label_target(target, head), depth=target.depth)))
 
     def source_terms(self, source: Labelled) -> tuple[Loss, ...]:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import contextlib
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from uda_seg.errors import UserError
+from uda_seg.methods.non_finite import NonFinite
+from uda_seg.methods.reduction import RankModule, with_gradient
 from uda_seg.methods.resume import check_optimizer, check_progress
 from uda_seg.methods.settings import StepPlan
 from uda_seg.methods.sgd import SteadySGD
@@ -45,71 +45,12 @@ def fold(*numbers: int) -> int:
     return state & 0x7FFFFFFFFFFFFFFF
 
 
-def with_gradient(optimizer: Any) -> list[nn.Parameter]:
-    """List parameters with a gradient from the optimiser, as walking two large networks takes milliseconds."""
-    return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-
-
-class NonFinite:
-    """Detection of NaN and infinite loss terms without device synchronisation.
-
-    The first bad (step, term) is kept in a tensor on the device; `raise_if_any` reads it where a synchronisation
-    happens
-    anyway: when values are logged and before weights are saved.
-    """
-
-    TERMS = 64
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self.first: Tensor | None = None
-
-    def watch(self, step: int, name: str, value: Tensor) -> None:
-        """Record (step, name) if `value`, 0-dim, is not finite and nothing was recorded before."""
-        if name not in self.names:
-            self.names.append(name)
-        if self.first is None:
-            self.first = torch.full((), -1, dtype=torch.int64, device=value.device)
-        code = step * self.TERMS + self.names.index(name)
-        bad = ~torch.isfinite(value.detach()) & (self.first < 0)
-        self.first = torch.where(bad, code, self.first)
-
-    def agree(self, smallest: Callable[[Tensor], Tensor]) -> None:
-        """Share the first bad value among ranks, so that all skip the same steps and stop together.
-
-        All ranks have the same terms in the same order.
-
-        Args:
-            smallest: reduces a 0-dim tensor to its minimum over ranks.
-        """
-        if self.first is not None:
-            never = torch.iinfo(torch.int64).max
-            first = smallest(torch.where(self.first < 0, never, self.first))
-            self.first = torch.where(first == never, -1, first)
-
-    def found(self) -> Tensor:
-        """Return a 0-dim float, 1 if a bad value was seen: the `found_inf` flag of fused optimisers."""
-        if self.first is None:
-            raise RuntimeError("no loss was watched before the optimiser step")
-        return (self.first >= 0).float()
-
-    def raise_if_any(self) -> None:
-        """Raise UserError with the step and the term if any value was bad; synchronises with the device."""
-        code = -1 if self.first is None else int(self.first)
-        if code >= 0:
-            step, term = divmod(code, self.TERMS)
-            raise UserError(
-                f"{self.names[term]} is not finite at step {step}: training stopped, the last good weights are kept; "
-                "lower optimizer.lr, set optimizer.clip_norm=1 or continue from the last checkpoint with resume=last"
-            )
-
-
 def _kind(group: Mapping[str, Any]) -> tuple[int, bool]:
     """Return what must match for a parameter group to load another's state: number of parameters, and optimiser."""
     return len(group["params"]), "betas" in group
 
 
-class StepModule(pl.LightningModule):
+class StepModule(RankModule):
     """Base module with manual optimisation, independent of task and batch type.
 
     Sub-classes implement `losses`, `part` for gradient accumulation, and `rate_and_decay` for parameter groups.
@@ -120,7 +61,6 @@ class StepModule(pl.LightningModule):
     Attributes:
         recorded: the last logged values, by name.
         diagnostics: this step's diagnostics, by name.
-        norms: batch-norm layers including the teacher's, set when training starts.
     """
 
     def __init__(self, plan: StepPlan) -> None:
@@ -130,7 +70,6 @@ class StepModule(pl.LightningModule):
         self.watcher = NonFinite()
         self.recorded: dict[str, float] = {}
         self.diagnostics: dict[str, Tensor] = {}
-        self.norms: list[nn.modules.batchnorm._BatchNorm] = []
 
     # ------------------------------------------------------------------ what a sub-class says
 
@@ -251,52 +190,6 @@ class StepModule(pl.LightningModule):
         Lightning's autocast block covers the whole step: gradients of float32 computations would be in bfloat16.
         """
         return torch.autocast(self.device.type, enabled=False)
-
-    def reduce_gradients(self, optimizer: Any) -> None:
-        """Average gradients over ranks with a single all-reduce of one flat buffer, whatever the number of terms.
-
-        Batch norm's running statistics, including the teacher's, are part of the buffer. Each rank's come from its own
-        images, and their mean equals that of a single process that sees all of these batches. All ranks thus have the
-        same state after every step, and any of them can validate or save.
-        """
-        if self.trainer.world_size == 1:
-            return
-        # All ranks run the same terms, so the same parameters have gradients; the others must not be decayed.
-        trained = with_gradient(optimizer)
-        statistics = [s for norm in self.norms for s in (norm.running_mean, norm.running_var) if s is not None]
-        tensors = [*(p.grad for p in trained if p.grad is not None), *statistics]
-        flat = torch.cat([t.flatten() for t in tensors])
-        dist.all_reduce(flat)
-        flat /= self.trainer.world_size
-        pieces: tuple[Tensor, ...] = torch.split(flat, [t.numel() for t in tensors])
-        for parameter, piece in zip(trained, pieces, strict=False):
-            parameter.grad = piece.view_as(parameter)
-        for buffer, piece in zip(statistics, pieces[len(trained) :], strict=True):
-            buffer.copy_(piece.view_as(buffer))
-
-    def mean_over_ranks(self, value: Tensor) -> Tensor:
-        """Average a batch-level quantity over ranks, so that n ranks compute the same as one process."""
-        if self.trainer.world_size > 1:
-            value = value.clone()
-            dist.all_reduce(value)
-            value /= self.trainer.world_size
-        return value
-
-    def mean_of_known(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Average 0-dim values over ranks, skipping NaN, such as that of an absent class."""
-        if self.trainer.world_size == 1 or not values:
-            return values
-        mine = torch.stack([value.float() for value in values.values()])
-        known = ~mine.isnan()
-        total, count = self.mean_over_ranks(torch.stack([mine.where(known, 0.0), known.float()]))
-        return dict(zip(values, (total / count).unbind(), strict=True))
-
-    def max_over_ranks(self, value: Tensor) -> Tensor:
-        """Reduce a batch-level quantity to its maximum over ranks."""
-        if self.trainer.world_size > 1:
-            value = value.clone()
-            dist.all_reduce(value, op=dist.ReduceOp.MAX)
-        return value
 
     def clip_gradient_norm(self, optimizer: Any) -> Tensor:
         """Clip the gradient to `clip_norm` and return its L2 norm before clipping, 0-dim."""

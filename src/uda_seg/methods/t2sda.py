@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,23 +25,16 @@ from uda_seg.methods.base import Batch, Loss, Plan
 from uda_seg.methods.class_average import ClassAverage
 from uda_seg.methods.labelled import Labelled, labelled
 from uda_seg.methods.options.t2sda import T2SDAOptions
+from uda_seg.methods.performance import ClassPerformance
+from uda_seg.methods.pull_samples import Pixels, alignment, draw_samples, embed, key_labels, unit_vectors
 from uda_seg.methods.self_training import SelfTraining
 from uda_seg.methods.translation import Translation
-from uda_seg.models.projection import attach_projection, project
+from uda_seg.models.projection import attach_projection
 from uda_seg.models.segmentor import Segmentor, resize
-from uda_seg.ops.contrast import draw_equal_negatives, draw_of_class, group_by_class, info_nce, take
+from uda_seg.ops.contrast import info_nce
 from uda_seg.ops.image import to_float
-from uda_seg.ops.losses import IGNORE
 from uda_seg.ops.prototypes import class_sums, crowding, nearest
-from uda_seg.ops.pseudo_label import pseudo_label
-from uda_seg.ops.reweight import class_weights, confidence_by_class, overlap_by_class, share_by_class
-
-
-class Pixels(NamedTuple):
-    """Unit vectors [B, D, h, w] of an image's pixels with their labels uint8 [B, h, w]."""
-
-    features: Tensor
-    label: Tensor
+from uda_seg.ops.reweight import class_weights
 
 
 class T2SDA(SelfTraining):
@@ -62,10 +54,9 @@ class T2SDA(SelfTraining):
         super().__init__(segmentor, plan, options)
         self.alone = False
         self.translate = Translation(options.style, options.fourier_beta, options.style_weights, options.style_alpha)
-        classes, momentum = len(plan.classes), options.proxy_momentum
-        momentum = plan.teacher.alpha if momentum is None else momentum
-        self.performance = ClassAverage([classes], momentum, start=0.5)
-        self.prototypes = ClassAverage([classes, width], options.prototype_momentum)
+        momentum = plan.teacher.alpha if options.proxy_momentum is None else options.proxy_momentum
+        self.performance = ClassPerformance(len(plan.classes), options.proxy, momentum)
+        self.prototypes = ClassAverage([len(plan.classes), width], options.prototype_momentum)
 
     def losses(self, batch: Batch) -> Iterator[Loss | tuple[Loss, ...]]:
         """Yield the base's terms, or only the source's without a target; then L_pull."""
@@ -82,7 +73,6 @@ class T2SDA(SelfTraining):
 
     def pull_terms(self, source: Labelled, target: DomainBatch | None) -> tuple[Loss, ...]:
         """Compute L_pull and, from the same forward, the translated images' cross-entropy if it has a weight."""
-        assert self.teacher is not None
         teacher, images = self.teacher, len(source.image)
         partner = torch.arange(images, device=source.image.device) % (images if target is None else len(target.image))
         translated = self.translate(source.image, None if target is None else to_float(target.image)[partner])
@@ -93,12 +83,13 @@ class T2SDA(SelfTraining):
         if target is not None:
             image = to_float(target.image)
             keys, key_logits = teacher.apply_network(lambda network: embed(network, image))
-            other = Pixels(keys[partner], self.target_labels(key_logits, target)[partner])
+            label = key_labels(key_logits, target, self.plan.teacher, self.options.target_keys)
+            other = Pixels(keys[partner], label[partner])
         with self.statistics_of_source():
             logits, fused, value = self.read_translated(translated, source.label)
         # Outside of the block: the projection sees only these images, so its statistics must be updated here.
         query = unit_vectors(self.segmentor, fused)
-        self.observe(key_logits, logits.detach(), own.label)
+        self.performance.observe_batch(key_logits, logits.detach(), own.label)
         terms = [Loss("translated/pull", self.pull(query, own, other), self.options.pull_weight)]
         if value is not None:
             terms.append(Loss("translated/ce", value, self.options.translated_weight))
@@ -111,16 +102,6 @@ class T2SDA(SelfTraining):
         result = self.segmentor.supervise(image, label)
         return resize(result.logits, result.fused.shape[-2:]), result.fused, result.loss
 
-    def target_labels(self, logits: Tensor, target: DomainBatch) -> Tensor:
-        """Select the labels of target keys, uint8 [B, h, w]: the teacher's, restricted by `target_keys`."""
-        pseudo = pseudo_label(logits, self.plan.teacher.threshold)
-        if self.options.target_keys == "all":
-            return pseudo.label
-        trusted = pseudo.confidence >= self.plan.teacher.threshold
-        if self.plan.teacher.margins:
-            trusted &= nearest(target.valid.to(torch.uint8), logits.shape[-2:]).bool()
-        return pseudo.label.masked_fill(~trusted, IGNORE)
-
     def pull(self, query: Tensor, own: Pixels, other: Pixels | None) -> Tensor:
         """Compute L_pull = sum_c w_c l_c / |C| over the classes C of the source; l_c is the mean over its queries.
 
@@ -129,64 +110,33 @@ class T2SDA(SelfTraining):
             own: the teacher's pixels of the source.
             other: the teacher's pixels of the paired target images.
         """
-        classes = len(self.plan.classes)
-        sums = class_sums(own.features, own.label, classes)
+        o = self.options
+        prototypes, present = self.source_prototypes(own)
+        positive = F.normalize(prototypes, dim=1)
+        drawn = draw_samples(query, own, other, len(self.plan.classes), o.queries, o.negatives)
+        loss = info_nce(drawn.queries, positive, drawn.negatives, drawn.usable, o.temperature)
+        # Average a class over all images on all ranks that contain it, so that n ranks compute the same as one process.
+        here = drawn.present.float()
+        images = self.mean_over_ranks(here.sum(0))
+        per_class = (loss * here).sum(0) / images.where(images > 0, 1.0)
+        weight = class_weights(self.performance.value, o.reweight)
+        self.log_diagnostics(
+            **{"pull/one_sided": drawn.one_sided.float().mean(), "pull/class_cosine": crowding(positive, present)}
+        )
+        if other is not None:
+            cosines = zip(self.plan.classes.names, alignment(positive, present, other), strict=True)
+            self.log_diagnostics(**{f"alignment/{name}": cosine for name, cosine in cosines})
+        return (weight * per_class).sum() / (images > 0).sum().clamp_min(1)
+
+    def source_prototypes(self, own: Pixels) -> tuple[Tensor, Tensor]:
+        """Compute the teacher's prototypes [K, D] of the source on all ranks, and which classes it has, bool [K]."""
+        sums = class_sums(own.features, own.label, len(self.plan.classes))
         total, count = sums.total.sum(0), sums.count.sum(0)
         self.prototypes.observe(total, count)
         total, count = self.mean_over_ranks(total), self.mean_over_ranks(count)
-        prototypes = self.prototypes.after(total, count)
-        positive = F.normalize(prototypes, dim=1)
-        pixels = group_by_class(own.label, classes)
-        others = None if other is None else group_by_class(other.label, classes)
-        position, usable, one_sided = draw_equal_negatives(pixels, others, self.options.negatives)
-        keys = own.features.flatten(2)
-        if other is not None:
-            keys = torch.cat([keys, other.features.flatten(2)], dim=2)
-        queries = take(query.flatten(2), draw_of_class(pixels, self.options.queries))
-        loss = info_nce(queries, positive, take(keys, position), usable, self.options.temperature)
-        # Average a class over all images on all ranks that contain it, so that n ranks compute the same as one process.
-        here = (pixels.count > 0).float()
-        images = self.mean_over_ranks(here.sum(0))
-        per_class = (loss * here).sum(0) / images.where(images > 0, 1.0)
-        weight = class_weights(self.performance.value, self.options.reweight)
-        self.log_diagnostics(
-            **{"pull/one_sided": one_sided.float().mean(), "pull/class_cosine": crowding(positive, count > 0)}
-        )
-        if other is not None:
-            self.note_alignment(positive, count > 0, other)
-        return (weight * per_class).sum() / (images > 0).sum().clamp_min(1)
-
-    def observe(self, teacher: Tensor, student: Tensor, label: Tensor) -> None:
-        """Update the classes' performance from the teacher's logits, or the student's on translated images."""
-        classes = len(self.plan.classes)
-        if self.options.proxy == "confidence":
-            self.performance.observe(*confidence_by_class(teacher, classes))
-        elif self.options.proxy == "source_iou":
-            self.performance.observe(*overlap_by_class(student, label, classes))
-        else:
-            self.performance.observe(*share_by_class(label, classes))
-
-    def note_alignment(self, positive: Tensor, present: Tensor, target: Pixels) -> None:
-        """Log the cosine of source prototype and target centroid per class, which should rise."""
-        sums = class_sums(target.features, target.label, len(self.plan.classes))
-        centroid, count = F.normalize(sums.total.sum(0), dim=1), sums.count.sum(0)
-        cosine = (positive * centroid).sum(1).masked_fill(~(present & (count > 0)), torch.nan)
-        self.log_diagnostics(
-            **{f"alignment/{name}": c for name, c in zip(self.plan.classes.names, cosine, strict=True)}
-        )
+        return self.prototypes.after(total, count), count > 0
 
     def finish_step(self) -> None:
         """Update the classes' scores and the prototype memory."""
         self.performance.move(self.mean_over_ranks)
         self.prototypes.move(self.mean_over_ranks)
-
-
-def embed(network: Segmentor, image: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute unit vectors g [B, D, h, w] and main-head logits [B, K, h, w] of images [B, 3, H, W] in [0, 1]."""
-    logits, fused = network.decode(network.features(image))
-    return unit_vectors(network, fused), logits
-
-
-def unit_vectors(network: Segmentor, fused: Tensor) -> Tensor:
-    """Compute the projection g of a fused map with unit length, float32 [B, D, h, w]."""
-    return F.normalize(project(network, fused).float(), dim=1)
