@@ -12,6 +12,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 
 from uda_seg.cli.arguments import as_override
+from uda_seg.config.former import former
 from uda_seg.config.schema import CONF, accepted, can_name_a_class, has_target
 from uda_seg.config.sources import KEY, choices_in, registered, searched
 from uda_seg.errors import UserError
@@ -93,6 +94,8 @@ def check_keys(tree: Mapping[str, Any], overrides: Sequence[Override], chosen: S
             known = settable.union(accepted(tree, key))
         if override.is_delete() and key in settable - present:
             raise UserError(f"{key} is set by no file: there is nothing to delete")
+        if key not in known and (said := former(key)) is not None:
+            raise UserError(f"{key} {said}")
         if key not in known:
             where = f" with {' '.join(chosen)}" if chosen else ""
             raise UserError(f"{shown(key)} is no key of the configuration{where}; {nearest(key, known)}")

@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
+from uda_seg.config.former import with_todays_names
 from uda_seg.config.schema import CONF, Config, Origin, groups, key_of
 from uda_seg.config.sources import KEY, choices_in, registered, searched, searchpath_in
 from uda_seg.data.custom import classes_of, contents
@@ -78,7 +79,7 @@ def replay(checkpoint: Mapping[str, Any], given: list[str]) -> list[str]:
     Raises:
         UserError: an override that names code: a checkpoint may contain values, never classes.
     """
-    said, keys = checkpoint["uda_seg"], {key_of(o) for o in given}
+    said, keys = with_todays_names(checkpoint["uda_seg"]), {key_of(o) for o in given}
     left_out = re.compile(_NOT_REPLAYED.pattern + (r"|^data\." if "data" in keys else ""))
     stored = [*(f"{group}={choice}" for group, choice in said["choices"].items()), *said["overrides"]]
     for override in stored:  # Hydra would read " hydra.searchpath" as the key that it is not called here

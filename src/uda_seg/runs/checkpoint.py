@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from uda_seg.config.former import todays_options
 from uda_seg.config.replay import FORMAT, method_name, method_options
 from uda_seg.config.schema import Config
 from uda_seg.errors import Damaged, UserError
@@ -103,7 +104,7 @@ def check_same(module: UDAModule, path: Path, config: Config) -> None:
             f"{path} is of the method {said.get('method')}, this run is {method_name(config)}: resume with the same "
             "method="
         )
-    theirs = defaults(type(module)) | said.get("options", {})  # it may be older than an option
+    theirs = defaults(type(module)) | todays_options(said)  # it may be older than an option
     for name in sorted(mine):
         if theirs.get(name) != mine[name]:
             raise UserError(

@@ -1,0 +1,37 @@
+"""What older versions wrote: options that have another name now."""
+
+from __future__ import annotations
+
+import pytest
+
+from uda_seg.cli.command import check
+from uda_seg.config.compose import composed
+from uda_seg.config.former import todays_options
+from uda_seg.config.replay import replay
+
+OLD = {"base": "daformer", "feature_distance": 0.005, "mask_weight": 1.0}  # as every checkpoint of T2S-DA has them
+
+
+@pytest.mark.parametrize(
+    ("overrides", "choices", "base", "found"),
+    [
+        (["method.base=mic", "method.pull_weight=0.5"], {}, "mic", (0.005, 1.0)),
+        (["method.base=dacs"], {}, "dacs", (0.0, 0.0)),
+        ([], {}, "daformer", (0.005, 0.0)),
+        ([], {"experiment": "t2sda_mic_gta2cs"}, "mic", (0.005, 1.0)),
+    ],
+)
+def test_a_checkpoint_of_t2sda_on_a_base_composes_its_method(overrides, choices, base, found):
+    said = {
+        "choices": {"method": "t2sda", "data": "gta2cs", **choices},
+        "overrides": overrides,
+        "options": {**OLD, "base": base},
+        "method": "T2SDA",
+    }
+    config = composed(check("config", replay({"uda_seg": said}, [])))
+    weights = (config.method["feature_distance"], config.method["mask_weight"])
+    assert weights == found
+    assert config.method.get("pull_weight") == (0.5 if len(overrides) == 2 else 0.1)
+    trained = todays_options(said)
+    assert (trained["feature_distance"], trained["mask_weight"]) == weights
+    assert "base" not in trained
