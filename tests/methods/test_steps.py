@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 
 import pytest
@@ -89,12 +90,23 @@ def frozen(student):
 
 @pytest.mark.parametrize(
     "method",
-    ["source_only", "oracle", "dacs", "dacs_released", "daformer", "mic", "mic_on_both", "lcmsm", "lcmsm_without_text"],
+    [
+        "source_only",
+        "oracle",
+        "dacs",
+        "dacs_released",
+        "daformer",
+        "distilled",
+        "mic",
+        "mic_on_both",
+        "lcmsm",
+        "lcmsm_without_text",
+    ],
 )
 def test_step_equals_plain_pytorch(method, double, make_segmentor, make_plan, make_batch):
     batches = [make_batch(seed) for seed in range(STEPS)]
     plan = make_plan(schedule=ScheduleSettings(warmup=0.5, power=0.9))
-    segmentor = make_segmentor(pretrained=method == "daformer")
+    segmentor = make_segmentor(pretrained=method in ("daformer", "distilled"))
     context, extra = {}, []
     if method in ("source_only", "oracle"):
         module = {"source_only": SourceOnly, "oracle": Oracle}[method](segmentor, plan, SourceOnlyOptions())
@@ -122,6 +134,9 @@ def test_step_equals_plain_pytorch(method, double, make_segmentor, make_plan, ma
     elif method == "daformer":
         module, step_of = SelfTraining(segmentor, plan, SelfTrainingOptions(feature_distance=0.5)), reference.daformer
         context = {"reference": frozen(segmentor.encoder), "things": CITYSCAPES.things, "weight": 0.5}
+    elif method == "distilled":
+        module, step_of = SelfTraining(segmentor, plan, SelfTrainingOptions(distillation=0.5)), reference.distilled
+        context = {"reference": frozen(segmentor.encoder), "weight": 0.5}
     else:
         text = "file" if method == "lcmsm" else "none"
         module = LCMSM(segmentor, plan, LCMSMOptions(text=text, width=8, mask_block=0.25))
@@ -270,6 +285,18 @@ def test_feature_distance_is_off_without_pretrained_weights(make_segmentor, make
     module = SelfTraining(make_segmentor(pretrained=True), make_plan(), SelfTrainingOptions(feature_distance=0.005))
     assert module.reference is not None
     assert not any("reference" in name for name in module.state_dict())
+
+
+def test_distillation_is_of_both_domains_for_a_pretrained_encoder_alone(make_segmentor, make_plan, make_batch, caplog):
+    with caplog.at_level(logging.INFO):
+        assert SelfTraining(make_segmentor(), make_plan(), SelfTrainingOptions(distillation=0.1)).reference is None
+    assert "no distillation" in caplog.text
+    module = LCMSM(make_segmentor(pretrained=True), make_plan(), LCMSMOptions(text="none", width=8, distillation=0.1))
+    fit(module, [make_batch()])
+    terms = {name for name in module.recorded if "distillation" in name or "distance" in name}
+    assert terms == {
+        f"train/{name}" for name in ("source/distillation", "target/distillation", "source/feature_distance")
+    }
 
 
 def test_teacher_in_train_mode_uses_batch_statistics_and_keeps_its_buffers_out_of_the_average(

@@ -80,6 +80,7 @@ class LCMSM(SourceTerms):
         """Yield CE(x_s) + FD, CE_L(mask x_s), CE(mix), CE_L(mask mix), with labels of the teacher's language head."""
         source, target = labelled(batch["source"]), batch["target"]
         yield self.source_terms(source)
+        yield from self.target_terms(target)
         yield Loss("source/masked_ce", self.masked(source), self.options.mask_weight)
         with torch.no_grad():
             text = self.text()

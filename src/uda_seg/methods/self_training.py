@@ -41,6 +41,7 @@ class SelfTraining(SourceTerms):
         """Yield source, mixed and, if `mask_weight` is set, masked cross-entropy."""
         source, target = labelled(batch["source"]), batch["target"]
         yield self.source_terms(source)
+        yield from self.target_terms(target)
         pseudo = self.label_target(target)
         yield self.mixed_term(self.mix(source, pseudo))
         if self.options.mask_weight > 0:

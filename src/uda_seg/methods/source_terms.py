@@ -1,26 +1,35 @@
-"""Source terms of self-training: cross-entropy, and DAFormer's feature distance (Hoyer et al. 2022, eq. 10)."""
+"""Source terms of self-training: cross-entropy, and what keeps the encoder's features close to its initial ones.
+
+That is DAFormer's feature distance (Hoyer et al. 2022, eq. 10), or the distillation of VFM-UDA++ (Englert et al. 2025),
+which also has a term on the target.
+"""
 
 from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
+from uda_seg.data.batch import DomainBatch
 from uda_seg.methods.base import Loss, Plan
 from uda_seg.methods.class_mixing import ClassMixing
 from uda_seg.methods.labelled import Labelled
 from uda_seg.methods.options.self_training import SourceOptions
 from uda_seg.models.compilation import compile_module
+from uda_seg.models.norm import frozen_statistics
 from uda_seg.models.segmentor import Features, Segmentor
+from uda_seg.ops.distillation import distillation
+from uda_seg.ops.image import to_float
 from uda_seg.ops.losses import feature_distance
 
 log = logging.getLogger(__name__)
 
 
 class FrozenReference:
-    """Frozen copy of the initial encoder for the feature distance; not a submodule, so not in checkpoints."""
+    """Frozen copy of the initial encoder; not a submodule, so not in checkpoints."""
 
     def __init__(self, encoder: nn.Module) -> None:
         self.encoder = copy.deepcopy(encoder).requires_grad_(False).eval()
@@ -33,7 +42,7 @@ class FrozenReference:
 
 
 class SourceTerms(ClassMixing):
-    """Base of methods that train on the source and keep its features of thing classes close to ImageNet's.
+    """Base of methods that train on the source and may keep features close to the initial encoder's.
 
     Args:
         segmentor: the student.
@@ -46,10 +55,12 @@ class SourceTerms(ClassMixing):
     def __init__(self, segmentor: Segmentor, plan: Plan, options: SourceOptions) -> None:
         super().__init__(segmentor, plan, options)
         self.reference: FrozenReference | None = None
-        if options.feature_distance > 0 and segmentor.encoder.pretrained:
+        wanted = {"feature distance": options.feature_distance, "distillation": options.distillation}
+        names = " and no ".join(name for name, weight in wanted.items() if weight > 0)
+        if names and segmentor.encoder.pretrained:
             self.reference = FrozenReference(segmentor.encoder)
-        elif options.feature_distance > 0:
-            log.info("differs from the paper: no encoder pretrained on natural images, so no feature distance")
+        elif names:
+            log.info("differs from the paper: no encoder pretrained on natural images, so no %s", names)
 
     def on_fit_start(self) -> None:
         """Compile the network and the reference if configured (Lightning hook)."""
@@ -58,17 +69,35 @@ class SourceTerms(ClassMixing):
             compile_module(self.reference.encoder, self.segmentor.backend)
 
     def source_terms(self, source: Labelled) -> tuple[Loss, ...]:
-        """Compute cross-entropy on the source and, from the same forward, the feature distance."""
+        """Compute cross-entropy on the source and, from the same forward, feature distance and distillation."""
         with self.statistics_of_source():
             weight = self.over_labelled(source.label) if self.options.source_ce == "labelled" else None
             clean = self.segmentor.supervise(source.image, source.label, weight)
         self.log_images(source_image=source.image, source_label=source.label)
         self.log_prediction("source", clean.logits, clean.features)
-        return Loss("source/ce", clean.loss), *self.feature_distance_terms(clean.features, source)
+        distilled = self.distillation_terms("source", clean.features, source.image)
+        return Loss("source/ce", clean.loss), *self.feature_distance_terms(clean.features, source), *distilled
+
+    def target_terms(self, target: DomainBatch) -> Iterator[Loss]:
+        """Yield the distillation on the target's images, nothing if switched off."""
+        if self.reference is None or self.options.distillation == 0:
+            return
+        image = to_float(target.image)
+        with frozen_statistics(self.segmentor.encoder):
+            features = self.segmentor.features(image)
+        yield from self.distillation_terms("target", features, image)
+
+    def distillation_terms(self, domain: str, features: Features, image: Tensor) -> tuple[Loss, ...]:
+        """Compute the distillation of last-stage features as a tuple of one term, empty if switched off."""
+        if self.reference is None or self.options.distillation == 0:
+            return ()
+        reference = self.reference(self.segmentor.encoder_input(image))
+        value = distillation(features.stages[-1], reference)
+        return (Loss(f"{domain}/distillation", value, self.options.distillation),)
 
     def feature_distance_terms(self, features: Features, source: Labelled) -> tuple[Loss, ...]:
         """Compute the feature distance as a tuple of one term, empty if switched off."""
-        if self.reference is None:
+        if self.reference is None or self.options.feature_distance == 0:
             return ()
         reference = self.reference(self.segmentor.encoder_input(source.image))
         classes = self.plan.classes

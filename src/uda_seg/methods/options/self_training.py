@@ -47,6 +47,10 @@ class SourceOptions(MixingOptions):
     feature_distance_ratio: Fraction = 0.75
     """Minimum share of a feature cell's pixels that its thing class must cover (paper, DAFormer)."""
 
+    distillation: LossWeight = 0.0
+    """Weight of the distillation of the initial encoder's features, on source and target (released, VFM-UDA++: 0.1, in
+    place of the feature distance). It needs a pretrained encoder and is switched off, with a log line, for others."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MaskingOptions(MethodOptions):
