@@ -24,47 +24,51 @@ Described = TypeVar("Described")
 
 @dataclass
 class CustomData:
-    """File layout and label encoding of a custom data set.
-
-    Args:
-        images: Folder of the images; ``{split}`` stands for the split, ``*`` for any single folder.
-        labels: Folder of the labels, with the images' sub-folders and wildcards; None: no labels.
-        image_suffix: Suffix of image names, case-insensitive; a final ``.*`` matches any image extension.
-        label_suffix: Suffix that replaces it in the label's name.
-        label_format: gray: ids of 8 or 16 bits; palette: indices into a colour table; red: ids in the red channel of a
-            16-bit colour PNG; color: one colour per class.
-        label_map: Raw id -> class name, train id, or ``ignore``, as a mapping or a list of pairs. Ids of ``color`` are
-            ``[R, G, B]``, ``"R,G,B"`` or ``"#RRGGBB"``. None: files contain train ids, 255 = ignore; or the palette of
-            the classes, with black = ignore unless it is a class's colour.
-        unlisted: Treatment of ids that are not in the map: ``error`` or ``ignore``.
-    """
+    """File layout and label encoding of a custom data set."""
 
     images: str = "images/{split}"
+    """Folder of the images; `{split}` stands for the split, `*` for any single folder."""
+
     labels: str | None = "labels/{split}"
+    """Folder of the labels, with the images' sub-folders and wildcards; null: no labels."""
+
     image_suffix: str = ".png"
+    """Suffix of image names, case-insensitive; a final `.*` matches any image extension."""
+
     label_suffix: str = ".png"
+    """Suffix that replaces it in the label's name."""
+
     label_format: Annotated[str, OneOf(tuple(FORMATS))] = "gray"
+    """Encoding of the labels: `gray`, ids of 8 or 16 bits; `palette`, indices into a colour table; `red`, ids in the
+    red channel of a 16-bit colour PNG; `color`, one colour per class."""
+
     label_map: Any = None
+    """Raw id -> class name, train id, or `ignore`, as a mapping or a list of pairs. Ids of `color` are
+    `[R, G, B]`, `"R,G,B"` or `"#RRGGBB"`. null: files contain train ids, 255 = ignore; or the palette of the classes,
+    with black = ignore unless it is a class's colour."""
+
     unlisted: Annotated[str, OneOf(("error", "ignore"))] = "error"
+    """Treatment of ids that are not in the map: `error` or `ignore`."""
 
 
 @dataclass
 class CustomClasses:
-    """A class set.
-
-    Args:
-        names: Class names in the order of their train ids.
-        palette: [R, G, B] of each class, 0-255; None: distinct colours.
-        things: Names of the countable classes, which DAFormer's feature distance is restricted to.
-        words: Name of each class in a language model's prompt (LC-MSM); None: the class name.
-        subsets: Name -> class names of a reported mean, for `data.eval_classes`; ``all`` always exists.
-    """
+    """A class set."""
 
     names: list[str] = field(default_factory=list)
+    """Class names in the order of their train ids."""
+
     palette: list[list[int]] | None = None
+    """[R, G, B] of each class, 0-255; null: distinct colours."""
+
     things: list[str] = field(default_factory=list)
+    """Names of the countable classes, which DAFormer's feature distance is restricted to."""
+
     words: list[str] | None = None
+    """Name of each class in a language model's prompt (LC-MSM); null: the class name."""
+
     subsets: dict[str, list[str]] = field(default_factory=dict)
+    """Name -> class names of a reported mean, for `data.eval_classes`; `all` always exists."""
 
 
 def classes_of(settings: DataSettings) -> ClassSet:
