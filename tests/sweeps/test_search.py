@@ -74,7 +74,8 @@ def test_ranges_are_written_as_hydra_writes_them():
         ("source_only", set()), ("dacs", set()), ("mic", {"mask_weight", "feature_distance"}),
         ("lcmsm", {"mask_weight", "feature_distance"}),
         ("bicl", {"target_weight", "forward_weight", "backward_weight"}), ("corda", {"source_depth", "mixed_depth"}),
-        ("t2sda", {"pull_weight"}),
+        ("t2sda", {"pull_weight", "feature_distance"}),
+        ("t2sda_dacs", {"pull_weight"}),
     ],
 )  # fmt: skip
 def test_without_ranges_the_learning_rate_and_the_weights_that_are_on_are_searched(method, weights):

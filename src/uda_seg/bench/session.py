@@ -19,7 +19,7 @@ SOURCE_ONLY = {"_target_": "uda_seg.methods.source_only.SourceOnly"}
 DACS = {"_target_": "uda_seg.methods.self_training.SelfTraining"}
 MIC = DACS | {"mask_weight": 1.0, "feature_distance": 0.005}
 BICL = {"_target_": "uda_seg.methods.bicl.BiCL", "warmup": 0.0}
-T2SDA = {"_target_": "uda_seg.methods.t2sda.T2SDA"}
+T2SDA = {"_target_": "uda_seg.methods.t2sda.T2SDA", "feature_distance": 0.005}
 CORDA = {"_target_": "uda_seg.methods.corda.CorDA"}
 
 

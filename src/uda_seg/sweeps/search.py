@@ -137,8 +137,6 @@ def distribution(override: Override) -> BaseDistribution:
 def default_space(config: Config, factor: float) -> Space:
     """Build the default space: learning rate and non-zero loss weights, from 1 / factor to factor times the value.
 
-    Weights that T2S-DA passes to its base are left out, because the base may not use them.
-
     Raises:
         UserError: a factor without a range.
     """
