@@ -105,6 +105,14 @@ def test_an_installed_package_needs_no_search_path(cli, camvid, monkeypatch):
     assert finished.code == 0, finished
 
 
+def test_help_explains_its_options_as_it_does_ours(cli):
+    finished = cli(train.main, SEARCH, "method=my_method", "method.entropy_weight=1", "--help")
+    assert finished.out.startswith("method=my_method: my_method.method.MinEnt\n\nMinEntOptions: Options of MinEnt.\n")
+    own = finished.out.partition("\n\n")[2].splitlines()
+    assert " ".join(own[1].split()) == "entropy_weight = 1 (default 0.001) number, between 0 and 100"
+    assert own[2].strip() == "Weight of the entropy in nats, averaged over pixels."
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [

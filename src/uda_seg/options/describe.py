@@ -45,7 +45,7 @@ def describe(kind: type) -> list[Option]:
 
 
 def _option(kind: type, field: Field[Any], hint: Any) -> Option:
-    owner = next(base for base in kind.__mro__ if field.name in vars(base).get("__annotations__", {}))
+    owner = next(base for base in kind.__mro__ if field.name in inspect.get_annotations(base))
     docs = (docstrings(base).get(field.name) for base in kind.__mro__)
     doc = next((doc for doc in docs if doc is not None), "")
     default = field.default if field.default_factory is MISSING else field.default_factory()
