@@ -42,6 +42,7 @@ ROOTS = {  # what "..." and "the same roots" stand for
     "gta2cs": {"source": "GTA", "target": "CITYSCAPES"},
     "gta2cs_hr": {"source": "GTA", "target": "CITYSCAPES"},
     "synthia2cs": {"source": "SYNTHIA", "target": "CITYSCAPES"},
+    "gta_synthia2cs": {"source": "GTA", "more_sources.synthia": "SYNTHIA", "target": "CITYSCAPES"},
     "cs2acdc": {"source": "CITYSCAPES", "target": "ACDC"},
     "cs2darkzurich": {"source": "CITYSCAPES", "target": "DARKZURICH"},
     "gta2dg": {"source": "GTA", **{f"validation.{n.lower()}": n for n in ("CITYSCAPES", "BDD100K", "MAPILLARY")}},

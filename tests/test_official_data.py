@@ -25,6 +25,7 @@ DEEPLAB = ["model=deeplabv2_r101", "model.encoder.width=2", "model.encoder.block
 ROOTS = {
     "gta2cs": {"source": "gta", "target": "cityscapes"},
     "synthia2cs": {"source": "synthia", "target": "cityscapes"},
+    "gta_synthia2cs": {"source": "gta", "more_sources.synthia": "synthia", "target": "cityscapes"},
     "cs2acdc": {"source": "cityscapes", "target": "acdc"},
     "cs2darkzurich": {"source": "cityscapes", "target": "darkzurich"},
     "gta2dg": {"source": "gta"} | {f"validation.{name}": name for name in ("cityscapes", "bdd100k", "mapillary")},

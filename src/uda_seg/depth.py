@@ -290,15 +290,19 @@ def shade(metres: Tensor) -> NDArray[np.uint8]:
 
 
 def export(config: Config, module: SelfSupervisedDepth, scale: Scale, folder: Path) -> None:
-    """Write maps of every image of source and target to `maps/<domain>`."""
+    """Write maps of every image of sources and targets to `maps/<domain>`."""
     device = one_device(config.trainer)
-    module = module.to(device).eval()
-    for name, domain in (("source", config.data.source), ("target", config.data.target)):
-        if name == "target" and config.data.reader == "shards":
+    module, taken = module.to(device).eval(), set[str]()
+    for option, domain in (config.data.sources | config.data.targets).items():
+        if option == "data.target" and config.data.reader == "shards":
             log.info("data.reader=shards: no maps of the target, because no method reads depth with shards")
-        elif domain is not None:
-            place = folder / "maps" / plain_name(domain.domain or domain.dataset)
-            export_domain(config, module, domain, f"data.{name}", place, scale)
+        else:
+            group, _, own = option.removeprefix("data.").partition(".")
+            name = domain.domain or domain.dataset
+            if group.startswith("more_") and plain_name(name) in taken:
+                name = f"{name}_{own}"  # another set of this kind may have images of the same names
+            taken.add(plain_name(name))
+            export_domain(config, module, domain, option, folder / "maps" / plain_name(name), scale)
 
 
 if __name__ == "__main__":

@@ -94,8 +94,7 @@ def prepare(config: Config, folder: Path) -> None:
             continue
         reports.append(check(config, option, domain, classes))
         keep_statistics(reports[-1])
-        if option == "data.source":
-            note_absent(reports[-1], classes.subset(config.data.eval_classes))
+    note_absent([r for r in reports if r.option in config.data.sources], classes.subset(config.data.eval_classes))
     write_results(config, folder, reports, classes)
     damage = [problem for report in reports for problem in report.problems if problem.damage]
     if damage:
@@ -111,11 +110,7 @@ def prepare(config: Config, folder: Path) -> None:
 
 def domains(config: Config) -> Iterator[tuple[str, DomainSettings]]:
     """Yield every domain of the configuration with its key."""
-    yield "data.source", config.data.source
-    if config.data.target is not None:
-        yield "data.target", config.data.target
-    for name, domain in config.data.validation.items():
-        yield f"data.validation.{name}", domain
+    yield from config.data.domains.items()
 
 
 def check(config: Config, option: str, domain: DomainSettings, classes: ClassSet) -> Report:
@@ -133,7 +128,7 @@ def check(config: Config, option: str, domain: DomainSettings, classes: ClassSet
 def _check(config: Config, option: str, domain: DomainSettings, classes: ClassSet) -> Report:
     depth = reads_depth(config) and not option.startswith("data.validation")
     data = open_domain(domain, config.data, classes, option, labeled=False, depth=depth)
-    labels = "optional" if option == "data.target" else "needed"
+    labels = "optional" if option in config.data.targets else "needed"
     if domain.split == "test" and domain.dataset in SERVERS:
         labels = "none"  # only on test servers; Cityscapes' files for this split are empty
     whole = domain.count is None
@@ -210,12 +205,17 @@ def keep_statistics(report: Report) -> None:
         save_statistics(data, user_cache(), found)
 
 
-def note_absent(report: Report, wanted: Sequence[int]) -> None:
-    """Note evaluated classes that do not occur in the labels for training."""
-    data, found = report.dataset, report.statistics
-    if found is None or not found.pixels.any():
+def note_absent(reports: Sequence[Report], wanted: Sequence[int]) -> None:
+    """Note evaluated classes that do not occur in the labels of any source, with the last of them."""
+    report, found = reports[-1], [report.statistics for report in reports]
+    if any(statistics is None or not statistics.pixels.any() for statistics in found):
         return  # already reported for all of them
-    absent = [data.classes.names[c] for c in wanted if not found.pixels[:, c].any()]
+    data = report.dataset
+    absent = [
+        data.classes.names[c]
+        for c in wanted
+        if not any(statistics.pixels[:, c].any() for statistics in found if statistics is not None)
+    ]
     if absent:
         what = f"no label has a pixel of {', '.join(absent)}: evaluated, but cannot be learnt"
         cure = "evaluate other classes (data.eval_classes), or take other labels"
@@ -285,7 +285,7 @@ def write_caches(config: Config, reports: Sequence[Report]) -> None:
 
 def open_training(config: Config, option: str, domain: DomainSettings, classes: ClassSet) -> SegmentationDataset:
     """Open a domain as in training."""
-    depth, labeled = reads_depth(config), option == "data.source"
+    depth, labeled = reads_depth(config), option in config.data.sources
     return open_domain(domain, config.data, classes, option, labeled=labeled, depth=depth)
 
 

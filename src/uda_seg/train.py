@@ -61,7 +61,7 @@ def train_in(place: RunFolder, config: Config) -> float:
     if first and (changed := departures(config)):
         log.info("differs from the method's defaults (in brackets): %s", ", ".join(changed))
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    data = build_data(config)
+    data = build_data(config, resume)
     data.find()
     if first and not data.validation_names:
         log.warning("data.validation is empty: metrics.json will have no scores, and best.ckpt is not written")
@@ -82,6 +82,8 @@ def train_in(place: RunFolder, config: Config) -> float:
         say_changes(resume, config)
     place.begin()
     write_record(folder, config)
+    if first:
+        data.labelled.write(folder)
     trainer = build_trainer(config, folder, data, seen, place.tenant())
     say_batch(config, data, trainer.world_size, None if resume is None else read_checkpoint(resume)["uda_seg"])
     failed = True
@@ -94,7 +96,7 @@ def train_in(place: RunFolder, config: Config) -> float:
             trainer.validate(module, datamodule=data, verbose=False)
         if trainer.is_global_zero:
             checkpoints = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))  # type: ignore[attr-defined]
-            write_json(folder / "metrics.json", collect(config, module, trainer, checkpoints, seen))
+            write_json(folder / "metrics.json", collect(config, data, module, trainer, checkpoints, seen))
             score = f"mIoU {100 * module.miou:.1f} %" if data.validation_names else "no scores"
             log.info("%s (after the last step, %d) in %s", score, trainer.global_step, folder)
         failed = False
@@ -142,7 +144,7 @@ def say_batch(config: Config, data: UDADataModule, world_size: int, before: Mapp
 
 
 def collect(
-    config: Config, module: UDAModule, trainer: pl.Trainer, checkpoints: Checkpoints, seen: int
+    config: Config, data: UDADataModule, module: UDAModule, trainer: pl.Trainer, checkpoints: Checkpoints, seen: int
 ) -> dict[str, Any]:
     """Build the contents of `metrics.json`; `miou` is the student after the last step.
 
@@ -163,6 +165,7 @@ def collect(
         "seed": config.seed,
         "source_images": checkpoints.source_images,
         "source_images_before": seen,
+        "labelled_target_images": data.labelled_target_images,
         "lr": config.optimizer.lr,
         "init": config.init,
         "best": best if checkpoints.best_step >= 0 else None,

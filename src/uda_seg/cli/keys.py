@@ -101,21 +101,26 @@ def check_keys(tree: Mapping[str, Any], overrides: Sequence[Override], chosen: S
             raise UserError(f"{shown(key)} is no key of the configuration{where}; {nearest(key, known)}")
         if override.is_delete() and values[key] is None:
             raise UserError(f"{key} is null already: there is nothing to delete")
+        if key in ("data.source", "data.target") and isinstance(override.value(), list):
+            others = f"data.more_{key.partition('.')[2]}s.NAME"
+            raise UserError(f"{key} is one domain, not a list: name the others, +{others}={{dataset: ...}}")
         _check_parents(values, key, overrides)
     return {str(o.key_or_group) for o in overrides} - present
 
 
 def _with_added_sets(tree: Mapping[str, Any], overrides: Sequence[Override]) -> Mapping[str, Any]:
-    """Add the validation sets of `+` overrides to the tree, so that their keys are known."""
+    """Add the named domains of `+` overrides to the tree, so that their keys are known."""
     names = [str(o.key_or_group).split(".") for o in overrides if o.is_add() or o.is_force_add()]
-    added = [name[2] for name in names if name[:2] == ["data", "validation"] and len(name) > 2]
+    added = [name[1:3] for name in names if name[0] == "data" and len(name) > 2 and name[1] in _NAMED]
     if not added:
         return tree
     whole: Any = copy.deepcopy(tree)
-    sets = whole.setdefault("data", {}).setdefault("validation", {})
-    for name in added:
-        sets.setdefault(name, {})
+    for group, name in added:
+        whole.setdefault("data", {}).setdefault(group, {}).setdefault(name, {})
     return whole  # type: ignore[no-any-return]
+
+
+_NAMED = ("validation", "more_sources", "more_targets")  # of `data`: domains by freely chosen names
 
 
 def _with_classes(tree: Mapping[str, Any], overrides: Sequence[Override]) -> Mapping[str, Any]:

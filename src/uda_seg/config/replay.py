@@ -120,7 +120,7 @@ def _refuse_strangers(said: Mapping[str, Any], given: set[str], overrides: Seque
 
 
 # Keys of custom class sets and data sets.
-_DESCRIBED = re.compile(r"data\.(class_set|(source|target|validation\.[\w-]+)\.custom)")
+_DESCRIBED = re.compile(r"data\.(class_set|(source|target|(more_sources|more_targets|validation)\.[\w-]+)\.custom)")
 
 
 def _with_contents(stored: list[str], described: Mapping[str, Any], given: set[str]) -> list[str]:

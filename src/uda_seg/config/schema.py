@@ -364,13 +364,13 @@ def parse(raw: DictConfig) -> Config:
         raise UserError(f"configuration: {key}: {shown(str(error).splitlines()[0])}") from error
     except RecursionError as error:
         raise UserError("configuration: values are nested too deeply, or refer to each other in a circle") from error
-    config = read(_callbacks_apart(_without_null_validation(plain)), Config)
+    config = read(_callbacks_apart(_without_null_domains(plain)), Config)
     config.method = _checked_method(config.method)
     check_target(config.model, "model", Segmentor)
     for name, node in config.callbacks.others.items():
         check_target(node, f"callbacks.{name}", pl.Callback)
-    for key, domain in _domains(config.data).items():
-        if domain is not None and has_target(domain.custom):
+    for key, domain in config.data.domains.items():
+        if has_target(domain.custom):
             check_target(domain.custom, f"{key}.custom", DatasetSpec)
     _check_data(config)
     _check_sizes(config)
@@ -391,14 +391,18 @@ def _checked_method(node: Mapping[str, Any]) -> dict[str, Any]:
     return {"_target_": node["_target_"], **defaults(method), **node}
 
 
-def _without_null_validation(tree: Any) -> Any:
-    """Remove validation sets that are null, with which a data set drops inherited ones."""
+def _without_null_domains(tree: Any) -> Any:
+    """Remove named domains that are null, with which a data set drops inherited ones."""
     data = tree.get("data")
-    sets = data.get("validation", {}) if isinstance(data, Mapping) else {}
-    if not isinstance(sets, Mapping | None):
+    if not isinstance(data, Mapping):
         return tree
-    kept = {name: domain for name, domain in (sets or {}).items() if domain is not None}
-    return {**tree, "data": {**data, "validation": kept}}
+    named = {key: data.get(key, {}) or {} for key in ("more_sources", "more_targets", "validation")}
+    kept = {
+        key: {name: domain for name, domain in sets.items() if domain is not None}
+        for key, sets in named.items()
+        if isinstance(sets, Mapping)
+    }
+    return {**tree, "data": {**data, **kept}}
 
 
 def _callbacks_apart(tree: Any) -> Any:
@@ -423,13 +427,8 @@ def has_target(node: object) -> bool:
 
 def can_name_a_class(key: str) -> bool:
     """Check whether a class may be added at this key: a callback, or a custom data set."""
-    return re.fullmatch(r"callbacks\.[\w-]+|data\.(source|target|validation\.[\w-]+)\.custom", key) is not None
-
-
-def _domains(data: DataSettings) -> dict[str, DomainSettings | None]:
-    """Return key -> settings of every domain."""
-    sets = {f"data.validation.{name}": domain for name, domain in data.validation.items()}
-    return {"data.source": data.source, "data.target": data.target, **sets}
+    domain = r"data\.(source|target|(more_sources|more_targets|validation)\.[\w-]+)"
+    return re.fullmatch(rf"callbacks\.[\w-]+|{domain}\.custom", key) is not None
 
 
 def key_of(override: str) -> str:
@@ -505,12 +504,12 @@ def _check_data(config: Config) -> None:
 
 def _check_sizes(config: Config) -> None:
     data, evaluator = config.data, config.evaluator
-    domains = {"data.source": data.source, "data.target": data.target}
-    sizes = {f"{name}.size": domain.size for name, domain in domains.items() if domain is not None}
+    domains = data.sources | data.targets
+    sizes = {f"{name}.size": domain.size for name, domain in domains.items()}
     sizes |= {"data.crop": data.crop, "depth.crop": config.depth.crop}
-    read = {"data.crop": ("source", "target"), "depth.crop": config.depth.domains}
+    read = {"data.crop": list(domains), "depth.crop": [f"data.{name}" for name in config.depth.domains]}
     for key, names in read.items():
-        for domain in (f"data.{name}.size" for name in names):
+        for domain in (f"{name}.size" for name in names):
             crop, size = sizes[key], sizes.get(domain)
             if crop is not None and size is not None and (crop[0] > size[0] or crop[1] > size[1]):
                 raise UserError(f"{key}={crop} is larger than {domain}={size} (height, width): make the crop smaller")

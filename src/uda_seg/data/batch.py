@@ -75,7 +75,8 @@ class DomainBatch(TensorBatch):
         image: uint8 [B, 3, H, W], RGB.
         label: uint8 [B, H, W], train ids, 255 = ignore; None if labels are not read (the target in training). In
             validation it has the size of the label on disk, which may differ from the image's.
-        index: int64 [B], indices of the images in the sorted data set.
+        index: int64 [B], indices of the images in the sorted data set; those of several are numbered on from one to
+            the next.
         valid: bool [B, H, W], false in padding and in margins where pseudo-labels are ignored.
         depth: float32 [B, 1, H, W], inverse depth, exactly 1.0 = invalid; None for methods without depth.
         pseudo: uint8 [B, H, W], stored pseudo-labels with the image's crop and flip; None without any.

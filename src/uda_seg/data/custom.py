@@ -185,11 +185,9 @@ def contents(settings: DataSettings) -> dict[str, dict[str, Any]]:
     if settings.classes == "custom":
         said = asdict(described(settings.class_set, CustomClasses, "data.class_set"))
         found["data.class_set"] = said | {"palette": [list(colour) for colour in classes_of(settings).palette]}
-    domains = {"data.source": settings.source, "data.target": settings.target}
-    domains |= {f"data.validation.{name}": domain for name, domain in settings.validation.items()}
-    for option, domain in domains.items():
-        of_class = domain is not None and isinstance(domain.custom, Mapping) and "_target_" in domain.custom
-        if domain is not None and domain.dataset == "custom" and domain.custom is not None and not of_class:
+    for option, domain in settings.domains.items():
+        of_class = isinstance(domain.custom, Mapping) and "_target_" in domain.custom
+        if domain.dataset == "custom" and domain.custom is not None and not of_class:
             found[f"{option}.custom"] = asdict(described(domain.custom, CustomData, f"{option}.custom"))
     return found
 

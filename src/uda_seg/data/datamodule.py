@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from uda_seg.data.batch import DomainBatch, Sample
 from uda_seg.data.custom import classes_of
+from uda_seg.data.labelled import LabelledImages
 from uda_seg.data.labels import ClassSet
 from uda_seg.data.loading import (
     StepLoader,
@@ -23,10 +25,11 @@ from uda_seg.data.loading import (
     cores_of_rank,
     start_worker,
 )
+from uda_seg.data.parts import check_domains, labeled_parts, target_parts, validation_parts
 from uda_seg.data.readers import DomainReaders
 from uda_seg.data.settings import DataSettings, DomainSettings
 from uda_seg.data.storage.label_store import StoredLabels
-from uda_seg.data.stream import DomainStream, PairedSteps, SampleReader, ValidationImages
+from uda_seg.data.stream import PairedSteps, SampleReader, Stream, WholeImages
 from uda_seg.data.training_streams import TrainingStreams
 from uda_seg.errors import UserError
 
@@ -36,8 +39,9 @@ log = logging.getLogger(__name__)
 class UDADataModule(pl.LightningDataModule):
     """Pairs labelled source and unlabelled target crops; a batch depends only on seed, rank, world size and step.
 
-    The oracle trains on the target's labels: the labelled target replaces the source, and there is no target. Without a
-    target in the settings or the method, batches have no "target" key.
+    The labelled images of a target (`labelled`) are a further source of every method. The oracle trains on the target's
+    labels: the labelled target replaces the source, and there is no target. Without a target in the settings or the
+    method, batches have no "target" key.
 
     Args:
         settings: The `data` node.
@@ -48,6 +52,7 @@ class UDADataModule(pl.LightningDataModule):
         target_labels: Train on the labelled target instead of the source (the oracle).
         needs_depth: The method reads the depth of source and target.
         overfit: Train repeatedly on the first batch; validation is unchanged.
+        resumed: Folder of the run that is resumed, whose labelled target images are used again.
 
     Attributes:
         pseudo_labels: stored labels to add to the target images of training batches, from the next batch on.
@@ -66,6 +71,7 @@ class UDADataModule(pl.LightningDataModule):
         target_labels: bool = False,
         needs_depth: bool = False,
         overfit: bool = False,
+        resumed: Path | None = None,
     ) -> None:
         super().__init__()
         self.settings, self.steps, self.seed, self.overfit = settings, steps, seed, overfit
@@ -77,16 +83,13 @@ class UDADataModule(pl.LightningDataModule):
             raise UserError(f"the method needs target images but data={settings.name} sets no data.target")
         if settings.cache not in ("auto", "memory", "disk", "none"):
             raise UserError(f"data.cache={settings.cache} is unknown; choose one of auto, memory, disk, none")
-        if settings.reader == "shards" and (target_labels or needs_depth):
-            what = "labels of the target" if target_labels else "depth"
-            raise UserError(f"data.reader=shards has only images, and the method reads {what}: use data.reader=files")
         self.pseudo_labels: StoredLabels | None = None
-        self._labeled = ("data.source", settings.source)
-        if target_labels and settings.target is not None:
-            self._labeled = ("data.target", settings.target)
-        self._target = settings.target if needs_target and not target_labels else None
+        check_domains(settings, labels=target_labels, depth=needs_depth)
+        self.labelled = LabelledImages(seed, resumed)
+        self._sources = labeled_parts(settings, self.labelled, target_labels=target_labels)
+        self._targets = target_parts(settings) if needs_target and not target_labels else []
         self._readers = DomainReaders(settings, self.classes, self.eval_classes, depth=needs_depth)
-        self._streams: dict[str, DomainStream] = {}
+        self._streams: dict[str, Stream] = {}
         self._validation: dict[str, SampleReader] = {}
 
     @property
@@ -112,7 +115,7 @@ class UDADataModule(pl.LightningDataModule):
     @property
     def target_batch(self) -> int:
         """Target images per step and rank."""
-        return self._target_batch if self._target and self.target_in_step else 0
+        return self._target_batch if self._targets and self.target_in_step else 0
 
     def find(self) -> None:
         """Find the data sets on disk, except those that have yet to be rendered.
@@ -120,11 +123,8 @@ class UDADataModule(pl.LightningDataModule):
         Raises:
             UserError: a folder that is not set or does not exist; names the command that helps.
         """
-        labeled, target = (*self._labeled, True), ("data.target", self._target, False)
-        validation = [(f"data.validation.{name}", domain, True) for name, domain in self.settings.validation.items()]
-        for option, domain, read in [labeled, target, *validation]:
-            if domain is not None:
-                self._readers.find(domain, option, labeled=read)
+        for part in (*self._sources, *self._targets, *validation_parts(self.settings).values()):
+            self._readers.find(part)
 
     def prepare_data(self) -> None:
         """Render and count what is missing from the cache (Lightning calls it once per machine, before `setup`)."""
@@ -135,34 +135,37 @@ class UDADataModule(pl.LightningDataModule):
         self._readers.check = self.rank == 0
         if stage in (None, "fit") and not self._streams:
             streams = TrainingStreams(self._readers, self.settings, self.seed)
-            option, domain = self._labeled
-            self._streams["source"] = streams.source(domain, option)
-            if self._target is not None:
-                self._streams["target"] = streams.target(self._target, self._target_batch)
+            self._streams["source"] = streams.source(self._sources)
+            if self._targets:
+                self._streams["target"] = streams.target(self._targets, self._target_batch)
         if not self._validation:
-            for name, domain in self.settings.validation.items():
-                option = f"data.validation.{name}"
-                self._validation[name] = self._readers.reader(domain, option, labeled=True, resize_label=False)
-                self._compare_bits(name, domain)
+            for name, part in validation_parts(self.settings).items():
+                self._validation[name] = self._readers.reader(part)
+                self._compare_bits(name, part.domain)
+
+    @property
+    def labelled_target_images(self) -> int:
+        """Number of target images whose labels are trained on."""
+        parts = zip(self._sources, self._streams["source"].readers, strict=True)
+        return sum(len(samples) for part, samples in parts if part.option in self.settings.targets)
 
     def _compare_bits(self, name: str, domain: DomainSettings) -> None:
         """Warn if validation images in the target's folder use another bit depth than those for training."""
-        target, same = self._streams.get("target"), self._target is not None and self._target.root == domain.root
-        if target is None or not same or domain.root is None:
-            return
-        train, validation = target.samples.dataset.bits, self._validation[name].dataset.bits
-        if train and validation and train != validation:
-            log.warning(
-                "data.target uses %d of 16 bits per channel, data.validation.%s uses %d: set bits= of both alike",
-                *(train, name, validation),
-            )
+        validation, streams = self._validation[name].dataset.bits, self._streams.get("target")
+        for part, samples in zip(self._targets, streams.readers if streams else (), strict=bool(streams)):
+            train, same = samples.dataset.bits, domain.root is not None and part.domain.root == domain.root
+            if same and train and validation and train != validation:
+                log.warning(
+                    "%s uses %d of 16 bits per channel, data.validation.%s uses %d: set bits= of both alike",
+                    *(part.option, train, name, validation),
+                )
 
     def train_dataloader(self) -> StepLoader:
         """Build the training loader, one batch per item, from the trainer's step on."""
         start = self.trainer.global_step if self.trainer else 0
         read = ("source", "target") if self.target_in_step else ("source",)
         streams = {name: self._of_rank(stream) for name, stream in self._streams.items() if name in read}
-        workers = self._workers([stream.samples for stream in streams.values()], max(0, self.steps - start))
+        workers = self._workers([r for stream in streams.values() for r in stream.readers], max(0, self.steps - start))
         return StepLoader(
             PairedSteps(streams, self.steps),
             batch_size=None,
@@ -190,7 +193,7 @@ class UDADataModule(pl.LightningDataModule):
         """
         return {
             name: DataLoader(
-                ValidationImages(samples),
+                WholeImages(samples),
                 batch_size=self.settings.val_batch,
                 # Lightning would skip a rank without images, and the others would wait for it.
                 sampler=range(self.rank, len(samples), self.world_size) or range(1),
@@ -210,29 +213,28 @@ class UDADataModule(pl.LightningDataModule):
     @property
     def has_target(self) -> bool:
         """True if there are unlabelled target images."""
-        return self._target is not None
+        return bool(self._targets)
 
     @property
     def bits(self) -> int | None:
         """Used bits per channel of 16-bit images, preferably the target's; None for 8-bit images."""
-        target = [self._streams["target"].samples] if "target" in self._streams else []
-        source = [self._streams["source"].samples] if "source" in self._streams else []
+        target, source = (self._streams[n].readers if n in self._streams else () for n in ("target", "source"))
         return next((s.dataset.bits for s in (*target, *self._validation.values(), *source) if s.dataset.bits), None)
 
     @property
     def target_shape(self) -> tuple[int, int, int]:
         """Number of target images for training, and the maximum height and width."""
-        samples = self._streams["target"].samples
-        height, width = samples.resize.box if samples.resize else samples.image_size
-        return len(samples), height, width
+        readers = self._streams["target"].readers
+        sizes = [samples.resize.box if samples.resize else samples.image_size for samples in readers]
+        return sum(map(len, readers)), max(height for height, _ in sizes), max(width for _, width in sizes)
 
     def target_images(self, batches: Sequence[Sequence[int]]) -> DataLoader[tuple[Sample, int]]:
         """Load whole unlabelled target images of training in the given batches of indices."""
-        samples = self._streams["target"].samples
+        readers = self._streams["target"].readers
         return DataLoader(
-            ValidationImages(samples),
+            WholeImages(*readers),
             batch_sampler=[list(places) for places in batches],
-            num_workers=self._workers([samples], len(batches)),
+            num_workers=self._workers(readers, len(batches)),
             collate_fn=collate_items,
             worker_init_fn=start_worker,
             pin_memory=torch.cuda.is_available(),
@@ -247,7 +249,7 @@ class UDADataModule(pl.LightningDataModule):
     def _target_batch(self) -> int:
         return self.settings.target_batch or self.settings.source_batch
 
-    def _of_rank(self, stream: DomainStream) -> DomainStream:
+    def _of_rank(self, stream: Stream) -> Stream:
         return replace(stream, rank=self.rank, world_size=self.world_size)
 
     def _workers(self, readers: Sequence[SampleReader], items: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from uda_seg.data.folders import (
@@ -28,6 +29,7 @@ class DatasetFiles:
         split: One of `spec.splits`.
         labeled: Search the labels too; if false, label files are not searched or required.
         count: Use the first `count` images; None: all.
+        choose: Chooses the images to use among their names; None: all of them.
         option: The setting that `root` comes from, for messages.
         prepare: The command that prepares the data, for messages; empty if there is none.
 
@@ -48,6 +50,7 @@ class DatasetFiles:
         *,
         labeled: bool,
         count: int | None = None,
+        choose: Callable[[list[str]], list[str]] | None = None,
         option: str = "data.source",
         prepare: str = "",
     ) -> None:
@@ -65,6 +68,8 @@ class DatasetFiles:
         self._spelled: dict[str, str] = {}
         found, self.left_out = self._images_and_others()
         self.names = found[:count]
+        if choose is not None and self.names:
+            self.names = choose(self.names)
         if not self.names:
             where = "/".join((str(self.image_root), *self._within))
             there = f", but {kinds_of(self.left_out)}" if self.left_out else ""

@@ -50,6 +50,7 @@ class SegmentationDataset(DatasetFiles):
         labeled: Read labels; if false, label files are not searched, opened or required.
         depth: Finds depth files from the split's image names with `find_depth`; None: depth is not read.
         count: Use the first `count` images; None: all.
+        choose: Chooses the images to use among their names; None: all of them.
         bits: Used bits per channel of 16-bit images; None: determined from a sample.
         option: The setting that `root` comes from, for messages.
         prepare: The command that prepares the data, for messages; empty if there is none.
@@ -71,11 +72,12 @@ class SegmentationDataset(DatasetFiles):
         labeled: bool,
         depth: Callable[[list[str]], DepthFiles] | None = None,
         count: int | None = None,
+        choose: Callable[[list[str]], list[str]] | None = None,
         bits: int | None = None,
         option: str = "data.source",
         prepare: str = "",
     ) -> None:
-        super().__init__(spec, root, split, labeled=labeled, count=count, option=option, prepare=prepare)
+        super().__init__(spec, root, split, labeled=labeled, count=count, choose=choose, option=option, prepare=prepare)
         self.restore: Callable[[], object] | None = None
         self.classes, self._bits = classes, bits
         self.depth = None if depth is None else depth(self.names)
@@ -97,7 +99,10 @@ class SegmentationDataset(DatasetFiles):
 
     def read_labels_as(self, encoding: LabelEncoding) -> None:
         """Switch to labels of this encoding, whether or not every image has one."""
-        mapped = class_map(self.spec.classes, self.classes)
+        try:
+            mapped = class_map(self.spec.classes, self.classes)
+        except UserError as error:
+            raise UserError(f"{self.option}: {error}, which all domains must share") from error
         self._encoding = encoding
         missing = _UNKNOWN if encoding.rest is None else mapped[encoding.rest]
         table = lookup_table({raw: mapped[train] for raw, train in encoding.table.items()}, missing)

@@ -28,6 +28,7 @@ def open_domain(
     *,
     labeled: bool,
     depth: bool = False,
+    choose: Callable[[list[str]], list[str]] | None = None,
 ) -> SegmentationDataset:
     """Open the data set of `domain`; streets without a root is first rendered into the cache.
 
@@ -38,6 +39,7 @@ def open_domain(
         option: Key of `domain` in the configuration, e.g. ``data.source``.
         labeled: Read labels.
         depth: Read depth.
+        choose: Chooses the images to use among their names; None: all of them.
 
     Raises:
         UserError: an unknown data set, no root, or invalid folders.
@@ -53,6 +55,7 @@ def open_domain(
         labeled=labeled,
         depth=_depth_finder(domain, settings, spec, root, option) if depth else None,
         count=domain.count,
+        choose=choose,
         bits=domain.bits,
         option=option,
         prepare="" if domain.dataset == "streets" else prepare,

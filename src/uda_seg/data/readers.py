@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.declared import Contents, check_labels
 from uda_seg.data.domains import open_domain
 from uda_seg.data.labels import ClassSet
+from uda_seg.data.parts import Part
 from uda_seg.data.settings import DataSettings, DomainSettings, prepare_command
 from uda_seg.data.storage.disk_cache import DiskCache, find_cache
 from uda_seg.data.storage.shards import ShardDataset, open_shards
@@ -41,46 +43,65 @@ class DomainReaders:
         self._found: dict[str, SegmentationDataset] = {}
         self.looked: dict[str, Contents] = {}
 
-    def find(self, domain: DomainSettings, option: str, *, labeled: bool) -> None:
+    def find(self, part: Part) -> None:
         """Find a data set on disk; one that has yet to be rendered is passed over.
 
         Raises:
             UserError: a folder that is not set or does not exist; names the command that helps.
         """
-        if self._in_shards(option):
-            open_shards(domain, self.settings, option)
-        elif domain.dataset != "streets" or domain.root is not None:
-            self._found[option] = self._open(domain, option, labeled=labeled)
+        if self._in_shards(part):
+            open_shards(part.domain, self.settings, part.option)
+        elif part.domain.dataset != "streets" or part.domain.root is not None:
+            self._found[part.key] = self._open(part)
 
-    def _open(self, domain: DomainSettings, option: str, *, labeled: bool) -> SegmentationDataset:
+    def _open(self, part: Part) -> SegmentationDataset:
         """Open a data set unless `find` has already."""
-        found = self._found.pop(option, None)
+        found = self._found.pop(part.key, None)
         if found is not None:
             return found
-        depth = self.depth and not option.startswith("data.validation.")
-        return open_domain(domain, self.settings, self.classes, option, labeled=labeled, depth=depth)
-
-    def reader(self, domain: DomainSettings, option: str, *, labeled: bool, resize_label: bool = True) -> SampleReader:
-        """Open a data set for reading; raises UserError if its files or settings are invalid."""
-        dataset: SegmentationDataset | ShardDataset
-        if self._in_shards(option):
-            dataset, stored = open_shards(domain, self.settings, option), None
-        else:
-            dataset = self._open(domain, option, labeled=labeled)
-            if labeled and self.check:
-                self.looked[option] = check_labels(dataset, option, self.eval_classes)
-            stored = self._stored(dataset, domain, option) if resize_label else None
-        return SampleReader(
-            dataset,
-            resize_of(domain),
-            margins=None if labeled else _margins(domain, option),
-            cache=self.settings.cache,
-            stored=stored,
-            resize_label=resize_label,
+        return open_domain(
+            part.domain,
+            self.settings,
+            self.classes,
+            part.option,
+            labeled=part.labeled,
+            depth=self.depth and part.of_training,
+            choose=part.choose,
         )
 
-    def _in_shards(self, option: str) -> bool:
-        return self.settings.reader == "shards" and option == "data.target"
+    def reader(self, part: Part, *, wanted: Iterable[int] | None = None) -> SampleReader:
+        """Open a data set for reading; labels of validation sets keep their size.
+
+        Args:
+            part: The domain.
+            wanted: Train ids whose absence from the labels' encoding is warned of; None: the evaluated ones.
+
+        Raises:
+            UserError: invalid files or settings.
+        """
+        dataset: SegmentationDataset | ShardDataset
+        cache, stored = self.settings.cache, None
+        if self._in_shards(part):
+            dataset = open_shards(part.domain, self.settings, part.option)
+        else:
+            dataset = self._open(part)
+            if part.labeled and self.check:
+                self.looked[part.key] = check_labels(dataset, part.key, self.eval_classes if wanted is None else wanted)
+            if part.choose is not None:  # few images, which `prepare` does not know
+                cache = "auto" if cache == "disk" else cache
+            elif part.of_training:
+                stored = self._stored(dataset, part.domain, part.option)
+        return SampleReader(
+            dataset,
+            resize_of(part.domain),
+            margins=None if part.labeled else _margins(part.domain, part.option),
+            cache=cache,
+            stored=stored,
+            resize_label=part.of_training,
+        )
+
+    def _in_shards(self, part: Part) -> bool:
+        return self.settings.reader == "shards" and part.option == "data.target"
 
     def _stored(self, dataset: SegmentationDataset, domain: DomainSettings, option: str) -> DiskCache | None:
         """Open the disk cache of training images if it is configured or exists."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from uda_seg.data.batch import Array, DomainBatch, Sample, collate
 from uda_seg.data.datasets import SegmentationDataset
-from uda_seg.data.sampling import Draw, Order, generator, positions
+from uda_seg.data.sampling import DomainOrder, Draw, Order, generator, positions
 from uda_seg.data.storage.disk_cache import DiskCache
 from uda_seg.data.storage.shards import ShardDataset
 from uda_seg.data.transforms import CropRule, RareClass, Resize, training_crop
@@ -150,22 +150,65 @@ class DomainStream:
     rare_pixels: float = 0.0
     rare_tries: int = 0
 
+    @property
+    def readers(self) -> tuple[SampleReader, ...]:
+        """The reader of the domain's samples."""
+        return (self.samples,)
+
+    def batch_at(self, step: int) -> DomainBatch:
+        """Return this rank's batch at `step`, identical in every process and run."""
+        crops = [self.crop_at(p) for p in positions(step, self.batch, self.rank, self.world_size)]
+        return collate([crop for crop, _ in crops], [index for _, index in crops])
+
+    def crop_at(self, position: int) -> tuple[Sample, int]:
+        """Return the crop at `position` of the stream of all ranks, and the index of its image."""
+        pick = self.order.pick(position, self.world_size)
+        rng = generator(self.seed, self.domain, Draw.CROP, position)
+        rare = None if pick.rare is None else RareClass(pick.rare, self.rare_pixels, self.rare_tries)
+        return training_crop(self.samples[pick.image], self.rule, rng, rare), pick.image
+
+
+@dataclass(frozen=True)
+class JointStream:
+    """Infinite stream of the crops of several domains, each of which passes over its images on its own.
+
+    Args:
+        parts: The domains' streams; images are numbered on from one to the next.
+        order: Division of positions among them.
+        batch: Images per step and rank, over all domains.
+        rank: Rank of this process.
+        world_size: Number of ranks.
+    """
+
+    parts: tuple[DomainStream, ...]
+    order: DomainOrder
+    batch: int
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def readers(self) -> tuple[SampleReader, ...]:
+        """The readers of the domains, in order."""
+        return tuple(part.samples for part in self.parts)
+
     def batch_at(self, step: int) -> DomainBatch:
         """Return this rank's batch at `step`, identical in every process and run."""
         crops, indices = [], []
         for position in positions(step, self.batch, self.rank, self.world_size):
-            pick = self.order.pick(position, self.world_size)
-            rng = generator(self.seed, self.domain, Draw.CROP, position)
-            rare = None if pick.rare is None else RareClass(pick.rare, self.rare_pixels, self.rare_tries)
-            crops.append(training_crop(self.samples[pick.image], self.rule, rng, rare))
-            indices.append(pick.image)
+            domain, own = self.order.place(position)
+            crop, index = self.parts[domain].crop_at(own)
+            crops.append(crop)
+            indices.append(index + sum(len(part.samples) for part in self.parts[:domain]))
         return collate(crops, indices)
+
+
+Stream = DomainStream | JointStream
 
 
 class PairedSteps(torch.utils.data.Dataset[dict[str, DomainBatch]]):
     """Map-style data set of training batches: item `step` contains one batch per domain."""
 
-    def __init__(self, streams: Mapping[str, DomainStream], steps: int) -> None:
+    def __init__(self, streams: Mapping[str, Stream], steps: int) -> None:
         self.streams, self.steps = dict(streams), steps
 
     def __len__(self) -> int:
@@ -175,14 +218,22 @@ class PairedSteps(torch.utils.data.Dataset[dict[str, DomainBatch]]):
         return {name: stream.batch_at(step) for name, stream in self.streams.items()}
 
 
-class ValidationImages(torch.utils.data.Dataset[tuple[Sample, int]]):
-    """All labelled images: the image at the network's size, the label at its size on disk."""
+class WholeImages(torch.utils.data.Dataset[tuple[Sample, int]]):
+    """All images of one or several readers, numbered on from one to the next.
 
-    def __init__(self, samples: SampleReader) -> None:
-        self.samples = samples
+    In validation the image has the network's size, and the label its size on disk.
+    """
+
+    def __init__(self, *readers: SampleReader) -> None:
+        self.readers = readers
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return sum(map(len, self.readers))
 
     def __getitem__(self, index: int) -> tuple[Sample, int]:
-        return self.samples[index], index
+        own = index
+        for samples in self.readers:
+            if own < len(samples):
+                return samples[own], index
+            own -= len(samples)
+        raise IndexError(index)

@@ -136,6 +136,23 @@ class PixelSize(Limit):
 
 
 @dataclass(frozen=True)
+class Budget(Limit):
+    """A number of images from 1, a share of them in (0, 1], or the path of a list; None stands for null."""
+
+    def complaint(self, value: Any) -> str | None:
+        """Describe an invalid number, share or path; None if it is valid."""
+        if isinstance(value, str):
+            return Filled().complaint(value)
+        whole = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST
+        if value is None or whole or (isinstance(value, float) and 0 < value <= 1):
+            return None
+        return "is no number of images: give 1 or more, a share such as 0.0625, or the file that lists them"
+
+    def __str__(self) -> str:
+        return "a number of images, a share in (0, 1], or a file that lists them"
+
+
+@dataclass(frozen=True)
 class Filled(Limit):
     """Non-empty text."""
 
@@ -193,6 +210,7 @@ Size = Annotated[list[int], PixelSize()]
 Text = Annotated[str, Filled()]
 Name = Annotated[str, FolderName()]
 FilePath = Annotated[str, Filled(), _Path]
+LabelBudget = Annotated[Any, Budget(), _Path]
 
 # Searched by `sweep=optuna`, whatever the option's name.
 LossWeight = Annotated[float, Interval(0, 1e6), _Term]

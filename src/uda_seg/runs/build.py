@@ -95,8 +95,8 @@ def method_class(config: Config) -> type[UDAModule]:
     return found
 
 
-def build_data(config: Config) -> UDADataModule:
-    """Build the data module with the data that the method requires."""
+def build_data(config: Config, resume: Path | None = None) -> UDADataModule:
+    """Build the data module with the data that the method requires; `resume` is the checkpoint of a resumed run."""
     method = method_class(config)
     return UDADataModule(
         config.data,
@@ -107,6 +107,7 @@ def build_data(config: Config) -> UDADataModule:
         needs_depth=method.needs_depth,
         target_labels=method.supervised_target,
         overfit=config.trainer.overfit,
+        resumed=None if resume is None else resume.resolve().parent.parent,
     )
 
 

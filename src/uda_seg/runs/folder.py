@@ -48,11 +48,11 @@ WRITTEN = (
         "profile/*-advanced*.txt",
     ),
     *("tensorboard/events.out.tfevents.*", "tensorboard/hparams.yaml", "wandb/id.txt"),
-    *("depth.md", "depth.png", "depth_metrics.json", "metrics.csv", "metrics.json", RECORD),
+    *("depth.md", "depth.png", "depth_metrics.json", "metrics.csv", "metrics.json", "labelled_*.txt", RECORD),
 )
 _OWN_NAME = re.compile(
     r"(last|fresh|previous|best)\.ckpt|round_\d+\.npy|step_\d+\.png|id\.txt|depth\.(md|png)|depth_metrics\.json"
-    r"|metrics\.(csv|json)|run\.yaml|uda_seg\.lock"
+    r"|metrics\.(csv|json)|run\.yaml|uda_seg\.lock|labelled_.+\.txt"
 )
 WAIT_S = 60.0  # seconds that other ranks wait for the first one
 

@@ -144,6 +144,7 @@ def row_of(folder: Path, sweep: Path) -> dict[str, object]:
         "seed": metrics["seed"],
         "steps": metrics["step"],
         "source images": metrics.get("source_images"),
+        **({"target labels": labels} if (labels := metrics.get("labelled_target_images")) else {}),
         "miou": metrics.get("miou"),
         "best": dict(leaves(metrics)).get("best.miou"),
         "pixel_accuracy": metrics.get("pixel_accuracy"),
