@@ -255,11 +255,36 @@ def test_data_given_now_replaces_all_that_an_experiment_says_of_its_own():
 def test_values_of_an_experiment_are_read_back_by_hydra():
     overrides = replay(checkpoint_of(experiment="bicl_gta2cs", method="bicl"), [])[1:-1]
     read = {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(overrides)}
-    assert (read["data.crop"], read["data.crop_max_ratio"], read["method.stem"]) == ([730, 730], 1.0, "own")
+    assert (read["data.crop"], read["data.crop_max_ratio"]) == ([730, 730], 1.0)
+    assert read["method._target_"] == "uda_seg.methods.released.bicl.ReleasedBiCL"
     assert read["model.encoder.freeze_norm"] is True
 
 
+@pytest.mark.parametrize("moved", [["method.feature=logits"], ["++method.stem=own", "method.entropy_weight=0.1"]])
+def test_options_that_are_of_the_release_now_select_its_class(moved):
+    """A checkpoint of a version in which one class had them all; what it did not say is as in the paper."""
+    network = ["model.encoder.weights=null", "model.encoder.blocks=[1,1,1,1]", "model.encoder.width=4"]
+    said = checkpoint_of(*moved, *network[1:], "method.rounds=3", method="bicl", model="deeplabv2_r101", data="streets")
+    now = configured(*replay(said, []))
+    plain = configured("method=bicl", "model=deeplabv2_r101", "data=streets", "method.rounds=3", *network)
+    asked = {o.lstrip("+").removeprefix("method.").partition("=")[0] for o in moved}
+    assert now.method["_target_"] == "uda_seg.methods.released.bicl.ReleasedBiCL"
+    assert {k: v for k, v in now.method.items() if k in plain.method and k not in (*asked, "_target_")} == {
+        k: v for k, v in plain.method.items() if k not in (*asked, "_target_")
+    }
+    kept = {"feature": "fused", "absent": "masked", "entropy_weight": 0.0, "resolution": "features"}
+    kept |= {"source_ce": "all", "encoder_updates": "once", "stem": "shared"}
+    values = {"feature": "logits"} if len(moved) == 1 else {"stem": "own", "entropy_weight": 0.1}
+    assert {name: now.method[name] for name in kept} == kept | values
+    assert (
+        configured(*replay(checkpoint_of("method.feature=backbone", method="bicl", data="streets"), []))
+        .method["_target_"]
+        .endswith(".BiCL")
+    )
+
+
 def test_an_experiment_of_many_jobs_is_replayed_as_one():
+    """Also by its name of older versions."""
     said = checkpoint_of("method.until=backward", experiment="bicl_ladder", method="bicl", data="streets")
     expected = ["++model.encoder.weights=null", "method=bicl", "data=streets", "method.until=backward"]
     assert replay(said, []) == expected

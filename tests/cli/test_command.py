@@ -22,6 +22,7 @@ from uda_seg.errors import UserError
     [
         (["methd=lcmsm"], "methd is no key of the configuration; did you mean method?"),
         (["method=lcmms"], "method=lcmms: there is no such method; did you mean lcmsm?"),
+        (["experiment=bicl_ladder"], "experiment=bicl_ladder is now experiment=bicl_ablation"),
         (["model=daformer_mitb6"], "model=daformer_mitb6: there is no such model; did you mean daformer_mitb5?"),
         (["method.txet=none"], "did you mean method.text?"),
         (["data.srouce.root=x"], "did you mean data.source.root?"),

@@ -72,6 +72,7 @@ def test_what_no_file_sets_arrives():
         ("~init", "init is null already"),
         ("~method.width", "method.width is set by no file: there is nothing to delete"),
         ("method.temprature=1", "did you mean method.temperature?"),
+        ("method.stem=own", "method.stem is an option of BiCL's release alone: experiment=bicl_gta2cs"),
         ("method.base=mic", "method.base is now part of the method: method=t2sda_dacs | t2sda | t2sda_mic"),
         ("data.crop.0=5", "did you mean data.crop?"),
     ],

@@ -6,7 +6,7 @@ import pytest
 
 from uda_seg.cli.command import check
 from uda_seg.config.compose import composed
-from uda_seg.config.former import todays_options
+from uda_seg.config.former import PLAIN_BICL, todays_method, todays_options
 from uda_seg.config.replay import replay
 
 OLD = {"base": "daformer", "feature_distance": 0.005, "mask_weight": 1.0}  # as every checkpoint of T2S-DA has them
@@ -35,3 +35,15 @@ def test_a_checkpoint_of_t2sda_on_a_base_composes_its_method(overrides, choices,
     trained = todays_options(said)
     assert (trained["feature_distance"], trained["mask_weight"]) == weights
     assert "base" not in trained
+
+
+@pytest.mark.parametrize(
+    ("option", "method"),
+    [
+        ({}, "BiCL"), ({"feature": "backbone"}, "BiCL"), ({"feature": "logits"}, "ReleasedBiCL"),
+        ({"stem": "own", "feature": "projection"}, "ReleasedBiCL"),
+    ],
+)  # fmt: skip
+def test_a_run_of_bicl_as_released_can_be_resumed_by_its_recipe(option, method):
+    assert todays_method({"method": "BiCL", "options": {**PLAIN_BICL, **option}}) == method
+    assert todays_method({"method": "CorDA", "options": {"encoder_updates": "released"}}) == "CorDA"

@@ -92,7 +92,7 @@ for pair in ("cs2acdc", "cs2darkzurich"):
     RECIPES |= {f"hrda_{pair}": (f"{pair}_hr", FAMILY), f"mic_hrda_{pair}": (f"{pair}_hr", MIC_FULL)}
 
 # They have no pair of their own, or train no segmentation.
-OTHERS = {"bicl_ladder", "source_only_gta2dg", "t2sda_gta2dg"}
+OTHERS = {"bicl_ablation", "source_only_gta2dg", "t2sda_gta2dg"}
 OTHERS |= {f"depth_{name}" for name in ("cityscapes", "cityscapes_stereo", "viper", "synthia")}
 
 

@@ -14,7 +14,8 @@ from test_steps import Target, fit
 from uda_seg.config.compose import composed
 from uda_seg.config.naming import variant
 from uda_seg.config.schema import CONF
-from uda_seg.methods.bicl import LADDER, BiCL
+from uda_seg.methods.bicl import BiCL
+from uda_seg.methods.options.bicl import Ablation
 from uda_seg.methods.settings import OptimizerSettings
 from uda_seg.runs.build import instantiate_module
 
@@ -128,20 +129,20 @@ def test_bicl_as_released_runs(make_plan, make_batch):
     assert all(torch.isfinite(p).all() for p in module.parameters())
 
 
-def test_the_ladder_is_six_runs(make_plan, make_batch):
-    """Each rung adds its terms to the one below, in a folder of its own; the first is the source-only control."""
-    jobs = OmegaConf.load(CONF / "experiment/bicl_ladder.yaml").hydra.sweeper.params
-    rungs = jobs["method.until"].split(",")
-    assert tuple(rungs) == LADDER
+def test_the_ablation_is_six_runs(make_plan, make_batch):
+    """Each step adds its terms to the one before, in a folder of its own; the first is the source-only control."""
+    jobs = OmegaConf.load(CONF / "experiment/bicl_ablation.yaml").hydra.sweeper.params
+    steps = jobs["method.until"].split(",")
+    assert [Ablation[step.upper()] for step in steps] == list(Ablation)
     batches = [make_batch(seed) for seed in range(3)]
-    assert len({variant(["experiment=bicl_ladder", f"method.until={rung}"]) for rung in rungs}) == 6
+    assert len({variant(["experiment=bicl_ablation", f"method.until={step}"]) for step in steps}) == 6
     terms, weights = [], []
-    config = tiny(composed(["experiment=bicl_ladder", "model=daformer_small", "pretrained=null"]))
-    for rung in rungs:
-        config.method["until"] = rung
+    config = tiny(composed(["experiment=bicl_ablation", "model=daformer_small", "pretrained=null"]))
+    for step in steps:
+        config.method["until"] = step
         torch.manual_seed(0)
         module = instantiate_module(config, make_plan())
-        read = batches if rung == "source" else batches_for(module, make_batch)
+        read = batches if step == "source" else batches_for(module, make_batch)
         fit(module, read)
         terms.append({name.removeprefix("train/") for name in module.recorded} & set(BICL_TERMS))
         weights.append(module.segmentor.state_dict())

@@ -12,6 +12,7 @@ import pytest
 import pytorch_lightning as pl
 import reference_steps as reference
 import torch
+from test_bicl_released import half_released
 from test_steps import equal_weights, fit, run_plain
 from torch import nn
 
@@ -24,9 +25,9 @@ from uda_seg.data.settings import DataSettings, DomainSettings
 from uda_seg.data.storage.label_store import StoredLabels
 from uda_seg.errors import UserError
 from uda_seg.methods import labelling, rounds
-from uda_seg.methods.bicl import LADDER, BiCL
+from uda_seg.methods.bicl import BiCL
 from uda_seg.methods.labelling import label_target
-from uda_seg.methods.options.bicl import BiCLOptions
+from uda_seg.methods.options.bicl import Ablation, BiCLOptions
 from uda_seg.methods.options.source_only import SourceOnlyOptions
 from uda_seg.methods.round_schedule import RoundSchedule
 from uda_seg.methods.settings import TeacherSettings
@@ -53,22 +54,22 @@ def labelled_batches(make_batch):
     return [with_labels(make_batch(seed), seed) for seed in range(STEPS)]
 
 
-@pytest.mark.parametrize("until", LADDER)
-def test_step_equals_plain_pytorch(until, double, labelled_batches, make_segmentor, make_plan):
+@pytest.mark.parametrize("step", Ablation)
+def test_step_equals_plain_pytorch(step, double, labelled_batches, make_segmentor, make_plan):
     options = {"warmup": 0.0, "temperature": 0.5, "dynamic_threshold": 0.06, "calibration_momentum": 0.6}
     options |= {"feature": "logits", "entropy_weight": 0.4, "entropy_kind": "shannon"}
-    module = BiCL(make_segmentor(), make_plan(), BiCLOptions(until=until, **options))
+    module = half_released(make_segmentor(), make_plan(), until=step.name.lower(), **options)
     student, xi = copy.deepcopy(module.segmentor), torch.zeros(19, 19)
     labels = iter([batch["target"].pseudo for batch in labelled_batches])
 
-    def step(network, batch, **_):
-        reference.bicl(network, batch, next(labels), xi, LADDER.index(until), 0.5, 0.06, 0.6)
+    def step_of(network, batch, **_):
+        reference.bicl(network, batch, next(labels), xi, int(step), 0.5, 0.06, 0.6)
 
-    run_plain(step, student, None, labelled_batches, module.plan)
+    run_plain(step_of, student, None, labelled_batches, module.plan)
     fit(module, labelled_batches)
     equal_weights(module, student)
     assert_same_sums(module.calibration.value, xi, share=LEFT)
-    assert (xi.abs().sum() > 0) == (until == "calibration")
+    assert (xi.abs().sum() > 0) == (step == Ablation.CALIBRATION)
 
 
 @pytest.mark.parametrize("cuda", [False, True])
@@ -110,7 +111,7 @@ def test_displacements_stay_zero_at_momentum_one_and_for_equal_domains(make_segm
 def test_without_displacement_dynamic_labels_are_plain_transfer(make_segmentor, make_plan, labelled_batches):
     shown = {}
     options = {"feature": "logits", "temperature": 0.5, "dynamic_threshold": 0.06}
-    module = BiCL(make_segmentor(), make_plan(), BiCLOptions(calibration_momentum=1.0, **options))
+    module = half_released(make_segmentor(), make_plan(), calibration_momentum=1.0, **options)
     module.log_images = lambda **tensors: shown.update(tensors)
     g = torch.Generator().manual_seed(0)
     f_s, f_t = torch.randn(2, 19, 4, 8, generator=g), torch.randn(2, 19, 4, 8, generator=g)
@@ -162,7 +163,7 @@ def test_nothing_shared_and_nothing_labelled_is_no_nan(make_segmentor, make_plan
     batch["source"].label[:] = 2
     for label in (5, 255):
         batch["target"].pseudo = torch.full_like(batch["source"].label, label)
-        module = run_once(BiCL(make_segmentor(), make_plan(), BiCLOptions(until="backward", entropy_weight=0.4)), batch)
+        module = run_once(half_released(make_segmentor(), make_plan(), until="backward", entropy_weight=0.4), batch)
         assert all(torch.isfinite(p).all() for p in module.parameters())
         assert module.recorded["train/contrast/forward"] == module.recorded["train/contrast/backward"] == 0.0
 
@@ -192,7 +193,7 @@ def test_margins_are_labelled_neither_way(margins, make_segmentor, make_plan, la
     batch, shown = labelled_batches[0], {}
     batch["target"].valid[:, 16:] = False
     plan = make_plan(teacher=TeacherSettings(margins=margins))
-    module = BiCL(make_segmentor(), plan, BiCLOptions(feature="logits", temperature=0.5, dynamic_threshold=0.06))
+    module = half_released(make_segmentor(), plan, feature="logits", temperature=0.5, dynamic_threshold=0.06)
     module.log_images = lambda **tensors: shown.update(tensors)
     run_once(module, batch)
     for name in ("pseudo_label", "hybrid_label"):
@@ -204,9 +205,7 @@ def test_margins_are_labelled_neither_way(margins, make_segmentor, make_plan, la
 def test_every_feature_can_be_compared(feature, make_segmentor, make_plan, labelled_batches):
     segmentor = make_segmentor()
     fused, last = segmentor.heads["main"].width, segmentor.encoder.channels[-1]
-    module = run_once(
-        BiCL(segmentor, make_plan(), BiCLOptions(warmup=0.0, feature=feature, width=5)), labelled_batches[0]
-    )
+    module = run_once(half_released(segmentor, make_plan(), warmup=0.0, feature=feature, width=5), labelled_batches[0])
     width = {"fused": fused, "logits": 19, "backbone": last, "projection": 5}[feature]
     assert module.calibration.value.shape == (19, width)
     assert module.calibration.value.abs().sum() > 0
@@ -215,7 +214,7 @@ def test_every_feature_can_be_compared(feature, make_segmentor, make_plan, label
 
 def test_own_stem(make_segmentor, make_plan, labelled_batches):
     first = copy.deepcopy(make_segmentor().encoder.stem.conv.weight)
-    module = BiCL(make_segmentor(), make_plan(steps=4), BiCLOptions(stem="own", warmup=0.0))
+    module = half_released(make_segmentor(), make_plan(steps=4), stem="own", warmup=0.0)
     fit(module, labelled_batches)
     own, shared = module.source_stem.stage[0].conv.weight, module.segmentor.encoder.stem.conv.weight
     assert not torch.equal(own, shared)
@@ -226,7 +225,7 @@ def test_own_stem(make_segmentor, make_plan, labelled_batches):
 @pytest.mark.parametrize("steps", [1, 2])
 def test_the_warm_up_trains_the_plain_stem(steps, make_segmentor, make_plan, make_batch):
     """What is validated and saved has the stem that its trunk was trained with; the source's starts as a copy of it."""
-    module = BiCL(make_segmentor(), make_plan(), BiCLOptions(stem="own", warmup=0.5))  # of 4 steps
+    module = half_released(make_segmentor(), make_plan(), stem="own", warmup=0.5)  # of 4 steps
     control = SourceOnly(make_segmentor(), make_plan(), SourceOnlyOptions())
     first = copy.deepcopy(module.source_stem.stage.state_dict())
     batches = [make_batch(seed) for seed in range(steps)]
@@ -246,7 +245,7 @@ def test_own_stem_needs_an_encoder_that_can_be_cut(make_segmentor, make_plan):
     segmentor = make_segmentor()
     segmentor.encoder = TimmEncoder("test_convnext")
     with pytest.raises(UserError, match=r"method\.stem=shared"):
-        BiCL(segmentor, make_plan(), BiCLOptions(stem="own", feature="backbone"))
+        half_released(segmentor, make_plan(), stem="own", feature="backbone")
 
 
 # ---------------------------------------------------------------------- rounds
@@ -315,7 +314,7 @@ def test_a_round_labels_what_is_surest(make_segmentor, make_plan, data, tmp_path
     assert not (tmp_path / "run/pseudo_labels").exists()
     train(module, data(), tmp_path / "run", max_steps=1)
     module.infer = Sure()
-    label_target(module, module.rounds.store, 0, module.rounds.shares)
+    label_target(module, module.rounds.store, 0, module.options)
     labels = np.load(tmp_path / "run/pseudo_labels/round_000.npy")
     with torch.no_grad():
         images = torch.cat([batch.image for batch in module.trainer.datamodule.target_images([[0, 1, 2], [3, 4, 5]])])

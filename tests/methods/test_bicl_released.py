@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 
 import numpy as np
@@ -13,8 +14,9 @@ from test_steps import fit
 
 from uda_seg.data.labels import CITYSCAPES
 from uda_seg.methods.bicl import BiCL
-from uda_seg.methods.labelling import Shares, class_thresholds
+from uda_seg.methods.labelling import class_thresholds
 from uda_seg.methods.options.bicl import BiCLOptions
+from uda_seg.methods.released.bicl import ReleasedBiCL, ReleasedBiCLOptions
 from uda_seg.methods.released.repeated_sgd import RepeatedSGD, repeats_of
 from uda_seg.methods.settings import OptimizerSettings
 from uda_seg.methods.sgd import SteadySGD
@@ -25,6 +27,35 @@ from uda_seg.ops.contrast import similarity, transfer_labels
 from uda_seg.ops.prototypes import class_sums
 
 RELEASED = {"feature": "logits", "absent": "opposite", "resolution": "labels"}
+
+
+PLAIN = {"feature": "fused", "absent": "masked", "entropy_weight": 0.0, "resolution": "features", "source_ce": "all"}
+PLAIN |= {"encoder_updates": "once", "stem": "shared"}
+
+
+def half_released(segmentor, plan, **options):
+    """BiCL with the named ones of the release's habits."""
+    return ReleasedBiCL(segmentor, plan, ReleasedBiCLOptions(**{**PLAIN, **options}))
+
+
+def test_without_its_habits_the_release_is_the_paper(make_segmentor, make_plan, make_batch):
+    batches = [make_batch(seed) for seed in range(2)]
+    batches[1]["target"].pseudo = batches[1]["source"].label.flip(0)
+    plain = BiCL(make_segmentor(), make_plan(), BiCLOptions(warmup=0.5))
+    released = half_released(make_segmentor(), make_plan(), warmup=0.5)
+    for module in (plain, released):
+        fit(module, batches)
+    assert plain.recorded == released.recorded
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(tensor, released.state_dict()[name]), name
+    habits = {f.name: f.default for f in dataclasses.fields(ReleasedBiCLOptions) if f.name in PLAIN}
+    assert habits == {
+        **RELEASED,
+        "entropy_weight": 0.4,
+        "source_ce": "labelled",
+        "encoder_updates": "released",
+        "stem": "own",
+    }
 
 
 def corner(place, cells, pixels):
@@ -78,7 +109,7 @@ def patches(seed, height, width):
 
 def test_contrast_over_pixels_is_the_released_one(make_segmentor, make_plan):
     """Loss and gradient, on features and labels that have nothing to do with each other."""
-    module = BiCL(make_segmentor(), make_plan(), BiCLOptions(until="backward", temperature=0.1, **RELEASED))
+    module = half_released(make_segmentor(), make_plan(), until="backward", temperature=0.1, **RELEASED)
     g = torch.Generator().manual_seed(5)
     f_s, f_t = (torch.randn(2, 9, 3, 5, generator=g, requires_grad=True) for _ in range(2))
     y_s, y_t = patches(1, 17, 23), patches(2, 17, 23)
@@ -102,18 +133,17 @@ def test_contrast_over_cells_is_another(make_segmentor, make_plan):
     y_s, y_t = patches(1, 17, 23), patches(2, 17, 23)
     values = []
     for options in (RELEASED, {**RELEASED, "resolution": "features"}):
-        module = BiCL(make_segmentor(), make_plan(), BiCLOptions(until="backward", **options))
+        module = half_released(make_segmentor(), make_plan(), until="backward", **options)
         terms = module.contrast(f_s, y_s, f_t, y_t, torch.ones_like(y_t, dtype=torch.bool))
         values.append([term.value.item() for term in terms])
     assert abs(values[0][0] - values[1][0]) > 1e-2 < abs(values[0][1] - values[1][1])
-    assert BiCL(make_segmentor(), make_plan(), BiCLOptions()).options.resolution == "features"
 
 
 def test_dynamic_labels_are_transferred_to_pixels(make_segmentor, make_plan):
     """Where a pixel has no static label it takes the dynamic one of its cell."""
     shown = {}
     plan = make_plan(crop=(17, 23))
-    module = BiCL(make_segmentor(), plan, BiCLOptions(dynamic_threshold=0.06, temperature=0.5, **RELEASED))
+    module = half_released(make_segmentor(), plan, dynamic_threshold=0.06, temperature=0.5, **RELEASED)
     module.log_images = lambda **tensors: shown.update(tensors)
     g = torch.Generator().manual_seed(6)
     f_s, f_t = torch.randn(2, 2, 19, 3, 5, generator=g)
@@ -138,8 +168,8 @@ def recorded(make_segmentor, make_plan, make_batch):
     batch = make_batch(1)
     batch["target"].pseudo = batch["source"].label.flip(0).clone()
     batch["target"].pseudo[:, :7] = 255
-    options = BiCLOptions(warmup=0.0, until="backward", entropy_weight=0.4, source_ce="labelled", **RELEASED)
-    module = BiCL(make_segmentor(), make_plan(), options)
+    options = {"warmup": 0.0, "until": "backward", "entropy_weight": 0.4, "source_ce": "labelled", **RELEASED}
+    module = half_released(make_segmentor(), make_plan(), **options)
     for dropout in (m for m in module.segmentor.modules() if isinstance(m, torch.nn.Dropout2d)):
         dropout.p = 0.0
     torch.nn.init.normal_(module.segmentor.heads["main"].conv_seg.weight)  # decided, and so unlike between cells
@@ -168,7 +198,7 @@ def test_the_encoder_is_updated_as_often_as_the_release_lists_it(make_plan, make
     """Both first stages are listed like the shared ones; BiCL's code lists its encoder as CorDA's does."""
     plan = make_plan(optimizer=OptimizerSettings(name="sgd", lr=1e-3))
     network = Segmentor(ResNet101(blocks=(1, 1, 1, 1), width=4), DeepLabV2Head, 19)
-    module = BiCL(network, plan, BiCLOptions(encoder_updates="released", feature="logits", stem="own"))
+    module = half_released(network, plan, encoder_updates="released", feature="logits", stem="own")
     optimizer = module.configure_optimizers()
     assert isinstance(optimizer, RepeatedSGD)
     repeats = {id(p): group["repeats"] for group in optimizer.param_groups for p in group["params"]}
@@ -189,7 +219,7 @@ def test_what_trains_from_the_first_round_on_has_no_momentum_before(updates, mak
     """The source's own stem has no gradient in the warm-up, while the rest of its group has."""
     plan = make_plan(optimizer=OptimizerSettings(name="sgd", lr=1e-3))
     network = Segmentor(ResNet101(blocks=(1, 1, 1, 1), width=4), DeepLabV2Head, 19)
-    module = BiCL(network, plan, warmup=0.5, encoder_updates=updates, stem="own", **RELEASED)
+    module = half_released(network, plan, warmup=0.5, encoder_updates=updates, stem="own", **RELEASED)
     batches = [make_batch(seed) for seed in range(4)]
     for batch in batches[2:]:
         batch["target"].pseudo = batch["source"].label.flip(0)
@@ -286,7 +316,7 @@ def test_classes_that_the_source_lacks_are_labelled_by_their_image_alone():
     sixteen = CITYSCAPES.subset("16")
     level = torch.full((1, 1, 19), 100, dtype=torch.int16)
     label = torch.arange(19, dtype=torch.uint8).view(1, 1, 19)
-    thresholds = class_thresholds(histogram(label, level, 19), Shares(1.0, 0.0), sixteen)
+    thresholds = class_thresholds(histogram(label, level, 19), 1.0, sixteen)
     kept = select(label, level, thresholds, torch.tensor([LEVELS]))
     assert set(kept.flatten().tolist()) == {*sixteen, 255}
     assert torch.equal(select(label, level, thresholds, torch.tensor([100])), label)

@@ -22,6 +22,7 @@ from uda_seg.cli.arguments import Arguments, emptied, parsed, quoted, read_argum
 from uda_seg.cli.explain import explain
 from uda_seg.cli.keys import Places, check_keys
 from uda_seg.config.compose import _composed, _started, as_user_error, composed, is_multirun
+from uda_seg.config.former import CHOICES
 from uda_seg.config.naming import plain_name, variant
 from uda_seg.config.schema import CONF, Config, groups, key_of, parse
 from uda_seg.config.sources import make_importable, searched, searchpath_in, with_folder
@@ -235,6 +236,9 @@ def _choices(override: Override, places: Places) -> list[str]:
     options = places.choices(group)
     for choice in choices:
         if choice.strip("'\"") not in options:
+            now = CHOICES.get((group, choice))
+            if now is not None:
+                raise UserError(f"{group}={choice} is now {group}={now}")
             hint = nearest(choice, options)
             raise UserError(f"{group}={shown(choice)}: there is no such {group}; {hint}")
     if isinstance(value, list):  # several files of the group, merged

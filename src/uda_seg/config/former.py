@@ -1,8 +1,8 @@
-"""What older versions called a method's options, for checkpoints that state them and for whoever still gives them."""
+"""What older versions called options and choices, for checkpoints that state them and for whoever still gives them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from uda_seg.config.schema import key_of
@@ -11,13 +11,28 @@ BASE = "method.base"  # of T2S-DA, which now has a choice of `method=` for each 
 BASES = {"dacs": "t2sda_dacs", "daformer": "t2sda", "mic": "t2sda_mic"}
 
 
+CHOICES = {("experiment", "bicl_ladder"): "bicl_ablation"}
+
+# Options of BiCL that its release alone has now, with the values of the paper's method.
+RELEASED_BICL = "uda_seg.methods.released.bicl.ReleasedBiCL"
+PLAIN_BICL = {
+    "feature": "fused", "absent": "masked", "entropy_weight": 0.0, "entropy_kind": "double_softmax",
+    "resolution": "features", "source_ce": "all", "encoder_updates": "once", "stem": "shared",
+}  # fmt: skip
+
+
 def former(key: str) -> str | None:
     """Say what a former key is called now, in words that follow it; None if it never was one."""
-    return f"is now part of the method: method={' | '.join(BASES.values())}" if key == BASE else None
+    if key == BASE:
+        return f"is now part of the method: method={' | '.join(BASES.values())}"
+    if key.removeprefix("method.") in PLAIN_BICL:
+        return "is an option of BiCL's release alone: experiment=bicl_gta2cs | bicl_synthia2cs"
+    return None
 
 
 def with_todays_names(said: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a checkpoint's description with T2S-DA's former option `base` as the choice that it is now."""
+    """Return a checkpoint's description with today's choices, of which T2S-DA's former option `base` is one."""
+    said = {**said, "choices": {group: CHOICES.get((group, name), name) for group, name in said["choices"].items()}}
     if said["choices"].get("method") != "t2sda":
         return said
     given = [o.partition("=")[2] for o in said["overrides"] if key_of(o) == BASE]
@@ -25,6 +40,29 @@ def with_todays_names(said: Mapping[str, Any]) -> Mapping[str, Any]:
     method = BASES.get(base, "t2sda") if isinstance(base, str) else "t2sda"
     overrides = [o for o in said["overrides"] if key_of(o) != BASE]
     return {**said, "choices": {**said["choices"], "method": method}, "overrides": overrides}
+
+
+def released_bicl(overrides: Sequence[str]) -> list[str]:
+    """Return overrides that select the class of BiCL's release, for a checkpoint of `method=bicl` with its options.
+
+    Args:
+        overrides: of the checkpoint; choices of groups are among them.
+    """
+    given = {key_of(o): o.partition("=")[2] for o in overrides}
+    moved = {f"method.{name}" for name in PLAIN_BICL if name != "feature"}
+    if given.get("method") != "bicl" or not (moved & given.keys() or given.get("method.feature") == "logits"):
+        return []
+    plain = [f"++method.{name}={value}" for name, value in PLAIN_BICL.items() if f"method.{name}" not in given]
+    return [f"++method._target_={RELEASED_BICL}", *plain]
+
+
+def todays_method(said: Mapping[str, Any]) -> str:
+    """Return the name of a checkpoint's method, for BiCL that of its release if an option differs from the paper's."""
+    options = {name: value for name, value in _options(said).items() if name in PLAIN_BICL}
+    if options.get("feature") in ("backbone", "projection"):  # the paper's method has these too
+        del options["feature"]
+    released = any(value != PLAIN_BICL[name] for name, value in options.items())
+    return "ReleasedBiCL" if said.get("method") == "BiCL" and released else str(said.get("method"))
 
 
 def todays_options(said: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from uda_seg.config.former import with_todays_names
+from uda_seg.config.former import released_bicl, with_todays_names
 from uda_seg.config.schema import CONF, Config, Origin, groups, key_of
 from uda_seg.config.sources import KEY, choices_in, registered, searched, searchpath_in
 from uda_seg.data.custom import classes_of, contents
@@ -101,6 +101,8 @@ def replay(checkpoint: Mapping[str, Any], given: list[str]) -> list[str]:
     if "experiment" not in keys and (experiment := said["choices"].get("experiment")) in own:
         stored.remove(f"experiment={experiment}")
         values = [o for o in _said_by(str(experiment)) if not left_out.search(key_of(o))]
+    if not any(key_of(o) == "method._target_" for o in values):
+        values += released_bicl(stored)
     return [o for o in ("++model.encoder.weights=null", *values, *stored) if key_of(o) not in keys] + given
 
 

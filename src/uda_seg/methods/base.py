@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from uda_seg.methods.settings import Plan
 from uda_seg.methods.step import Loss
 from uda_seg.models.compilation import check_compiler, compile_network
 from uda_seg.models.hrda import ContextView
+from uda_seg.models.norm import frozen_statistics
 from uda_seg.models.segmentor import Features, Segmentor
 from uda_seg.ops.augment import StrongDraw, draw_strong, strong_augment
 from uda_seg.ops.losses import IGNORE
@@ -83,6 +85,10 @@ class UDAModule(ScoredModule):
         """Compute the weight [B, H, W] that turns a mean over all pixels into one over all ranks' labelled pixels."""
         share = self.mean_over_ranks((label != IGNORE).float().mean())
         return (1.0 / torch.where(share > 0, share, 1.0)).expand(label.shape)
+
+    def statistics_of_source(self) -> AbstractContextManager[None]:
+        """Keep the source from updating running statistics within the block, unless `running_statistics=all`."""
+        return nullcontext() if self.plan.running_statistics == "all" else frozen_statistics(self.segmentor)
 
     def augment(self, image: Tensor) -> Tensor:
         """Apply newly drawn colour jitter and Gaussian blur to images [B, 3, H, W] in [0, 1]."""

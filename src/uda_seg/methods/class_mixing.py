@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor
 
@@ -15,7 +13,6 @@ from uda_seg.methods.released.augmentation import draw_as_released, jittered_as_
 from uda_seg.methods.released.repeated_sgd import repeating_optimizer
 from uda_seg.methods.settings import Plan
 from uda_seg.methods.teacher import Teacher
-from uda_seg.models.norm import frozen_statistics
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.ops.augment import draw_strong
 from uda_seg.ops.image import to_float
@@ -75,10 +72,6 @@ class ClassMixing(UDAModule):
             draw = draw_strong(images, device=image.device, strength=strength)
         apply = jittered_as_bgr(self.apply_draw) if self.options.jitter_order == "bgr" else self.apply_draw
         return apply(image, draw)
-
-    def statistics_of_source(self) -> AbstractContextManager[None]:
-        """Keep the source from updating running statistics within the block if only mixed images should."""
-        return nullcontext() if self.plan.running_statistics == "all" else frozen_statistics(self.segmentor)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Build the configured optimiser, or SGD with the released codes' repetitions (Lightning hook)."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from uda_seg.data.datamodule import UDADataModule
 from uda_seg.data.storage.label_store import LabelDraft, LabelStore
 from uda_seg.methods.base import UDAModule
+from uda_seg.methods.options.rounds import RoundOptions
 from uda_seg.models.compilation import as_written
 from uda_seg.models.norm import batch_statistics, frozen_statistics
 from uda_seg.ops.confident import LEVELS, certainty, histogram, select, top_share
@@ -24,20 +24,7 @@ from uda_seg.ops.image import to_float
 from uda_seg.ops.losses import IGNORE
 
 
-@dataclass(frozen=True)
-class Shares:
-    """Shares of predictions that become labels.
-
-    Args:
-        of_class: most confident share of the pixels predicted as a class, over the whole target.
-        of_image: most confident share of an image's pixels.
-    """
-
-    of_class: float
-    of_image: float
-
-
-def label_target(module: UDAModule, store: LabelStore, version: int, shares: Shares) -> float:
+def label_target(module: UDAModule, store: LabelStore, version: int, options: RoundOptions) -> float:
     """Label every target image: predict, compute thresholds over all predictions, then select.
 
     All ranks call it together; each labels its part of the images. The labels depend only on the network's weights, so
@@ -47,7 +34,7 @@ def label_target(module: UDAModule, store: LabelStore, version: int, shares: Sha
         module: the module whose network labels the target of its trainer's data module.
         store: store of the labels.
         version: number of the version to write.
-        shares: shares of predictions that become labels.
+        options: shares of predictions that become labels.
 
     Returns:
         The labelled share of this rank's pixels.
@@ -65,7 +52,8 @@ def label_target(module: UDAModule, store: LabelStore, version: int, shares: Sha
     for _, label, level in _predictions(draft, mine):
         counts += histogram(label, level, len(counts))
     counts = module.mean_over_ranks(counts.to(module.device)).cpu()
-    share = write_selected(draft, mine, class_thresholds(counts, shares, module.plan.eval_classes), shares)
+    thresholds = class_thresholds(counts, options.class_share, module.plan.eval_classes)
+    share = write_selected(draft, mine, thresholds, options.image_share)
     trainer.strategy.barrier()
     if trainer.is_global_zero:
         draft.finish()
@@ -91,24 +79,24 @@ def predict(module: UDAModule, draft: LabelDraft, data: UDADataModule, mine: Seq
             bar.advance(task)
 
 
-def class_thresholds(counts: Tensor, shares: Shares, eval_classes: Collection[int]) -> Tensor:
+def class_thresholds(counts: Tensor, class_share: float, eval_classes: Collection[int]) -> Tensor:
     """Compute the level from which each class is labelled, int64 [K], from its histogram of levels [K, LEVELS].
 
     Classes that are not evaluated do not occur in the source and get no share: SYNTHIA's terrain, truck and train. The
     share per image includes all classes, as in the released code.
     """
-    levels = top_share(counts, shares.of_class)
+    levels = top_share(counts, class_share)
     levels[[c for c in range(len(counts)) if c not in eval_classes]] = LEVELS
     return levels
 
 
-def write_selected(draft: LabelDraft, mine: Sequence[int], thresholds: Tensor, shares: Shares) -> float:
+def write_selected(draft: LabelDraft, mine: Sequence[int], thresholds: Tensor, image_share: float) -> float:
     """Select the labels of the batches `mine` by class or by image; return the labelled share of their pixels."""
     kept = torch.zeros(2, dtype=torch.float64)
     for first, label, level in _predictions(draft, mine):
         one_class = torch.where(label < len(thresholds), 0, IGNORE)  # none in the padding of smaller images
         by_image = torch.cat([histogram(*pair, 1) for pair in zip(one_class, level, strict=True)])
-        chosen = select(label, level, thresholds, top_share(by_image, shares.of_image))
+        chosen = select(label, level, thresholds, top_share(by_image, image_share))
         draft.write("selected", first, chosen.numpy())
         kept += torch.tensor([(chosen < len(thresholds)).sum(), chosen.numel()], dtype=torch.float64)
     return (kept[0] / kept[1]).item()

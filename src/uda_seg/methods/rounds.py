@@ -14,7 +14,8 @@ from uda_seg.data.datamodule import UDADataModule
 from uda_seg.data.storage.label_store import LabelStore, StoredLabels
 from uda_seg.errors import UserError
 from uda_seg.methods.base import UDAModule
-from uda_seg.methods.labelling import Shares, label_target
+from uda_seg.methods.labelling import label_target
+from uda_seg.methods.options.rounds import RoundOptions
 from uda_seg.methods.round_schedule import RoundSchedule
 from uda_seg.models.norm import batch_norms
 
@@ -31,13 +32,15 @@ class Rounds(pl.Callback):
     Without a `UDADataModule` nothing is labelled; batches are expected to contain labels.
 
     Args:
-        schedule: the rounds asked for.
-        shares: shares of predictions that become labels.
-        passes: minimum passes over the target per round; the number of rounds is reduced to satisfy it.
+        steps: length of the run.
+        options: of the method.
+
+    Attributes:
+        schedule: the rounds: from the start of training on, those that `round_passes` allows.
     """
 
-    def __init__(self, schedule: RoundSchedule, shares: Shares, passes: float) -> None:
-        self.schedule, self.shares, self.passes = schedule, shares, passes
+    def __init__(self, steps: int, options: RoundOptions) -> None:
+        self.options, self.schedule = options, RoundSchedule(steps, options.warmup, options.rounds)
         self.store: LabelStore | None = None
         self.round: int | None = None
         self.begun: RoundSchedule | None = None  # the schedule of a resumed run's checkpoint
@@ -85,7 +88,8 @@ class Rounds(pl.Callback):
         if begun is not None and (begun.steps, begun.warmup) == (asked.steps, asked.warmup):
             return begun
         images = per_step * (asked.steps - asked.first)
-        most = int(images / (self.passes * count)) if self.passes > 0 else asked.rounds
+        passes = self.options.round_passes
+        most = int(images / (passes * count)) if passes > 0 else asked.rounds
         return replace(asked, rounds=max(1, min(asked.rounds, most)))
 
     def tidy(self, trainer: pl.Trainer, store: LabelStore) -> None:
@@ -125,7 +129,7 @@ class Rounds(pl.Callback):
             return
         assert isinstance(module, UDAModule)
         if not trainer.strategy.broadcast(self.store.has(current)):  # shared disks may lag, so rank 0 decides
-            share = label_target(module, self.store, current, self.shares)
+            share = label_target(module, self.store, current, self.options)
             if trainer.is_global_zero:
                 log.info(
                     "round %d of %d: %.1f %% of the target labelled", current + 1, self.schedule.rounds, 100 * share

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from uda_seg.ops.losses import IGNORE
 
+Absent = Literal["masked", "opposite", "farthest"]  # what becomes of a class without a prototype
+
 OUT = -1e4  # a logit whose softmax is exactly 0 in float32; finite, so that no gradient becomes NaN
 
 
@@ -22,7 +24,7 @@ def similarity(
     prototypes: Tensor,
     present: Tensor,
     temperature: float,
-    absent: Literal["masked", "opposite", "farthest"] = "masked",
+    absent: Absent = "masked",
 ) -> Tensor:
     """Compute cosine similarity / temperature of every pixel with its image's prototypes (BiCL, Lee et al. 2022).
 

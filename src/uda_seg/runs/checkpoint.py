@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from uda_seg.config.former import todays_options
+from uda_seg.config.former import todays_method, todays_options
 from uda_seg.config.replay import FORMAT, method_name, method_options
 from uda_seg.config.schema import Config
 from uda_seg.errors import Damaged, UserError
@@ -99,9 +99,9 @@ def check_same(module: UDAModule, path: Path, config: Config) -> None:
         raise UserError(f"{path} was converted and contains only weights: start a new run from it with init={path}")
     check_classes(content, module, path)
     said, mine = content["uda_seg"], method_options(config)
-    if said.get("method") != method_name(config):
+    if todays_method(said) != method_name(config):
         raise UserError(
-            f"{path} is of the method {said.get('method')}, this run is {method_name(config)}: resume with the same "
+            f"{path} is of the method {todays_method(said)}, this run is {method_name(config)}: resume with the same "
             "method="
         )
     theirs = defaults(type(module)) | todays_options(said)  # it may be older than an option

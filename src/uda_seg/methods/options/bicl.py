@@ -3,39 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from enum import IntEnum
+from typing import Annotated
 
-from uda_seg.methods.options.base import MethodOptions
-from uda_seg.options.constraints import Channels, Count, Fraction, Interval, LossWeight, Temperature
+from uda_seg.methods.options.rounds import RoundOptions
+from uda_seg.ops.contrast import Absent
+from uda_seg.options.constraints import Channels, Fraction, LossWeight, OneOf, Temperature
+
+
+class Ablation(IntEnum):
+    """Steps of the ablation, each with one component more than those before."""
+
+    SOURCE = 0
+    SELF_TRAINING = 1
+    FORWARD = 2
+    BACKWARD = 3
+    DYNAMIC = 4
+    CALIBRATION = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class BiCLOptions(MethodOptions):
+class BiCLOptions(RoundOptions):
     """Options of BiCL."""
 
-    until: Literal["source", "self_training", "forward", "backward", "dynamic", "calibration"] = "calibration"
+    until: Annotated[str, OneOf(tuple(step.name.lower() for step in Ablation))] = "calibration"
     """Last step of the ablation to use; each adds one component: source only, self-training on y_F, the forward term,
-    the backward term, dynamic labels, their calibration."""
-
-    warmup: Fraction = 0.25
-    """Fraction of the run that trains on the source only, before the first round (ours; released: a separate run). With
-    `init=` it can be 0."""
-
-    rounds: Count = 10
-    """Number of equally long rounds of static labels (released)."""
-
-    round_passes: Annotated[float, Interval(0, 1e6)] = 0.5
-    """Minimum passes over the target per round (ours; released: 2); rounds are reduced to satisfy it, because labelling
-    costs one forward per image."""
-
-    class_share: Fraction = 0.1
-    """Most confident share of each predicted class to label (released)."""
-
-    image_share: Fraction = 0.1
-    """Most confident share of each image to label (released)."""
+    the backward term, dynamic labels, their calibration (ours)."""
 
     target_weight: LossWeight = 0.3
-    """Weight of CE on y_F, a mean over its labelled pixels, and of the target in the entropy term (released)."""
+    """Weight of CE on y_F, a mean over its labelled pixels (released)."""
 
     forward_weight: LossWeight = 0.2
     """Weight lambda_1 of the forward term (released; 0.1 in another of its configurations)."""
@@ -52,42 +48,15 @@ class BiCLOptions(MethodOptions):
     calibration_momentum: Fraction = 0.99
     """Decay of the moving average of a class's displacement xi (ours; 1 keeps xi at 0; ablate 0.9 | 0.99 | 0.999)."""
 
-    absent: Literal["masked", "opposite"] = "masked"
-    """Logit of a class absent from the other image: `masked` removes it (ours), `opposite` sets the cosine to -1
-    (released)."""
+    transfer_absent: Absent = "farthest"
+    """Logit of a class absent from the source image in the transfer of labels. Ours is `farthest`, the cosine of the
+    least similar class present: with `masked`, which removes it, an image of a single class labels every pixel with it,
+    and because fused maps are positive, a cosine without a rival says little; `opposite` sets the cosine to -1."""
 
-    transfer_absent: Literal["farthest", "masked", "opposite"] = "farthest"
-    """The same for the transfer of labels. Ours is `farthest`, the cosine of the least similar class present in the
-    source image: with `masked`, an image of a single class labels every pixel with it, and because fused maps are
-    positive, a cosine without a rival says little."""
-
-    feature: Literal["fused", "logits", "backbone", "projection"] = "fused"
-    """Features to compare: the `fused` map that the classifier reads, its `logits` (released: those of DeepLab's four
-    branches, concatenated), the `backbone`'s last stage, or a `projection` of the fused map. All but the logits are
-    ours: cosines of a DAFormer head's logits differ so little that no transferred label passes T."""
+    feature: Annotated[str, OneOf(("fused", "backbone", "projection"))] = "fused"
+    """Features to compare (ours): the `fused` map that the classifier reads, the `backbone`'s last stage, or a
+    `projection` of the fused map. (Cosines of a DAFormer head's logits, the released feature, differ so little that no
+    transferred label passes T.)"""
 
     width: Channels | None = None
     """Channels of the projection; null: as the fused map, at most 256 (ours)."""
-
-    entropy_weight: LossWeight = 0.0
-    """Weight of the entropy term, which is not in the paper (released: 0.4)."""
-
-    entropy_kind: Literal["double_softmax", "shannon"] = "double_softmax"
-    """Form of the entropy: `double_softmax` (released, see `uda_seg.ops.entropy`) or `shannon`."""
-
-    resolution: Literal["features", "labels"] = "features"
-    """Resolution of contrast and entropy. `features` (ours): feature cells, labelled by the pixel at their centre.
-    `labels` (released): pixels; cosines are up-sampled by `nearest` and logits bilinearly, and prototypes use labels
-    sampled by PyTorch's older `nearest`, at the corners of the cells."""
-
-    source_ce: Literal["all", "labelled"] = "all"
-    """Pixels that CE_s averages over: `all`, with ignored ones as 0 (ours), or only `labelled` ones (released)."""
-
-    encoder_updates: Literal["once", "released"] = "once"
-    """Updates per step: `released` repeats SGD's update 3 or 4 times for the encoder's parameters, which the released
-    code lists that often."""
-
-    stem: Literal["shared", "own"] = "shared"
-    """First stage of the encoder: `shared` (paper's figure), or `own` (released): the source gets its own, copied from
-    the plain one at the end of the warm-up; from then on the plain one belongs to the target. Tests use the plain
-    one."""
