@@ -39,6 +39,7 @@ class EfficientNetLite(Encoder):
 
     channels = (24, 40, 112, 320)
     strides = (4, 8, 16, 32)
+    mean = std = (0.5, 0.5, 0.5)
     first_stage = ("conv_stem", "bn1", "blocks.0", "blocks.1")
 
     def __init__(self, weights: FilePath | Path | None = None, allow_missing: Sequence[Text] = ()) -> None:

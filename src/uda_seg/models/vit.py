@@ -34,8 +34,8 @@ class ViTEncoder(Encoder):
         name: a timm model, optionally with the tag of its weights: "vit_large_patch14_reg4_dinov2.lvd142m".
         weights: see `timm_weights.created`.
         allow_missing: names of the timm model's tensors or modules that the file may lack.
-        taps: zero-based blocks: one for all four scales, or one for each; None: evenly spaced, the last block the last
-            (5, 11, 17 and 23 of 24).
+        taps: zero-based blocks, one for all four scales (-1: the last) or one for each; None: evenly spaced, the
+            last block the last (5, 11, 17 and 23 of 24).
         neck: `simple` (ViTDet's pyramid).
         pad: pad images whose sides are not multiples of the patch; otherwise they are refused.
         drop_path: rate of stochastic depth in the last block, less in those before.
@@ -57,7 +57,7 @@ class ViTEncoder(Encoder):
         name: Text,
         weights: FilePath | Path | None = None,
         allow_missing: Sequence[Text] = (),
-        taps: Annotated[Sequence[Annotated[int, Interval(0, 1000)]], Length(1, 4)] | None = None,
+        taps: Annotated[Sequence[Annotated[int, Interval(-1, 1000)]], Length(1, 4)] | None = None,
         neck: Literal["simple"] = "simple",
         pad: bool = True,
         drop_path: FractionBelowOne = 0.0,
@@ -118,7 +118,7 @@ def _taps(given: Sequence[int] | None, depth: int) -> tuple[int, ...]:
     """Return the blocks to tap, evenly spaced unless given."""
     if given is None:
         return tuple(math.ceil(depth * part / 4) - 1 for part in (1, 2, 3, 4))
-    taps = tuple(given)
+    taps = tuple(depth - 1 if tap == -1 else tap for tap in given)
     if len(taps) not in (1, 4) or list(taps) != sorted(taps) or not 0 <= taps[0] <= taps[-1] < depth:
         raise UserError(
             f"model.encoder.taps={list(taps)}: give one block or four in ascending order, of 0 to {depth - 1}"

@@ -74,6 +74,26 @@ def with_patches(trunk: Any, tokens: Tensor, patches: Tensor) -> Tensor:
     return torch.cat([tokens[:, : trunk.num_prefix_tokens], patches], dim=1)
 
 
+def global_attention(trunk: nn.Module) -> bool:
+    """Return whether tokens are a sequence in which all see each other (SAM's are a map, seen in windows)."""
+    return not isinstance(trunk, VisionTransformerSAM)
+
+
+def insert(trunk: Any, tokens: Tensor, queries: Tensor) -> Tensor:
+    """Insert queries [Q, C] between the prefix tokens and the patches, to [B, P + Q + h * w, C]."""
+    prefix = trunk.num_prefix_tokens
+    return torch.cat([tokens[:, :prefix], queries.expand(len(tokens), -1, -1), tokens[:, prefix:]], dim=1)
+
+
+def without_position(extra: tuple[Any, ...], queries: int) -> tuple[Any, ...]:
+    """Extend a block's rotary embeddings [..., h * w, 2 * D] by queries in front, which are rotated by the angle 0."""
+    if not extra or extra[0] is None:
+        return extra
+    sine, cosine = extra[0][..., :1, :].chunk(2, -1)
+    still = torch.cat([torch.zeros_like(sine), torch.ones_like(cosine)], dim=-1)
+    return (torch.cat([still.expand(*still.shape[:-2], queries, -1), extra[0]], dim=-2), *extra[1:])
+
+
 def _with_positions(trunk: Any, x: Tensor, grid: Grid) -> Tensor:
     """Prepend the prefix tokens to patches [B, h, w, C] and add the position embeddings."""
     names = ("cls_token", "dist_token", "reg_token")
