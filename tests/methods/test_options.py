@@ -13,7 +13,7 @@ from test_steps import fit
 
 from uda_seg.config.compose import composed
 from uda_seg.config.schema import CONF
-from uda_seg.methods import corda, lcmsm, self_training, source_only, t2sda
+from uda_seg.methods import bicl, corda, lcmsm, self_training, source_only, t2sda
 from uda_seg.methods.corda import CorDA
 from uda_seg.methods.lcmsm import LCMSM
 from uda_seg.methods.options.base import MethodOptions, options_of
@@ -27,7 +27,7 @@ METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 LONGEST = 150  # lines of a method: a paper from top to bottom
 
 
-@pytest.mark.parametrize("module", [corda, lcmsm, self_training, source_only, t2sda])
+@pytest.mark.parametrize("module", [bicl, corda, lcmsm, self_training, source_only, t2sda])
 def test_a_method_reads_like_its_paper(module):
     assert len(inspect.getsource(module).splitlines()) <= LONGEST
 
@@ -66,7 +66,7 @@ def test_every_option_is_explained_and_constrained():
     for kind in kinds:
         own, hints = vars(kind).get("__annotations__", {}), typing.get_type_hints(kind, include_extras=True)
         assert explained(kind).keys() == own.keys(), kind
-        assert all(len(text) > 20 and text.rstrip().endswith(".") for text in explained(kind).values()), kind
+        assert all(len(text) > 20 and text.rstrip(" )\n").endswith(".") for text in explained(kind).values()), kind
         assert [name for name in own if not is_constrained(hints[name])] == [], kind
 
 
