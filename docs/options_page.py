@@ -59,7 +59,7 @@ _INTRODUCTION = """# Options
 Every option of the configuration with its default, what it may be, its meaning and its source: *paper*, *released* (as
 in the authors' released code) or *ours*. On the command line an option is written `key=value`, as in
 `optimizer.lr=1e-3`; `--help optimizer` prints the same with the values of a configuration. The options of networks are
-those of their classes in [uda_seg.models](uda_seg.models)."""
+those of their classes in `uda_seg.models`."""
 
 
 def section(kind: type, title: str, choices: str = "") -> Iterator[str]:
