@@ -22,7 +22,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from data.trees import save
 from uda_seg.cli import command
-from uda_seg.config.schema import CONF, Config, groups, key_of, parse
+from uda_seg.config.schema import CONF, Config, Parsed, groups, key_of, parse
+from uda_seg.config.settings import (
+    BenchConfig,
+    ConvertConfig,
+    DepthConfig,
+    EvaluateConfig,
+    PredictConfig,
+    PrepareConfig,
+    primary,
+)
 
 
 @dataclass
@@ -112,21 +121,26 @@ def forked(work: Callable[[], object]) -> BaseProcess:
     return process
 
 
+@dataclass
+class Everything(EvaluateConfig, PredictConfig, DepthConfig, PrepareConfig, ConvertConfig, BenchConfig):
+    """The settings of all commands."""
+
+
 @functools.cache
-def composition(choices: tuple[str, ...]) -> DictConfig:
+def composition(choices: tuple[str, ...], name: str = "config") -> DictConfig:
     """What the groups' files say; composing is what takes most of the time of a small run."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", list(choices))
+        config = compose(name, list(choices))
     OmegaConf.set_struct(config, False)
     return config
 
 
-def configured(*overrides: str) -> Config:
+def configured(*overrides: str, kind: type[Parsed] = Config) -> Parsed:  # type: ignore[assignment]
     """The configuration of these overrides, as a command is given it."""
     overrides = tuple(o.lstrip("+") for o in overrides if not key_of(o).startswith("hydra"))
     choices = tuple(o for o in overrides if key_of(o) in groups())
     values = OmegaConf.from_dotlist([o for o in overrides if o not in choices])
-    return parse(OmegaConf.merge(composition(choices), values))
+    return parse(OmegaConf.merge(composition(choices, primary(kind)), values), kind)
 
 
 # A network of a few hundred weights.

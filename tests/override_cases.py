@@ -11,8 +11,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from command_line import composition
-from uda_seg.config.schema import _DESCRIBED, Config
+from command_line import Everything, composition
+from uda_seg.config.schema import _DESCRIBED
 from uda_seg.options.constraints import FolderName, Interval, Length, OneOf, PixelSize
 from uda_seg.options.validate import options
 
@@ -86,7 +86,7 @@ def leaves_of(kind: type, where: str = "") -> Iterator[tuple[str, Any]]:
 def keys(choices: tuple[str, ...]) -> dict[str, Any]:
     """Every key with its annotation: the schema's, and what the classes of these choices take."""
     tree = composition(choices)
-    found = dict(leaves_of(Config)) | {"data.class_set.subsets.few": Any, "data.source.custom.label_map.7": Any}
+    found = dict(leaves_of(Everything)) | {"data.class_set.subsets.few": Any, "data.source.custom.label_map.7": Any}
     for where in ("model", "model.encoder", "model.head", "method"):
         node = functools.reduce(lambda inner, name: inner[name], where.split("."), tree)
         found |= {f"{where}.{name}": hint for name, hint in options(node["_target_"], where).items()}

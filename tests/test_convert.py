@@ -15,6 +15,7 @@ from command_line import configured
 from models import released
 from uda_seg import convert, evaluate, predict
 from uda_seg.config.schema import CONF, Config
+from uda_seg.config.settings import ConvertConfig, EvaluateConfig
 from uda_seg.data.labels import CAMVID, CITYSCAPES
 from uda_seg.errors import UserError
 from uda_seg.methods.base import Plan
@@ -56,7 +57,7 @@ def saved(content: object, path: Path, legacy: bool = False) -> Path:
 def converted(path: Path, out: Path, *overrides: str) -> dict:
     """What the command writes, without composing a configuration for each test."""
     given = convert.expand([f"official={path}", f"out={out}", *overrides])
-    convert.convert(configured(*given), out.parent)
+    convert.convert(configured(*given, kind=ConvertConfig), out.parent)
     return read_checkpoint(out)
 
 
@@ -160,7 +161,7 @@ def test_corda_of_synthia_segments_from_its_own_features(camvid, tmp_path, capsy
     where = [*on_camvid(camvid), *SMALL_CORDA]
     found = converted(path, out, *where)
     assert "read by nothing: zeros" in capsys.readouterr().out
-    config = configured(*convert.expand([f"official={path}", f"out={out}", *where]))
+    config = configured(*convert.expand([f"official={path}", f"out={out}", *where]), kind=ConvertConfig)
     plan = Plan(steps=1, seed=0, classes=CAMVID, eval_classes=CAMVID.subset("11"), crop=(1, 1))
     network = load_trained(instantiate_module(config, plan), found, out)
     initial = network.get_parameter("heads.two_task.initial_segmentation.weight")
@@ -221,7 +222,7 @@ def test_real_sizes_from_the_file_to_the_score(cli, official, tmp_path, name, da
     finished = cli(evaluate.main, f"checkpoint={out}", *small)
     assert finished.code == 0, finished.err
     assert "mIoU (19)" in finished.out
-    config = configured(*evaluate.expand([f"checkpoint={out}", *small]))
+    config = configured(*evaluate.expand([f"checkpoint={out}", *small]), kind=EvaluateConfig)
     scorer = evaluate.trained(config, evaluate.build_data(config), out, read_checkpoint(out))
     assert sum(p.numel() for p in scorer.segmentor.parameters()) == parameters
     loaded = scorer.segmentor.state_dict()

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from functools import partial
 from types import SimpleNamespace
 
 import cv2
@@ -15,13 +16,15 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 
-from command_line import NETWORK, configured
+from command_line import NETWORK
+from command_line import configured as configured_for
 from data.trees import blocks, camvid_tree, save, sequence_tree
 from ranks import on_ranks
 from uda_seg import depth as command
 from uda_seg import train
 from uda_seg.config.replay import replay
 from uda_seg.config.schema import CONF
+from uda_seg.config.settings import DepthConfig
 from uda_seg.data.domains import open_domain
 from uda_seg.data.labels import CAMVID, CITYSCAPES
 from uda_seg.errors import UserError
@@ -30,6 +33,8 @@ from uda_seg.models.depth import DepthHead
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.runs import build
 from uda_seg.runs.checkpoint import read_checkpoint
+
+configured = partial(configured_for, kind=DepthConfig)
 
 
 @pytest.fixture
@@ -163,7 +168,7 @@ def test_maps_are_written_of_the_data_given_now_not_of_the_sequences_learnt_from
     choices = {"experiment": experiment, "method": "source_only", "model": "deeplabv2_r101", "data": "gta2cs"}
     said = {"uda_seg": {"choices": choices, "overrides": ["data.source.root=SEQUENCES"]}}
     given = [f"data={data}", "data.source.root=SINGLE", "data.target.root=CITYSCAPES", "export=true"]
-    config = configured(*replay(said, given))
+    config = configured(*replay(said, given, DepthConfig))
     assert (config.data.source.dataset, config.data.source.root) == (data.removesuffix("2cs"), "SINGLE")
     assert config.data.source.size == configured(f"data={data}").data.source.size
     assert (config.data.target.dataset, config.data.target.root) == ("cityscapes", "CITYSCAPES")
@@ -234,7 +239,7 @@ def test_maps_that_are_not_made_yet_are_asked_for_by_methods_of_depth_alone(tmp_
 
 def test_maps_of_camvid_are_looked_for_where_the_command_puts_them():
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        run = compose("config", command.expand(["data=streets"]), return_hydra_config=True)
+        run = compose("depth", command.expand(["data=streets"]), return_hydra_config=True)
         camvid = compose("config", ["data=streets2camvid", "seed=3"])
     HydraConfig.instance().set_config(run)
     try:

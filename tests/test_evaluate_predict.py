@@ -17,7 +17,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from command_line import configured, in_a_fork, small_run, with_depth
 from data.trees import camvid_tree, save
 from uda_seg import evaluate, models, predict, train
+from uda_seg.cli.command import check
+from uda_seg.config.compose import composed
 from uda_seg.config.replay import replay
+from uda_seg.config.settings import DepthConfig, EvaluateConfig, PredictConfig
 from uda_seg.data.labels import CAMVID, CITYSCAPES
 from uda_seg.errors import UserError
 from uda_seg.evaluation.servers import raw_ids
@@ -50,7 +53,7 @@ def evaluated(*overrides: str) -> dict:
     """The scores that `evaluate` writes, without composing a configuration for each test."""
     given = evaluate.expand(list(overrides))
     folder = Path(given[0].partition("=")[2].strip("'").replace("${plain_name:${data.name}}", "here"))
-    evaluate.evaluate(configured(*given), folder)
+    evaluate.evaluate(configured(*given, kind=EvaluateConfig), folder)
     return json.loads((folder / "scores.json").read_text())
 
 
@@ -137,7 +140,7 @@ def test_predict_looks_at_an_image_as_evaluate_does(runs, tmp_path, monkeypatch,
     how = ["evaluator.teacher=false", "evaluator.scales=[0.75,1.5]", "evaluator.flip=true"]
     scores = evaluated(last(runs), *how)
     said, ids = [last(runs), f"input={camvid}/val", f"output={tmp_path}"], list(range(11))
-    predict.predict(configured(*predict.expand([*said, *how])[1:]), tmp_path)
+    predict.predict(configured(*predict.expand([*said, *how])[1:], kind=PredictConfig), tmp_path)
     pairs = [
         (cv2.imread(str(tmp_path / "labelIds" / path.name), -1), cv2.imread(str(path), -1))
         for path in sorted((camvid / "valannot").iterdir())
@@ -281,6 +284,43 @@ def test_options_that_are_of_the_release_now_select_its_class(moved):
         .method["_target_"]
         .endswith(".BiCL")
     )
+
+
+def test_an_experiment_is_replayed_with_the_released_behaviours_that_it_chooses():
+    """Checkpoints of older versions name none: their experiments had these values themselves."""
+    then = configured("experiment=corda_synthia2cs_mono", "model.encoder.weights=null")
+    choices = {
+        "method": "corda",
+        "model": "deeplabv2_r101",
+        "data": "synthia2cs",
+        "experiment": "corda_synthia2cs_mono",
+    }
+    for more in ({}, {"quirks": "corda"}):
+        assert configured(*replay(checkpoint_of(**choices, **more), [])) == then
+    other = configured(*replay(checkpoint_of(**choices, quirks="corda"), ["data=cs2acdc"]))
+    assert other.data == configured("data=cs2acdc", "method=corda").data
+    assert (other.method["jitter_order"], other.model["align_corners"]) == ("bgr", True)
+    chosen = replay(checkpoint_of(method="mic", data="gta2cs", quirks="hrda", model="hrda_mitb5"), [])
+    assert configured(*chosen).model["detail_offsets"] == "released"
+
+
+def test_keys_of_older_versions_and_of_other_commands_are_translated_in_silence():
+    said = checkpoint_of(
+        "text=shuffled", "masking.ratio=0.4", "masking={weight: 2.0}", "model.recompute=true", "depth.steps=9",
+        "bench.pairs=2", "predict.size=[8,8]", "~optimizer.lr", "~data.validation.target",
+        method="lcmsm", data="streets", model="hrda_small",
+    )  # fmt: skip
+    said["uda_seg"]["options"] = {"text": "shuffled", "mask_ratio": 0.4, "mask_weight": 2.0}
+    overrides = replay(said, [])
+    config = composed(check(overrides))
+    assert (config.method["text"], config.method["mask_ratio"], config.method["mask_weight"]) == ("shuffled", 0.4, 2.0)
+    assert (config.model["activation_checkpointing"], config.optimizer.lr) == (True, 6e-5)
+    assert config.data.validation == {}
+    assert "predict.size=[8,8]" in replay(said, [], PredictConfig)
+    assert "depth.steps=9" in replay(said, [], DepthConfig)
+    # Methods without such an option had not read it.
+    said["uda_seg"]["choices"]["method"], said["uda_seg"]["options"] = "dacs", {"mask_ratio": 0.4}
+    assert not [o for o in replay(said, []) if "text" in o or "mask_weight" in o]
 
 
 def test_an_experiment_of_many_jobs_is_replayed_as_one():

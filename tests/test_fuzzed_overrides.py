@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from command_line import composed_once, composition, small_run, with_depth
+from command_line import Everything, composed_once, composition, small_run, with_depth
 from override_cases import keys, near, words
 from uda_seg import train
 from uda_seg.cli import command
@@ -40,7 +40,7 @@ def accepted(choices: tuple[str, ...], given_words: list[str]) -> Config | None:
     """What a command makes of words, as `command.run` goes about it; None where several runs would follow."""
     said = read_arguments([*choices, *given_words])
     command.refuse_two_weights(said.overrides)
-    checked = command.check("config", said.overrides, said.folder, said.multirun)
+    checked = command.check(said.overrides, Everything, said.folder, said.multirun, "config")
     overrides = parsed(checked)
     if any(o.is_sweep_override() or o.key_or_group.startswith("hydra") for o in overrides):
         return None
@@ -52,7 +52,7 @@ def accepted(choices: tuple[str, ...], given_words: list[str]) -> Config | None:
         ConfigLoaderImpl._apply_overrides_to_config([o for o in overrides if str(o.input_line) not in chosen], tree)
     except HydraException as error:
         raise composing.as_user_error(error) from error
-    return parse(tree)
+    return parse(tree, Everything)
 
 
 def names(line: str, given_words: list[str]) -> bool:
@@ -145,7 +145,7 @@ def small(value: str) -> bool:
 def trained(camvid: Path, folder: Path, method: str, override: str) -> bool:
     """Train one step and score it; False where that was refused in a line."""
     more = with_depth(camvid) if method == "corda" else []
-    given_words = [*small_run(camvid, steps=1), *more, f"method={method}", "text=file", override]
+    given_words = [*small_run(camvid, steps=1), *more, f"method={method}", override]
     try:
         config = accepted((), given_words)
         if config is not None:

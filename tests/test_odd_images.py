@@ -15,6 +15,7 @@ from PIL import Image
 from command_line import configured, small_run
 from data.trees import noise, save
 from uda_seg import predict, train
+from uda_seg.config.settings import PredictConfig
 from uda_seg.errors import UserError
 from uda_seg.predict import named_images, picture_names
 from uda_seg.runs.trained import TrainedSegmentor
@@ -36,7 +37,7 @@ def predicted(checkpoint, camvid, tmp_path):
     def run(folder: Path, *overrides: str) -> tuple[dict[str, np.ndarray], str]:
         out, said = tmp_path / "out", ""
         given = [*small_run(camvid, steps=1), "method=source_only", "data.validation=null", f"checkpoint={checkpoint}"]
-        config = configured(*given, f"input={folder}", f"output={out}", *overrides)
+        config = configured(*given, f"input={folder}", f"output={out}", *overrides, kind=PredictConfig)
         try:
             predict.predict(config, out)
         except UserError as error:

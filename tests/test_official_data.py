@@ -67,7 +67,7 @@ def test_every_pair_trains_and_is_scored(data, official, tmp_path):
 @pytest.mark.parametrize(
     ("recipe", "data", "network"),
     [
-        ("lcmsm_gta2cs", "gta2cs", [*NETWORK, "text=file"]),
+        ("lcmsm_gta2cs", "gta2cs", [*NETWORK, "method.text=file"]),
         ("corda_synthia2cs", "synthia2cs", DEEPLAB),
         ("corda_synthia2cs_mono", "synthia2cs", DEEPLAB),
         ("daformer_cs2acdc", "cs2acdc", NETWORK),

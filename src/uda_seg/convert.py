@@ -21,7 +21,8 @@ from uda_seg.callbacks.checkpoint import AtomicCheckpointIO
 from uda_seg.cli.arguments import as_override, given_path
 from uda_seg.cli.command import run
 from uda_seg.config.replay import describe
-from uda_seg.config.schema import Config, key_of
+from uda_seg.config.schema import key_of
+from uda_seg.config.settings import ConvertConfig
 from uda_seg.data.custom import classes_of
 from uda_seg.errors import UserError
 from uda_seg.evaluation.tables import Table
@@ -38,7 +39,7 @@ OWN = ("official", "out", "overwrite", "convert.teacher")  # options of this com
 
 def main() -> None:
     """Run the command."""
-    run("config", convert, expand=expand)
+    run(ConvertConfig, convert, expand=expand)
 
 
 def expand(given: list[str]) -> list[str]:
@@ -59,7 +60,7 @@ def with_defaults(official: Official, given: Sequence[str]) -> list[str]:
     return [o for key, o in stored.items() if key not in keys] + list(given)
 
 
-def convert(config: Config, folder: Path) -> Path:
+def convert(config: ConvertConfig, folder: Path) -> Path:
     """Write the checkpoint and return its path.
 
     Raises:
@@ -85,7 +86,7 @@ def convert(config: Config, folder: Path) -> Path:
     return out
 
 
-def untrained_network(config: Config) -> dict[str, Tensor]:
+def untrained_network(config: ConvertConfig) -> dict[str, Tensor]:
     """Build the state of the configured network on the meta device: names, shapes and dtypes without memory."""
     classes = classes_of(config.data)
     eval_classes = classes.subset(config.data.eval_classes)
@@ -143,7 +144,7 @@ def _part(name: str) -> str:
     return ".".join(name.split(".")[: 2 if name.startswith("heads.") else 1])
 
 
-def checkpoint(config: Config, official: Official, tensors: dict[str, Tensor]) -> dict[str, Any]:
+def checkpoint(config: ConvertConfig, official: Official, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """Build a checkpoint like that of a run, without the state for resuming."""
     said = describe(config)
     said["overrides"] = [o for o in said["overrides"] if key_of(o) not in OWN and not key_of(o).startswith("hydra")]

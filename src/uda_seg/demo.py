@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from uda_seg.config.replay import replay
+from uda_seg.config.settings import Config
 from uda_seg.data.batch import DomainBatch
 from uda_seg.data.datamodule import UDADataModule
 from uda_seg.errors import UserError
@@ -140,7 +141,7 @@ def open_runs(runs: Sequence[Run]) -> tuple[UDADataModule, list[Segmentor]]:
     networks = []
     for run in runs:
         content = read_checkpoint(run.checkpoint)
-        config = composed(replay(content, []))
+        config = composed(replay(content, []), Config)
         data = build_data(config)
         networks.append(load_trained(build_module(config, data), content, run.checkpoint))
     data.prepare_data()

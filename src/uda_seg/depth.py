@@ -41,7 +41,7 @@ from uda_seg.cli.arguments import as_override, given_path
 from uda_seg.cli.command import run
 from uda_seg.config.naming import plain_name
 from uda_seg.config.replay import describe, replay
-from uda_seg.config.schema import Config
+from uda_seg.config.settings import DepthConfig
 from uda_seg.data.sequence_module import SequenceData
 from uda_seg.data.sequences import SequenceDataset, stack
 from uda_seg.errors import UserError
@@ -71,7 +71,7 @@ USAGE = "python -m uda_seg.depth checkpoint=<run>/checkpoints/last.ckpt"
 
 def main() -> None:
     """Run the command."""
-    run("config", on_all_ranks(depth), expand=expand)
+    run(DepthConfig, on_all_ranks(depth), expand=expand)
 
 
 def expand(given: list[str]) -> list[str]:
@@ -80,10 +80,11 @@ def expand(given: list[str]) -> list[str]:
         name = "depth_${depth.supervision}_${hydra:runtime.choices.model}${variant:${hydra:overrides.task}}"
         return [f"hydra.run.dir='outputs/${{data.name}}/{name}/seed${{seed}}'", *given]
     path = given_path(given, "checkpoint", USAGE)
-    return [as_override("hydra.run.dir", str(path.absolute().parent.parent)), *replay(read_checkpoint(path), given)]
+    replayed = replay(read_checkpoint(path), given, DepthConfig)
+    return [as_override("hydra.run.dir", str(path.absolute().parent.parent)), *replayed]
 
 
-def depth(config: Config, folder: Path) -> float:
+def depth(config: DepthConfig, folder: Path) -> float:
     """Train or load, evaluate, draw, export; return the first domain's abs-rel (NaN without exact depth)."""
     quiet_lightning()
     pl.seed_everything(config.seed, workers=True, verbose=False)
@@ -106,7 +107,7 @@ def depth(config: Config, folder: Path) -> float:
 
 
 def learn(
-    config: Config, place: RunFolder, data: SequenceData, module: SelfSupervisedDepth
+    config: DepthConfig, place: RunFolder, data: SequenceData, module: SelfSupervisedDepth
 ) -> tuple[pl.Trainer, Scale]:
     """Train, and return the trainer and the network's unit of depth."""
     folder, resume = place.folder, place.resume
@@ -123,7 +124,7 @@ def learn(
     return trainer, scale
 
 
-def check_crop(config: Config, data: SequenceData, module: SelfSupervisedDepth) -> None:
+def check_crop(config: DepthConfig, data: SequenceData, module: SelfSupervisedDepth) -> None:
     """Raise UserError if `depth.crop` does not fit the resized images, or the network refuses it."""
     crop = config.depth.crop
     for name, samples in zip(data.domains, data.train, strict=True):
@@ -136,13 +137,13 @@ def check_crop(config: Config, data: SequenceData, module: SelfSupervisedDepth) 
         try_out(module.network, trained, config.depth.batch, crop or (height, width))
 
 
-def build_data(config: Config) -> SequenceData:
+def build_data(config: DepthConfig) -> SequenceData:
     """Build the data module."""
     s = config.depth
     return SequenceData(config.data, s.domains, s.supervision, s.batch, s.steps, config.seed, s.val_count)
 
 
-def build_module(config: Config, data: SequenceData) -> SelfSupervisedDepth:
+def build_module(config: DepthConfig, data: SequenceData) -> SelfSupervisedDepth:
     """Build depth and pose network on the configured encoder."""
     s = config.depth
     # A plain network on the configured encoder, also if segmentation uses two resolutions.
@@ -177,7 +178,7 @@ def build_module(config: Config, data: SequenceData) -> SelfSupervisedDepth:
     )
 
 
-def build_trainer(config: Config, folder: Path, content: dict[str, Any], *more: pl.Callback) -> pl.Trainer:
+def build_trainer(config: DepthConfig, folder: Path, content: dict[str, Any], *more: pl.Callback) -> pl.Trainer:
     """Build Lightning's trainer; a batch is a step. `content` is stored in checkpoints to rebuild the network."""
     steps = config.depth.steps
     callbacks: list[pl.Callback] = [ProgressBar()] if config.callbacks.progress else []
@@ -289,7 +290,7 @@ def shade(metres: Tensor) -> NDArray[np.uint8]:
 # ---------------------------------------------------------------------- maps
 
 
-def export(config: Config, module: SelfSupervisedDepth, scale: Scale, folder: Path) -> None:
+def export(config: DepthConfig, module: SelfSupervisedDepth, scale: Scale, folder: Path) -> None:
     """Write maps of every image of sources and targets to `maps/<domain>`."""
     device = one_device(config.trainer)
     module, taken = module.to(device).eval(), set[str]()

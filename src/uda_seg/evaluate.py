@@ -26,7 +26,7 @@ from uda_seg.cli.arguments import as_override, given_path
 from uda_seg.cli.command import run
 from uda_seg.config.naming import plain_name
 from uda_seg.config.replay import replay
-from uda_seg.config.schema import Config
+from uda_seg.config.settings import EvaluateConfig
 from uda_seg.data.datamodule import UDADataModule
 from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.domains import open_domain
@@ -57,19 +57,19 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     """Run the command."""
-    run("config", evaluate, expand=expand)
+    run(EvaluateConfig, evaluate, expand=expand)
 
 
 def expand(given: list[str]) -> list[str]:
     """Add the checkpoint's configuration below the given overrides, and write results to the checkpoint's run."""
     path = given_path(given, "checkpoint", USAGE)
     folder = path.resolve().parent.parent / "evaluation"
-    replayed = replay(read_checkpoint(path), given)
+    replayed = replay(read_checkpoint(path), given, EvaluateConfig)
     # Evaluation does not crop, so a crop cannot be too large for other data.
     return [as_override("hydra.run.dir", str(folder), "/${plain_name:${data.name}}"), *replayed, "data.crop=[1,1]"]
 
 
-def evaluate(config: Config, folder: Path) -> float:
+def evaluate(config: EvaluateConfig, folder: Path) -> float:
     """Score the checkpoint on every validation set of `data=`, and return the mean of their mIoU, in [0, 1].
 
     With `submission=` nothing is scored (NaN).
@@ -85,7 +85,7 @@ def evaluate(config: Config, folder: Path) -> float:
         return score(config, folder, path, content)
 
 
-def score(config: Config, folder: Path, path: Path, content: Mapping[str, Any]) -> float:
+def score(config: EvaluateConfig, folder: Path, path: Path, content: Mapping[str, Any]) -> float:
     """Score the checkpoint, print and write the results, and return the mIoU, in [0, 1]."""
     if not config.data.validation:
         raise UserError(
@@ -102,7 +102,7 @@ def score(config: Config, folder: Path, path: Path, content: Mapping[str, Any]) 
     return scorer.miou
 
 
-def trained(config: Config, data: UDADataModule, path: Path, content: Mapping[str, Any]) -> UDAModule:
+def trained(config: EvaluateConfig, data: UDADataModule, path: Path, content: Mapping[str, Any]) -> UDAModule:
     """Load the checkpoint's student, and its teacher if configured, as a module for validation only."""
     module = build_module(config, data)
     # A plain module, because a method's preparation of validation (AdaBN's statistics) is already in the checkpoint.
@@ -114,7 +114,7 @@ def trained(config: Config, data: UDADataModule, path: Path, content: Mapping[st
     return scorer
 
 
-def tester(config: Config, folder: Path) -> pl.Trainer:
+def tester(config: EvaluateConfig, folder: Path) -> pl.Trainer:
     """Build Lightning's trainer on one device, to validate or predict."""
     chosen = devices(config.trainer)
     return pl.Trainer(
@@ -151,7 +151,7 @@ def show(found: Mapping[str, Scores], folder: Path, title: str) -> None:
         save_png(folder / f"confusion_{plain_name(name.replace(' (teacher)', '_teacher'))}.png", picture)
 
 
-def submit(config: Config, folder: Path, path: Path, content: Mapping[str, Any]) -> None:
+def submit(config: EvaluateConfig, folder: Path, path: Path, content: Mapping[str, Any]) -> None:
     """Write predictions and archive of every validation set that the server scores."""
     server = str(config.submission)
     domains = domains_of(server, config.data)
@@ -170,7 +170,7 @@ def submit(config: Config, folder: Path, path: Path, content: Mapping[str, Any])
         write(config, folder, Writer(jobs, scorer.infer), dataset, domain)
 
 
-def made_by(config: Config, path: Path, domain: DomainSettings, suffix: str) -> dict[str, Any]:
+def made_by(config: EvaluateConfig, path: Path, domain: DomainSettings, suffix: str) -> dict[str, Any]:
     """Describe what predictions depend on, so that files of another network or other settings are not kept."""
     with path.open("rb") as file:
         checkpoint = hashlib.file_digest(file, "sha256").hexdigest()
@@ -184,7 +184,9 @@ def made_by(config: Config, path: Path, domain: DomainSettings, suffix: str) -> 
     }
 
 
-def write(config: Config, folder: Path, writer: Writer, dataset: SegmentationDataset, domain: DomainSettings) -> None:
+def write(
+    config: EvaluateConfig, folder: Path, writer: Writer, dataset: SegmentationDataset, domain: DomainSettings
+) -> None:
     """Predict the missing images of a validation set, then pack the archive."""
     left = len(set().union(*writer.missing))
     log.info("%d of %d images are already predicted", len(dataset) - left, len(dataset))

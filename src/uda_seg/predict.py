@@ -25,7 +25,7 @@ from torch import Tensor
 from uda_seg.cli.arguments import as_override, given_path
 from uda_seg.cli.command import run
 from uda_seg.config.replay import replay
-from uda_seg.config.schema import Config
+from uda_seg.config.settings import PredictConfig
 from uda_seg.data.folders import ends_in, files_below, kinds_of
 from uda_seg.data.images import (
     HEAD,
@@ -61,7 +61,7 @@ USAGE = "python -m uda_seg.predict checkpoint=<run>/checkpoints/last.ckpt input=
 
 def main() -> None:
     """Run the command."""
-    run("config", predict, expand=expand)
+    run(PredictConfig, predict, expand=expand)
 
 
 def expand(given: list[str]) -> list[str]:
@@ -74,7 +74,7 @@ def expand(given: list[str]) -> list[str]:
     return [
         "hydra/job_logging=stdout",
         as_override("hydra.run.dir", str(output)),
-        *replay(read_checkpoint(path), given),
+        *replay(read_checkpoint(path), given, PredictConfig),
     ]
 
 
@@ -110,7 +110,7 @@ class Predictor:
         write(self.output, name, image, label, confidence, self.model.classes, self.values)
 
 
-def predict(config: Config, folder: Path) -> int:
+def predict(config: PredictConfig, folder: Path) -> int:
     """Write colour, overlay, labelIds and confidence of every image, and return the number of images.
 
     Raises:
@@ -198,7 +198,7 @@ def picture_names(names: Sequence[str]) -> list[Path]:
     return chosen
 
 
-def input_bits(config: Config, images: Sequence[Path], found: object) -> int | None:
+def input_bits(config: PredictConfig, images: Sequence[Path], found: object) -> int | None:
     """Determine the used bits per channel of 16-bit images: configured, as in training, or from the images."""
     deep = [path for path in images if may_be_deep(head_of(path))]
     if not deep or config.predict.bits is not None:

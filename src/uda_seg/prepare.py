@@ -24,7 +24,7 @@ from hydra.utils import get_class
 from numpy.typing import NDArray
 
 from uda_seg.cli.command import run
-from uda_seg.config.schema import Config
+from uda_seg.config.settings import PrepareConfig
 from uda_seg.data.class_files import official_pixels
 from uda_seg.data.custom import classes_of
 from uda_seg.data.datasets import SegmentationDataset
@@ -65,7 +65,7 @@ SCENES = 6
 
 def main() -> None:
     """Run the command."""
-    run("config", prepare, expand=expand)
+    run(PrepareConfig, prepare, expand=expand)
 
 
 def expand(given: list[str]) -> list[str]:
@@ -73,7 +73,7 @@ def expand(given: list[str]) -> list[str]:
     return ["hydra.run.dir='outputs/${data.name}/prepared'", *given]
 
 
-def prepare(config: Config, folder: Path) -> None:
+def prepare(config: PrepareConfig, folder: Path) -> None:
     """Unpack, check, repair, count and draw every domain of `data=`; missing images of streets are rendered.
 
     Raises:
@@ -108,12 +108,12 @@ def prepare(config: Config, folder: Path) -> None:
         write_caches(config, reports)
 
 
-def domains(config: Config) -> Iterator[tuple[str, DomainSettings]]:
+def domains(config: PrepareConfig) -> Iterator[tuple[str, DomainSettings]]:
     """Yield every domain of the configuration with its key."""
     yield from config.data.domains.items()
 
 
-def check(config: Config, option: str, domain: DomainSettings, classes: ClassSet) -> Report:
+def check(config: PrepareConfig, option: str, domain: DomainSettings, classes: ClassSet) -> Report:
     """Unpack a domain if necessary, check it, and with `fix=true` repair it and check it again."""
     unpack_archives(domain, config.unpack)
     report = _check(config, option, domain, classes)
@@ -125,7 +125,7 @@ def check(config: Config, option: str, domain: DomainSettings, classes: ClassSet
     return report
 
 
-def _check(config: Config, option: str, domain: DomainSettings, classes: ClassSet) -> Report:
+def _check(config: PrepareConfig, option: str, domain: DomainSettings, classes: ClassSet) -> Report:
     depth = reads_depth(config) and not option.startswith("data.validation")
     data = open_domain(domain, config.data, classes, option, labeled=False, depth=depth)
     labels = "optional" if option in config.data.targets else "needed"
@@ -135,7 +135,7 @@ def _check(config: Config, option: str, domain: DomainSettings, classes: ClassSe
     return check_domain(data, option, user_cache(), labels=labels, whole=whole)
 
 
-def reads_depth(config: Config) -> bool:
+def reads_depth(config: PrepareConfig) -> bool:
     """Return whether the configured method reads depth."""
     return bool(getattr(get_class(config.method["_target_"]), "needs_depth", False))
 
@@ -173,7 +173,7 @@ def index_target(domain: DomainSettings) -> None:
     log.info("data.target: %d images in %d shards, %.2f GB; written: %s", images, len(shards), size / 1e9, INDEX)
 
 
-def pack_target(config: Config, out: Path, classes: ClassSet) -> None:
+def pack_target(config: PrepareConfig, out: Path, classes: ClassSet) -> None:
     """Pack the target's training images into shards."""
     if config.data.target is None or config.data.reader == "shards":
         raise UserError(f"pack.out={out}: there is no data.target of single files to pack; it needs data.reader=files")
@@ -183,7 +183,7 @@ def pack_target(config: Config, out: Path, classes: ClassSet) -> None:
     log.info("written: %d images in %d shards; read them with %s", len(data), len(shards), how)
 
 
-def validation_roots(config: Config) -> list[str]:
+def validation_roots(config: PrepareConfig) -> list[str]:
     """List overrides for validation roots shared with the target, whose shards do not contain their images."""
     assert config.data.target is not None
     shared = [(n, d.root) for n, d in config.data.validation.items() if d.root == config.data.target.root]
@@ -222,7 +222,7 @@ def note_absent(reports: Sequence[Report], wanted: Sequence[int]) -> None:
         report.problems.append(Problem(str(data.label_root), what, cure, "classes", damage=False))
 
 
-def write_results(config: Config, folder: Path, reports: Sequence[Report], classes: ClassSet) -> None:
+def write_results(config: PrepareConfig, folder: Path, reports: Sequence[Report], classes: ClassSet) -> None:
     """Print the findings, and write them to `folder`."""
     problems = sorted((p for report in reports for p in report.problems), key=lambda p: not p.damage)
     if problems:
@@ -271,7 +271,7 @@ def share_table(shares: dict[str, Shares], classes: ClassSet) -> Table:
     return Table(("class", *shares), tuple(rows), "share of labelled pixels in %")
 
 
-def write_caches(config: Config, reports: Sequence[Report]) -> None:
+def write_caches(config: PrepareConfig, reports: Sequence[Report]) -> None:
     """Write disk caches of source and target at training resolution, without the target's labels."""
     found = dict(domains(config))
     for report in reports:
@@ -283,7 +283,7 @@ def write_caches(config: Config, reports: Sequence[Report]) -> None:
         log.info("%s: resized images take %.2f GB in %s", option, size / 1e9, user_cache() / "resized")
 
 
-def open_training(config: Config, option: str, domain: DomainSettings, classes: ClassSet) -> SegmentationDataset:
+def open_training(config: PrepareConfig, option: str, domain: DomainSettings, classes: ClassSet) -> SegmentationDataset:
     """Open a domain as in training."""
     depth, labeled = reads_depth(config), option in config.data.sources
     return open_domain(domain, config.data, classes, option, labeled=labeled, depth=depth)

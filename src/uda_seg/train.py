@@ -14,7 +14,6 @@ from uda_seg.cli.command import run
 from uda_seg.config.compose import departures
 from uda_seg.config.schema import Config
 from uda_seg.data.datamodule import UDADataModule
-from uda_seg.errors import UserError
 from uda_seg.evaluation.evaluator import mean_scores
 from uda_seg.evaluation.servers import refuse_unlabelled
 from uda_seg.launch.ranks import on_all_ranks, this_rank
@@ -39,17 +38,12 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     """Run the command."""
-    run("config", job_of(on_all_ranks(train)), after=write_table)
+    run(Config, job_of(on_all_ranks(train)), after=write_table)
 
 
 def train(config: Config, folder: Path) -> float:
     """Train and evaluate a run, and return the mIoU after the last step, in [0, 1]; NaN without validation sets."""
     quiet_lightning()
-    if config.checkpoint is not None:
-        raise UserError(
-            f"checkpoint={config.checkpoint} is for evaluate and predict: to begin with its weights say init=..., to "
-            "continue its run resume=..."
-        )
     refuse_unlabelled(config.data)
     with run_folder(folder, config, config.steps) as place:
         return train_in(place, config)

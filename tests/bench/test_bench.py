@@ -8,6 +8,7 @@ import signal
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from command_line import NETWORK, configured, forked
+from command_line import NETWORK, forked
+from command_line import configured as configured_for
 from data.trees import save, streets_tree
 from uda_seg.bench import MEASUREMENTS, bench, busy, choose, phases, profile_table, rows_table
 from uda_seg.bench.baselines import average_each, blend_classes, draw_half, paste_classes
@@ -26,6 +28,7 @@ from uda_seg.bench.parts import measure_ema, measure_evaluator, measure_mixing, 
 from uda_seg.bench.phases import profile_step
 from uda_seg.bench.reading import measure_reading
 from uda_seg.bench.session import BICL, DACS, SOURCE_ONLY
+from uda_seg.config.settings import BenchConfig
 from uda_seg.errors import UserError
 from uda_seg.methods.bicl import BiCL
 from uda_seg.methods.lcmsm import LCMSM
@@ -36,6 +39,8 @@ from uda_seg.methods.step import StepModule
 from uda_seg.methods.t2sda import T2SDA
 from uda_seg.ops.ema import ema_update
 from uda_seg.ops.mixing import class_mask, class_mix, draw_classes
+
+configured = partial(configured_for, kind=BenchConfig)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from torch import nn
 from torch.autograd.profiler_util import EventList, FunctionEvent
 from torch.profiler import DeviceType
 
-from command_line import configured, small_run
+from command_line import configured as configured_for
+from command_line import small_run
 from uda_seg import bench
 from uda_seg.bench import choose, expand
 from uda_seg.bench.against import beside, rival, split
@@ -24,8 +26,11 @@ from uda_seg.bench.precision import losses, measure_precision, without_dropout
 from uda_seg.bench.session import prepare, steps_of
 from uda_seg.bench.tf32 import arithmetic, stepped
 from uda_seg.bench.turns import Comparison, Looped, Trained, Turns
+from uda_seg.config.settings import BenchConfig
 from uda_seg.errors import UserError
 from uda_seg.methods.step import StepModule
+
+configured = partial(configured_for, kind=BenchConfig)
 
 SHORT = ("bench.pairs=2", "bench.steps=2", "data.rare_class.enabled=false", "data.workers=0")
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 from hypothesis import given
 from hypothesis import strategies as st
 
 from command_line import in_a_fork
 from uda_seg import bench, demo, evaluate, predict, train
+from uda_seg.cli import command
 from uda_seg.cli.arguments import quoted
 from uda_seg.cli.command import check
 from uda_seg.config.compose import composed
@@ -33,7 +36,7 @@ from uda_seg.errors import UserError
 )  # fmt: skip
 def test_check_names_the_nearest(overrides, said):
     with pytest.raises(UserError) as caught:
-        check("config", overrides)
+        check(overrides)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -43,22 +46,20 @@ def test_a_path_that_is_there_may_have_any_name(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).mkdir()
     for path in (name, str(tmp_path / name)):
-        assert composed(check("config", [quoted(f"data.source.root={path}")])).data.source.root == path
+        assert composed(check([quoted(f"data.source.root={path}")])).data.source.root == path
     assert quoted("data.crop=[64,64]") == "data.crop=[64,64]"
     assert quoted(f"init='{name}'") == f"init='{name}'"
 
 
 def test_options_that_only_the_class_states_need_no_plus_sign():
-    overrides = check(
-        "config", ["model.encoder.widths=[4,4,4,4]", "method.mask_ratio=0.1", "seed=1", "hydra.verbose=true"]
-    )
+    overrides = check(["model.encoder.widths=[4,4,4,4]", "method.mask_ratio=0.1", "seed=1", "hydra.verbose=true"])
     assert overrides == ["++model.encoder.widths=[4,4,4,4]", "method.mask_ratio=0.1", "seed=1", "hydra.verbose=true"]
     assert composed(overrides).model["encoder"]["widths"] == [4, 4, 4, 4]
 
 
 def test_a_validation_set_can_be_added_and_deleted():
     added = "+data.validation.night={dataset: streets, domain: night_rain, split: val, size: [128,256], count: 9}"
-    config = composed(check("config", [added, "~data.validation.target"]))
+    config = composed(check([added, "~data.validation.target"]))
     assert list(config.data.validation) == ["night"]
     assert config.data.validation["night"].domain == "night_rain"
 
@@ -83,6 +84,29 @@ def test_a_validation_set_can_be_added_and_deleted():
 )
 def test_variant_says_how_a_run_differs(overrides, name):
     assert variant(overrides) == name
+
+
+def test_what_a_multirun_has_several_values_of_is_always_named():
+    jobs = [["method=dacs", "seed=0", f"trainer.max_steps={steps}"] for steps in (2, 3)]
+    swept = ["method", "seed", "trainer.max_steps"]
+    assert [variant(job, swept) for job in jobs] == [",trainer.max_steps=2", ",trainer.max_steps=3"]
+
+
+def test_jobs_of_a_multirun_that_differ_in_hardware_alone_have_folders_of_their_own(cli, monkeypatch):
+    folders: list[Path] = []
+
+    def instead(*_):
+        def job(_raw) -> float:
+            folders.append(Path(HydraConfig.get().runtime.output_dir))
+            return 0.0
+
+        return job
+
+    monkeypatch.setattr(command, "_job", instead)
+    assert cli(train.main, "-m", "data=streets", "trainer.max_steps=2,3").code == 0
+    assert [folder.parent.name for folder in folders] == [
+        f"lcmsm_daformer_small,trainer.max_steps={steps}" for steps in (2, 3)
+    ]
 
 
 INIT = "init=outputs/{}/{}/seed{}/checkpoints/{}.ckpt"
@@ -231,7 +255,7 @@ def test_a_configuration_can_be_shown_even_where_it_is_wrong(cli):
         (evaluate, ["checkpoint=no.ckpt"], "checkpoint=no.ckpt: there is no such file"),
         (predict, ["checkpoint={file}", "output=out"], "input= is missing"),
         (predict, ["checkpoint={file}", "input={file}"], "output= is missing"),
-        (train, ["checkpoint={file}"], "some.ckpt is for evaluate and predict: to begin with its weights say init="),
+        (train, ["checkpoint={file}"], "not by uda_seg.train: to begin with its weights say init="),
         (train, ["resume=no.ckpt"], "no.ckpt: there is no such file; correct the path of the checkpoint"),
         (evaluate, ["checkpoint={file},{file}"], "has several values: give one"),
         (train, ["resume=."], ". is a folder: name the file of weights in it"),

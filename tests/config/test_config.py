@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,14 +13,20 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from command_line import Everything
+from uda_seg.cli.command import check
 from uda_seg.config.compose import composed
 from uda_seg.config.schema import CONF, Config, accepted, groups, key_of, parse
-from uda_seg.data.settings import DomainSettings
+from uda_seg.config.settings import COMMANDS, DepthConfig, plain_defaults, primary
 from uda_seg.errors import UserError
 from uda_seg.options.constraints import Count
 from uda_seg.options.validate import check_target, complaint, leaves, nearest, options
 
-FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.glob("*/**/*.yaml"))
+FILES = sorted(
+    path.relative_to(CONF).with_suffix("").as_posix()
+    for path in CONF.glob("*/**/*.yaml")
+    if path.parent.name != "parts"
+)
 
 
 def names(group: str) -> list[str]:
@@ -38,7 +45,7 @@ def raw() -> DictConfig:
 @pytest.fixture
 def parsed(raw):
     def parsed(*overrides: str) -> Config:
-        return parse(OmegaConf.merge(raw, OmegaConf.from_dotlist(list(overrides))))
+        return parse(OmegaConf.merge(raw, OmegaConf.from_dotlist(list(overrides))), Everything)
 
     return parsed
 
@@ -100,15 +107,32 @@ def test_recipes_at_full_resolution_have_the_published_sizes(recipe, source, cla
     assert config.teacher.margins == ("lcmsm" not in recipe)
 
 
+def test_data_is_data_and_a_preset_makes_a_small_network_learn_in_minutes():
+    minutes, paper = (composed(["method=lcmsm", "data=streets", *more]) for more in ([], ["preset=paper"]))
+    assert minutes.data == paper.data
+    assert (minutes.steps, minutes.optimizer.lr, minutes.method["text"]) == (400, 1e-3, "file")
+    assert (minutes.method["mask_weight"], minutes.method["mask_ratio"]) == (0.3, 0.3)
+    plain = composed(["method=lcmsm", "data=gta2cs"])
+    assert replace(paper, data=plain.data, evaluator=plain.evaluator, callbacks=plain.callbacks) == plain
+    for method, ratio in (("mic", 0.3), ("t2sda_mic", 0.3), ("t2sda", None), ("dacs", None)):
+        options = composed([f"method={method}", "data=streets"]).method
+        assert (options["mask_ratio"] if options["mask_weight"] else None) == ratio
+    weights = composed(["method=source_only", "data=streets_random"])
+    assert (weights.steps, weights.optimizer.lr, weights.pretrained, weights.schedule.power) == (1500, 2e-3, None, 0.9)
+    assert composed(["data=streets_random"], DepthConfig).depth.widths == [8, 16, 24, 48, 64]
+    assert composed(["data=streets", "preset=paper"], DepthConfig).depth.widths == [16, 32, 64, 128, 256]
+
+
 def test_groups_come_in_their_order():
     defaults = [
         key
         for entry in OmegaConf.load(CONF / "config.yaml").defaults
-        for key in (entry if entry != "_self_" else [entry])
+        for key in ([entry] if isinstance(entry, str) else entry)
     ]
     assert defaults == [
-        *("_self_", "model", "trainer", "logger", "callbacks", "evaluator"),
-        *("method", "data", "experiment", "sweep", "debug"),
+        *("config_defaults", "_self_", "model", "trainer", "logger", "callbacks", "evaluator"),
+        *("method", "preset", "optional preset/parts@method", "data", "quirks"),
+        *("experiment", "sweep", "debug"),
     ]  # fmt: skip
 
 
@@ -120,20 +144,68 @@ def test_the_sweep_of_controls_holds_them_and_methods_that_there_are():
     assert hydra.mode.name == "MULTIRUN"
 
 
-def test_defaults_of_the_schema_are_those_of_the_files():
-    """What is not composed (tests, notebooks) means the same as what is."""
-    typed = OmegaConf.to_container(OmegaConf.structured(Config))
-    typed["data"] |= {
-        domain: OmegaConf.to_container(OmegaConf.structured(DomainSettings)) for domain in ("source", "target")
-    }
-    plain = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))
-    for group, file in (("trainer", "auto"), ("logger", "csv"), ("callbacks", "default"), ("evaluator", "whole")):
-        plain[group] = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{file}.yaml"))
-    said = {key: value for key, value in leaves(plain) if not key.startswith(("defaults", "hydra")) and value != "???"}
-    known = dict(leaves(typed))
-    both = [key for key, value in said.items() if not isinstance(value, dict) and known[key] != "???"]
-    assert len(both) > 80
-    assert {key: known[key] for key in both} == {key: said[key] for key in both}
+SETTINGS = ("evaluator", "trainer", "logger", "callbacks")
+
+
+def test_files_say_only_what_differs_from_the_defaults_of_the_schema():
+    defaults = dict(leaves(plain_defaults(Config)))
+    files: dict[str, Any] = {"": CONF / "config.yaml"}
+    files |= {f"{group}.": CONF / group for group in SETTINGS}
+    said = [
+        (f"{prefix}{key}", value)
+        for prefix, place in files.items()
+        for path in ([place] if place.suffix else sorted(place.glob("*.yaml")))
+        for key, value in leaves(OmegaConf.to_container(OmegaConf.load(path)))
+        if not key.startswith(("defaults", "hydra")) and not isinstance(value, dict)
+    ]
+    assert len(said) > 10
+    assert [key for key, value in said if key in defaults and defaults[key] == value] == []
+
+
+@pytest.mark.parametrize("kind", COMMANDS.values())
+def test_what_is_composed_without_any_file_is_the_schema(kind):
+    """What is not composed (tests, notebooks) means the same as what is, and a command sees what it reads alone."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        tree = compose(primary(kind), ["data=custom", "method=source_only"])
+    assert set(tree) == {f.name for f in fields(kind)}
+    known = dict(leaves(asdict(kind(model={}, method={}))))
+    for key, value in leaves(OmegaConf.to_container(tree)):
+        chosen = key.startswith(("data.", "model.", "method."))
+        assert chosen or isinstance(value, dict) or value == known[key], key
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("bench.pairs=3", "bench.pairs is read by uda_seg.bench, not by uda_seg.train"),
+        ("+depth.steps=3", "depth.steps is read by uda_seg.depth, not by uda_seg.train"),
+        ("fix=true", "fix is read by uda_seg.prepare, not by uda_seg.train"),
+        ("checkpoint=x", "uda_seg.depth, not by uda_seg.train: to begin with its weights say init="),
+        ("text=file", "text is now method.text"),
+        ("masking.ratio=0.5", "masking.ratio is now method.mask_ratio"),
+        ("masking={ratio: 0.5}", "masking is now method.mask_weight and method.mask_ratio"),
+        ("model.recompute=true", "model.recompute is now model.activation_checkpointing"),
+    ],
+)
+def test_a_key_of_another_command_or_of_an_older_version_is_answered_with_what_to_say(override, said):
+    with pytest.raises(UserError) as caught:
+        check([override])
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"depth": {"steps": 3}}, "depth is read by uda_seg.depth, not by uda_seg.train"),
+        ({"text": "file"}, "text is now method.text"),
+        ({"masking": {"ratio": 0.5}}, "masking.ratio is now method.mask_ratio"),
+        ({"model": {"recompute": True}}, "model.recompute is now model.activation_checkpointing"),
+    ],
+)
+def test_such_a_key_in_a_file_of_ones_own_is_answered_too(raw, content, said):
+    with pytest.raises(UserError) as caught:
+        parse(OmegaConf.merge(raw, content))
+    assert said in str(caught.value)
 
 
 def test_the_packaged_conf_is_found_where_the_package_lies():
@@ -161,7 +233,7 @@ def test_the_packaged_conf_is_found_where_the_package_lies():
         ("trainer.profiler=detailed", "trainer.profiler=detailed is none of simple, advanced, null"),
         ("steps=0", "steps=0 must be at least 1"),
         ("seed=-1", "seed=-1 must lie between 0 and"),
-        ("text=openclp", "did you mean openclip?"),
+        ("method.text=openclp", "did you mean openclip?"),
         ("method.text=fil", "method.text=fil is none of openclip, file, shuffled, openclip-shuffled, random, none"),
         ("optimizer.lr=0", "optimizer.lr=0 must lie between 1e-15 and 1000"),
         ("optimizer.lr=.nan", "optimizer.lr=nan must lie between 1e-15 and 1000"),

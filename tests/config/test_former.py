@@ -28,7 +28,7 @@ def test_a_checkpoint_of_t2sda_on_a_base_composes_its_method(overrides, choices,
         "options": {**OLD, "base": base},
         "method": "T2SDA",
     }
-    config = composed(check("config", replay({"uda_seg": said}, [])))
+    config = composed(check(replay({"uda_seg": said}, [])))
     weights = (config.method["feature_distance"], config.method["mask_weight"])
     assert weights == found
     assert config.method.get("pull_weight") == (0.5 if len(overrides) == 2 else 0.1)

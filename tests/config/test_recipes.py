@@ -12,6 +12,7 @@ from omegaconf import open_dict
 from command_line import configured
 from uda_seg.config import compose as composing
 from uda_seg.config.schema import CONF, Config, parse
+from uda_seg.config.settings import DepthConfig
 from uda_seg.data.transforms import fit_inside
 
 GTA, SYNTHIA, CITYSCAPES, ACDC = (1052, 1914), (760, 1280), (1024, 2048), (1080, 1920)
@@ -198,8 +199,8 @@ def test_what_single_recipes_have_of_their_own() -> None:
 
 @pytest.mark.parametrize("name", sorted(OTHERS))
 def test_other_recipes_compose(name: str) -> None:
-    config = configured(f"experiment={name}")
-    if name.startswith("depth"):
+    config = configured(f"experiment={name}", kind=DepthConfig if name.startswith("depth") else Config)
+    if isinstance(config, DepthConfig):
         depth = config.depth
         assert (depth.steps, depth.batch, depth.lr, depth.encoder_lr, depth.crop) == (350000, 4, 1e-4, 0.1, [512, 512])
         assert (depth.widths, depth.scales, depth.smooth) == ([16, 32, 64, 128, 256], 4, 1e-3)

@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -13,9 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from command_line import NETWORK, configured
+from command_line import NETWORK
+from command_line import configured as configured_for
 from data.trees import cityscapes_splits, image_of, save
 from uda_seg import evaluate, train
+from uda_seg.config.settings import EvaluateConfig
 from uda_seg.data.labels import CITYSCAPES, CITYSCAPES_RAW
 from uda_seg.errors import UserError
 from uda_seg.evaluation import submission
@@ -23,6 +26,8 @@ from uda_seg.evaluation.servers import SERVERS
 from uda_seg.evaluation.submission import Job, Submission, Writer
 from uda_seg.models.inference import Inference
 from uda_seg.models.segmentor import Segmentor
+
+configured = partial(configured_for, kind=EvaluateConfig)
 
 SLIDE = ["evaluator.inference=slide", "evaluator.window=[24,40]", "evaluator.stride=[12,20]"]
 VIEWS = [*SLIDE, "evaluator.scales=[0.5,1.25]", "evaluator.flip=true"]

@@ -137,7 +137,7 @@ def batches_for(method: str, make_batch) -> Batches:
 @pytest.mark.parametrize(("method", "options"), CASES)
 def test_two_ranks_train_as_one_process_with_the_joined_batch(method, options, make_plan, make_batch):
     plan = make_plan(optimizer=OptimizerSettings(name="sgd", lr=0.1))
-    config = configured(*NETWORK, "text=file", "pretrained=null", f"method={method}")
+    config = configured(*NETWORK, "pretrained=null", f"method={method}")
     config.method |= dict(OmegaConf.from_dotlist([*SMALL.get(method, []), *options]))
     batches = batches_for(method, make_batch)
     [(joined, logged)] = on_ranks(1, trained, config, plan, batches)

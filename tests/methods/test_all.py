@@ -90,7 +90,7 @@ def test_each_method_and_each_network_is_in_a_pair_that_is_always_tried():
 
 @pytest.mark.parametrize(("method", "model"), pairs())
 def test_method_runs_on_network(method, model, make_plan, make_batch):
-    config = tiny(composed([f"method={method}", f"model={model}", "text=file", "pretrained=null"]))
+    config = tiny(composed([f"method={method}", f"model={model}", "pretrained=null"]))
     if method == "lcmsm":
         config.method["width"] = 8
     torch.manual_seed(0)

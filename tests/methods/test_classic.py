@@ -18,7 +18,7 @@ from uda_seg.runs.build import instantiate_module
 
 
 def built(method, make_plan):
-    config = tiny(composed([f"method={method}", "model=daformer_small", "text=file", "pretrained=null"]))
+    config = tiny(composed([f"method={method}", "model=daformer_small", "pretrained=null"]))
     if method == "lcmsm":
         config.method["width"] = 8
     torch.manual_seed(0)

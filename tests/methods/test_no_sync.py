@@ -47,7 +47,7 @@ def watched(module, within):
 
 
 def built(method, model, make_plan):
-    config = tiny(composed([f"method={method}", f"model={model}", "text=file", "pretrained=null"]))
+    config = tiny(composed([f"method={method}", f"model={model}", "pretrained=null"]))
     if method == "lcmsm":
         config.method["width"] = 8
     torch.manual_seed(0)

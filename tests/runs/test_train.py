@@ -449,7 +449,7 @@ def test_init_starts_from_weights_and_counts_their_images(train, tmp_path, caplo
     assert torch.allclose(after["projection.weight"], again["projection.weight"], atol=1e-9)
     assert caplog.text.count("fresh: ") == 1
     with caplog.at_level("INFO"):
-        train("other", "method=lcmsm", "text=random", f"init={tmp_path}/after/checkpoints/last.ckpt", "steps=1")
+        train("other", "method=lcmsm", "method.text=random", f"init={tmp_path}/after/checkpoints/last.ckpt", "steps=1")
     assert "fresh: projection\n" in caplog.text  # random vectors are wider
     assert metrics(tmp_path / "after")["source_images"] == 16
     assert metrics(tmp_path / "after")["source_images_before"] == 8

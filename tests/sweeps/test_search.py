@@ -234,7 +234,7 @@ def test_what_is_not_installed_is_named(capfd, monkeypatch):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         monkeypatch.delitem(ConfigStore.instance().repo["hydra"]["launcher"], "submitit_slurm.yaml")
     with pytest.raises(UserError, match=r"sweep=slurm needs submitit: pip install '\.\[sweep\]' in the checkout"):
-        check("config", ["sweep=slurm"])
+        check(["sweep=slurm"])
     monkeypatch.delitem(sys.modules, "uda_seg.sweeps.search")
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(SystemExit):
@@ -347,7 +347,7 @@ def test_what_a_sweep_of_wandb_calls_is_a_run(last):
     assert called[3] == command.__name__
     arguments = {"args": {name: {"value": value} for name, value in values.items()}}
     assert called[4:] == create_sweep_command_args(arguments)["args_no_hyphens"]
-    config = composed(check("config", called[4:]))
+    config = composed(check(called[4:]))
     assert config.method["_target_"].endswith("LCMSM")
     assert config.logger.kind == "wandb"
     for name in ("optimizer.lr", "method.mask_weight", "teacher.alpha"):

@@ -38,7 +38,8 @@ from uda_seg.bench.precision import measure_precision
 from uda_seg.bench.reading import measure_reading
 from uda_seg.bench.tf32 import arithmetic
 from uda_seg.cli.command import run
-from uda_seg.config.schema import Config, key_of
+from uda_seg.config.schema import key_of
+from uda_seg.config.settings import BenchConfig
 from uda_seg.errors import UserError
 from uda_seg.evaluation.tables import Table
 from uda_seg.options.validate import nearest
@@ -48,7 +49,7 @@ from uda_seg.runs.record import PACKAGES, write_json
 log = logging.getLogger(__name__)
 
 PHASES, AGAINST = "phases", "against"
-MEASUREMENTS: dict[str, Callable[[Config], Sequence[Row]]] = {
+MEASUREMENTS: dict[str, Callable[[BenchConfig], Sequence[Row]]] = {
     "overhead": measure_overhead,
     "methods": measure_methods,
     "evaluator": measure_evaluator,
@@ -69,7 +70,7 @@ BASELINES = {"classic": "classic"}  # choices of `baseline=` and the measurement
 
 def main() -> None:
     """Run the command."""
-    run("config", bench, expand=expand)
+    run(BenchConfig, bench, expand=expand)
 
 
 def expand(given: Sequence[str]) -> list[str]:
@@ -98,7 +99,7 @@ def quoted(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def bench(config: Config, folder: Path) -> None:
+def bench(config: BenchConfig, folder: Path) -> None:
     """Run the measurements in `bench.what`, print the results and write `bench.output`."""
     quiet_lightning()
     chosen = choose(config.bench.what)

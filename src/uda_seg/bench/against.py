@@ -14,7 +14,8 @@ from uda_seg.bench.session import prepare, steps_of
 from uda_seg.bench.turns import Trained, Turns
 from uda_seg.cli.command import check
 from uda_seg.config.compose import composed
-from uda_seg.config.schema import Config, groups, key_of
+from uda_seg.config.schema import groups, key_of
+from uda_seg.config.settings import BenchConfig
 from uda_seg.errors import UserError
 
 PREFIX = "against."
@@ -53,12 +54,12 @@ def check_rival(given: Sequence[str], against: Sequence[str]) -> list[str]:
         UserError: an unknown key or choice, with the nearest valid one.
     """
     try:
-        return check("config", rival(given, against))
+        return check(rival(given, against), BenchConfig)
     except UserError as error:
         raise UserError(f"against: {error}") from error
 
 
-def measure_against(config: Config) -> list[Row]:
+def measure_against(config: BenchConfig) -> list[Row]:
     """Time steps of the two configurations alternately, and report images/s and peak memory."""
     against = config.bench.against
     if not against:
@@ -66,10 +67,10 @@ def measure_against(config: Config) -> list[Row]:
     given = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     said = {key_of(o) for o in against}
     own = ", ".join(o for o in given if key_of(o) in said) or "as configured"
-    return beside(config, composed(check_rival(given, against)), (own, ", ".join(against)))
+    return beside(config, composed(check_rival(given, against), BenchConfig), (own, ", ".join(against)))
 
 
-def beside(config: Config, other: Config, labels: tuple[str, str]) -> list[Row]:
+def beside(config: BenchConfig, other: BenchConfig, labels: tuple[str, str]) -> list[Row]:
     """Measure two configurations alternately, with `bench.pairs` and `bench.steps` of the first one."""
     bench, steps = config.bench, steps_of(config)
     with tempfile.TemporaryDirectory() as folder, Turns() as turns:
@@ -80,5 +81,5 @@ def beside(config: Config, other: Config, labels: tuple[str, str]) -> list[Row]:
         return turns.compare(labels, bench.pairs, bench.steps).rows("against")
 
 
-def _maker(config: Config, folder: Path, steps: int) -> Callable[[], Trained]:
+def _maker(config: BenchConfig, folder: Path, steps: int) -> Callable[[], Trained]:
     return lambda: Trained(prepare(config, folder, steps))

@@ -17,7 +17,7 @@ import pytorch_lightning as pl
 
 from uda_seg.bench.measure import Pairs, Row, synchronize
 from uda_seg.bench.session import WARM_UP, prepare
-from uda_seg.config.schema import Config
+from uda_seg.config.settings import BenchConfig
 
 # Number of neighbours, and the limit of a step's time relative to a step alone: on two cores, two threads and k
 # neighbours each get 2 / (2 + k) of a core. More cores leave more room.
@@ -33,7 +33,7 @@ while os.getppid() == int(sys.argv[1]):
 """
 
 
-def measure_busy(config: Config) -> list[Row]:
+def measure_busy(config: BenchConfig) -> list[Row]:
     """Time a step of the configured method alternately alone, next to one busy process, and next to two."""
     bench = config.bench
     config = replace(config, logger=replace(config.logger, kind="csv", log_every=bench.steps))

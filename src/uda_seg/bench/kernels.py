@@ -13,7 +13,7 @@ from torch.profiler import DeviceType, ProfilerActivity, profile
 
 from uda_seg.bench.measure import synchronize
 from uda_seg.bench.session import WARM_UP, prepare
-from uda_seg.config.schema import Config
+from uda_seg.config.settings import BenchConfig
 from uda_seg.launch.ranks import on_gpu
 
 MATRIX = ("linear", "convolution", "conv", "conv2d", "attention")  # in names of operators, besides mm, addmm, bmm ...
@@ -39,7 +39,7 @@ class _Profiled(pl.Callback):
             self.recorder.stop()
 
 
-def matrix_ms(config: Config, steps: int = 2) -> float:
+def matrix_ms(config: BenchConfig, steps: int = 2) -> float:
     """Measure milliseconds per step in matrix kernels of the configured method, on its device."""
     gpu = on_gpu(config.trainer)
     with tempfile.TemporaryDirectory() as folder:

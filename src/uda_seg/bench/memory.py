@@ -17,10 +17,10 @@ from torch import Tensor
 
 from uda_seg.bench.measure import Row
 from uda_seg.bench.session import MIC, SOURCE_ONLY, prepare
-from uda_seg.config.schema import Config
+from uda_seg.config.settings import BenchConfig
 
 
-def measure_memory(config: Config) -> list[Row]:
+def measure_memory(config: BenchConfig) -> list[Row]:
     """Compare the peak of autograd's saved tensors in a step of MIC and of source-only training, on equal crops."""
     peaks = [saved_peak(replace(config, method=method)) / 2**20 for method in (MIC, SOURCE_ONLY)]
     ratio = peaks[0] / peaks[1]
@@ -54,7 +54,7 @@ class SavedPeak(pl.Callback):
         self.peak = max(self.peak, self.counter.peak)
 
 
-def saved_peak(config: Config, steps: int = 2) -> int:
+def saved_peak(config: BenchConfig, steps: int = 2) -> int:
     """Measure the peak bytes of autograd's saved tensors over some steps of the configured method."""
     with tempfile.TemporaryDirectory() as folder:
         session = prepare(config, Path(folder), steps)

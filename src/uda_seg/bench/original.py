@@ -16,7 +16,7 @@ from uda_seg.bench.overhead import bare_loop
 from uda_seg.bench.session import DACS, prepare, shortened, steps_of
 from uda_seg.bench.tf32 import stepped
 from uda_seg.bench.turns import Comparison, Looped, Side, Trained, Turns
-from uda_seg.config.schema import Config
+from uda_seg.config.settings import BenchConfig
 from uda_seg.data.datamodule import UDADataModule
 from uda_seg.launch.ranks import on_gpu
 from uda_seg.methods.base import UDAModule
@@ -25,7 +25,7 @@ from uda_seg.runs.build import build_data, build_module
 AIM = 3.0  # aimed-at speed-up on a GPU
 
 
-def measure_classic(config: Config) -> list[Row]:
+def measure_classic(config: BenchConfig) -> list[Row]:
     """Compare the configured step with the classic one, and DACS's classic step without habits with the bare loop.
 
     Both loops follow `bench.tf32`; ours uses PyTorch's defaults.
@@ -51,18 +51,20 @@ def measure_classic(config: Config) -> list[Row]:
     ]
 
 
-def _timed(config: Config, labels: tuple[str, str], make: Sequence[Callable[[Config, Path], Side]]) -> Comparison:
+def _timed(
+    config: BenchConfig, labels: tuple[str, str], make: Sequence[Callable[[BenchConfig, Path], Side]]
+) -> Comparison:
     with tempfile.TemporaryDirectory() as folder, Turns() as turns:
         for maker in make:
             turns.add(lambda maker=maker: maker(config, Path(folder)))  # type: ignore[misc]
         return turns.compare(labels, config.bench.pairs, config.bench.steps)
 
 
-def _ours(config: Config, folder: Path) -> Side:
+def _ours(config: BenchConfig, folder: Path) -> Side:
     return Trained(prepare(config, folder / "ours", steps_of(config)))
 
 
-def _classic(config: Config, folder: Path) -> Side:
+def _classic(config: BenchConfig, folder: Path) -> Side:
     module, data, device = _plain(config)
     log = (folder / "classic.csv").open("w", newline="")
     trainer = PlainTrainer(folder, steps_of(config), data)
@@ -70,14 +72,14 @@ def _classic(config: Config, folder: Path) -> Side:
     return Looped(stepped(loop.step, config.bench.tf32), module, data.images_per_step, log)
 
 
-def _bare(config: Config, folder: Path) -> Side:
+def _bare(config: BenchConfig, folder: Path) -> Side:
     module, data, device = _plain(config)
     log = (folder / "bare.csv").open("w", newline="")
     loop = bare_loop(module, data, device, False, log)
     return Looped(stepped(loop.step, config.bench.tf32), module, data.images_per_step, log)
 
 
-def _plain(config: Config) -> tuple[UDAModule, UDADataModule, torch.device]:
+def _plain(config: BenchConfig) -> tuple[UDAModule, UDADataModule, torch.device]:
     """Build the method without compilation, its data, and the device of a single process."""
     config = shortened(config, steps_of(config))
     pl.seed_everything(config.seed, workers=True, verbose=False)

@@ -18,7 +18,7 @@ import torch
 from uda_seg.bench.baselines import BareLoop
 from uda_seg.bench.measure import Pairs, Row, synchronize
 from uda_seg.bench.session import BICL, CORDA, DACS, SOURCE_ONLY, T2SDA, WARM_UP, prepare
-from uda_seg.config.schema import Config
+from uda_seg.config.settings import BenchConfig
 from uda_seg.data.datamodule import UDADataModule
 from uda_seg.methods.base import UDAModule
 from uda_seg.runs.build import build_data, build_module
@@ -26,7 +26,7 @@ from uda_seg.runs.build import build_data, build_module
 log = logging.getLogger(__name__)
 
 
-def measure_overhead(config: Config) -> list[Row]:
+def measure_overhead(config: BenchConfig) -> list[Row]:
     """Time a step of the module under Lightning, including the CSV log, against the bare loop on the same batches."""
     rows = []
     for name, method in (("source_only", SOURCE_ONLY), ("dacs", DACS)):
@@ -39,7 +39,7 @@ def measure_overhead(config: Config) -> list[Row]:
     return rows
 
 
-def measure_methods(config: Config) -> list[Row]:
+def measure_methods(config: BenchConfig) -> list[Row]:
     """Time a step of each method under Lightning against DACS in a bare loop, which `overhead/dacs` calibrates."""
     rows = []
     for name, method in (("bicl", BICL), ("t2sda", T2SDA), ("corda", CORDA)):
@@ -108,7 +108,7 @@ class Interleaved(pl.Callback):
         return Pairs([a for a, _ in mean], [b for _, b in mean])
 
 
-def interleave(config: Config, beside: dict[str, Any] | None = None) -> Interleaved:
+def interleave(config: BenchConfig, beside: dict[str, Any] | None = None) -> Interleaved:
     """Train a method and a bare loop alternately, step by step, on the same batches.
 
     Args:

@@ -12,7 +12,7 @@ from torchmetrics import JaccardIndex
 
 from uda_seg.bench.baselines import average_each, blend_classes, draw_half, paste_classes
 from uda_seg.bench.measure import Pairs, Row, alternate
-from uda_seg.config.schema import Config
+from uda_seg.config.settings import BenchConfig
 from uda_seg.data.labels import CITYSCAPES, IGNORE
 from uda_seg.evaluation.evaluator import SegmentationEvaluator
 from uda_seg.models.mit import MixVisionTransformer
@@ -23,7 +23,7 @@ CLASSES = len(CITYSCAPES)
 RENDERED = (256, 512)
 
 
-def measure_evaluator(config: Config, size: tuple[int, int] = (1024, 2048)) -> list[Row]:
+def measure_evaluator(config: BenchConfig, size: tuple[int, int] = (1024, 2048)) -> list[Row]:
     """Compare updates of the evaluator with torchmetrics' JaccardIndex, on an int64 prediction and label."""
     generator = torch.Generator().manual_seed(0)
     label = block_labels(1, size, generator).long()
@@ -38,7 +38,7 @@ def measure_evaluator(config: Config, size: tuple[int, int] = (1024, 2048)) -> l
     return [faster("evaluator", "ours", "torchmetrics", pairs, 20.0)]
 
 
-def measure_mixing(config: Config, size: tuple[int, int] = (512, 512)) -> list[Row]:
+def measure_mixing(config: BenchConfig, size: tuple[int, int] = (512, 512)) -> list[Row]:
     """Compare drawing classes of two source images and pasting them, image and label, over two target images."""
     generator = torch.Generator().manual_seed(0)
     label, other_label = block_labels(2, size, generator), block_labels(2, size, generator)
@@ -64,7 +64,7 @@ def measure_mixing(config: Config, size: tuple[int, int] = (512, 512)) -> list[R
     ]
 
 
-def measure_ema(config: Config, variant: str = "b0") -> list[Row]:
+def measure_ema(config: BenchConfig, variant: str = "b0") -> list[Row]:
     """Compare the fused EMA update of a MiT encoder with a loop over parameters."""
     student = MixVisionTransformer(variant=variant)
     teacher = copy.deepcopy(student).requires_grad_(False)
@@ -76,7 +76,7 @@ def measure_ema(config: Config, variant: str = "b0") -> list[Row]:
     return [faster("ema", "foreach", "per tensor", pairs)]
 
 
-def measure_render(config: Config, size: tuple[int, int] = RENDERED) -> list[Row]:
+def measure_render(config: BenchConfig, size: tuple[int, int] = RENDERED) -> list[Row]:
     """Measure images/s per core: image, label and depth of the first `bench.scenes` scenes of each domain.
 
     A counts all scenes and the drawing of their textures; B only the second half of the scenes, when most textures

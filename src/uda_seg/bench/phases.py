@@ -17,7 +17,7 @@ from uda_seg.bench.kernels import matrix_ms
 from uda_seg.bench.measure import synchronize
 from uda_seg.bench.memory import saved_peak
 from uda_seg.bench.session import WARM_UP, prepare
-from uda_seg.config.schema import Config
+from uda_seg.config.settings import BenchConfig
 from uda_seg.methods.base import Batch, Loss, UDAModule
 
 
@@ -180,7 +180,7 @@ class TimedSteps(pl.Callback):
             self.phases = dict(self.clock.seconds) if self.clock is not None else {}
 
 
-def profile_step(config: Config) -> StepProfile:
+def profile_step(config: BenchConfig) -> StepProfile:
     """Time the configured method's step, and its phases in a second training, for as many steps as A of a ratio."""
     steps = config.bench.pairs * config.bench.steps
     if torch.cuda.is_available():
@@ -207,7 +207,7 @@ def profile_step(config: Config) -> StepProfile:
     )
 
 
-def _take(config: Config, timed: TimedSteps) -> tuple[str, str, int]:
+def _take(config: BenchConfig, timed: TimedSteps) -> tuple[str, str, int]:
     """Run the timed steps; return the method's class, Lightning's precision and the images per step."""
     with tempfile.TemporaryDirectory() as folder:
         session = prepare(config, Path(folder), WARM_UP + timed.steps)

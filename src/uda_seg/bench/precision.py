@@ -15,10 +15,10 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from uda_seg.bench.measure import Row
 from uda_seg.bench.session import prepare
-from uda_seg.config.schema import Config
+from uda_seg.config.settings import BenchConfig
 
 
-def measure_precision(config: Config) -> list[Row]:
+def measure_precision(config: BenchConfig) -> list[Row]:
     """Compare every loss in bf16-mixed and float32, from the same weights, batches and draws.
 
     At the first step the difference is due to arithmetic only; later the trainings also drift apart. The ratio is the
@@ -52,7 +52,7 @@ class _Values(pl.Callback):
         self.steps.append({k.partition("/")[2]: v for k, v in recorded.items() if k.startswith("train/")})
 
 
-def losses(config: Config, precision: str) -> list[dict[str, float]]:
+def losses(config: BenchConfig, precision: str) -> list[dict[str, float]]:
     """Compute losses and gradient norm of the first `bench.steps` steps of a training.
 
     Dropout and stochastic depth are off, because some of their kernels draw differently in another precision.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from uda_seg.bench.measure import Row, alternate
 from uda_seg.bench.parts import faster
-from uda_seg.config.schema import Config
+from uda_seg.config.settings import BenchConfig
 from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.labels import CITYSCAPES
 from uda_seg.data.specs import SPECS
@@ -27,7 +27,7 @@ from uda_seg.storage.files import save_png
 PICTURES = 4
 
 
-def measure_reading(config: Config, size: tuple[int, int] = (1024, 2048), crop: int = 512) -> list[Row]:
+def measure_reading(config: BenchConfig, size: tuple[int, int] = (1024, 2048), crop: int = 512) -> list[Row]:
     """Compare a 512 x 512 crop of memory-mapped images with decoding a 2048 x 1024 PNG, optionally with its label.
 
     Images have full or half size, as DAFormer trains; with and without a label, whose class rule (at most 75 % of one

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 
-from uda_seg.config.schema import Config
+from uda_seg.config.settings import BenchConfig
 from uda_seg.data.datamodule import UDADataModule
 from uda_seg.methods.base import UDAModule
 from uda_seg.runs.build import build_data, build_module, build_trainer
@@ -27,7 +27,7 @@ CORDA = {"_target_": "uda_seg.methods.corda.CorDA"}
 class Session:
     """A method set up for some training steps as in `train`, without validation, image panels and checkpoints."""
 
-    config: Config
+    config: BenchConfig
     data: UDADataModule
     module: UDAModule
     trainer: pl.Trainer
@@ -37,7 +37,7 @@ class Session:
         self.trainer.fit(self.module, datamodule=self.data)
 
 
-def prepare(config: Config, folder: Path, steps: int) -> Session:
+def prepare(config: BenchConfig, folder: Path, steps: int) -> Session:
     """Build data, method and trainer for `steps` steps on one device, with the trainer's output in `folder`."""
     config = shortened(config, steps)
     pl.seed_everything(config.seed, workers=True, verbose=False)
@@ -50,7 +50,7 @@ def prepare(config: Config, folder: Path, steps: int) -> Session:
     return Session(config, data, module, trainer)
 
 
-def shortened(config: Config, steps: int) -> Config:
+def shortened(config: BenchConfig, steps: int) -> BenchConfig:
     """Reduce a run to its first `steps` steps on one device, without validation."""
     return replace(
         config,
@@ -60,6 +60,6 @@ def shortened(config: Config, steps: int) -> Config:
     )
 
 
-def steps_of(config: Config) -> int:
+def steps_of(config: BenchConfig) -> int:
     """Compute the steps of an interleaved training, plus one so that its end is outside of all blocks."""
     return WARM_UP + config.bench.pairs * config.bench.steps + 1

@@ -7,6 +7,7 @@ import logging
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from uda_seg.cli.keys import Places, check_keys
 from uda_seg.config.compose import _composed, _started, as_user_error, composed, is_multirun
 from uda_seg.config.former import CHOICES
 from uda_seg.config.naming import plain_name, variant
-from uda_seg.config.schema import CONF, Config, groups, key_of, parse
+from uda_seg.config.schema import CONF, Config, Parsed, groups, key_of, parse
+from uda_seg.config.settings import primary
 from uda_seg.config.sources import make_importable, searched, searchpath_in, with_folder
 from uda_seg.errors import Interrupted, UserError, outlive_readers
 from uda_seg.errors.ending import ended_by, ended_by_ctrl_c, fail, full_errors, hydra_raises
@@ -54,9 +56,17 @@ OmegaConf.register_new_resolver("choices", listed_choices, replace=True)
 OmegaConf.register_new_resolver("without", lambda file, value: value if file is None else 0.0, replace=True)
 
 
+def swept(given: Sequence[str] = ()) -> list[str]:
+    """List the keys of which a multirun has several values: those on the command line, and the sweeper's own."""
+    return [*given, *(HydraConfig.get().sweeper.get("params") or ())]
+
+
+OmegaConf.register_new_resolver("swept", swept, replace=True)
+
+
 def run(
-    name: str,
-    work: Callable[[Config, Path], Any],
+    kind: type[Parsed],
+    work: Callable[[Parsed, Path], Any],
     *,
     expand: Callable[[list[str]], list[str]] | None = None,
     after: Callable[[Sequence[Outcome]], None] | None = None,
@@ -64,7 +74,7 @@ def run(
     """Run a command: parse the command line, compose and check the configuration, call `work` with it and its folder.
 
     Args:
-        name: primary configuration in `conf/`.
+        kind: schema of the command's configuration.
         work: the command; its result is the objective of a sweeper. `--help` shows its module's docstring, and with a
             method or the name of a part of the configuration its options.
         expand: maps the given overrides to those to compose (`evaluate` adds a checkpoint's).
@@ -81,15 +91,18 @@ def run(
             said = read_arguments(sys.argv[1:])
             overrides = said.overrides
             if said.topics:
-                print(_explained(name, said))
+                print(_explained(kind, said))
                 return
             if not said.explains:
                 refuse_two_weights(overrides)
                 if expand is not None:
                     overrides = expand(with_folder(overrides, said.folder))
-                overrides = check(said.name or name, overrides, said.folder, said.multirun)
+                overrides = check(overrides, kind, said.folder, said.multirun, said.name)
+                several = [str(o.key_or_group) for o in parsed(overrides) if o.is_sweep_override()]
+                OmegaConf.register_new_resolver("swept", partial(swept, several), replace=True)
             sys.argv = [sys.argv[0], *said.flags, f"hydra.job.name={work.__name__}", *overrides]
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(_job(work, jobs, loud))()
+            job = _job(kind, work, jobs, loud)
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=primary(kind))(job)()
     except SystemExit as end:
         ended = end
     except (HydraException, OmegaConfBaseException) as error:  # outside of jobs, which handle their own errors
@@ -101,10 +114,10 @@ def run(
         raise ended
 
 
-def _explained(name: str, said: Arguments) -> str:
+def _explained(kind: type[Config], said: Arguments) -> str:
     """Compose the configuration, and describe the parts of it that `--help` is asked about."""
-    overrides = check(said.name or name, said.overrides, said.folder, multirun=False)
-    config = composed(with_folder(overrides, said.folder), said.name or name)
+    overrides = check(said.overrides, kind, said.folder, multirun=False, name=said.name)
+    config = composed(with_folder(overrides, said.folder), kind, said.name)
     return "\n\n".join(explain(config, topic) for topic in said.topics)
 
 
@@ -123,7 +136,9 @@ def _sum_up(jobs: Jobs, after: Callable[[Sequence[Outcome]], None] | None, loud:
         fail(UserError("; ".join(said)))
 
 
-def _job(work: Callable[[Config, Path], Any], jobs: Jobs, loud: bool = False) -> Callable[[DictConfig], Any]:
+def _job(
+    kind: type[Parsed], work: Callable[[Parsed, Path], Any], jobs: Jobs, loud: bool = False
+) -> Callable[[DictConfig], Any]:
     """Wrap `work` for Hydra. In a sweep a failing job, whatever its error, must not stop the others."""
 
     def job(raw: DictConfig) -> Any:
@@ -132,7 +147,7 @@ def _job(work: Callable[[Config, Path], Any], jobs: Jobs, loud: bool = False) ->
             jobs.note(folder, error=SILENT)
         try:
             make_importable(searched(list(HydraConfig.get().searchpath)))
-            config = parse(raw)
+            config = parse(raw, kind)
             jobs.told_elsewhere = not first_machine(config.trainer)
             share_cores()
             if is_multirun():
@@ -158,20 +173,26 @@ def _job(work: Callable[[Config, Path], Any], jobs: Jobs, loud: bool = False) ->
 def _take_places(jobs: Jobs, folder: Path, config: Config) -> None:
     """Claim all places that a job of a multirun writes to; raises UserError if another job writes to one of them."""
     jobs.take(folder)
-    named = {"output": config.output, "out": config.out, "pack.out": config.pack.out, "streets.out": config.streets.out}
-    for key, place in named.items():
+    for key, place in config.places().items():
         if place is not None:
             jobs.take(Path(place).expanduser(), f"give one {key}= for each, or run them one by one")
 
 
-def check(name: str, overrides: Sequence[str], folder: Path | None = None, multirun: bool = True) -> list[str]:
+def check(
+    overrides: Sequence[str],
+    kind: type[Config] = Config,
+    folder: Path | None = None,
+    multirun: bool = True,
+    name: str | None = None,
+) -> list[str]:
     """Refuse misspelt keys and choices, suggesting the nearest valid one, before calling Hydra.
 
     Args:
-        name: name of the primary configuration.
         overrides: overrides that Hydra can parse.
+        kind: schema of the command's configuration.
         folder: folder of further configuration files (`--config-dir`).
         multirun: several values of an override mean several runs.
+        name: another primary configuration than the command's (`--config-name`).
 
     Returns:
         The overrides, with `+` for options that a class or the schema has but no file sets.
@@ -180,7 +201,7 @@ def check(name: str, overrides: Sequence[str], folder: Path | None = None, multi
         UserError: an override that cannot be parsed, an unknown key, an unknown choice of a group, or several values
             instead of one.
     """
-    read = parsed(overrides)
+    read, name = parsed(overrides), name or primary(kind)
     paths = searchpath_in(overrides)
     make_importable(searched(paths))
     places = Places.of(folder, paths)
@@ -194,7 +215,7 @@ def check(name: str, overrides: Sequence[str], folder: Path | None = None, multi
     keys = [o for o in read if o.key_or_group not in places.groups() and not o.key_or_group.startswith("hydra")]
     unset: set[str] = set()
     for chosen in itertools.product(*(_choices(o, places) for o in choices)):
-        unset |= check_keys(_compose(name, chosen, places), keys, chosen)
+        unset |= check_keys(_compose(name, chosen, places), keys, chosen, kind)
     return [f"++{o}" if key_of(o) in unset and not o.startswith(("+", "~")) else o for o in overrides]
 
 
@@ -204,7 +225,7 @@ def compose(*overrides: str) -> Config:
     Raises:
         UserError: an unknown key or choice, with the nearest there is, or a value that cannot be.
     """
-    return composed(check("config", [quoted(emptied(override)) for override in overrides], multirun=False))
+    return composed(check([quoted(emptied(override)) for override in overrides], multirun=False))
 
 
 def refuse_two_weights(overrides: Sequence[str]) -> None:

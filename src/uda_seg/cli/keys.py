@@ -13,7 +13,8 @@ from hydra.core.override_parser.types import Override
 
 from uda_seg.cli.arguments import as_override
 from uda_seg.config.former import former
-from uda_seg.config.schema import CONF, accepted, can_name_a_class, has_target
+from uda_seg.config.schema import CONF, Config, accepted, can_name_a_class, has_target
+from uda_seg.config.settings import belongs_to
 from uda_seg.config.sources import KEY, choices_in, registered, searched
 from uda_seg.errors import UserError
 from uda_seg.options.validate import leaves, nearest, shown
@@ -68,13 +69,16 @@ class Places:
         return [f"{KEY}=[{','.join(as_override('', path)[1:] for path in self.paths)}]"]
 
 
-def check_keys(tree: Mapping[str, Any], overrides: Sequence[Override], chosen: Sequence[str] = ()) -> set[str]:
+def check_keys(
+    tree: Mapping[str, Any], overrides: Sequence[Override], chosen: Sequence[str] = (), kind: type[Config] = Config
+) -> set[str]:
     """Refuse keys that the configuration does not have, in every form of override.
 
     Args:
         tree: plain values of the chosen files.
         overrides: overrides of keys, not of groups.
         chosen: overrides of groups, for messages.
+        kind: schema of the command's configuration.
 
     Returns:
         The keys that the schema or a class has but no file sets.
@@ -86,21 +90,26 @@ def check_keys(tree: Mapping[str, Any], overrides: Sequence[Override], chosen: S
     values = dict(leaves(tree))
     present = set(values)
     tree = _with_classes(tree, overrides)
-    settable = present.union(accepted(tree))
+    settable = present.union(accepted(tree, kind=kind))
+    fixed = {*accepted({}, kind=kind)} - {"data.validation", "data.more_sources", "data.more_targets"}
     for override in overrides:
         key = str(override.key_or_group)
         known = present if override.is_delete() else settable
         if key not in known and not override.is_delete():  # it may name things freely
-            known = settable.union(accepted(tree, key))
+            known = settable.union(accepted(tree, key, kind))
         if override.is_delete() and key in settable - present:
             raise UserError(f"{key} is set by no file: there is nothing to delete")
-        if key not in known and (said := former(key)) is not None:
-            raise UserError(f"{key} {said}")
+        if key not in known and (said := belongs_to(key, kind) or former(key)):
+            raise UserError(f"{shown(key)} {said}")
         if key not in known:
             where = f" with {' '.join(chosen)}" if chosen else ""
             raise UserError(f"{shown(key)} is no key of the configuration{where}; {nearest(key, known)}")
         if override.is_delete() and values[key] is None:
             raise UserError(f"{key} is null already: there is nothing to delete")
+        if override.is_delete() and key in fixed:
+            raise UserError(f"~{key} would only bring back its default: write {key}=... with a value, or leave it out")
+        if override.value() == {} and values.get(key):
+            raise UserError(f"{key}={{}} would change nothing: give the keys below it one by one")
         if key in ("data.source", "data.target") and isinstance(override.value(), list):
             others = f"data.more_{key.partition('.')[2]}s.NAME"
             raise UserError(f"{key} is one domain, not a list: name the others, +{others}={{dataset: ...}}")

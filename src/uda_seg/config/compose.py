@@ -18,7 +18,8 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from uda_seg.config.schema import CONF, Config, Origin, parse
+from uda_seg.config.schema import CONF, Config, Origin, Parsed, parse
+from uda_seg.config.settings import primary
 from uda_seg.config.sources import make_importable, searched, searchpath_in
 from uda_seg.errors import UserError
 from uda_seg.options.validate import defaults, leaves, shown
@@ -45,12 +46,16 @@ def _composed(name: str, overrides: Sequence[str], **options: Any) -> DictConfig
         raise as_user_error(error) from error
 
 
-def composed(overrides: Sequence[str], name: str = "config") -> Config:
-    """Compose and check a configuration without a command line (for tests, notebooks and the bench)."""
+def composed(
+    overrides: Sequence[str],
+    kind: type[Parsed] = Config,  # type: ignore[assignment]
+    name: str | None = None,
+) -> Parsed:
+    """Compose and check a command's configuration without a command line (for tests, notebooks and the bench)."""
     make_importable(searched(searchpath_in(overrides)))
     with _started():
-        raw = _composed(name, overrides, return_hydra_config=True)
-        config = parse(OmegaConf.masked_copy(raw, [str(key) for key in raw if key != "hydra"]))
+        raw = _composed(name or primary(kind), overrides, return_hydra_config=True)
+        config = parse(OmegaConf.masked_copy(raw, [str(key) for key in raw if key != "hydra"]), kind)
     config.origin = Origin.of(raw.hydra)
     return config
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from uda_seg.config.schema import key_of
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from uda_seg.config.schema import Config, key_of
+from uda_seg.config.settings import RENAMED, plain_defaults, renamed
+from uda_seg.options.validate import leaves
 
 BASE = "method.base"  # of T2S-DA, which now has a choice of `method=` for each base
 BASES = {"dacs": "t2sda_dacs", "daformer": "t2sda", "mic": "t2sda_mic"}
@@ -27,19 +32,50 @@ def former(key: str) -> str | None:
         return f"is now part of the method: method={' | '.join(BASES.values())}"
     if key.removeprefix("method.") in PLAIN_BICL:
         return "is an option of BiCL's release alone: experiment=bicl_gta2cs | bicl_synthia2cs"
-    return None
+    return renamed(key)
 
 
-def with_todays_names(said: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a checkpoint's description with today's choices, of which T2S-DA's former option `base` is one."""
-    said = {**said, "choices": {group: CHOICES.get((group, name), name) for group, name in said["choices"].items()}}
+def with_todays_names(said: Mapping[str, Any], given: Collection[str] = ()) -> Mapping[str, Any]:
+    """Return a checkpoint's description with today's choices and keys, of which T2S-DA's former option `base` is one.
+
+    Args:
+        said: the description.
+        given: keys that are given anew, instead of the checkpoint's.
+    """
+    choices = {group: CHOICES.get((group, name), name) for group, name in said["choices"].items()}
+    said = {**said, "choices": choices, "overrides": _overrides(said, given)}
     if said["choices"].get("method") != "t2sda":
         return said
-    given = [o.partition("=")[2] for o in said["overrides"] if key_of(o) == BASE]
-    base = given[-1] if given else _options(said).get("base")
+    bases = [o.partition("=")[2] for o in said["overrides"] if key_of(o) == BASE]
+    base = bases[-1] if bases else _options(said).get("base")
     method = BASES.get(base, "t2sda") if isinstance(base, str) else "t2sda"
     overrides = [o for o in said["overrides"] if key_of(o) != BASE]
     return {**said, "choices": {**said["choices"], "method": method}, "overrides": overrides}
+
+
+def _overrides(said: Mapping[str, Any], given: Collection[str]) -> list[str]:
+    """Return the checkpoint's overrides with the keys of older versions translated.
+
+    Some were no option of a method but variables that its file read; they are left out for other methods.
+    """
+    found = []
+    known = {f"method.{name}" for name in _options(said)} if "method" not in given else set()
+    stored = {key_of(o) for o in said["overrides"]}
+    defaults = {**dict(leaves(plain_defaults(Config))), "data.target": None}
+    for override in said["overrides"]:
+        key = key_of(override)
+        if override.startswith("~") and not isinstance(defaults.get(key, {}), Mapping):  # which meant the default
+            override = f"++{key}={json.dumps(defaults[key])}"
+        parts = {key: override.partition("=")[2]}
+        if key == "masking" and isinstance(values := OverridesParser.create().parse_override(override).value(), dict):
+            parts = {f"{key}.{name}": json.dumps(value) for name, value in values.items()}
+        for before, value in parts.items():
+            now = RENAMED.get(before)
+            if now is None:
+                found.append(override)
+            elif now not in stored and (now in known or not now.startswith("method.")):
+                found.append(f"++{now}={value}")
+    return found
 
 
 def released_bicl(overrides: Sequence[str]) -> list[str]:

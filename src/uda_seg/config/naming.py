@@ -20,18 +20,22 @@ _NOT_IN_NAME = re.compile(
 )
 
 
+_IN_PATH = {"method", "model", "data", "seed"}
 _PLAIN = (("trainer", "auto"), ("callbacks", "default"))  # choices that say nothing
 _LONGEST_NAME, _LONGEST_VALUE = 80, 40  # of the 255 bytes that file systems allow
 
 
-def variant(overrides: Sequence[str]) -> str:
+def variant(overrides: Sequence[str], swept: Sequence[str] = ()) -> str:
     """Build the part of a run folder's name for differences from the method's defaults; empty without any.
+
+    A key of which a multirun has several values is always named, so that no two of its jobs share a folder.
 
     Runs that differ in anything that affects results have different names, even if they differ only in the folder of a
     path, in characters that file names cannot contain, or in case, which some file systems ignore.
     """
     values = {key_of(o): "" if o.startswith("~") else _in_name(key_of(o), o.partition("=")[2]) for o in overrides}
-    parts = [f"{k}={v}" for k, v in values.items() if is_named(k) and (k, v) not in _PLAIN]
+    several = {*swept} - _IN_PATH
+    parts = [f"{k}={v}" for k, v in values.items() if k in several or (is_named(k) and (k, v) not in _PLAIN)]
     name = "".join("," + _plain(part) for part in sorted(parts))
     if len(name) <= _LONGEST_NAME:
         return name

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from uda_seg.config.former import released_bicl, with_todays_names
 from uda_seg.config.schema import CONF, Config, Origin, groups, key_of
+from uda_seg.config.settings import belongs_to
 from uda_seg.config.sources import KEY, choices_in, registered, searched, searchpath_in
 from uda_seg.data.custom import classes_of, contents
 from uda_seg.errors import UserError
@@ -70,22 +71,25 @@ _NOT_REPLAYED = re.compile(
 )
 
 
-def replay(checkpoint: Mapping[str, Any], given: list[str]) -> list[str]:
+def replay(checkpoint: Mapping[str, Any], given: list[str], kind: type[Config] = Config) -> list[str]:
     """Return overrides that compose the checkpoint's network; given ones win, and `data=` replaces all of its data.
 
-    An experiment is replayed by its values, because its file would take precedence over `data=`. Its choices (method,
-    model, evaluator) are among the stored ones.
+    Settings of other commands than that of `kind`, which older checkpoints may have, are left out.
+
+    An experiment is replayed by its values, and the released behaviours that it chooses, because their files would take
+    precedence over `data=`. Its choices (method, model, evaluator) are among the stored ones.
 
     Raises:
         UserError: an override that names code: a checkpoint may contain values, never classes.
     """
-    said, keys = with_todays_names(checkpoint["uda_seg"]), {key_of(o) for o in given}
+    keys = {key_of(o) for o in given}
+    said = with_todays_names(checkpoint["uda_seg"], keys)
     left_out = re.compile(_NOT_REPLAYED.pattern + (r"|^data\." if "data" in keys else ""))
     stored = [*(f"{group}={choice}" for group, choice in said["choices"].items()), *said["overrides"]]
     for override in stored:  # Hydra would read " hydra.searchpath" as the key that it is not called here
         if not re.fullmatch(r"[\w./-]+", key_of(override)):
             raise UserError(f"the checkpoint asks for {shown(override)}, which is no override: not loaded")
-    stored = [o for o in stored if not left_out.search(key_of(o))]
+    stored = [o for o in stored if not left_out.search(key_of(o)) and belongs_to(key_of(o), kind) is None]
     for override in stored:
         # As a whole word: folders may be called `new_target_images`.
         if (re.search(r"\b_target_\b", override) or "${" in override) and key_of(override) not in keys:
@@ -96,14 +100,41 @@ def replay(checkpoint: Mapping[str, Any], given: list[str]) -> list[str]:
     _refuse_strangers(said, keys, given)
     if isinstance(described := said.get("described"), Mapping):
         stored = _with_contents(stored, described, keys)
-    own = {path.stem for path in (CONF / "experiment").glob("*.yaml")}
-    values: list[str] = []
-    if "experiment" not in keys and (experiment := said["choices"].get("experiment")) in own:
-        stored.remove(f"experiment={experiment}")
-        values = [o for o in _said_by(str(experiment)) if not left_out.search(key_of(o))]
+    values = []
+    for group, choice in _by_values(said["choices"]).items():
+        stored = [o for o in stored if o != f"{group}={choice}"]
+        if not {group, "experiment"} & keys:
+            said_there = [o for o in _said_by(group, choice) if not left_out.search(key_of(o))]
+            values += [o for o in said_there if belongs_to(key_of(o), kind) is None]
     if not any(key_of(o) == "method._target_" for o in values):
         values += released_bicl(stored)
     return [o for o in ("++model.encoder.weights=null", *values, *stored) if key_of(o) not in keys] + given
+
+
+def _by_values(choices: Mapping[str, str]) -> dict[str, str]:
+    """Return the choices that are replayed by their values: group -> file, in the order of their precedence.
+
+    Checkpoints of older versions have none of `quirks`, as experiments had these values themselves.
+    """
+    experiment = choices.get("experiment")
+    found = {"quirks": choices.get("quirks") or _quirks_of(experiment), "experiment": experiment}
+    return {group: name for group, name in found.items() if name is not None and _is_ours(group, name)}
+
+
+def _is_ours(group: str, name: str) -> bool:
+    return name in {path.stem for path in (CONF / group).glob("*.yaml")}
+
+
+def _quirks_of(experiment: str | None) -> str | None:
+    """Return the released behaviours that an experiment's file chooses, or one that it extends."""
+    if experiment is None or not _is_ours("experiment", experiment):
+        return None
+    tree: Any = OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml")
+    for entry in tree.get("defaults", []):
+        found = _quirks_of(entry) if isinstance(entry, str) else entry.get("override /quirks")
+        if found is not None:
+            return str(found)
+    return None
 
 
 def _refuse_strangers(said: Mapping[str, Any], given: set[str], overrides: Sequence[str]) -> None:
@@ -145,9 +176,9 @@ def _with_contents(stored: list[str], described: Mapping[str, Any], given: set[s
     return stored
 
 
-def _said_by(experiment: str) -> list[str]:
-    """Return the values of an experiment's file, and of those it extends, as overrides; later ones win."""
-    tree: Any = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml"))
+def _said_by(group: str, name: str) -> list[str]:
+    """Return the values of a file, and of those it extends, as overrides; later ones win."""
+    tree: Any = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
     parents = [entry for entry in tree.pop("defaults", []) if isinstance(entry, str) and entry != "_self_"]
     own = [f"++{key}={json.dumps(value)}" for key, value in leaves(tree) if not isinstance(value, Mapping)]
-    return [*(override for parent in parents for override in _said_by(parent)), *own]
+    return [*(override for parent in parents for override in _said_by(group, parent)), *own]

@@ -43,9 +43,10 @@ def with_folder(overrides: Sequence[str], folder: Path | None) -> list[str]:
 
 
 def choices_in(group: str, folders: Iterable[Path]) -> list[str]:
-    """List the choices of a group."""
+    """List the choices of a group; those in a folder `parts` are chosen along with others."""
     roots = [folder / group for folder in folders]
-    return sorted({p.relative_to(root).with_suffix("").as_posix() for root in roots for p in root.rglob("*.yaml")})
+    files = {p.relative_to(root).with_suffix("") for root in roots for p in root.rglob("*.yaml")}
+    return sorted(file.as_posix() for file in files if "parts" not in file.parts[:-1])
 
 
 def searched(paths: Sequence[str]) -> list[Path]:

@@ -37,14 +37,14 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 
-from uda_seg.config.schema import Config, TrainerSettings
+from uda_seg.config.settings import Config, TrainerSettings
 from uda_seg.data.parallel import cores
 from uda_seg.errors import Interrupted, RankLost, UserError, interrupt, outlive_readers
 from uda_seg.errors.known import user_error
 from uda_seg.launch.threads import share_cores
 from uda_seg.storage.slurm import requeue_signal
 
-Work = Callable[[Config, Path], Any]
+Work = Callable[[Any, Path], Any]  # of a configuration and a folder
 
 PORTS = 2**16
 MOST_RANKS = 16  # processes that a CPU with fewer cores may be asked to start, to try something out

@@ -30,7 +30,7 @@ from uda_seg.callbacks.panels import Panels
 from uda_seg.callbacks.progress import ProgressBar
 from uda_seg.callbacks.stop import Stop
 from uda_seg.config.replay import describe
-from uda_seg.config.schema import Config, TrainerSettings
+from uda_seg.config.settings import Config, TrainerSettings
 from uda_seg.data.datamodule import UDADataModule
 from uda_seg.errors import UserError
 from uda_seg.launch.ranks import devices, local_ranks, this_rank

@@ -394,8 +394,10 @@ def same_run(folder: Path, config: Config, moved: bool = False) -> bool:
         config: configuration to compare with.
         moved: leave out locations of data and the hardware.
     """
-    record = record_of(folder)
-    if not record or settings_of(record["config"], moved) != settings_of(asdict(config), moved):
+    record, settings = record_of(folder), asdict(config)
+    # Records of older versions have settings of all commands.
+    before = {key: value for key, value in record.get("config", {}).items() if key in settings}
+    if not record or settings_of(before, moved) != settings_of(settings, moved):
         return False
     return moved or record.get("files", {}) in ({}, digests_of_files(config))
 

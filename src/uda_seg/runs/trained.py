@@ -15,7 +15,7 @@ from torch import Tensor
 
 from uda_seg.config.compose import composed
 from uda_seg.config.replay import replay
-from uda_seg.config.schema import Config
+from uda_seg.config.settings import PredictConfig
 from uda_seg.data.batch import Sample
 from uda_seg.data.custom import classes_of
 from uda_seg.data.labels import ClassSet
@@ -165,12 +165,12 @@ def load(
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint")
     content = read_checkpoint(path)
-    config = composed(replay(content, list(overrides)))
+    config = composed(replay(content, list(overrides), PredictConfig), PredictConfig)
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     return trained(config, content, path, teacher=teacher).to(chosen)
 
 
-def trained(config: Config, content: Mapping[str, Any], path: Path, *, teacher: bool) -> TrainedSegmentor:
+def trained(config: PredictConfig, content: Mapping[str, Any], path: Path, *, teacher: bool) -> TrainedSegmentor:
     """Build the network of a checkpoint and fill it.
 
     Args:
@@ -189,12 +189,12 @@ def trained(config: Config, content: Mapping[str, Any], path: Path, *, teacher: 
     return TrainedSegmentor(network, classes, input_resize(config), inference(config))
 
 
-def trained_domain(config: Config) -> DomainSettings:
+def trained_domain(config: PredictConfig) -> DomainSettings:
     """Return the domain that the network is scored on, or else adapted to or trained on."""
     return next(iter(config.data.validation.values()), config.data.target or config.data.source)
 
 
-def input_resize(config: Config) -> Resize | None:
+def input_resize(config: PredictConfig) -> Resize | None:
     """Build the resize of images: as in validation, or to `predict.size`; None for no resize."""
     domain = trained_domain(config)
     return resize_of(domain if config.predict.size == "auto" else replace(domain, size=config.predict.size))

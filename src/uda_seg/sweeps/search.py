@@ -32,6 +32,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from uda_seg.config.replay import method_options
 from uda_seg.config.schema import Config, key_of, parse
+from uda_seg.config.settings import kind_of
 from uda_seg.errors import Damaged, UserError
 from uda_seg.errors.ending import fail
 from uda_seg.evaluation.tables import ABSENT, Table
@@ -153,7 +154,7 @@ def _job_config(config: DictConfig) -> Config:
     job = config.copy()
     with open_dict(job):
         del job["hydra"]
-    return parse(job)
+    return parse(job, kind_of(job))
 
 
 def _said(found: BaseDistribution) -> str:
@@ -322,7 +323,9 @@ def _run_trials(
 def overrides(trial: FrozenTrial, folder: Path, resumed: bool) -> list[str]:
     """Build the overrides of a trial: its settings, and a folder by its number."""
     where = [f"hydra.sweep.dir='{folder}'", f"hydra.sweep.subdir={name_of(trial)}"]
-    return [*(f"{key}={value}" for key, value in trial.params.items()), *where, *(["resume=last"] if resumed else [])]
+    # An option that no file sets has to be added; a choice of a file cannot be.
+    said = (f"{'++' if '.' in key else ''}{key}={value}" for key, value in trial.params.items())
+    return [*said, *where, *(["resume=last"] if resumed else [])]
 
 
 def name_of(trial: FrozenTrial) -> str:

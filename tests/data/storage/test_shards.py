@@ -25,6 +25,7 @@ from trees import streets_tree
 
 from command_line import configured, forked
 from uda_seg import prepare
+from uda_seg.config.settings import PrepareConfig
 from uda_seg.data.datamodule import UDADataModule
 from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.domains import open_domain
@@ -463,16 +464,16 @@ def test_a_damaged_image_is_not_packed(files, tmp_path):
 def test_the_command_packs_the_target_and_indexes_shards(camvid, tmp_path, caplog):
     caplog.set_level("INFO")
     given = ["data=streets2camvid", f"data.target.root={camvid}", "trainer=cpu"]
-    prepare.prepare(configured(*given, f"pack.out={tmp_path / 'tars'}", "pack.images=3"), tmp_path)
+    prepare.prepare(configured(*given, f"pack.out={tmp_path / 'tars'}", "pack.images=3", kind=PrepareConfig), tmp_path)
     assert "8 images in 3 shards" in caplog.text
     where = f"data.reader=shards data.target.root={tmp_path / 'tars'}"
     assert f"{where} data.validation.target.root={camvid}" in caplog.text
     (tmp_path / "tars" / INDEX).unlink()
     shards = ["data.reader=shards", f"data.target.root={tmp_path / 'tars'}", f"data.validation.target.root={camvid}"]
     source = [f"data.source.root={camvid}", "data.source.dataset=camvid", "data.source.domain=null"]
-    prepare.prepare(configured(*given[:1], "trainer=cpu", *source, *shards), tmp_path / "prepared")
+    prepare.prepare(configured(*given[:1], "trainer=cpu", *source, *shards, kind=PrepareConfig), tmp_path / "prepared")
     assert (tmp_path / "prepared" / "index.html").is_file()
     assert [shard.images for shard in open_folder(str(tmp_path / "tars")).shards] == [3, 3, 2]
-    packed = configured(*given, "data.reader=shards", f"pack.out={tmp_path}")
+    packed = configured(*given, "data.reader=shards", f"pack.out={tmp_path}", kind=PrepareConfig)
     with pytest.raises(UserError, match=r"needs data\.reader=files"):
         prepare.prepare(packed, tmp_path)
