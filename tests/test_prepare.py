@@ -171,3 +171,18 @@ def test_streets_needs_no_root(cli, tmp_path, monkeypatch):
     sheet = cv2.imread(str(tmp_path / "outputs/streets/prepared/contact_sheet.png"))
     assert sheet is not None
     assert np.asarray(sheet).std() > 10
+
+
+def test_every_source_is_prepared_and_a_class_of_one_is_not_missed_in_another(call, tmp_path):
+    for i in range(2):
+        label = np.full((48, 64), i, np.uint8)
+        save(tmp_path / f"synthia/RGB/{i:07d}.png", image_of(label, i))
+        save(tmp_path / f"synthia/GT/LABELS/{i:07d}_labelTrainIds.png", np.full((48, 64), 3 + i, np.uint8))
+    more = [f"+data.more_sources.synthia.{key}" for key in ("dataset=synthia", f"root={tmp_path / 'synthia'}")]
+    finished = call(*more, "+data.more_sources.synthia.size=[48,64]", "data.cache=disk")
+    assert finished.code == 0, finished
+    told = (tmp_path / "outputs/gta2cs/prepared/problems.txt").read_text()
+    [absent] = re.findall(r"no label has a pixel of ([^:]*):", told)
+    assert absent.startswith("pole, ")  # wall and fence are in the second source
+    made = {path.name.rsplit("-", 1)[0] for path in (tmp_path / "cache/resized").iterdir()}
+    assert {"synthia-train-image", "synthia-train-label"} < made

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from command_line import configured, small_run
+from command_line import configured, small_run, with_depth
 from uda_seg import train as command
 from uda_seg.cli import command as running
-from uda_seg.config.schema import parse
+from uda_seg.config.schema import CONF, parse
 from uda_seg.data.settings import DataSettings
 from uda_seg.data.streets.styles import STYLES
 from uda_seg.errors import UserError
@@ -104,3 +104,15 @@ def test_no_number_of_labelled_images_is_told(labelled):
 def test_a_further_source_smaller_than_the_crop_is_told():
     with pytest.raises(UserError, match=r"data.crop=\[128, 128\] is larger than data.more_sources.night.size"):
         configured("data=streets_two_sources", "data.more_sources.night.size=[64,128]")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", sorted(path.stem for path in (CONF / "method").glob("*.yaml")))
+def test_every_method_trains_on_two_sources_and_few_labels(method, camvid, tmp_path):
+    """The source's batch looks as always, so that methods need not know of it."""
+    given = [*small_run(camvid, steps=2), *more(camvid), *with_depth(camvid), f"method={method}"]
+    given += [f"data.more_sources.second.depth={camvid}/depth", "data.more_sources.second.depth_encoding=centimetres"]
+    score = command.train(configured(*given, "data.target.labelled=2", "data.source_batch=3"), tmp_path / "run")
+    assert 0 <= score <= 1
+    found = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert (found["step"], found["labelled_target_images"]) == (2, 2)
