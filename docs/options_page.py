@@ -8,20 +8,20 @@ from dataclasses import MISSING
 import yaml
 
 from uda_seg.cli.explain import plain
-from uda_seg.config.schema import CONF, Config
+from uda_seg.config.settings import COMMANDS, CONF
 from uda_seg.data.custom import CustomClasses, CustomData
 from uda_seg.options.describe import Option, describe
 from uda_seg.options.validate import class_of, options_dataclass
 
 
 def settings() -> dict[type, str]:
-    """Return every dataclass of settings -> the key of its place, as in `optimizer`."""
+    """Return every dataclass of settings -> its title: the key of its place, as in `optimizer`, or the command."""
     found: dict[type, str] = {}
-    for kind in (Config,):
-        found |= {kind: ""}
+    for command, kind in COMMANDS.items():
+        found[kind] = "All commands" if command == "config" else f"`python -m uda_seg.{command}`"
         for inner, place in nested(kind, ""):
-            found.setdefault(inner, place)
-    return found | {CustomClasses: "data.class_set", CustomData: "data.source.custom"}
+            found.setdefault(inner, f"`{place}`")
+    return found | {CustomClasses: "`data.class_set`", CustomData: "`data.source.custom`"}
 
 
 def nested(kind: type, where: str) -> Iterator[tuple[type, str]]:
@@ -46,8 +46,8 @@ def methods() -> dict[type, list[str]]:
 def page() -> str:
     """Write the page: settings by their keys, then the options of methods, each under the class that defines it."""
     blocks = [_INTRODUCTION, "## Settings"]
-    for kind, place in settings().items():
-        blocks += section(kind, f"`{place}`" if place else "The run")
+    for kind, title in settings().items():
+        blocks += section(kind, title)
     blocks.append("## Methods\n\nA method has the options of its own class and of the classes that it inherits from.")
     for kind, choices in methods().items():
         blocks += section(kind, kind.__name__, f" (`method=` {', '.join(choices)})")
@@ -74,6 +74,6 @@ def section(kind: type, title: str, choices: str = "") -> Iterator[str]:
 def entry(option: Option) -> str:
     """Format an option as an item of a list."""
     if option.nested is not None:
-        return f"- `{option.name}`: {option.doc or 'settings of their own.'}"
+        return f"- `{option.name}`: {option.doc}"
     default = "" if option.default is MISSING else f" = `{plain(option.default)}`"
     return f"- `{option.name}`{default} ({option.allowed}): {option.doc}"

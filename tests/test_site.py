@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
@@ -12,6 +13,13 @@ import yaml
 
 import uda_seg
 from doc_lines import ROOT, documents
+from uda_seg.config.settings import Config
+from uda_seg.data.custom import CustomData
+from uda_seg.data.settings import DomainSettings
+from uda_seg.methods.options.self_training import SelfTrainingOptions
+from uda_seg.methods.options.t2sda import T2SDAOptions
+from uda_seg.methods.settings import OptimizerSettings
+from uda_seg.options.describe import describe
 
 HEADING = re.compile(r"(?m)^#+ (.+)$")
 
@@ -41,6 +49,20 @@ def test_every_page_states_the_same_version():
     assert {uda_seg.__version__, newest, citation["version"]} == {project["version"]}
 
 
+def test_every_option_is_on_the_page_of_options_once_with_its_meaning(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    options_page = importlib.import_module("options_page")
+    page = options_page.page()
+    kinds = [*options_page.settings(), *options_page.methods()]
+    assert {Config, OptimizerSettings, DomainSettings, CustomData, T2SDAOptions, SelfTrainingOptions} <= {*kinds}
+    for kind in kinds:
+        own = [option for option in describe(kind) if option.owner is kind]
+        for option in own:
+            assert re.search(r".{10}[.)]$", option.doc), f"{kind.__name__}.{option.name} has no docstring below it"
+        assert page.count("\n".join(map(options_page.entry, own))) == 1 or not own, kind
+    assert "- `queries` = `64` (whole number, between 1 and 65536): Pixels drawn per class and image (ours)" in page
+
+
 @pytest.mark.slow
 def test_the_site_is_built_without_a_warning(tmp_path):
     command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--keep-going", "-q", "-d", str(tmp_path / "trees")]
@@ -48,5 +70,5 @@ def test_the_site_is_built_without_a_warning(tmp_path):
         [*command, "docs", str(tmp_path / "site")], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    for page in ("index", "recipes", "api/uda_seg.methods.lcmsm"):
+    for page in ("index", "recipes", "api/options", "api/uda_seg.methods.lcmsm"):
         assert (tmp_path / "site" / f"{page}.html").is_file()

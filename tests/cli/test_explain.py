@@ -39,7 +39,7 @@ def test_another_part_is_explained_with_what_the_data_sets(cli):
     finished = cli(train.main, "--help", "optimizer", "data=streets")
     assert finished.out.startswith("optimizer\n\nOptimizerSettings: ")
     assert option(finished.out, "lr")[0].startswith("0.001 (default 6e-05) number")
-    assert "data.source, data.target," in finished.out  # what else can be explained
+    assert " data.source, " in finished.out  # what else can be explained
 
 
 @pytest.mark.parametrize(

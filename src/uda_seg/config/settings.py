@@ -38,235 +38,289 @@ CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parents[1
 
 @dataclass
 class TrainerSettings:
-    """Hardware settings; except for `precision` they do not change the mathematics.
-
-    Attributes:
-        accelerator: cpu, gpu (or its synonym cuda), mps (Apple) or auto.
-        devices: number of devices, or auto.
-        num_nodes: number of machines.
-        strategy: `auto` is ddp on two or more devices; `ddp` also on one.
-        precision: `auto` is bf16-mixed on devices with fast bf16, otherwise 32-true.
-        max_steps: stop early after this many steps with the schedule unchanged; null runs all of `steps`.
-        timeout: seconds that a rank waits for others before it fails.
-        sync_batchnorm: batch-norm statistics over all ranks (only GPUs).
-        deterministic: Lightning's flag: true, false or `warn`.
-        benchmark: let cuDNN select the fastest convolution for every new size.
-        profiler: simple, advanced or null.
-        overfit: train repeatedly on the first batch.
-    """
+    """Hardware settings; except for `precision` they do not change the mathematics."""
 
     accelerator: Annotated[str, OneOf(("auto", "cpu", "gpu", "cuda", "mps"))] = "auto"
+    """Kind of device: `cpu`, `gpu` (or its synonym `cuda`), `mps` (Apple), or `auto`, the best there is."""
+
     devices: Any = "auto"
+    """Number of devices of each machine, a list of them, or `auto`, all."""
+
     num_nodes: Count = 1
+    """Number of machines."""
+
     strategy: Annotated[str, OneOf(("auto", "ddp"))] = "auto"
+    """Distribution over devices: `auto` is ddp on two or more of them; `ddp` also on one."""
+
     precision: Annotated[str, OneOf(("auto", "32-true", "bf16-mixed"))] = "auto"
+    """Precision of the forward and backward passes: `auto` is bf16-mixed on devices with fast bf16, otherwise 32-true.
+    Softmax, losses and thresholds are always float32."""
+
     max_steps: Count | None = None
+    """Stop early after this many steps with the schedule unchanged; null runs all of `steps`."""
+
     timeout: Count = 1800
+    """Seconds that a rank waits for others before it fails."""
+
     sync_batchnorm: bool = False
+    """Compute batch-norm statistics over all ranks (GPUs only)."""
+
     deterministic: Annotated[Any, OneOf((False, True, "warn"))] = False
+    """Use deterministic algorithms only (Lightning's flag); `warn` tells which have none instead of failing."""
+
     benchmark: bool = False
+    """Let cuDNN select the fastest convolution for every new size."""
+
     profiler: Annotated[str | None, OneOf(("simple", "advanced", None))] = None
+    """Lightning's profiler, which sums up the time of every hook: `simple`, or `advanced` by functions; null: none."""
+
     overfit: bool = False
+    """Train repeatedly on the first batch."""
 
 
 @dataclass
 class LoggerSettings:
-    """`csv` is always written; `kind` adds wandb or tensorboard.
-
-    Attributes:
-        kind: csv, wandb or tensorboard.
-        log_every: steps between log entries.
-        project: W&B project.
-        offline: W&B writes only to the run's folder.
-        tags: W&B tags.
-    """
+    """`csv` is always written; `kind` adds wandb or tensorboard."""
 
     kind: Annotated[str, OneOf(("csv", "wandb", "tensorboard"))] = "csv"
+    """Dashboard besides the CSV file: `wandb` or `tensorboard`; `csv`: none."""
+
     log_every: Count = 20
+    """Steps between logged points."""
+
     project: Text = "uda_seg"
+    """Name of the W&B project."""
+
     offline: bool = False
+    """Let W&B write to the run's folder only."""
+
     tags: list[Text] = field(default_factory=list)
+    """Tags of the run in W&B."""
 
 
 @dataclass
 class CallbackSettings:
-    """Frequencies of callbacks, in times per run.
-
-    Attributes:
-        checkpoints: number of times that `last.ckpt` is written.
-        panels: number of times that image panels are written; 0: never.
-        progress: show a progress bar (plain lines without a terminal).
-        others: further Lightning callbacks by name, each a class with its options; in files and on the command line
-            they are next to the settings above.
-    """
+    """Frequencies of callbacks, in times per run."""
 
     checkpoints: Count = 5
+    """Number of times that `last.ckpt` is written."""
+
     panels: CountOrZero = 4
+    """Number of times that image panels are written; 0: never."""
+
     progress: bool = True
+    """Show a progress bar (plain lines without a terminal)."""
+
     others: dict[str, Any] = field(default_factory=dict)
+    """Further Lightning callbacks by name, each a class with its options; in files and on the command line they are
+    next to the settings above."""
 
 
 @dataclass
 class EvaluatorSettings:
-    """Evaluation settings.
-
-    Attributes:
-        times: validations per run, the last one at its end.
-        inference: `whole` images or sliding windows (`slide`).
-        window: height and width of the window.
-        stride: vertical and horizontal stride of the window.
-        windows_per_batch: windows per image in one forward.
-        scales: scales of multi-scale inference, relative to the network's input size.
-        flip: add a horizontally flipped view of each scale.
-        average: quantity averaged over scales and flips: `probabilities` (the papers' codes) or `logits`.
-        teacher: also score the teacher.
-    """
+    """Evaluation settings."""
 
     times: Count = 2
+    """Validations per run, the last one at its end."""
+
     inference: Annotated[str, OneOf(("whole", "slide"))] = "whole"
+    """Input of a forward: `whole` images, or sliding windows (`slide`)."""
+
     window: Size = field(default_factory=lambda: [512, 512])
+    """[height, width] of the window in pixels."""
+
     stride: Size = field(default_factory=lambda: [256, 256])
+    """Vertical and horizontal stride of the window in pixels."""
+
     windows_per_batch: Count = 8
+    """Windows per image in one forward."""
+
     scales: Annotated[list[Annotated[float, Interval(0.01, 10)]], Length(1, 32)] = field(default_factory=lambda: [1.0])
+    """Scales of multi-scale inference, relative to the network's input size."""
+
     flip: bool = False
+    """Add a horizontally flipped view of each scale."""
+
     average: Annotated[str, OneOf(("probabilities", "logits"))] = "probabilities"
+    """Quantity averaged over scales and flips: `probabilities` (the papers' codes) or `logits`."""
+
     teacher: bool = False
+    """Also score the teacher."""
 
 
 @dataclass
 class PredictSettings:
-    """Input settings of `predict`.
-
-    Attributes:
-        size: [height, width] that images are resized to fit inside; `auto`: that of the validation images, on which the
-            network was scored; null: no resize.
-        bits: used bits per channel of 16-bit images; null: as in training, or determined from the images.
-    """
+    """Input settings of `predict`."""
 
     size: Annotated[Any, PixelSize(("auto", None))] = "auto"
+    """[height, width] that images are resized to fit inside; `auto`: that of the validation images, on which the
+    network was scored; null: no resize."""
+
     bits: BitDepth | None = None
+    """Used bits per channel of 16-bit images; null: as in training, or determined from the images."""
 
 
 @dataclass
 class ConvertSettings:
-    """Settings of `convert`.
-
-    Attributes:
-        teacher: use the EMA copy as the student; `teacher=true` on the command line is short for it.
-    """
+    """Settings of `convert`."""
 
     teacher: bool = False
+    """Use the EMA copy as the student; `teacher=true` on the command line is short for it."""
 
 
 @dataclass
 class DepthSettings:
-    """Settings of `depth`; defaults: Monodepth2 (Godard et al. 2019).
-
-    Attributes:
-        supervision: `stereo` pairs, `monocular` sequences, or `both`.
-        domains: training domains: source, target.
-        steps: optimiser steps.
-        batch: images per step and rank.
-        lr: learning rate of Adam, with polynomial decay.
-        encoder_lr: learning rate of the depth network's encoder relative to `lr`.
-        pose_scale: input scale of the pose network.
-        clip_norm: maximum L2 norm of the gradient; null: no clipping.
-        widths: channels of the decoder, full resolution first.
-        scales: number of supervised decoder levels.
-        smooth: weight of the smoothness at the finest level.
-        auto_mask: leave out pixels that are static relative to the camera.
-        nearest: depth at disparity 1, in the network's unit (the stereo baseline is a tenth of it).
-        farthest: depth at disparity 0.
-        crop: [height, width] of training crops; null: whole images.
-        flip: flip half of the images horizontally.
-        jitter: strength of the colour jitter.
-        val_count: number of images of streets' validation split to score.
-    """
+    """Settings of `depth`; defaults: Monodepth2 (Godard et al. 2019)."""
 
     supervision: Annotated[str, OneOf(("stereo", "monocular", "both"))] = "stereo"
+    """Source of supervision: `stereo` pairs, `monocular` sequences, or `both`."""
+
     domains: Annotated[list[Domain], Length(1, 2)] = field(default_factory=lambda: ["source", "target"])
+    """Domains to train on: `source`, `target`."""
+
     steps: Count = 40000
+    """Optimiser steps."""
+
     batch: Count = 12
+    """Images per step and rank."""
+
     lr: Rate = 1e-4
+    """Learning rate of Adam, with polynomial decay."""
+
     encoder_lr: Ratio = 1.0
+    """Learning rate of the depth network's encoder relative to `lr`."""
+
     pose_scale: Annotated[float, Interval(0.05, 1)] = 1.0
+    """Input scale of the pose network."""
+
     clip_norm: Ratio | None = None
+    """Maximum L2 norm of the gradient; null: no clipping."""
+
     widths: Annotated[list[Channels], Length(1, 16)] = field(default_factory=lambda: [16, 32, 64, 128, 256])
+    """Channels of the decoder, full resolution first."""
+
     scales: Annotated[int, Interval(1, 5)] = 4
+    """Number of supervised decoder levels."""
+
     smooth: LossWeight = 1e-3
+    """Weight of the smoothness at the finest level."""
+
     auto_mask: bool = True
+    """Leave out pixels that are static relative to the camera."""
+
     nearest: Ratio = 0.1
+    """Depth at disparity 1, in the network's unit (the stereo baseline is a tenth of it)."""
+
     farthest: Ratio = 100.0
+    """Depth at disparity 0."""
+
     crop: Size | None = None
+    """[height, width] of training crops in pixels; null: whole images."""
+
     flip: bool = True
+    """Flip half of the images horizontally."""
+
     jitter: Fraction = 0.1
+    """Strength of the colour jitter."""
+
     val_count: Count = 100
+    """Number of images of streets' validation split to score."""
 
 
 @dataclass
 class BenchSettings:
-    """Settings of `bench`.
-
-    Attributes:
-        what: overhead, methods, evaluator, mixing, memory, render, ema, reading, busy, classic, precision, phases,
-            `all` of them, or against.
-        pairs: number of A/B pairs whose median is the ratio.
-        steps: training steps in each half of a pair.
-        scenes: scenes to render of each domain of streets.
-        habits: habits of the original repositories that `classic` has.
-        tf32: `classic` uses TF32 on a GPU, as under PyTorch 1.7, instead of full float32.
-        against: overrides of the other configuration; `against.KEY=VALUE` on the command line.
-        output: JSON file of the results.
-    """
+    """Settings of `bench`."""
 
     what: Annotated[list[str], Length(1, 32)] = field(default_factory=lambda: ["all"])
+    """Benchmarks to run: overhead, methods, evaluator, mixing, memory, render, ema, reading, busy, classic, precision,
+    phases, `all` of them, or against."""
+
     pairs: Count = 5
+    """Number of A/B pairs whose median is the ratio."""
+
     steps: Count = 10
+    """Training steps in each half of a pair."""
+
     scenes: Count = 100
+    """Scenes to render of each domain of streets."""
+
     habits: list[Annotated[str, OneOf(("backward", "ema", "augment", "item"))]] = field(
         default_factory=lambda: ["backward", "ema", "augment", "item"]
     )
+    """Habits of the original repositories that `classic` has."""
+
     tf32: bool = True
+    """`classic` uses TF32 on a GPU, as under PyTorch 1.7, instead of full float32."""
+
     against: list[str] = field(default_factory=list)
+    """Overrides of the other configuration; `against.KEY=VALUE` on the command line."""
+
     output: FilePath = "outputs/bench/bench.json"
+    """JSON file of the results."""
 
 
 @dataclass
 class Config:
-    """A run: what training reads. Other commands read it too, and add what is theirs in a class of their own.
-
-    Attributes:
-        steps: optimiser steps of the whole run; schedule, warm-up and rounds scale with it.
-        seed: seed of training; the rendered world has `data.world_seed`.
-        init: checkpoint with the initial weights of a new run.
-        resume: `last`, or a checkpoint, to continue a run from.
-        overwrite: replace the run in this folder as soon as the new one has a checkpoint.
-        running_statistics: batch-norm statistics at test: `all` (released), `mixed` or `target` (AdaBN).
-        statistics_batches: number of target batches for `target`.
-        pretrained: the encoder's initial weights: `imagenet`, `builtin` (of the small networks), the path of a weights
-            file, `hub:owner/repository` (Hugging Face), `timm:tag` (model=timm), or null.
-        pretrained_allow_missing: names of the encoder's tensors or modules that the file may lack.
-    """
+    """A run: what training reads. Other commands read it too, and add what is theirs in a class of their own."""
 
     model: dict[str, Any]
+    """The network: `_target_` and its options."""
+
     method: dict[str, Any]
+    """The method: `_target_` and its options."""
+
     steps: Count = 40000
+    """Optimiser steps of the whole run; schedule, warm-up and rounds scale with it."""
+
     seed: Annotated[int, Interval(0, 2**32 - 1)] = 0
+    """Seed of training; the rendered world has `data.world_seed`."""
+
     init: FilePath | None = None
+    """Checkpoint with the initial weights of a new run."""
+
     resume: FilePath | None = None
+    """`last`, or a checkpoint, to continue a run from."""
+
     overwrite: bool = False
+    """Replace the run in this folder as soon as the new one has a checkpoint."""
+
     pretrained: FilePath | None = "imagenet"
+    """The encoder's initial weights: `imagenet`, `builtin` (of the small networks), the path of a weights file,
+    `hub:owner/repository` (Hugging Face), `timm:tag` (model=timm), or null."""
+
     pretrained_allow_missing: list[Text] = field(default_factory=list)
+    """Names of the encoder's tensors or modules that the file may lack."""
+
     running_statistics: Annotated[str, OneOf(("all", "mixed", "target"))] = "all"
+    """Training images that update batch norm's statistics for the test: `all` (released), only the `mixed` ones, or
+    `target` crops before every validation (AdaBN)."""
+
     statistics_batches: Count = 40
+    """Number of target batches that `running_statistics=target` averages over."""
+
     data: DataSettings = field(default_factory=DataSettings)
+    """Training and validation data."""
+
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    """The optimiser and its parameter groups."""
+
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    """Warm-up and decay of the learning rate."""
+
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    """The mean teacher and its pseudo-labels."""
+
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    """Hardware and precision."""
+
     logger: LoggerSettings = field(default_factory=LoggerSettings)
+    """Where a run is logged."""
+
     callbacks: CallbackSettings = field(default_factory=CallbackSettings)
+    """What happens beside training, and how often."""
+
     evaluator: EvaluatorSettings = field(default_factory=EvaluatorSettings)
+    """How a network is scored."""
 
     def __post_init__(self) -> None:
         """Leave room for what the configuration was composed from, which is not part of the schema."""
@@ -279,32 +333,30 @@ class Config:
 
 @dataclass
 class EvaluateConfig(Config):
-    """Scoring of a trained network.
-
-    Attributes:
-        checkpoint: the network.
-        submission: write files for this benchmark's test server instead of scoring.
-    """
+    """Scoring of a trained network."""
 
     checkpoint: FilePath | None = None
+    """Checkpoint of the network to score."""
+
     submission: Annotated[str | None, OneOf((*SERVERS, None))] = None
+    """Write files for this benchmark's test server instead of scoring."""
 
 
 @dataclass
 class PredictConfig(Config):
-    """Segmentation of a folder of images.
-
-    Attributes:
-        checkpoint: the network.
-        input: a folder of images, or one image.
-        output: folder for colour, overlay, labelIds and confidence.
-        predict: how images are read.
-    """
+    """Segmentation of a folder of images."""
 
     checkpoint: FilePath | None = None
+    """Checkpoint of the network to predict with."""
+
     input: FilePath | None = None
+    """A folder of images, or one image."""
+
     output: FilePath | None = None
+    """Folder for colour, overlay, labelIds and confidence."""
+
     predict: PredictSettings = field(default_factory=PredictSettings)
+    """How images are read."""
 
     def places(self) -> dict[str, str | None]:
         """Return the places that are written besides the run's folder, by key."""
@@ -313,34 +365,33 @@ class PredictConfig(Config):
 
 @dataclass
 class DepthConfig(Config):
-    """Self-supervised depth.
-
-    Attributes:
-        checkpoint: a trained network, to score or export instead of training one.
-        export: write maps of the source and the target.
-        depth: how depth is learnt.
-    """
+    """Self-supervised depth."""
 
     checkpoint: FilePath | None = None
+    """Checkpoint of a trained network, to score or export instead of training one."""
+
     export: bool = False
+    """Write maps of the source and the target."""
+
     depth: DepthSettings = field(default_factory=DepthSettings)
+    """How depth is learnt."""
 
 
 @dataclass
 class PrepareConfig(Config):
-    """Check of a pair of domains before training.
-
-    Attributes:
-        fix: repair damaged files; nothing is deleted.
-        unpack: unpack ZIPs in a root if folders are missing (`auto`), all missing files (`all`), or `never`.
-        pack: pack the target's images into shards.
-        streets: export the rendered streets in another data set's layout.
-    """
+    """Check of a pair of domains before training."""
 
     fix: bool = False
+    """Repair damaged files; nothing is deleted."""
+
     unpack: Annotated[str, OneOf(("auto", "all", "never"))] = "auto"
+    """Unpack ZIPs in a root if folders are missing (`auto`), all missing files (`all`), or `never`."""
+
     pack: PackSettings = field(default_factory=PackSettings)
+    """Pack the target's images into shards."""
+
     streets: StreetsSettings = field(default_factory=StreetsSettings)
+    """Export the rendered streets in another data set's layout."""
 
     def places(self) -> dict[str, str | None]:
         """Return the places that are written besides the run's folder, by key."""
@@ -349,17 +400,16 @@ class PrepareConfig(Config):
 
 @dataclass
 class ConvertConfig(Config):
-    """Conversion of a released checkpoint.
-
-    Attributes:
-        official: a released checkpoint of DAFormer, HRDA, MIC, LC-MSM or CorDA.
-        out: the checkpoint to write.
-        convert: which of its networks to take.
-    """
+    """Conversion of a released checkpoint."""
 
     official: FilePath | None = None
+    """A released checkpoint of DAFormer, HRDA, MIC, LC-MSM or CorDA."""
+
     out: FilePath | None = None
+    """The checkpoint to write."""
+
     convert: ConvertSettings = field(default_factory=ConvertSettings)
+    """Which of its networks to take."""
 
     def places(self) -> dict[str, str | None]:
         """Return the places that are written besides the run's folder, by key."""
@@ -368,13 +418,10 @@ class ConvertConfig(Config):
 
 @dataclass
 class BenchConfig(Config):
-    """Measurement of the step and its parts.
-
-    Attributes:
-        bench: what is measured.
-    """
+    """Measurement of the step and its parts."""
 
     bench: BenchSettings = field(default_factory=BenchSettings)
+    """What is measured."""
 
 
 # Primary configuration, a file of `conf/` -> its schema. `config` is that of `train`.
