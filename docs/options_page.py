@@ -33,13 +33,19 @@ def nested(kind: type, where: str) -> Iterator[tuple[type, str]]:
 
 
 def methods() -> dict[type, list[str]]:
-    """Return every dataclass of a method's options -> the choices of `method=` that have them."""
+    """Return every dataclass of a method's options -> the choices that have them, recipes for those of their own."""
+    found = choosing("method")
+    return found | {kind: choices for kind, choices in choosing("experiment").items() if kind not in found}
+
+
+def choosing(group: str) -> dict[type, list[str]]:
+    """Return every dataclass of a method's options -> the choices of a group that choose a class with them."""
     found: dict[type, list[str]] = {}
-    for file in sorted((CONF / "method").glob("*.yaml")):
+    for file in sorted((CONF / group).glob("*.yaml")):
         target = yaml.safe_load(file.read_text()).get("method", {}).get("_target_")  # else it varies another file
         kind = None if target is None else options_dataclass(class_of(target, "method"))
         for base in () if kind is None else kind.__mro__[:-1]:
-            found.setdefault(base, []).append(file.stem)
+            found.setdefault(base, []).append(f"`{group}={file.stem}`")
     return found
 
 
@@ -50,7 +56,7 @@ def page() -> str:
         blocks += section(kind, title)
     blocks.append("## Methods\n\nA method has the options of its own class and of the classes that it inherits from.")
     for kind, choices in methods().items():
-        blocks += section(kind, kind.__name__, f" (`method=` {', '.join(choices)})")
+        blocks += section(kind, kind.__name__, f" ({', '.join(choices)})")
     return "\n\n".join(blocks) + "\n"
 
 
