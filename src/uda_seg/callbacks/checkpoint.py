@@ -15,6 +15,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from uda_seg.errors import Damaged, UserError
 from uda_seg.methods.base import UDAModule
+from uda_seg.methods.frozen import leave_out_trunk
 from uda_seg.methods.step import StepModule
 
 log = logging.getLogger(__name__)
@@ -68,10 +69,13 @@ class LastCheckpoint(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Refuse to save non-finite weights, and add the values from which the network can be rebuilt."""
+        """Refuse to save non-finite weights, leave out a frozen trunk, and add what the network can be rebuilt from."""
         assert isinstance(pl_module, StepModule)
         pl_module.watcher.raise_if_any()
         checkpoint["uda_seg"] = self.described(trainer)
+        if isinstance(pl_module, UDAModule):
+            trunk = leave_out_trunk(checkpoint["state_dict"], pl_module.segmentor.encoder)
+            checkpoint["uda_seg"] |= {} if trunk is None else {"trunk": trunk}
         if self._loop:
             checkpoint["loops"]["fit_loop"] = self._loop
 

@@ -108,7 +108,28 @@ def replay(checkpoint: Mapping[str, Any], given: list[str], kind: type[Config] =
             values += [o for o in said_there if belongs_to(key_of(o), kind) is None]
     if not any(key_of(o) == "method._target_" for o in values):
         values += released_bicl(stored)
-    return [o for o in ("++model.encoder.weights=null", *values, *stored) if key_of(o) not in keys] + given
+    return [o for o in (*_trunk(said, keys), *values, *stored) if key_of(o) not in keys] + given
+
+
+def _trunk(said: Mapping[str, Any], given: set[str]) -> list[str]:
+    """Return the override of the encoder's weights: none, as the checkpoint has them, or those of its frozen trunk.
+
+    A name means the same weights everywhere; a path is that of this machine, which only the user can tell.
+
+    Raises:
+        UserError: the trunk was a file, and none is given.
+    """
+    trunk = said.get("trunk")
+    if trunk is None:
+        return ["++model.encoder.weights=null"]
+    if given & {"pretrained", "model.encoder.weights"}:
+        return []
+    if trunk["weights"] is None:
+        raise UserError(
+            f"the checkpoint holds what was trained, not its frozen trunk, which was the file {shown(trunk['file'])}: "
+            "add pretrained=FILE"
+        )
+    return [f"++model.encoder.weights={trunk['weights']}"]
 
 
 def _by_values(choices: Mapping[str, str]) -> dict[str, str]:

@@ -6,12 +6,15 @@ import logging
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from uda_seg.data.batch import DomainBatch
+from uda_seg.methods.frozen import with_trunk
 from uda_seg.methods.options.base import MethodOptions
+from uda_seg.methods.parameter_groups import ParameterRules
 from uda_seg.methods.scoring import ScoredModule
 from uda_seg.methods.settings import Plan
 from uda_seg.methods.step import Loss
@@ -51,6 +54,7 @@ class UDAModule(ScoredModule):
     def __init__(self, segmentor: Segmentor, plan: Plan, options: MethodOptions) -> None:
         super().__init__(segmentor, plan)
         self.options = options
+        self.rules = ParameterRules(segmentor.encoder, plan.optimizer)
         self.panel: dict[str, Tensor] | None = None
 
     def on_fit_start(self) -> None:
@@ -103,11 +107,10 @@ class UDAModule(ScoredModule):
         return {name: domain.part(index, parts) for name, domain in batch.items()}
 
     def rate_and_decay(self, name: str) -> tuple[float, float]:
-        """Assign DAFormer's parameter groups: heads at `head_lr_multiplier`, the encoder's norm layers without decay.
+        """Assign the groups that `parameter_groups` describes (the step's hook)."""
+        return self.rules(name)
 
-        Biases and the decoder's batch norm have weight decay, as in the released code.
-        """
-        settings = self.plan.optimizer
-        scale = settings.head_lr_multiplier if name.startswith("segmentor.heads.") else 1.0
-        is_norm = name.startswith("segmentor.encoder.") and "norm" in name
-        return scale, 0.0 if is_norm else settings.weight_decay
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Apply the current settings to a resumed run, and complete its weights by a frozen trunk (Lightning hook)."""
+        super().on_load_checkpoint(checkpoint)
+        checkpoint["state_dict"] = with_trunk(checkpoint, self.segmentor.encoder, "the checkpoint")

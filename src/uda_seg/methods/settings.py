@@ -6,7 +6,18 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from uda_seg.data.labels import ClassSet
-from uda_seg.options.constraints import Count, Fraction, FractionBelowOne, Interval, Length, OneOf, Power, Rate, Ratio
+from uda_seg.options.constraints import (
+    Count,
+    Fraction,
+    FractionBelowOne,
+    Interval,
+    Length,
+    OneOf,
+    PositiveFraction,
+    Power,
+    Rate,
+    Ratio,
+)
 
 
 @dataclass
@@ -26,10 +37,15 @@ class OptimizerSettings:
     """SGD's momentum."""
 
     weight_decay: Annotated[float, Interval(0, 100)] = 0.01
-    """Weight decay of all parameters except the encoder's norm layers."""
+    """Weight decay of all parameters except the encoder's norm layers, and except tokens, position embedding, LayerScale
+    and biases of a plain vision transformer."""
 
     head_lr_multiplier: Ratio = 10.0
-    """Learning rate of the heads relative to `lr`."""
+    """Learning rate of the heads relative to `lr`, and of what an encoder adds to a pretrained transformer."""
+
+    layer_decay: PositiveFraction = 1.0
+    """Learning rate of each layer of a plain vision transformer relative to that of the next (Bao et al. 2022); 1: all
+    have `lr`."""
 
     clip_norm: Ratio | None = None
     """Maximum L2 norm of the summed gradient; null: no clipping."""
@@ -51,6 +67,9 @@ class ScheduleSettings:
 
     power: Power = 1.0
     """Exponent of the decay; 1 is linear."""
+
+    weight_decay: Annotated[str, OneOf(("constant", "cosine"))] = "constant"
+    """`constant`, or `cosine`: from `optimizer.weight_decay` to zero along half a cosine (SoMA)."""
 
 
 @dataclass

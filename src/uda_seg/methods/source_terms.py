@@ -6,7 +6,6 @@ which also has a term on the target.
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Iterator
 
@@ -21,6 +20,7 @@ from uda_seg.methods.options.self_training import SourceOptions
 from uda_seg.models.compilation import compile_module
 from uda_seg.models.norm import frozen_statistics
 from uda_seg.models.segmentor import Features, Segmentor
+from uda_seg.models.trunk import shared_copy
 from uda_seg.ops.distillation import distillation
 from uda_seg.ops.image import to_float
 from uda_seg.ops.losses import feature_distance
@@ -29,10 +29,10 @@ log = logging.getLogger(__name__)
 
 
 class FrozenReference:
-    """Frozen copy of the initial encoder; not a submodule, so not in checkpoints."""
+    """Frozen copy of the initial encoder, sharing what the student has frozen; not a submodule, so not in checkpoints."""
 
     def __init__(self, encoder: nn.Module) -> None:
-        self.encoder = copy.deepcopy(encoder).requires_grad_(False).eval()
+        self.encoder = shared_copy(encoder).eval()
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> Tensor:

@@ -22,7 +22,8 @@ from uda_seg.methods.resume import check_optimizer, check_progress
 from uda_seg.methods.settings import StepPlan
 from uda_seg.methods.sgd import SteadySGD
 from uda_seg.models.norm import batch_norms
-from uda_seg.ops.schedule import warmup_poly
+from uda_seg.ops.schedule import cosine_to_zero, warmup_poly
+from uda_seg.options.validate import shown
 
 
 @dataclass(frozen=True)
@@ -136,10 +137,12 @@ class StepModule(RankModule):
             optimizer = self.configure_optimizers()
             saved, given = state["param_groups"], optimizer.state_dict()["param_groups"]
             if [_kind(group) for group in saved] != [_kind(group) for group in given]:
+                sizes = [[len(group["params"]) for group in groups] for groups in (saved, given)]
                 raise UserError(
                     "the checkpoint's optimiser has other groups of parameters: resume with the same optimizer.name, "
-                    "optimizer.head_lr_multiplier, optimizer.weight_decay and method.encoder_updates, or start a new "
-                    "run with init="
+                    "optimizer.head_lr_multiplier, optimizer.layer_decay, optimizer.weight_decay, "
+                    "model.encoder.freeze, model.encoder.lora and method.encoder_updates, or start a new run with "
+                    f"init= (numbers of parameters per group: {shown(sizes[0])} there, {shown(sizes[1])} here)"
                 )
             check_optimizer(state, optimizer)
             for before, now in zip(saved, given, strict=True):
@@ -226,14 +229,17 @@ class StepModule(RankModule):
                 "lr": rate * scale,
                 "base_lr": rate * scale,
                 "weight_decay": decay,
+                "base_weight_decay": decay,
             }
             for (scale, decay), parameters in groups.items()
         ]
 
     def set_learning_rate(self, optimizer: Any, step: int) -> None:
-        """Set every group's learning rate for 0-based `step`: warm-up times polynomial decay."""
+        """Set every group's learning rate for 0-based `step`: warm-up times polynomial decay; and its weight decay."""
         schedule = self.plan.schedule
         warmup_steps = round(schedule.warmup * self.plan.steps)
         factor = warmup_poly(step, self.plan.steps, warmup_steps, schedule.power)
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
+            if schedule.weight_decay == "cosine":
+                group["weight_decay"] = group["base_weight_decay"] * cosine_to_zero(step, self.plan.steps)

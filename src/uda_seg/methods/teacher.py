@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from uda_seg.models.norm import batch_statistics
 from uda_seg.models.segmentor import Segmentor
+from uda_seg.models.trunk import frozen_tensors, shared_copy
 from uda_seg.ops.ema import ema_decay, ema_update
 
 Result = TypeVar("Result")
@@ -21,7 +21,8 @@ class Teacher(nn.Module):
     """Exponential moving average of a student Segmentor, alpha_t = min(1 - 1/(t+1), alpha).
 
     Args:
-        student: the network to copy, with every head attached so far; the copy needs no gradient.
+        student: the network to copy, with every head attached so far; the copy needs no gradient, and shares what is
+            frozen.
         alpha: upper bound of the decay.
         batch_norm: `eval` also averages the buffers and predicts with them; `train` predicts with batch statistics and
             does not change the buffers (as the released DACS, DAFormer and MIC do).
@@ -33,7 +34,7 @@ class Teacher(nn.Module):
 
     def __init__(self, student: Segmentor, alpha: float, batch_norm: str = "eval") -> None:
         super().__init__()
-        self.network = copy.deepcopy(student).requires_grad_(False)
+        self.network = shared_copy(student)
         self.alpha = alpha
         self.batch_norm = batch_norm
         # The decay is computed on the host from this counter; the buffer is synchronised when the state is saved.
@@ -83,18 +84,21 @@ class Teacher(nn.Module):
             return function(self.network)
 
 
-def _places(network: nn.Module, buffers: bool) -> Places:
+def _places(network: Segmentor, buffers: bool) -> Places:
     """Locate a network's floating-point parameters, and optionally buffers, as (module's dict, name) pairs.
+
+    What is frozen needs no average.
 
     Walking through a large network takes the host as long as the forward of a small one, so the result is cached: as
     places, not tensors, because moving a network to another device replaces its buffers.
     """
     kinds = ("_parameters", "_buffers") if buffers else ("_parameters",)
+    frozen = {id(tensor) for tensor in frozen_tensors(network.encoder, persistent=False).values()}
     found: dict[int, tuple[dict[str, Any], str]] = {}
     for kind in kinds:
         for module in network.modules():
             tensors: dict[str, Any] = getattr(module, kind)
             for name, tensor in tensors.items():
-                if tensor is not None and tensor.is_floating_point():
+                if tensor is not None and tensor.is_floating_point() and id(tensor) not in frozen:
                     found.setdefault(id(tensor), (tensors, name))
     return list(found.values())

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,9 @@ class Encoder(nn.Module):
         patch: side in pixels of the tokens that a vision transformer sees; 1 for other encoders.
         mean: of red, green and blue in [0, 1] that the weights were trained with; None: ImageNet's.
         std: as `mean`.
+        loaded_from: the name or file that the weights were loaded from; None for a random start.
+        frozen: dotted names of the modules whose own tensors are frozen and which stay in eval mode (set by
+            `trunk.adapt`).
     """
 
     channels: tuple[int, ...]
@@ -57,6 +60,15 @@ class Encoder(nn.Module):
     builtin: Path | None = None
     first_stage: tuple[str, ...] = ()
     activation_checkpointing: bool = False
+    loaded_from: str | None = None
+    frozen: tuple[str, ...] = ()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all modules except the frozen ones, which have no dropout and keep their statistics."""
+        super().train(mode)
+        for name in self.frozen:
+            self.get_submodule(name).training = False
+        return self
 
     @abstractmethod
     def forward(self, x: Tensor) -> list[Tensor]:

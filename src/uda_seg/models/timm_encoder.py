@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from timm.layers.format import Format
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from uda_seg.models.norm import batch_norms
 from uda_seg.models.segmentor import Encoder
 from uda_seg.models.timm_weights import created, describe_images
-from uda_seg.options.constraints import FilePath, Text
+from uda_seg.models.trunk import adapt
+from uda_seg.options.constraints import CountOrZero, FilePath, Text
 
 
 class TimmEncoder(Encoder):
@@ -28,16 +29,25 @@ class TimmEncoder(Encoder):
         name: a timm model, e.g. "convnext_tiny", optionally with the tag of its weights.
         weights: see `timm_weights.created`.
         allow_missing: names of the timm model's tensors or modules that the file may lack.
+        freeze: true: nothing of the model is trained; a number: a plain ViT's embeddings and first blocks are not.
+        lora: adapters of a plain ViT, see `models.lora`; the rest of it is frozen.
 
     Raises:
         UserError: no such model, no feature maps, or weights that are unavailable or do not fit.
     """
 
-    def __init__(self, name: Text, weights: FilePath | Path | None = None, allow_missing: Sequence[Text] = ()) -> None:
+    def __init__(
+        self,
+        name: Text,
+        weights: FilePath | Path | None = None,
+        allow_missing: Sequence[Text] = (),
+        freeze: bool | CountOrZero = False,
+        lora: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         cure = "choose another model.encoder.name: this one gives no feature pyramid"
         self.body = created(name, weights, allow_missing, cure, features_only=True)
-        self.pretrained = weights is not None
+        self.pretrained, self.loaded_from = weights is not None, None if weights is None else str(weights)
         describe_images(self, self.body)
         self._channels_last = getattr(self.body, "output_fmt", None) == Format.NHWC  # Swin and similar
         info = cast(FeatureInfo, self.body.feature_info)
@@ -45,6 +55,12 @@ class TimmEncoder(Encoder):
         self.channels = tuple(info.channels()[index] for index in self._kept)
         self.strides = tuple(info.reduction()[index] for index in self._kept)
         self.smallest = max(self.strides)  # some models down-sample without padding
+        adapt(self, freeze, lora)
+
+    @property
+    def trunk(self) -> nn.Module:
+        """The timm model: all of the encoder."""
+        return cast(nn.Module, getattr(self.body, "model", self.body))  # timm wraps transformers whole
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Encode normalised images [B, 3, H, W] into one map [B, C_i, H / stride_i, W / stride_i] per stage."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from uda_seg.errors import UserError
 from uda_seg.models.segmentor import Encoder
 from uda_seg.models.timm_weights import created, describe_images
+from uda_seg.models.trunk import adapt
 from uda_seg.models.vit_neck import SimplePyramid, onto_image
 from uda_seg.models.vit_trunk import check_plain, embed, patches_of
-from uda_seg.options.constraints import FilePath, FractionBelowOne, Interval, Length, Text
+from uda_seg.options.constraints import CountOrZero, FilePath, FractionBelowOne, Interval, Length, Text
 
 
 class ViTEncoder(Encoder):
@@ -39,6 +40,8 @@ class ViTEncoder(Encoder):
         neck: `simple` (ViTDet's pyramid).
         pad: pad images whose sides are not multiples of the patch; otherwise they are refused.
         drop_path: rate of stochastic depth in the last block, less in those before.
+        freeze: true: nothing of the trunk is trained; a number: its embeddings and first blocks are not.
+        lora: adapters, see `models.lora`; the rest of the trunk is frozen.
 
     Attributes:
         trunk: the timm model, without its head and final norm.
@@ -61,12 +64,14 @@ class ViTEncoder(Encoder):
         neck: Literal["simple"] = "simple",
         pad: bool = True,
         drop_path: FractionBelowOne = 0.0,
+        freeze: bool | CountOrZero = False,
+        lora: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         cure = "choose a vision transformer as model.encoder.name"
         trunk: Any = created(name, weights, allow_missing, cure, num_classes=0, drop_path_rate=drop_path)
         check_plain(name, trunk)
-        self.pretrained = weights is not None
+        self.pretrained, self.loaded_from = weights is not None, None if weights is None else str(weights)
         describe_images(self, trunk)
         self.patch, self.pad = trunk.patch_embed.patch_size[0], pad
         self.taps = _taps(taps, len(trunk.blocks))
@@ -75,6 +80,7 @@ class ViTEncoder(Encoder):
         self.trunk = _without_rest(trunk, self.taps[-1])
         self.neck = SimplePyramid(self.width, self.patch)
         self.channels = self.neck.channels
+        adapt(self, freeze, lora)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Encode normalised images [B, 3, H, W] into four maps [B, C_i, ceil(H / stride_i), ceil(W / stride_i)]."""

@@ -91,7 +91,7 @@ def load_encoder(encoder: Encoder, path: str | Path, allow_missing: Sequence[str
     Raises:
         UserError: no such file, a file with pickled objects, or one that does not cover the whole encoder.
     """
-    rendered = str(path) == "builtin"
+    rendered, said = str(path) == "builtin", str(path)
     path = start_of(encoder, str(path))
     wanted = encoder.state_dict()
     found = encoder.renamed(_unwrap(read_tensors(path), wanted))
@@ -112,7 +112,7 @@ def load_encoder(encoder: Encoder, path: str | Path, allow_missing: Sequence[str
             )
     check_tensors(found, wanted, path)
     encoder.load_state_dict({name: found.get(name, tensor) for name, tensor in wanted.items()})
-    encoder.pretrained = not rendered
+    encoder.pretrained, encoder.loaded_from = not rendered, said
     extra = [name for name in found if name not in wanted]
     unused = tuple(name for name in extra if not name.startswith(CLASSIFIERS))
     report = LoadReport(path, sum(n in found for n in wanted), len(extra) - len(unused), unused, tuple(allowed))

@@ -1,6 +1,8 @@
-"""Learning-rate schedule."""
+"""Schedules of learning rate and weight decay."""
 
 from __future__ import annotations
+
+import math
 
 
 def warmup_poly(step: int, steps: int, warmup_steps: int, power: float = 1.0, warmup_ratio: float = 1e-6) -> float:
@@ -19,3 +21,8 @@ def warmup_poly(step: int, steps: int, warmup_steps: int, power: float = 1.0, wa
     if step < warmup_steps:
         decay *= 1.0 - (1.0 - step / warmup_steps) * (1.0 - warmup_ratio)
     return decay
+
+
+def cosine_to_zero(step: int, steps: int) -> float:
+    """Compute the factor (1 + cos(pi t / T)) / 2 for 0-based step t of T; beyond T it is 0."""
+    return (1.0 + math.cos(math.pi * min(step, steps) / steps)) / 2

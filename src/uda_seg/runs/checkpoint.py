@@ -17,6 +17,7 @@ from uda_seg.config.replay import FORMAT, method_name, method_options
 from uda_seg.config.schema import Config
 from uda_seg.errors import Damaged, UserError
 from uda_seg.methods.base import UDAModule
+from uda_seg.methods.frozen import is_trunk, note_replaced_trunk, with_trunk
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.models.weights import check_tensors, read_tensors
 from uda_seg.options.validate import defaults, leaves
@@ -69,6 +70,7 @@ _SAID: Mapping[str, Callable[[Any], bool]] = {
     "method": _is_text,
     "options": lambda value: isinstance(value, Mapping),
     "depth": _is_scale,
+    "trunk": is_trunk,
     **dict.fromkeys(("source_images", "source_images_per_step", "target_images_per_step", "ranks"), _is_count),
 }
 
@@ -115,16 +117,15 @@ def check_same(module: UDAModule, path: Path, config: Config) -> None:
         raise Damaged(
             f"{path} is damaged, Lightning's version is missing or nonsense: take another checkpoint of the run"
         )
-    check_tensors(content["state_dict"], module.state_dict(), path)
+    state = with_trunk(content, module.segmentor.encoder, path)
+    check_tensors(state, module.state_dict(), path)
     networks = ("segmentor.", "teacher.network.")
     wanted = {n: t.shape for n, t in module.state_dict().items() if n.startswith(networks)}
-    found = {n: getattr(t, "shape", None) for n, t in content["state_dict"].items() if n.startswith(networks)}
+    found = {n: getattr(t, "shape", None) for n, t in state.items() if n.startswith(networks)}
     if found != wanted:
         first = sorted(n for n in {**wanted, **found} if wanted.get(n) != found.get(n))[0]
         raise UserError(f"{path} is of another network: {first} does not match; resume with the same model=")
-    rest = {
-        n for n, t in module.state_dict().items() if getattr(content["state_dict"].get(n), "shape", None) != t.shape
-    }
+    rest = {n for n, t in module.state_dict().items() if getattr(state.get(n), "shape", None) != t.shape}
     if rest:
         raise Damaged(
             f"{path} is damaged, {min(rest)} is missing or of another size: take another checkpoint of the run"
@@ -190,7 +191,7 @@ def load_weights(module: UDAModule, path: Path) -> str:
     content = read_checkpoint(path)
     cure = f"; to start from its encoder alone, say pretrained={path} instead of init="
     check_classes(content, module, path, cure)
-    theirs: Mapping[str, Tensor] = content["state_dict"]
+    theirs: Mapping[str, Tensor] = with_trunk(content, module.segmentor.encoder, path)
     mine = module.segmentor.state_dict()
     check_tensors(theirs, module.state_dict(), path)
     found = {name: theirs[f"segmentor.{name}"] for name in mine if f"segmentor.{name}" in theirs}
@@ -201,6 +202,7 @@ def load_weights(module: UDAModule, path: Path) -> str:
         name = (wrong + essential)[0]
         cure = "" if any(n.startswith("encoder.") for n in wrong + essential) else cure
         raise UserError(f"{path} is of another network: {name} does not match; choose the same model={cure}")
+    note_replaced_trunk(module.segmentor.encoder, {n.removeprefix("encoder."): t for n, t in found.items()})
     module.segmentor.load_state_dict({**mine, **found})
     module.start_heads({name.split(".")[1] for name in missing})
     if module.teacher is not None:
@@ -235,7 +237,8 @@ def load_trained(module: UDAModule, content: Mapping[str, Any], path: Path, teac
     head = network.heads[network.eval_head]
     used = ("encoder.", *(f"heads.{name}." for name in (network.eval_head, *getattr(head, "reads", ()))))
     wanted = {n: t for n, t in network.state_dict().items() if n.startswith(used)}
-    found = {n: content["state_dict"][prefix + n] for n in wanted if prefix + n in content["state_dict"]}
+    state = with_trunk(content, module.segmentor.encoder, path)
+    found = {n: state[prefix + n] for n in wanted if prefix + n in state}
     check_tensors(found, wanted, path)
     wrong = [n for n, tensor in wanted.items() if n not in found or found[n].shape != tensor.shape]
     if wrong:

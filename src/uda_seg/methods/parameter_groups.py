@@ -1,0 +1,56 @@
+"""Learning rate and weight decay of each parameter: DAFormer's groups, and those of fine-tuned vision transformers."""
+
+from __future__ import annotations
+
+from uda_seg.errors import UserError
+from uda_seg.methods.settings import OptimizerSettings
+from uda_seg.models.segmentor import Encoder
+from uda_seg.models.trunk import depth_of, layer_ids, prefix_of, undecayed, vit_of
+
+ENCODER, HEADS = "segmentor.encoder.", "segmentor.heads."
+
+
+class ParameterRules:
+    """Rates and decays by parameter.
+
+    - Heads have `head_lr_multiplier`, and so has what an encoder adds to a pretrained transformer (its pyramid).
+    - In a plain vision transformer, layer i of d has layer_decay ** (d + 1 - i) (Bao et al. 2022, BEiT), where the
+        embeddings are layer 0 and the last block is layer d. Tokens, position embedding, LayerScale, norms and biases
+        have no weight decay. Both are timm's grouping.
+    - In other encoders the norm layers have no weight decay; their biases and the decoder's batch norm have, as in the
+        released DAFormer.
+
+    Args:
+        encoder: the student's.
+        settings: of the optimiser.
+
+    Raises:
+        UserError: layer-wise decay of an encoder without layers.
+    """
+
+    def __init__(self, encoder: Encoder, settings: OptimizerSettings) -> None:
+        vit = vit_of(encoder)
+        if vit is None and settings.layer_decay != 1:
+            raise UserError(
+                f"optimizer.layer_decay={settings.layer_decay} is of plain vision transformers (model=vit): this "
+                "network has no blocks; leave it out"
+            )
+        self.settings = settings
+        self.prefix = ENCODER + ("" if vit is None else prefix_of(encoder, vit))
+        self.layers = {} if vit is None else layer_ids(vit)
+        self.depth = 0 if vit is None else depth_of(vit)
+        self.vectors = {f"{ENCODER}{name}" for name, p in encoder.named_parameters() if p.ndim <= 1}
+        self.undecayed = set() if vit is None else undecayed(vit)
+
+    def __call__(self, name: str) -> tuple[float, float]:
+        """Return the learning rate relative to `optimizer.lr`, and the weight decay, of a parameter by dotted name."""
+        settings = self.settings
+        if not name.startswith(ENCODER):
+            return settings.head_lr_multiplier if name.startswith(HEADS) else 1.0, settings.weight_decay
+        if not self.layers:
+            return 1.0, 0.0 if "norm" in name else settings.weight_decay
+        if not name.startswith(self.prefix):
+            return settings.head_lr_multiplier, 0.0 if name in self.vectors else settings.weight_decay
+        own = name.removeprefix(self.prefix)
+        scale = settings.layer_decay ** (self.depth + 1 - self.layers[own])
+        return scale, 0.0 if own in self.undecayed else settings.weight_decay
