@@ -37,8 +37,8 @@ class OptimizerSettings:
     """SGD's momentum."""
 
     weight_decay: Annotated[float, Interval(0, 100)] = 0.01
-    """Weight decay of all parameters except the encoder's norm layers, and except tokens, position embedding, LayerScale
-    and biases of a plain vision transformer."""
+    """Weight decay of all parameters except the encoder's norm layers, and a plain vision transformer's tokens,
+    position embedding, LayerScale and biases."""
 
     head_lr_multiplier: Ratio = 10.0
     """Learning rate of the heads relative to `lr`, and of what an encoder adds to a pretrained transformer."""

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class FrozenReference:
-    """Frozen copy of the initial encoder, sharing what the student has frozen; not a submodule, so not in checkpoints."""
+    """Frozen copy of the initial encoder, sharing what the student has frozen; no submodule, so not in checkpoints."""
 
     def __init__(self, encoder: nn.Module) -> None:
         self.encoder = shared_copy(encoder).eval()
