@@ -13,6 +13,7 @@ from test_steps import fit
 
 from uda_seg.config.compose import composed
 from uda_seg.config.schema import CONF
+from uda_seg.errors import UserError
 from uda_seg.methods import bicl, corda, lcmsm, self_training, source_only, t2sda
 from uda_seg.methods.corda import CorDA
 from uda_seg.methods.lcmsm import LCMSM
@@ -89,3 +90,11 @@ def test_no_option_is_without_effect(method, make_segmentor, make_plan, make_bat
     asked.clear()
     fit(method(make_segmentor(pretrained=True), make_plan(), options), [make_batch(depth=True)])
     assert {field.name for field in fields(plain)} - asked == set()
+
+
+def test_an_option_that_no_file_states_is_set_like_the_others():
+    words = ["method=t2sda", "data=streets"]
+    assert "temperature" not in (CONF / "method" / "t2sda.yaml").read_text()
+    assert composed([*words, "method.temperature=0.3"]).method["temperature"] == 0.3
+    with pytest.raises(UserError, match=r"method.temprature is unknown; did you mean temperature\?"):
+        composed([*words, "method.temprature=0.3"])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
 
 from uda_seg.data.settings import DataSettings, DomainSettings, PackSettings, StreetsSettings
 from uda_seg.evaluation.servers import SERVERS
@@ -494,8 +495,17 @@ def plain_defaults(kind: type[Config]) -> dict[str, Any]:
     return tree
 
 
+def _stored(kind: type[Config]) -> DictConfig:
+    """Return the defaults with room for options that no file of a network or method states; `parse` knows them."""
+    tree = OmegaConf.create(plain_defaults(kind))
+    for key in ("model", "method") if kind is Config else ():
+        tree[key] = {}
+        OmegaConf.set_struct(tree[key], False)
+    return tree
+
+
 for _name, _kind in COMMANDS.items():
-    ConfigStore.instance().store(f"{_name}_defaults", plain_defaults(_kind), provider="uda_seg")
+    ConfigStore.instance().store(f"{_name}_defaults", _stored(_kind), provider="uda_seg")
 
 
 def groups() -> set[str]:
