@@ -33,9 +33,9 @@ def nested(kind: type, where: str) -> Iterator[tuple[type, str]]:
 
 
 def methods() -> dict[type, list[str]]:
-    """Return every dataclass of a method's options -> the choices that have them, recipes for those of their own."""
+    """Return every dataclass of a method's options -> the choices that have them, of `quirks=` for those of a release."""
     found = choosing("method")
-    return found | {kind: choices for kind, choices in choosing("experiment").items() if kind not in found}
+    return found | {kind: choices for kind, choices in choosing("quirks").items() if kind not in found}
 
 
 def choosing(group: str) -> dict[type, list[str]]:

@@ -75,7 +75,7 @@ def test_what_no_file_sets_arrives():
         ("preset=null", "there is no such preset; known: minutes, paper, weights"),
         ("quirks=released", "there is no such quirks; known: bicl, corda, dacs, daformer, hrda, lcmsm, mic, paper"),
         ("method.temprature=1", "did you mean method.temperature?"),
-        ("method.stem=own", "method.stem is an option of BiCL's release alone: experiment=bicl_gta2cs"),
+        ("method.stem=own", "method.stem is an option of BiCL's release alone: add quirks=bicl"),
         ("method.base=mic", "method.base is now part of the method: method=t2sda_dacs | t2sda | t2sda_mic"),
         ("data.crop.0=5", "did you mean data.crop?"),
     ],

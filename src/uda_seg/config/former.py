@@ -31,7 +31,7 @@ def former(key: str) -> str | None:
     if key == BASE:
         return f"is now part of the method: method={' | '.join(BASES.values())}"
     if key.removeprefix("method.") in PLAIN_BICL:
-        return "is an option of BiCL's release alone: experiment=bicl_gta2cs | bicl_synthia2cs"
+        return "is an option of BiCL's release alone: add quirks=bicl"
     return renamed(key)
 
 
