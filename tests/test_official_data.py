@@ -11,6 +11,7 @@ from command_line import NETWORK, configured
 from data.trees import EXPORTED_SIZE
 from uda_seg import depth, prepare, train
 from uda_seg.config.schema import CONF
+from uda_seg.config.settings import DepthConfig
 from uda_seg.data.streets.layouts import LAYOUTS
 from uda_seg.errors import UserError
 
@@ -82,7 +83,7 @@ def test_recipes_run_on_files_as_they_are_downloaded(recipe, data, network, offi
 
 @pytest.mark.parametrize("recipe", ["depth_cityscapes", "depth_cityscapes_stereo", "depth_viper", "depth_synthia"])
 def test_depth_is_learnt_from_sequences_and_stereo_pairs(recipe, official, tmp_path):
-    config = configured(f"experiment={recipe}")
+    config = configured(f"experiment={recipe}", kind=DepthConfig)
     name = config.depth.domains[0]
     dataset = getattr(config.data, name).dataset
     depth.depth(
@@ -92,6 +93,7 @@ def test_depth_is_learnt_from_sequences_and_stereo_pairs(recipe, official, tmp_p
             "trainer=cpu",
             "callbacks.progress=false", "data.workers=0", "logger.log_every=1",
             "data.crop=[32,32]",
+            kind=DepthConfig,
         ),
         tmp_path / "run",
     )  # fmt: skip
