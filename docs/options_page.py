@@ -33,7 +33,7 @@ def nested(kind: type, where: str) -> Iterator[tuple[type, str]]:
 
 
 def methods() -> dict[type, list[str]]:
-    """Return every dataclass of a method's options -> the choices that have them, of `quirks=` for those of a release."""
+    """Return every dataclass of a method's options -> the choices that have them, `quirks=` for a release's own."""
     found = choosing("method")
     return found | {kind: choices for kind, choices in choosing("quirks").items() if kind not in found}
 
@@ -42,7 +42,8 @@ def choosing(group: str) -> dict[type, list[str]]:
     """Return every dataclass of a method's options -> the choices of a group that choose a class with them."""
     found: dict[type, list[str]] = {}
     for file in sorted((CONF / group).glob("*.yaml")):
-        target = yaml.safe_load(file.read_text()).get("method", {}).get("_target_")  # else it varies another file
+        content = yaml.safe_load(file.read_text()) or {}
+        target = content.get("method", {}).get("_target_")  # else it varies another file
         kind = None if target is None else options_dataclass(class_of(target, "method"))
         for base in () if kind is None else kind.__mro__[:-1]:
             found.setdefault(base, []).append(f"`{group}={file.stem}`")
