@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 
 from uda_seg.callbacks.checkpoint import Checkpoints
 from uda_seg.cli.command import run
-from uda_seg.config.compose import departures
+from uda_seg.config.compose import departures, stand_ins
 from uda_seg.config.schema import Config
 from uda_seg.data.datamodule import UDADataModule
 from uda_seg.evaluation.evaluator import mean_scores
@@ -54,6 +54,9 @@ def train_in(place: RunFolder, config: Config) -> float:
     folder, resume, first = place.folder, place.resume, this_rank() == 0
     if first and (changed := departures(config)):
         log.info("differs from the method's defaults (in brackets): %s", ", ".join(changed))
+    if first:
+        for line in stand_ins():
+            log.info("%s", line)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = build_data(config, resume)
     data.find()

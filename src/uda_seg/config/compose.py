@@ -18,6 +18,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from uda_seg.config.installed import substitutes
 from uda_seg.config.schema import CONF, Config, Origin, Parsed, parse
 from uda_seg.config.settings import primary
 from uda_seg.config.sources import make_importable, searched, searchpath_in
@@ -98,6 +99,11 @@ def departures(config: Config) -> list[str]:
         if not isinstance(value, Mapping) and own != value:
             found.append(f"{key} {value} ({own})")
     return sorted(found)
+
+
+def stand_ins() -> list[str]:
+    """List choices of this configuration that stand for others whose package is not installed, one line each."""
+    return substitutes(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else []
 
 
 @functools.cache
