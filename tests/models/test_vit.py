@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
+import math
 from functools import partial
 from typing import Any
 
@@ -14,8 +17,12 @@ from torch import Tensor, nn
 
 from uda_seg.errors import UserError
 from uda_seg.models.daformer import DAFormerHead
+from uda_seg.models.hrda import HRDASegmentor
 from uda_seg.models.segmentor import Segmentor
+from uda_seg.models.stem import DomainStem
+from uda_seg.models.timm_encoder import TimmEncoder
 from uda_seg.models.vit import ViTEncoder, _taps
+from uda_seg.models.vit_adapter import DeformableAttention, Level
 from uda_seg.models.vit_neck import onto_image
 from uda_seg.models.vit_trunk import resampled
 
@@ -190,3 +197,156 @@ def test_gradients_reach_everything(name: str) -> None:
 def test_drop_path_is_off_unless_asked_for() -> None:
     assert not [m for m in ViTEncoder(DINOV3, taps=[1]).modules() if type(m).__name__ == "DropPath"]
     assert [m for m in ViTEncoder(DINOV3, taps=[11], drop_path=0.1).modules() if type(m).__name__ == "DropPath"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_adapter_leaves_the_trunk_as_it_was_at_the_start(name: str, built: Any) -> None:
+    """Its maps add the simple pyramid's input to the stem's, and its scales of zero inject nothing."""
+    adapted = built(name, neck="adapter")
+    plain, image = built(name), torch.randn(1, 3, 2 * adapted.patch, 3 * adapted.patch)
+    seen: list[Tensor] = []
+    handle = adapted.neck.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs[1]))
+    with torch.no_grad():
+        maps = adapted(image)
+        wanted = plain.tapped(image)
+    handle.remove()
+    for ours, theirs in zip(seen, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)  # prefix and patches are joined anew
+    assert [x.shape[1] for x in maps] == [adapted.width] * 4
+    height, width = image.shape[-2:]
+    assert [tuple(x.shape[-2:]) for x in maps] == [(-(-height // s), -(-width // s)) for s in (4, 8, 16, 32)]
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "test_vit"])
+def test_gradients_reach_the_adapter_and_the_trunk(name: str) -> None:
+    torch.manual_seed(0)
+    network = segmentor(ViTEncoder(name, taps=TWO_BLOCKS, neck="adapter")).train()
+    for injector in network.encoder.neck.injectors:
+        nn.init.constant_(injector.scale, 0.1)  # at zero what is injected has no gradient
+    for attention in (m for m in network.modules() if isinstance(m, DeformableAttention)):
+        for layer in (attention.offsets, attention.weights):
+            nn.init.normal_(layer.weight, std=0.01)  # at zero the query is not asked
+    loss = network.supervise(torch.rand(2, 3, 33, 47), torch.randint(0, 3, (2, 33, 47)).to(torch.uint8)).loss
+    loss.backward()
+    nothing = [key for key, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    # A bias of all keys alike changes no softmax; gradients of zero are rounding's choice.
+    assert loss.isfinite()
+    assert all("k_proj" in key or "rope" in key for key in nothing), nothing
+
+
+def test_deformable_attention_is_a_weighted_mean_of_points() -> None:
+    """Against loops over queries, heads, levels, points and the four cells around each."""
+    torch.manual_seed(0)
+    attention = DeformableAttention(128, 2, points=3)
+    for layer in (attention.offsets, attention.weights):
+        nn.init.normal_(layer.weight, std=0.1)
+    levels = [Level(3, 4, 8), Level(2, 2, 16)]
+    query, values = torch.randn(2, 5, 128), torch.randn(2, 16, 128)
+    places = torch.rand(5, 2) * torch.tensor([32.0, 24.0])
+    with torch.no_grad():
+        ours = attention(query, places, values, levels)
+        offsets = attention.offsets(query).view(2, 5, 2, 2, 3, 2)
+        weights = attention.weights(query).view(2, 5, 2, 6).softmax(-1).view(2, 5, 2, 2, 3)
+        value = attention.value(values).view(2, 16, 2, 32)
+    mixed = torch.zeros(2, 5, 2, 32)
+    for b, q, h, level, p in itertools.product(range(2), range(5), range(2), range(2), range(3)):
+        first, grid = (0, 12)[level], levels[level]
+        x, y = (places[q] / grid.cell + offsets[b, q, h, level, p] - 0.5).tolist()  # in cells' centres
+        for row, column in itertools.product((math.floor(y), math.floor(y) + 1), (math.floor(x), math.floor(x) + 1)):
+            if 0 <= row < grid.rows and 0 <= column < grid.columns:
+                share = (1 - abs(y - row)) * (1 - abs(x - column)) * weights[b, q, h, level, p]
+                mixed[b, q, h] += share * value[b, first + row * grid.columns + column, h]
+    with torch.no_grad():
+        torch.testing.assert_close(ours, attention.out(mixed.flatten(2)), atol=1e-5, rtol=1e-4)
+
+
+def saved_bytes(run: Any) -> int:
+    """Bytes that a forward keeps for its backward, each storage once, parameters aside; runs the backward too."""
+    kept: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        loss = run()
+    loss.backward()
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize(("build", "least"), [
+    (lambda: ViTEncoder("test_vit"), 3.0),
+    (lambda: ViTEncoder("test_vit", neck="adapter"), 1.5),  # its stem and pyramid are kept
+    (lambda: TimmEncoder("test_vit"), 3.0),
+    (lambda: TimmEncoder("test_convnext"), 1.5),
+    (lambda: TimmEncoder("test_resnet"), 1.3),  # with batch norm: whose statistics are updated once
+])  # fmt: skip
+def test_checkpointed_blocks_keep_less_and_give_equal_gradients(build: Any, least: float) -> None:
+    torch.manual_seed(0)
+    plain = build().train()
+    other = copy.deepcopy(plain)
+    other.activation_checkpointing = True
+    image = torch.randn(2, 3, 160, 160)
+
+    def loss(encoder: Any) -> Tensor:
+        return sum(x.square().mean() for x in encoder(image))
+
+    weights = sum(x.nbytes for x in plain.state_dict().values())
+    kept = [saved_bytes(partial(loss, encoder)) for encoder in (plain, other)]
+    assert kept[0] - weights > least * max(kept[1] - weights, 1), (kept, weights)
+    for (key, a), (_, b) in zip(plain.named_parameters(), other.named_parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad), key
+    for (key, a), (_, b) in zip(plain.named_buffers(), other.named_buffers(), strict=True):
+        assert torch.equal(a, b) or key.endswith("num_batches_tracked"), key  # which nothing reads in training
+
+
+@pytest.mark.parametrize("neck", ["simple", "adapter"])
+def test_an_encoder_compiles_to_one_graph(neck: str) -> None:
+    encoder = ViTEncoder("test_vit", taps=[0], neck=neck).eval()
+    image = torch.randn(1, 3, 45, 70)
+    with torch.no_grad():
+        wanted = encoder(image)
+        found = torch.compile(encoder, backend="eager", fullgraph=True, dynamic=False)(image)
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("neck", ["simple", "adapter"])
+def test_bf16_and_channels_last_give_nearly_the_same(neck: str) -> None:
+    torch.manual_seed(0)
+    encoder = ViTEncoder("test_vit", taps=[0], neck=neck).eval()
+    image = torch.randn(1, 3, 45, 70)
+    with torch.no_grad():
+        wanted = encoder(image)
+        last = encoder(image.contiguous(memory_format=torch.channels_last))
+        with torch.autocast("cpu", torch.bfloat16):
+            half = encoder(image)
+    for exact, other, rough in zip(wanted, last, half, strict=True):
+        torch.testing.assert_close(other, exact, atol=1e-4, rtol=1e-4)
+        assert (rough.float() - exact).norm() < 0.05 * exact.norm()  # 8 bits, a few layers
+
+
+@pytest.mark.parametrize("size", [(56, 84), (70, 98), (61, 75)])
+def test_hrda_on_patches_of_14(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    encoder = ViTEncoder("vit_small_patch14_reg4_dinov2", taps=[0])
+    head = partial(DAFormerHead, width=8, dilations=(1, 2))
+    network = HRDASegmentor(encoder, head, 3, detail=(28, 42), attention_width=8)
+    network.supervise(torch.rand(1, 3, *size), torch.zeros(1, *size, dtype=torch.uint8)).loss.backward()
+    with torch.no_grad():
+        logits = network.eval().predict(torch.rand(1, 3, *size))
+    assert logits.shape == (1, 3, *size)
+    assert logits.isfinite().all()
+
+
+def test_the_patch_embedding_is_a_stem_of_its_own() -> None:
+    encoder = ViTEncoder("test_vit", taps=[0])
+    stem = DomainStem(encoder)
+    nn.init.zeros_(stem.stage[0].proj.weight)
+    image = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        own = encoder(image)[-1]
+        with stem.inside(encoder):
+            other = encoder(image)[-1]
+        assert not torch.allclose(own, other)
+        assert torch.equal(own, encoder(image)[-1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,8 +16,9 @@ from uda_seg.errors import UserError
 from uda_seg.models.segmentor import Encoder
 from uda_seg.models.timm_weights import created, describe_images
 from uda_seg.models.trunk import adapt
+from uda_seg.models.vit_adapter import Adapter
 from uda_seg.models.vit_neck import SimplePyramid, onto_image
-from uda_seg.models.vit_trunk import check_plain, embed, patches_of
+from uda_seg.models.vit_trunk import check_plain, embed, patches_of, with_patches
 from uda_seg.options.constraints import CountOrZero, FilePath, FractionBelowOne, Interval, Length, Text
 
 
@@ -37,7 +39,8 @@ class ViTEncoder(Encoder):
         allow_missing: names of the timm model's tensors or modules that the file may lack.
         taps: zero-based blocks, one for all four scales (-1: the last) or one for each; None: evenly spaced, the
             last block the last (5, 11, 17 and 23 of 24).
-        neck: `simple` (ViTDet's pyramid).
+        neck: `simple` (ViTDet's pyramid of the taps), or `adapter` (a convolutional stem that exchanges detail with the
+            trunk after each group of blocks that ends with a tap; in the spirit of ViT-Adapter).
         pad: pad images whose sides are not multiples of the patch; otherwise they are refused.
         drop_path: rate of stochastic depth in the last block, less in those before.
         freeze: true: nothing of the trunk is trained; a number: its embeddings and first blocks are not.
@@ -46,7 +49,7 @@ class ViTEncoder(Encoder):
     Attributes:
         trunk: the timm model, without its head and final norm.
         norms: one per tap.
-        neck: the pyramid.
+        neck: the pyramid or the adapter.
 
     Raises:
         UserError: no such model or no plain ViT, taps out of range, or weights that are unavailable or do not fit.
@@ -61,7 +64,7 @@ class ViTEncoder(Encoder):
         weights: FilePath | Path | None = None,
         allow_missing: Sequence[Text] = (),
         taps: Annotated[Sequence[Annotated[int, Interval(-1, 1000)]], Length(1, 4)] | None = None,
-        neck: Literal["simple"] = "simple",
+        neck: Literal["simple", "adapter"] = "simple",
         pad: bool = True,
         drop_path: FractionBelowOne = 0.0,
         freeze: bool | CountOrZero = False,
@@ -78,7 +81,11 @@ class ViTEncoder(Encoder):
         self.width = trunk.embed_dim
         self.norms = nn.ModuleList(_tap_norm(trunk) for _ in self.taps)
         self.trunk = _without_rest(trunk, self.taps[-1])
-        self.neck = SimplePyramid(self.width, self.patch)
+        self.neck: SimplePyramid | Adapter
+        if neck == "adapter":
+            self.neck = Adapter(self.width, self.patch, len(set(self.taps)))
+        else:
+            self.neck = SimplePyramid(self.width, self.patch)
         self.channels = self.neck.channels
         adapt(self, freeze, lora)
 
@@ -86,7 +93,7 @@ class ViTEncoder(Encoder):
         """Encode normalised images [B, 3, H, W] into four maps [B, C_i, ceil(H / stride_i), ceil(W / stride_i)]."""
         size = x.shape[-2:]
         x = self.padded(x)
-        maps = self.neck(self.tapped(x))
+        maps = self.neck(self.tapped(x)) if isinstance(self.neck, SimplePyramid) else self._adapted(self.neck, x)
         fitted = zip(maps, self.neck.cells, self.strides, strict=True)
         return [onto_image(each, cell, size, stride) for each, cell, stride in fitted]
 
@@ -107,13 +114,33 @@ class ViTEncoder(Encoder):
 
     def tapped(self, x: Tensor) -> list[Tensor]:
         """Run the trunk on padded images and return a normalised map [B, C, h, w] of patches for each scale."""
-        grid = (x.shape[-2] // self.patch, x.shape[-1] // self.patch)
         tokens, extras = embed(self.trunk, x)
         seen = {}
         for index, (block, extra) in enumerate(zip(self.trunk.blocks, extras, strict=True)):
             tokens = self.through(block, tokens, *extra)
             if index in self.taps:
                 seen[index] = patches_of(self.trunk, tokens)
+        return self._maps(seen, x)
+
+    def _adapted(self, neck: Adapter, x: Tensor) -> list[Tensor]:
+        """Run the trunk on padded images, exchanging detail with the adapter's stem around each group of blocks."""
+        grid, detail = neck.patches(x), neck.stem(x)
+        found, levels = detail.tokens, detail.levels
+        tokens, extras = embed(self.trunk, x)
+        seen: dict[int, Tensor] = {}
+        first = 0
+        for injector, extractor, tap in zip(neck.injectors, neck.extractors, sorted(set(self.taps)), strict=True):
+            patches = self.through(injector, patches_of(self.trunk, tokens), grid, found, levels)
+            tokens = with_patches(self.trunk, tokens, patches)
+            for index in range(first, tap + 1):
+                tokens = self.through(self.trunk.blocks[index], tokens, *extras[index])
+            seen[tap], first = patches_of(self.trunk, tokens), tap + 1
+            found = self.through(extractor, found, levels, seen[tap], grid)
+        return neck(replace(detail, tokens=found), self._maps(seen, x))  # type: ignore[no-any-return]
+
+    def _maps(self, seen: Mapping[int, Tensor], image: Tensor) -> list[Tensor]:
+        """Normalise the tapped patches [B, N, C] of padded images into a map [B, C, h, w] for each of four scales."""
+        grid = (image.shape[-2] // self.patch, image.shape[-1] // self.patch)
         maps = [
             norm(seen[tap]).transpose(1, 2).unflatten(2, grid) for norm, tap in zip(self.norms, self.taps, strict=True)
         ]

@@ -97,7 +97,8 @@ def without_position(extra: tuple[Any, ...], queries: int) -> tuple[Any, ...]:
 def _with_positions(trunk: Any, x: Tensor, grid: Grid) -> Tensor:
     """Prepend the prefix tokens to patches [B, h, w, C] and add the position embeddings."""
     names = ("cls_token", "dist_token", "reg_token")
-    prefix = [p.expand(len(x), -1, -1) for name in names if (p := getattr(trunk, name, None)) is not None]
+    found = [getattr(trunk, name, None) for name in names]
+    prefix = [token.expand(x.shape[0], -1, -1) for token in found if token is not None]
     positions, x = trunk.pos_embed, x.flatten(1, 2)
     if positions is None:
         return torch.cat([*prefix, x], dim=1)
