@@ -131,10 +131,26 @@ def test_groups_come_in_their_order():
         for key in ([entry] if isinstance(entry, str) else entry)
     ]
     assert defaults == [
-        *("config_defaults", "_self_", "model", "trainer", "logger", "callbacks", "evaluator"),
+        *("config_defaults", "_self_", "trainer", "logger", "callbacks", "evaluator", "model"),
         *("method", "preset", "optional preset/parts@method", "data", "quirks"),
         *("experiment", "sweep", "debug"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("more", "window"), [
+    ([], [512, 512]),
+    (["data.crop=[448,560]"], [448, 560]),
+    (["evaluator=whole"], None),
+    (["evaluator=slide", "evaluator.window=[64,64]"], [64, 64]),
+    (["data=streets"], None),  # which says so for every network
+])  # fmt: skip
+def test_vision_transformers_slide_windows_of_the_crop(more, window):
+    evaluator = composed(["method=dacs", "data=gta2cs", "model=vit", *more]).evaluator
+    assert evaluator.inference == ("whole" if window is None else "slide")
+    if window is not None:
+        assert evaluator.window == window
+    if "evaluator=slide" not in more and window is not None:
+        assert evaluator.stride == [side // 2 for side in window]
 
 
 def test_the_sweep_of_controls_holds_them_and_methods_that_there_are():

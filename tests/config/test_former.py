@@ -47,3 +47,15 @@ def test_a_checkpoint_of_t2sda_on_a_base_composes_its_method(overrides, choices,
 def test_a_run_of_bicl_as_released_can_be_resumed_by_its_recipe(option, method):
     assert todays_method({"method": "BiCL", "options": {**PLAIN_BICL, **option}}) == method
     assert todays_method({"method": "CorDA", "options": {"encoder_updates": "released"}}) == "CorDA"
+
+
+@pytest.mark.parametrize(("version", "overrides", "mean"), [
+    (1, [], [0.485, 0.456, 0.406]),
+    (1, ["model.mean=[0.4,0.4,0.4]"], [0.4, 0.4, 0.4]),
+    (2, [], None),
+])  # fmt: skip
+def test_a_timm_network_of_before_keeps_the_mean_that_it_was_trained_with(version, overrides, mean):
+    choices = {"method": "dacs", "data": "streets", "model": "timm"}
+    config = composed(replay({"uda_seg": {"format": version, "choices": choices, "overrides": overrides}}, []))
+    assert config.model.get("mean") == mean
+    assert (config.model.get("std") is None) == (version == 2)

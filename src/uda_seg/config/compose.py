@@ -25,6 +25,8 @@ from uda_seg.config.sources import make_importable, searched, searchpath_in
 from uda_seg.errors import UserError
 from uda_seg.options.validate import defaults, leaves, shown
 
+OmegaConf.register_new_resolver("half", lambda size: [max(1, side // 2) for side in size], replace=True)
+
 
 def as_user_error(error: Exception) -> UserError:
     """Convert an error of Hydra or OmegaConf to a UserError of one line."""

@@ -10,6 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from uda_seg.config.schema import Config, key_of
 from uda_seg.config.settings import RENAMED, plain_defaults, renamed
+from uda_seg.models.segmentor import IMAGENET_MEAN, IMAGENET_STD
 from uda_seg.options.validate import leaves
 
 BASE = "method.base"  # of T2S-DA, which now has a choice of `method=` for each base
@@ -99,6 +100,19 @@ def todays_method(said: Mapping[str, Any]) -> str:
         del options["feature"]
     released = any(value != PLAIN_BICL[name] for name, value in options.items())
     return "ReleasedBiCL" if said.get("method") == "BiCL" and released else str(said.get("method"))
+
+
+def with_former_mean(said: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a checkpoint's description with ImageNet's mean and deviation for timm's networks of format 1.
+
+    They had no other, unless it was given; today's networks have those of their weights.
+    """
+    if said.get("format", 1) > 1 or said["choices"].get("model") != "timm":
+        return said
+    given = {key_of(o) for o in said["overrides"]}
+    former = {"model.mean": IMAGENET_MEAN, "model.std": IMAGENET_STD}
+    kept = [f"++{key}={list(value)}" for key, value in former.items() if key not in given]
+    return {**said, "overrides": [*kept, *said["overrides"]]}
 
 
 def todays_options(said: Mapping[str, Any]) -> dict[str, Any]:

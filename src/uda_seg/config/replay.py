@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from uda_seg.config.former import released_bicl, with_todays_names
+from uda_seg.config.former import released_bicl, with_former_mean, with_todays_names
 from uda_seg.config.schema import CONF, Config, Origin, groups, key_of
 from uda_seg.config.settings import belongs_to
 from uda_seg.config.sources import KEY, choices_in, registered, searched, searchpath_in
@@ -21,7 +21,7 @@ from uda_seg.data.custom import classes_of, contents
 from uda_seg.errors import UserError
 from uda_seg.options.validate import defaults, leaves, nearest, shown
 
-FORMAT = 1  # version of the description
+FORMAT = 2  # version of the description; 2: timm's networks have the mean and deviation of their weights
 
 
 def describe(config: Config) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def replay(checkpoint: Mapping[str, Any], given: list[str], kind: type[Config] =
         UserError: an override that names code: a checkpoint may contain values, never classes.
     """
     keys = {key_of(o) for o in given}
-    said = with_todays_names(checkpoint["uda_seg"], keys)
+    said = with_former_mean(with_todays_names(checkpoint["uda_seg"], keys))
     left_out = re.compile(_NOT_REPLAYED.pattern + (r"|^data\." if "data" in keys else ""))
     stored = [*(f"{group}={choice}" for group, choice in said["choices"].items()), *said["overrides"]]
     for override in stored:  # Hydra would read " hydra.searchpath" as the key that it is not called here
