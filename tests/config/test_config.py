@@ -141,7 +141,7 @@ def test_groups_come_in_their_order():
     ([], [512, 512]),
     (["data.crop=[448,560]"], [448, 560]),
     (["evaluator=whole"], None),
-    (["evaluator=slide", "evaluator.window=[64,64]"], [64, 64]),
+    (["evaluator=slide", "evaluator.window=[64,64]", "evaluator.stride=[9,9]"], [64, 64]),
     (["data=streets"], None),  # which says so for every network
 ])  # fmt: skip
 def test_vision_transformers_slide_windows_of_the_crop(more, window):

@@ -51,7 +51,7 @@ def test_a_run_of_bicl_as_released_can_be_resumed_by_its_recipe(option, method):
 
 @pytest.mark.parametrize(("version", "overrides", "mean"), [
     (1, [], [0.485, 0.456, 0.406]),
-    (1, ["model.mean=[0.4,0.4,0.4]"], [0.4, 0.4, 0.4]),
+    (1, ["++model.mean=[0.4,0.4,0.4]"], [0.4, 0.4, 0.4]),
     (2, [], None),
 ])  # fmt: skip
 def test_a_timm_network_of_before_keeps_the_mean_that_it_was_trained_with(version, overrides, mean):
