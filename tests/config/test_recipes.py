@@ -94,6 +94,7 @@ for pair in ("cs2acdc", "cs2darkzurich"):
 
 # They have no pair of their own, or train no segmentation.
 OTHERS = {"bicl_ablation", "source_only_gta2dg", "t2sda_gta2dg"}
+OTHERS |= {path.stem for path in (CONF / "experiment").glob("*dinov2*.yaml")}  # test_foundation_recipes.py
 OTHERS |= {f"depth_{name}" for name in ("cityscapes", "cityscapes_stereo", "viper", "synthia")}
 
 
