@@ -26,7 +26,8 @@ from numerics import LEFT, assert_same_sums, in_float64
 from ranks import SharedDraws, free_port, on_ranks
 from uda_seg import train as command
 from uda_seg.callbacks.ema import TeacherEMA
-from uda_seg.config.schema import CONF, Config, TrainerSettings
+from uda_seg.config.schema import CONF
+from uda_seg.config.settings import Config, TrainerSettings
 from uda_seg.data.batch import DomainBatch
 from uda_seg.data.sampling import positions
 from uda_seg.errors import UserError

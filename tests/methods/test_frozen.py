@@ -74,7 +74,7 @@ def test_sharing_what_is_frozen_changes_no_bit(way, method, make_plan, make_batc
 
 def trained_on_ranks(make_plan, batches):
     rank, world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    from launch.test_distributed import fit_on_ranks, share_of, without_batch_norm
+    from test_distributed import fit_on_ranks, share_of, without_batch_norm
 
     with in_float64():
         network = on_vit(lora={"rank": 2, "init": "minor"}).double()
