@@ -53,7 +53,6 @@ def listed_choices() -> str:
 
 
 OmegaConf.register_new_resolver("choices", listed_choices, replace=True)
-OmegaConf.register_new_resolver("without", lambda file, value: value if file is None else 0.0, replace=True)
 
 
 def swept(given: Sequence[str] = ()) -> list[str]:
