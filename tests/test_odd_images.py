@@ -124,7 +124,7 @@ def test_images_of_twelve_bits_are_no_night(predicted, tmp_path, caplog):
 
 def test_a_dark_image_is_scaled_as_in_training(checkpoint, camvid, tmp_path):
     save(tmp_path / "dark.png", np.full((4, 4, 3), 600, np.uint16))
-    config = configured(*small_run(camvid))
+    config = configured(*small_run(camvid), kind=PredictConfig)
     images = [tmp_path / "dark.png"]
     assert predict.input_bits(config, images, None) == 10
     assert predict.input_bits(config, images, 12) == 12
