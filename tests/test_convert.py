@@ -294,7 +294,8 @@ def test_a_recipe_starts_from_the_checkpoint_that_it_publishes(recipe, published
 
 def test_no_recipe_that_publishes_is_left_out():
     recipes = {path.stem for path in (CONF / "experiment").glob("*.yaml")}
-    assert {recipe for recipe in recipes if not recipe.startswith(UNRELEASED)} == PUBLISHERS.keys()
+    released = {recipe for recipe in recipes if not recipe.startswith(UNRELEASED) and "dinov2" not in recipe}
+    assert released == PUBLISHERS.keys()
 
 
 def test_a_file_of_ones_own_classes(tmp_path):

@@ -291,7 +291,7 @@ def last_line(finished) -> str:
 
 
 def test_ctrl_c_before_training_is_a_line(cli, camvid, monkeypatch):
-    monkeypatch.setattr(train, "build_data", lambda _: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(train, "build_data", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     finished = cli(train.main, *small_run(camvid), "method=source_only")
     assert (finished.code, finished.err) == (130, "interrupted\n")
 

@@ -148,7 +148,7 @@ def test_what_is_no_checkpoint_is_one_line(tmp_path, checkpoint):
 
 def test_the_page_about_it_runs(tmp_path, monkeypatch, photograph):
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     config = '"steps=20", "data.source.count=40", "data.target.count=40"'
     assert config in blocks[0]
     sizes = [

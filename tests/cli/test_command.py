@@ -222,7 +222,7 @@ def test_help_is_for_people(cli, command):
         assert group in finished.out
     assert "resume=last" in finished.out
     assert max(len(line) for line in finished.out.splitlines()) <= 120
-    assert len(finished.out.splitlines()) < 60
+    assert len(finished.out.splitlines()) < 66
 
 
 def test_the_demo_has_a_help_of_its_own(cli, monkeypatch):

@@ -72,7 +72,7 @@ def test_what_no_file_sets_arrives():
         ("~optimizer.lr", "~optimizer.lr would only bring back its default: write optimizer.lr=... with a value"),
         ("~data.target", "~data.target would only bring back its default"),
         ("data.source={}", "data.source={} would change nothing: give the keys below it one by one"),
-        ("preset=null", "there is no such preset; known: minutes, paper, weights"),
+        ("preset=null", "preset=null: there is no such preset; known: dinov2b"),
         ("quirks=released", "there is no such quirks; known: bicl, corda, dacs, daformer, hrda, lcmsm, mic, paper"),
         ("method.temprature=1", "did you mean method.temperature?"),
         ("method.stem=own", "method.stem is an option of BiCL's release alone: add quirks=bicl"),

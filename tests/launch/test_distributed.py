@@ -49,21 +49,27 @@ METHODS = sorted(p.stem for p in (CONF / "method").glob("*.yaml"))
 # Options with batch-level quantities of their own.
 VARIANTS = {
     "dacs": ["mix_classes=batch"],
-    "bicl": ["entropy_weight=0.4", "transfer_absent=masked", "dynamic_threshold=0.06"],
+    "bicl": [
+        "_target_=uda_seg.methods.released.bicl.ReleasedBiCL", "entropy_weight=0.4", "transfer_absent=masked",
+        "dynamic_threshold=0.06",
+    ],
     "corda": ["depth_weight=batch_mean"],
-    "t2sda": ["base=mic", "proxy=source_iou", "prototype_momentum=0.5", "translated_weight=0.5"],
-}
+    "t2sda_mic": ["proxy=source_iou", "prototype_momentum=0.5", "translated_weight=0.5"],
+}  # fmt: skip
 # All that these do together on ranks is in the others: source_only's loss, and of lcmsm distance, masks and mixes.
-IN_OTHERS = {"adabn", "dacs", "daformer", "mic", "source_only_strong"}
+IN_OTHERS = {"adabn", "dacs", "daformer", "mic", "source_only_strong", "t2sda_dacs", "t2sda_mic"}
 CASES = [
     *(pytest.param(name, [], id=name, marks=[pytest.mark.slow] * (name in IN_OTHERS)) for name in METHODS),
     *(pytest.param(name, options, id=f"{name} otherwise") for name, options in VARIANTS.items()),
 ]
 # What makes every term count in two steps of a tiny network: no class fills its cells.
 DISTANCE = ["feature_distance=0.5", "feature_distance_ratio=0.05"]
+PULL = ["queries=4", "negatives=8", "proxy_momentum=0.5", "fourier_beta=0.1"]
 SMALL = {
     "bicl": ["warmup=0", "dynamic_threshold=0.06", "calibration_momentum=0.6", "temperature=0.5"],
-    "t2sda": ["queries=4", "negatives=8", "proxy_momentum=0.5", "fourier_beta=0.1", *DISTANCE],
+    "t2sda_dacs": PULL,
+    "t2sda": [*PULL, *DISTANCE],
+    "t2sda_mic": [*PULL, *DISTANCE],
     "corda": ["source_depth=1", "mixed_depth=1", "depth_start=1"],
     **dict.fromkeys(("daformer", "mic", "lcmsm"), DISTANCE),
 }

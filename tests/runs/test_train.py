@@ -609,7 +609,9 @@ def test_a_sweep_over_data_sets_has_one_table(cli, camvid, tmp_path):
 
 
 def test_jobs_that_share_a_folder_are_told_and_the_first_is_kept(cli, camvid, tmp_path):
-    given = sweep_of(camvid, f"data.source.root={camvid}", "data.workers=0,1", "overwrite=true")
+    given = sweep_of(
+        camvid, f"data.source.root={camvid}", "data.workers=0,1", "overwrite=true", "hydra.sweep.subdir=one"
+    )
     finished = cli(command.main, *given)
     assert "1 job(s) failed: " in finished.error
     assert "is the folder of another job of this multirun too" in finished.error

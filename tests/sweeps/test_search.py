@@ -35,6 +35,7 @@ from uda_seg.cli.command import _job, check
 from uda_seg.config.compose import composed
 from uda_seg.config.naming import variant
 from uda_seg.config.schema import CONF
+from uda_seg.config.settings import Config
 from uda_seg.errors import UserError
 from uda_seg.launch.ranks import on_all_ranks
 from uda_seg.methods.source_only import SourceOnly
@@ -246,7 +247,7 @@ def test_outcomes_of_jobs_in_other_processes_come_back(tmp_path, monkeypatch):
     """As a launcher that is not Hydra's own sends the command and its `Jobs`."""
     monkeypatch.chdir(tmp_path)
     jobs = Jobs()
-    assert pickle.loads(cloudpickle.dumps(_job(job_of(on_all_ranks(command.train)), jobs))).__name__ == "job"
+    assert pickle.loads(cloudpickle.dumps(_job(Config, job_of(on_all_ranks(command.train)), jobs))).__name__ == "job"
     copy = pickle.loads(pickle.dumps(jobs))
 
     def note(number: int, rank: int, **said) -> None:

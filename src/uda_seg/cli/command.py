@@ -252,7 +252,7 @@ def _choices(override: Override, places: Places) -> list[str]:
     """List `group=choice` for every choice in an override of a group, including sweeps."""
     group, value = override.key_or_group, override.value()
     names = list(override.sweep_string_iterator()) if override.is_sweep_override() else value
-    choices = [str(n) for n in (names if isinstance(names, list) else [names])]
+    choices = ["null" if n is None else str(n) for n in (names if isinstance(names, list) else [names])]
     options = places.choices(group)
     for choice in choices:
         if choice.strip("'\"") not in options:
