@@ -19,10 +19,12 @@ from uda_seg.methods.parameter_groups import ParameterRules
 from uda_seg.methods.self_training import SelfTraining
 from uda_seg.methods.settings import OptimizerSettings, ScheduleSettings
 from uda_seg.models.daformer import DAFormerHead
+from uda_seg.models.eomt import EoMT, EoMTHead
 from uda_seg.models.lora import Adapter
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.models.timm_encoder import TimmEncoder
 from uda_seg.models.trunk import frozen_tensors
+from uda_seg.models.vit import ViTEncoder
 
 DISTANCE = {"feature_distance": 0.5, "feature_distance_ratio": 0.05}
 WAYS = {"frozen": {"freeze": True}, "blocks": {"freeze": 3}, "lora": {"lora": {"rank": 2, "init": "minor"}}}
@@ -105,7 +107,8 @@ def test_two_ranks_train_adapters_as_one_process(make_plan, make_batch):
 def test_parameters_of_a_transformer_have_rates_by_layer_and_new_ones_that_of_heads():
     encoder = TimmEncoder("test_vit", lora={"rank": 2})
     encoder.pyramid = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 1), torch.nn.GroupNorm(1, 4))
-    rules = ParameterRules(encoder, OptimizerSettings(layer_decay=0.5, head_lr_multiplier=4.0, weight_decay=0.1))
+    network = Segmentor(encoder, partial(DAFormerHead, width=8), 19)
+    rules = ParameterRules(network, OptimizerSettings(layer_decay=0.5, head_lr_multiplier=4.0, weight_decay=0.1))
     depth = len(encoder.trunk.blocks)
     vit = "segmentor.encoder.body.model."
     assert rules(f"{vit}blocks.0.attn.qkv.lora.a") == (0.5**depth, 0.1)
@@ -116,6 +119,16 @@ def test_parameters_of_a_transformer_have_rates_by_layer_and_new_ones_that_of_he
     assert rules("segmentor.encoder.pyramid.1.weight") == (4.0, 0.0)
     assert rules("segmentor.heads.main.conv.weight") == (4.0, 0.1)
     assert rules("text_projection.weight") == (1.0, 0.1)
+
+
+def test_tokens_of_our_own_modules_have_no_weight_decay():
+    settings = OptimizerSettings(weight_decay=0.1)
+    network = EoMT(ViTEncoder("test_vit2", taps=[-1]), partial(EoMTHead, queries=3, blocks=1, width=8), 19)
+    rules = ParameterRules(network, settings)
+    assert rules("segmentor.heads.main.queries") == (settings.head_lr_multiplier, 0.0)
+    assert rules("segmentor.heads.main.class_layer.weight") == (settings.head_lr_multiplier, 0.1)
+    adapted = Segmentor(ViTEncoder("test_vit2", taps=[-1], neck="adapter"), partial(DAFormerHead, width=8), 19)
+    assert ParameterRules(adapted, settings)("segmentor.encoder.neck.stem.level") == (settings.head_lr_multiplier, 0.0)
 
 
 def test_other_encoders_have_no_layers(make_segmentor, make_plan):

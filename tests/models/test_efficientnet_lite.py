@@ -51,11 +51,14 @@ def tensors_by_hand() -> dict[str, torch.Tensor]:
 
 
 @needs_package
-def test_features_equal_those_of_timm_with_weights_renamed_by_hand() -> None:
+def test_features_equal_those_of_timm_with_weights_renamed_by_hand(caplog: pytest.LogCaptureFixture) -> None:
     oracle = timm.create_model(NAME, features_only=True, out_indices=(1, 2, 3, 4)).eval()
     lacking = oracle.load_state_dict(tensors_by_hand(), strict=False)
     assert not lacking.missing_keys
-    encoder = EfficientNetLite("imagenet").eval()
+    with caplog.at_level("INFO"):
+        encoder = EfficientNetLite("imagenet").eval()
+    assert "encoder weights: 288 tensors" in caplog.text
+    assert "has no checksums" not in caplog.text  # its digest has been checked
     assert encoder.pretrained  # so the feature distance is on
     image = torch.randn(1, 3, 65, 97)
     with torch.no_grad():

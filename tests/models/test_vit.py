@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed_nhwc
 from torch import Tensor, nn
 
+from numerics import in_float64
 from uda_seg.errors import UserError
 from uda_seg.models.daformer import DAFormerHead
 from uda_seg.models.hrda import HRDASegmentor
@@ -175,6 +176,15 @@ def test_positions_are_resampled_as_by_timm_with_gradients(grid: tuple[int, int]
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
         gradients = [torch.autograd.grad((x * seed).sum(), positions)[0] for x in (ours, theirs)]
         torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-5)
+
+
+def test_positions_cached_in_one_precision_serve_the_other() -> None:
+    rough, exact = torch.randn(1, 13, 13, 2), torch.randn(1, 13, 13, 2, dtype=torch.float64)
+    with in_float64():  # as comparisons in double precision set the default
+        found = resampled(exact, (3, 4))
+    wanted = F.interpolate(exact.permute(0, 3, 1, 2), (3, 4), mode="bicubic", antialias=True).permute(0, 2, 3, 1)
+    torch.testing.assert_close(found, wanted, atol=1e-14, rtol=0)
+    assert resampled(rough, (3, 4)).dtype == torch.float32
 
 
 def test_positions_cached_in_inference_mode_serve_training() -> None:
@@ -350,3 +360,6 @@ def test_the_patch_embedding_is_a_stem_of_its_own() -> None:
             other = encoder(image)[-1]
         assert not torch.allclose(own, other)
         assert torch.equal(own, encoder(image)[-1])
+    for options in ({"freeze": True}, {"freeze": 1}, {"lora": {"rank": 2}}):
+        with pytest.raises(UserError, match=r"first stage is frozen.*method\.stem=shared"):
+            DomainStem(ViTEncoder("test_vit", taps=[0], **options))

@@ -54,7 +54,7 @@ class UDAModule(ScoredModule):
     def __init__(self, segmentor: Segmentor, plan: Plan, options: MethodOptions) -> None:
         super().__init__(segmentor, plan)
         self.options = options
-        self.rules = ParameterRules(segmentor.encoder, plan.optimizer)
+        self.rules = ParameterRules(segmentor, plan.optimizer)
         self.panel: dict[str, Tensor] | None = None
 
     def on_fit_start(self) -> None:

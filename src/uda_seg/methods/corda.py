@@ -27,6 +27,7 @@ from uda_seg.methods.settings import Plan
 from uda_seg.methods.step import Loss
 from uda_seg.models.daformer import DAFormerHead
 from uda_seg.models.deeplab import EXPANSION
+from uda_seg.models.eomt import EoMTHead
 from uda_seg.models.segmentor import Prediction, Segmentor
 from uda_seg.models.two_task import Tasks, TwoTaskHead
 from uda_seg.ops.depth import Z_SCALE, agreement, berhu, discrepancy_weight
@@ -56,6 +57,8 @@ class CorDA(ClassMixing):
         if o.width is not None and o.width % EXPANSION:
             raise UserError(f"method.width={o.width}: the two tasks' features need a multiple of {EXPANSION} channels")
         main, classes = segmentor.head(), len(plan.classes)
+        if o.initial == "main" and isinstance(main, EoMTHead):
+            raise UserError("method.initial=main: EoMT classifies queries, not features: say method.initial=features")
         head = TwoTaskHead(main, classes, o.width, o.dilations, o.correlation, o.initial, o.depth_start)
         segmentor.attach("two_task", head)
         segmentor.eval_head = "two_task"

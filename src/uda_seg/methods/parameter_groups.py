@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uda_seg.errors import UserError
 from uda_seg.methods.settings import OptimizerSettings
-from uda_seg.models.segmentor import Encoder
+from uda_seg.models.segmentor import Segmentor
 from uda_seg.models.trunk import depth_of, layer_ids, prefix_of, undecayed, vit_of
 
 ENCODER, HEADS = "segmentor.encoder.", "segmentor.heads."
@@ -17,18 +17,20 @@ class ParameterRules:
     - In a plain vision transformer, layer i of d has layer_decay ** (d + 1 - i) (Bao et al. 2022, BEiT), where the
         embeddings are layer 0 and the last block is layer d. Tokens, position embedding, LayerScale, norms and biases
         have no weight decay. Both are timm's grouping.
+    - Tokens that our own modules learn (`undecayed`: EoMT's queries, the levels of the adapter) have no weight decay.
     - In other encoders the norm layers have no weight decay; their biases and the decoder's batch norm have, as in the
         released DAFormer.
 
     Args:
-        encoder: the student's.
+        segmentor: the student.
         settings: of the optimiser.
 
     Raises:
         UserError: layer-wise decay of an encoder without layers.
     """
 
-    def __init__(self, encoder: Encoder, settings: OptimizerSettings) -> None:
+    def __init__(self, segmentor: Segmentor, settings: OptimizerSettings) -> None:
+        encoder = segmentor.encoder
         vit = vit_of(encoder)
         if vit is None and settings.layer_decay != 1:
             raise UserError(
@@ -41,9 +43,15 @@ class ParameterRules:
         self.depth = 0 if vit is None else depth_of(vit)
         self.vectors = {f"{ENCODER}{name}" for name, p in encoder.named_parameters() if p.ndim <= 1}
         self.undecayed = set() if vit is None else undecayed(vit)
+        modules = segmentor.named_modules(prefix="segmentor")
+        self.tokens = {f"{place}.{name}" for place, module in modules for name in getattr(module, "undecayed", ())}
 
     def __call__(self, name: str) -> tuple[float, float]:
         """Return the learning rate relative to `optimizer.lr`, and the weight decay, of a parameter by dotted name."""
+        scale, decay = self._usual(name)
+        return scale, 0.0 if name in self.tokens else decay
+
+    def _usual(self, name: str) -> tuple[float, float]:
         settings = self.settings
         if not name.startswith(ENCODER):
             return settings.head_lr_multiplier if name.startswith(HEADS) else 1.0, settings.weight_decay

@@ -47,8 +47,9 @@ class EfficientNetLite(Encoder):
         network: Any = timm.create_model(NAME, features_only=True)
         self.conv_stem, self.bn1, self.blocks = network.conv_stem, network.bn1, network.blocks
         self._kept = [int(stage["module"].removeprefix("blocks.")) for stage in network.feature_info.info[1:]]
+        own = str(weights) in ("imagenet", "builtin")
         if weights is not None:
-            load_encoder(self, packaged() if str(weights) in ("imagenet", "builtin") else weights, allow_missing)
+            load_encoder(self, packaged() if own else weights, allow_missing, verified=own)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Encode normalised images [B, 3, H, W] into maps [B, channels_i, ceil(H / stride_i), ceil(W / stride_i)]."""

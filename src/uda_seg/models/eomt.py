@@ -43,6 +43,8 @@ class EoMTHead(Head):
         width: channels of pixel and mask embeddings (paper: C).
     """
 
+    undecayed = ("queries",)
+
     def __init__(
         self,
         channels: Sequence[int],

@@ -20,7 +20,7 @@ class DomainStem(nn.Module):
         encoder: an encoder that defines `first_stage`.
 
     Raises:
-        UserError: the encoder does not define it.
+        UserError: the encoder does not define it, or it is frozen.
     """
 
     def __init__(self, encoder: Encoder) -> None:
@@ -29,6 +29,8 @@ class DomainStem(nn.Module):
             raise UserError(f"{type(encoder).__name__} has no first stage of its own: set method.stem=shared")
         self.names = encoder.first_stage
         self.stage = nn.ModuleList(copy.deepcopy(encoder.get_submodule(name)) for name in self.names)
+        if not any(parameter.requires_grad for parameter in self.stage.parameters()):
+            raise UserError("the encoder's first stage is frozen, and domains would not differ: set method.stem=shared")
 
     @contextmanager
     def inside(self, encoder: Encoder) -> Iterator[None]:

@@ -98,6 +98,8 @@ class Adapter(nn.Module):
 class DetailStem(nn.Module):
     """Strided convolutions to strides 4, 8, 16 and 32, each projected to the transformer's channels."""
 
+    undecayed = ("level",)
+
     def __init__(self, width: int) -> None:
         super().__init__()
         widths = (STEM, 2 * STEM, 4 * STEM, 4 * STEM)

@@ -114,7 +114,8 @@ def _with_positions(trunk: Any, x: Tensor, grid: Grid) -> Tensor:
 def resampled(embedding: Tensor, grid: Grid) -> Tensor:
     """Resample position embeddings [1, h, w, C] to a grid (h', w') as timm does: bicubic with anti-aliasing.
 
-    The resampling is linear, so its weights are cached per size and device and the gradient reaches the embedding.
+    The resampling is linear, so its weights are cached (per size, type and device) and the gradient reaches the
+    embedding.
     """
     height, width = embedding.shape[1:3]
     if (height, width) == grid:
@@ -122,16 +123,17 @@ def resampled(embedding: Tensor, grid: Grid) -> Tensor:
     if torch.compiler.is_compiling():  # the graph has constants of its own
         whole: Tensor = resample_abs_pos_embed_nhwc(embedding, list(grid))
         return whole
-    rows, columns = _bicubic(height, grid[0], embedding.device), _bicubic(width, grid[1], embedding.device)
-    with _full_precision(embedding.device):
-        return torch.einsum("ih,bhwc,jw->bijc", rows, embedding.float(), columns).to(embedding.dtype)
+    exact, device = torch.promote_types(embedding.dtype, torch.float32), embedding.device
+    rows, columns = (_bicubic(*sizes, exact, device) for sizes in ((height, grid[0]), (width, grid[1])))
+    with _full_precision(device):
+        return torch.einsum("ih,bhwc,jw->bijc", rows, embedding.to(exact), columns).to(embedding.dtype)
 
 
 @lru_cache(maxsize=64)
-def _bicubic(old: int, new: int, device: torch.device) -> Tensor:
+def _bicubic(old: int, new: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Compute the weights [new, old] of a resampling along one axis."""
     with torch.inference_mode(False), torch.no_grad():  # they also serve forwards with gradients
-        one_hot = torch.eye(old, device=device)[None, None]  # a column per old position
+        one_hot = torch.eye(old, dtype=dtype, device=device)[None, None]  # a column per old position
         return F.interpolate(one_hot, (new, old), mode="bicubic", align_corners=False, antialias=True)[0, 0]
 
 

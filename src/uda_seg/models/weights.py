@@ -73,7 +73,9 @@ class LoadReport:
         return f"{source}, {self.dropped} of a classifier dropped{unused}{fresh}"
 
 
-def load_encoder(encoder: Encoder, path: str | Path, allow_missing: Sequence[str] = ()) -> LoadReport:
+def load_encoder(
+    encoder: Encoder, path: str | Path, allow_missing: Sequence[str] = (), verified: bool = False
+) -> LoadReport:
     """Load all of an encoder's weights from a file of any supported library.
 
     Supported are NVlabs' `mit_b*.pth`, smp's and transformers' SegFormer encoders, ResNet and DeepLab files (ImageNet
@@ -84,6 +86,7 @@ def load_encoder(encoder: Encoder, path: str | Path, allow_missing: Sequence[str
         path: `imagenet`, `builtin`, `hub:owner/repository[@revision]`, or a file of tensors (safetensors or PyTorch),
             possibly nested under `state_dict` or `model` and with a known prefix.
         allow_missing: names of tensors or whole modules that the file may lack.
+        verified: the file's digest has been checked.
 
     Returns:
         The report, which is also logged.
@@ -94,7 +97,7 @@ def load_encoder(encoder: Encoder, path: str | Path, allow_missing: Sequence[str
     rendered, said = str(path) == "builtin", str(path)
     path = start_of(encoder, str(path))
     wanted = encoder.state_dict()
-    found = encoder.renamed(_unwrap(read_tensors(path), wanted))
+    found = encoder.renamed(_unwrap(read_tensors(path, verified=verified), wanted))
     # Files older than batch norm's step counter lack it; nothing here uses it.
     lacking = [name for name in wanted if name not in found and not name.endswith("num_batches_tracked")]
     missing, allowed = split_missing(lacking, wanted, allow_missing)
@@ -178,12 +181,16 @@ def start_of(encoder: Encoder, name: str) -> Path:
 
 
 def read_tensors(
-    path: Path, cure: str = "fetch it again", absent: str = "correct pretrained=FILE or leave it out"
+    path: Path,
+    cure: str = "fetch it again",
+    absent: str = "correct pretrained=FILE or leave it out",
+    verified: bool = False,
 ) -> Mapping[str, object]:
     """Read a file of tensors and plain values: safetensors, or either PyTorch format.
 
     PyTorch does not verify the checksums of its archives, so damage inside a tensor would go unnoticed: they are
-    verified here. safetensors and PyTorch's format before 1.6 have none; see `check_digest` for a partial substitute.
+    verified here. safetensors and PyTorch's format before 1.6 have none; see `check_digest` for a partial substitute
+    where the caller has not `verified` a digest.
 
     Raises:
         UserError: the file is missing, damaged, or contains pickled objects (which could run code).
@@ -220,7 +227,7 @@ def read_tensors(
         raise Damaged(f"{path}: not a readable weights file, maybe cut short ({first_line(error)}); {cure}") from error
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a state_dict; save a state_dict")
-    if not checked:
+    if not (checked or verified):
         log.info("%s has no checksums: damage inside a tensor would go unnoticed", path)
     return content
 
