@@ -52,11 +52,8 @@ def train(config: Config, folder: Path) -> float:
 def train_in(place: RunFolder, config: Config) -> float:
     """Train in this run's folder; a run to replace is only touched once everything has been built and checked."""
     folder, resume, first = place.folder, place.resume, this_rank() == 0
-    if first and (changed := departures(config)):
-        log.info("differs from the method's defaults (in brackets): %s", ", ".join(changed))
     if first:
-        for line in stand_ins():
-            log.info("%s", line)
+        say_choices(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = build_data(config, resume)
     data.find()
@@ -101,6 +98,14 @@ def train_in(place: RunFolder, config: Config) -> float:
         close_loggers(trainer, failed)
     trainer.strategy.barrier()  # another machine's next job needs this one's results
     return module.miou
+
+
+def say_choices(config: Config) -> None:
+    """Log how settings differ from the method's defaults, and what stands in for something that is not installed."""
+    if changed := departures(config):
+        log.info("differs from the method's defaults (in brackets): %s", ", ".join(changed))
+    for line in stand_ins():
+        log.info("%s", line)
 
 
 def say_batch(config: Config, data: UDADataModule, world_size: int, before: Mapping[str, Any] | None) -> None:

@@ -19,8 +19,8 @@ from uda_seg.errors import UserError
 from uda_seg.models.daformer import LinearEmbedding
 from uda_seg.models.segmentor import Backend, Encoder, Features, Head, HeadBuilder, Segmentor, resize
 from uda_seg.models.vit import ViTEncoder
-from uda_seg.models.vit_neck import SimplePyramid, onto_image
-from uda_seg.models.vit_trunk import embed, global_attention, insert, patches_of, without_position
+from uda_seg.models.vit_neck import SimplePyramid
+from uda_seg.models.vit_trunk import global_attention
 from uda_seg.ops.queries import log_mixture
 from uda_seg.options.constraints import Blocks, Channels, Colour, Count, Deviation
 
@@ -155,19 +155,5 @@ class EoMT(Segmentor):
 
 def run_jointly(encoder: ViTEncoder, x: Tensor, queries: Tensor, blocks: int) -> QueryFeatures:
     """Encode normalised images [B, 3, H, W] like the encoder, with queries [Q, C] among the last blocks' tokens."""
-    size, x = x.shape[-2:], encoder.padded(x)
-    grid = (x.shape[-2] // encoder.patch, x.shape[-1] // encoder.patch)
-    tokens, extras = embed(encoder.trunk, x)
-    first = len(extras) - blocks
-    seen = {}
-    for index, (block, extra) in enumerate(zip(encoder.trunk.blocks, extras, strict=True)):
-        if index == first:
-            tokens = insert(encoder.trunk, tokens, queries)
-        tokens = encoder.through(block, tokens, *(without_position(extra, len(queries)) if index >= first else extra))
-        if index in encoder.taps:
-            seen[index] = patches_of(encoder.trunk, tokens)[:, -grid[0] * grid[1] :]
-    tapped = zip(encoder.norms, encoder.taps, strict=True)
-    maps = [norm(seen[tap]).transpose(1, 2).unflatten(2, grid) for norm, tap in tapped] * (4 // len(encoder.taps))
-    fitted = zip(encoder.neck(maps), encoder.neck.cells, encoder.strides, strict=True)
-    stages = [onto_image(each, cell, size, stride) for each, cell, stride in fitted]
-    return QueryFeatures(stages, encoder.norms[-1](patches_of(encoder.trunk, tokens)[:, : len(queries)]))
+    *stages, tokens = encoder(x, queries, blocks)
+    return QueryFeatures(stages, tokens)

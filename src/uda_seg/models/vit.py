@@ -18,7 +18,7 @@ from uda_seg.models.timm_weights import created, describe_images
 from uda_seg.models.trunk import adapt
 from uda_seg.models.vit_adapter import Adapter
 from uda_seg.models.vit_neck import SimplePyramid, onto_image
-from uda_seg.models.vit_trunk import check_plain, embed, patches_of, with_patches
+from uda_seg.models.vit_trunk import check_plain, embed, insert, patches_of, with_patches, without_position
 from uda_seg.options.constraints import CountOrZero, FilePath, FractionBelowOne, Interval, Length, Text
 
 
@@ -89,13 +89,29 @@ class ViTEncoder(Encoder):
         self.channels = self.neck.channels
         adapt(self, freeze, lora)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Encode normalised images [B, 3, H, W] into four maps [B, C_i, ceil(H / stride_i), ceil(W / stride_i)]."""
-        size = x.shape[-2:]
-        x = self.padded(x)
-        maps = self.neck(self.tapped(x)) if isinstance(self.neck, SimplePyramid) else self._adapted(self.neck, x)
+    def forward(self, x: Tensor, queries: Tensor | None = None, blocks: int = 0) -> list[Tensor]:
+        """Encode images into four maps.
+
+        Args:
+            x: normalised, [B, 3, H, W].
+            queries: [Q, C], which run with the tokens through the last blocks (EoMT; with the simple pyramid).
+            blocks: number of these blocks.
+
+        Returns:
+            Maps [B, C_i, ceil(H / stride_i), ceil(W / stride_i)]; after them the normalised tokens [B, Q, C] of the
+            queries, if there are any.
+        """
+        size, x = x.shape[-2:], self.padded(x)
+        told: list[Tensor] = []
+        if not isinstance(self.neck, SimplePyramid):
+            maps = self._adapted(self.neck, x)
+        elif queries is None:
+            maps = self.neck(self.tapped(x))
+        else:
+            tapped, tokens = self._asked(x, queries, blocks)
+            maps, told = self.neck(tapped), [tokens]
         fitted = zip(maps, self.neck.cells, self.strides, strict=True)
-        return [onto_image(each, cell, size, stride) for each, cell, stride in fitted]
+        return [*(onto_image(each, cell, size, stride) for each, cell, stride in fitted), *told]
 
     def padded(self, x: Tensor) -> Tensor:
         """Pad images [B, 3, H, W] to multiples of the patch on the right and below.
@@ -121,6 +137,19 @@ class ViTEncoder(Encoder):
             if index in self.taps:
                 seen[index] = patches_of(self.trunk, tokens)
         return self._maps(seen, x)
+
+    def _asked(self, x: Tensor, queries: Tensor, blocks: int) -> tuple[list[Tensor], Tensor]:
+        """Run the trunk like `tapped`, with queries [Q, C] in the last blocks, whose tokens [B, Q, C] come second."""
+        tokens, extras = embed(self.trunk, x)
+        first, count = len(extras) - blocks, len(queries)
+        seen = {}
+        for index, (block, extra) in enumerate(zip(self.trunk.blocks, extras, strict=True)):
+            if index == first:
+                tokens = insert(self.trunk, tokens, queries)
+            tokens = self.through(block, tokens, *(without_position(extra, count) if index >= first else extra))
+            if index in self.taps:
+                seen[index] = patches_of(self.trunk, tokens)[:, count if index >= first else 0 :]
+        return self._maps(seen, x), self.norms[-1](patches_of(self.trunk, tokens)[:, :count])
 
     def _adapted(self, neck: Adapter, x: Tensor) -> list[Tensor]:
         """Run the trunk on padded images, exchanging detail with the adapter's stem around each group of blocks."""
