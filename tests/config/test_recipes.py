@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
-from command_line import configured
+from command_line import completed, configured
 from uda_seg.config import compose as composing
 from uda_seg.config.schema import CONF, Config, parse
 from uda_seg.config.settings import DepthConfig
@@ -104,7 +104,7 @@ def resized(domain: Any, official: tuple[int, int]) -> tuple[int, int]:
 
 def found(config: Config) -> dict[str, Any]:
     """The configuration in the words of the tables above."""
-    data, method, model, said = config.data, config.method, config.model, config.optimizer
+    data, method, model, said = config.data, config.method, completed(config.model), config.optimizer
     (test,) = data.validation.values()
     assert data.target is not None
     masks = method.get("mask_weight", 0.0) if method.get("base", "mic") == "mic" else 0.0
@@ -160,7 +160,7 @@ def test_a_recipe_has_the_values_of_its_release(recipe: str) -> None:
         assert mean == pytest.approx([122.67891434, 116.66876762, 104.00698793], abs=1e-8)  # red first
         assert std == pytest.approx([1, 1, 1], abs=1e-12)
     assert config.running_statistics == "all"
-    model = config.model
+    model = completed(config.model)
     assert ("HRDA" in model["_target_"]) == data.name.endswith("_hr")
     if data.name.endswith("_hr"):
         assert (model["context_scale"], model["detail"], model["detail_loss"]) == (0.5, [512, 512], 0.1)
@@ -234,7 +234,7 @@ def test_the_log_lists_all_that_a_run_does_otherwise_than_its_method() -> None:
     assert "data.rare_class.enabled False (True)" in plain
     corda = said_of("experiment=corda_gta2cs", "pretrained=null")
     assert {
-        "model.align_corners True (not set)",
+        "model.align_corners True (False)",
         "method.jitter_order bgr (rgb)",
         "pretrained None (imagenet)",
     } <= corda

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from uda_seg.cli.arguments import Arguments, emptied, parsed, quoted, read_arguments
 from uda_seg.cli.explain import explain
 from uda_seg.cli.keys import Places, check_keys
-from uda_seg.config.compose import _composed, _started, as_user_error, composed, is_multirun
+from uda_seg.config.compose import as_user_error, composed, composed_tree, hydra_initialized, is_multirun
 from uda_seg.config.former import CHOICES
 from uda_seg.config.naming import plain_name, variant
 from uda_seg.config.schema import CONF, Config, Parsed, groups, key_of, parse
@@ -267,11 +267,13 @@ def _choices(override: Override, places: Places) -> list[str]:
 
 
 def _compose(name: str, overrides: Sequence[str], places: Places) -> Any:
-    with _started():
-        return OmegaConf.to_container(_composed(name, [*places.overrides(), *overrides]))
+    with hydra_initialized():
+        return OmegaConf.to_container(composed_tree(name, [*places.overrides(), *overrides]))
 
 
 def _hydra_mode(name: str, overrides: Sequence[str], places: Places) -> RunMode | None:
-    with _started():
-        mode: RunMode | None = _composed(name, [*places.overrides(), *overrides], return_hydra_config=True).hydra.mode
+    with hydra_initialized():
+        mode: RunMode | None = composed_tree(
+            name, [*places.overrides(), *overrides], return_hydra_config=True
+        ).hydra.mode
     return mode

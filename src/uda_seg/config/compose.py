@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any
@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from uda_seg.config.installed import substitutes
-from uda_seg.config.schema import CONF, Config, Origin, Parsed, parse
+from uda_seg.config.schema import CONF, Config, Origin, Parsed, has_target, parse
 from uda_seg.config.settings import primary
 from uda_seg.config.sources import make_importable, searched, searchpath_in
 from uda_seg.errors import UserError
@@ -44,7 +44,8 @@ def is_multirun() -> bool:
     return HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def _composed(name: str, overrides: Sequence[str], **options: Any) -> DictConfig:
+def composed_tree(name: str, overrides: Sequence[str], **options: Any) -> DictConfig:
+    """Compose a primary configuration without checking it; raises UserError instead of Hydra's errors."""
     try:
         return compose(name, list(overrides), **options)
     except (HydraException, OmegaConfBaseException, RecursionError, ValueError) as error:
@@ -58,14 +59,14 @@ def composed(
 ) -> Parsed:
     """Compose and check a command's configuration without a command line (for tests, notebooks and the bench)."""
     make_importable(searched(searchpath_in(overrides)))
-    with _started():
-        raw = _composed(name or primary(kind), overrides, return_hydra_config=True)
+    with hydra_initialized():
+        raw = composed_tree(name or primary(kind), overrides, return_hydra_config=True)
         config = parse(OmegaConf.masked_copy(raw, [str(key) for key in raw if key != "hydra"]), kind)
     config.origin = Origin.of(raw.hydra)
     return config
 
 
-def _started() -> AbstractContextManager[Any]:
+def hydra_initialized() -> AbstractContextManager[Any]:
     """Initialise Hydra, unless a running job has already."""
     if GlobalHydra.instance().is_initialized():
         return nullcontext()
@@ -75,9 +76,7 @@ def _started() -> AbstractContextManager[Any]:
 
 # Keys set by a method's file that a data set or the command line may override.
 RECIPE = ("steps", "pretrained", "running_statistics", "optimizer", "schedule", "teacher", "method")
-
-
-STARTS = (".weights", ".allow_missing")
+INITIAL_WEIGHTS = (".weights", ".allow_missing")  # of an encoder, which follow from `pretrained`
 
 
 def departures(config: Config) -> list[str]:
@@ -96,13 +95,20 @@ def departures(config: Config) -> list[str]:
     values["data.rare_class.enabled"] = config.data.rare_class.enabled
     found = [] if own_model == chosen["model"] else [f"model {chosen['model']} ({own_model})"]
     if not found:  # another network differs in every number, and `pretrained` tells its initial weights
-        values |= {key: value for key, value in leaves({"model": said["model"]}) if not key.endswith(STARTS)}
-    unset = {f"method.{name}": value for name, value in defaults(get_class(tree.method["_target_"])).items()}
+        values |= {key: value for key, value in leaves({"model": said["model"]}) if not key.endswith(INITIAL_WEIGHTS)}
+    unset = dict(_defaults_of_classes(OmegaConf.masked_copy(tree, ["method", "model"])))
     for key, value in values.items():
         own = OmegaConf.select(tree, key, default=unset.get(key, "not set"))
         if not isinstance(value, Mapping) and own != value:
             found.append(f"{key} {value} ({own})")
     return sorted(found)
+
+
+def _defaults_of_classes(tree: DictConfig) -> Iterator[tuple[str, Any]]:
+    """Yield the dotted key and the default of every option of the classes that a tree names."""
+    for key, node in leaves(OmegaConf.to_container(tree)):
+        if has_target(node):
+            yield from ((f"{key}.{name}", value) for name, value in defaults(get_class(node["_target_"])).items())
 
 
 def stand_ins() -> list[str]:
@@ -114,6 +120,6 @@ def stand_ins() -> list[str]:
 def _recipe(method: str, paths: Sequence[str] = ()) -> DictConfig:
     """Compose a method's file alone; cached, because it is the same for all jobs of a sweep."""
     where = [f"hydra.searchpath={json.dumps(paths)}"] if paths else []
-    with _started():
+    with hydra_initialized():
         tree = compose("config", [*where, f"method={method}", "~data"], return_hydra_config=True)
     return tree
