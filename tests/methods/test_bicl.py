@@ -24,14 +24,14 @@ from uda_seg.data.datamodule import UDADataModule
 from uda_seg.data.settings import DataSettings, DomainSettings
 from uda_seg.data.storage.label_store import StoredLabels
 from uda_seg.errors import UserError
-from uda_seg.methods import labelling, rounds
+from uda_seg.methods import rounds, static_labels
 from uda_seg.methods.bicl import BiCL
-from uda_seg.methods.labelling import label_target
 from uda_seg.methods.options.bicl import Ablation, BiCLOptions
 from uda_seg.methods.options.source_only import SourceOnlyOptions
 from uda_seg.methods.round_schedule import RoundSchedule
 from uda_seg.methods.settings import TeacherSettings
 from uda_seg.methods.source_only import SourceOnly
+from uda_seg.methods.static_labels import label_target
 from uda_seg.models.inference import Inference
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.models.timm_encoder import TimmEncoder
@@ -441,7 +441,7 @@ def test_statistics_of_all_ranks_are_not_waited_for(make_segmentor, make_plan, d
 def test_interrupted_labelling_goes_on(make_segmentor, make_plan, data, tmp_path, monkeypatch):
     whole = bicl(make_segmentor, make_plan)
     train(whole, data(), tmp_path / "whole")
-    seen, certainty = [], labelling.certainty
+    seen, certainty = [], static_labels.certainty
 
     def broken(logits):
         seen.append(len(logits))
@@ -449,7 +449,7 @@ def test_interrupted_labelling_goes_on(make_segmentor, make_plan, data, tmp_path
             raise KeyboardInterrupt
         return certainty(logits)
 
-    monkeypatch.setattr(labelling, "certainty", broken)
+    monkeypatch.setattr(static_labels, "certainty", broken)
     module = bicl(make_segmentor, make_plan)
     with pytest.raises(BaseException):  # noqa: B017, PT011 -- Lightning turns the interrupt into its own
         train(module, data(), tmp_path / "broken")

@@ -14,12 +14,12 @@ from test_steps import fit
 
 from uda_seg.data.labels import CITYSCAPES
 from uda_seg.methods.bicl import BiCL
-from uda_seg.methods.labelling import class_thresholds
 from uda_seg.methods.options.bicl import BiCLOptions
 from uda_seg.methods.released.bicl import ReleasedBiCL, ReleasedBiCLOptions
 from uda_seg.methods.released.repeated_sgd import RepeatedSGD, repeats_of
 from uda_seg.methods.settings import OptimizerSettings
 from uda_seg.methods.sgd import SteadySGD
+from uda_seg.methods.static_labels import class_thresholds
 from uda_seg.models.deeplab import DeepLabV2Head, ResNet101
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.ops.confident import LEVELS, certainty, histogram, select, top_share

@@ -19,7 +19,7 @@ from torch import Tensor
 from uda_seg.config.compose import composed
 from uda_seg.errors import UserError
 from uda_seg.methods.base import UDAModule
-from uda_seg.methods.frozen import leave_out_trunk, with_trunk
+from uda_seg.methods.frozen_trunk import leave_out_trunk, with_trunk
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.runs.build import instantiate_module
 

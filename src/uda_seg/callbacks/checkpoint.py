@@ -15,7 +15,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from uda_seg.errors import Damaged, UserError
 from uda_seg.methods.base import UDAModule
-from uda_seg.methods.frozen import leave_out_trunk
+from uda_seg.methods.frozen_trunk import leave_out_trunk
 from uda_seg.methods.step import StepModule
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""What older versions called options and choices, for checkpoints that state them and for whoever still gives them."""
+"""Names of options and choices in older versions, for checkpoints that state them and for messages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from uda_seg.options.validate import leaves
 BASE = "method.base"  # of T2S-DA, which now has a choice of `method=` for each base
 BASES = {"dacs": "t2sda_dacs", "daformer": "t2sda", "mic": "t2sda_mic"}
 
-
+# (group, former choice) -> its name now.
 CHOICES = {("experiment", "bicl_ladder"): "bicl_ablation"}
 
 # Options of BiCL that its release alone has now, with the values of the paper's method.

@@ -262,7 +262,7 @@ class BenchSettings:
 
 @dataclass
 class Config:
-    """A run: what training reads. Other commands read it too, and add what is theirs in a class of their own."""
+    """Configuration of training; sub-classes add the keys of other commands."""
 
     model: dict[str, Any]
     """The network: `_target_` and its options."""
@@ -315,16 +315,16 @@ class Config:
     """Hardware and precision."""
 
     logger: LoggerSettings = field(default_factory=LoggerSettings)
-    """Where a run is logged."""
+    """Loggers of a run."""
 
     callbacks: CallbackSettings = field(default_factory=CallbackSettings)
-    """What happens beside training, and how often."""
+    """Checkpoints, image panels, progress, and further callbacks."""
 
     evaluator: EvaluatorSettings = field(default_factory=EvaluatorSettings)
-    """How a network is scored."""
+    """Validation: its frequency, inference and scores."""
 
     def __post_init__(self) -> None:
-        """Leave room for what the configuration was composed from, which is not part of the schema."""
+        """Declare `origin`, set by composition; it is not part of the schema."""
         self.origin: Origin | None = None
 
     def places(self) -> dict[str, str | None]:
@@ -357,7 +357,7 @@ class PredictConfig(Config):
     """Folder for colour, overlay, labelIds and confidence."""
 
     predict: PredictSettings = field(default_factory=PredictSettings)
-    """How images are read."""
+    """Reading of images."""
 
     def places(self) -> dict[str, str | None]:
         """Return the places that are written besides the run's folder, by key."""
@@ -375,7 +375,7 @@ class DepthConfig(Config):
     """Write maps of the source and the target."""
 
     depth: DepthSettings = field(default_factory=DepthSettings)
-    """How depth is learnt."""
+    """Training of depth."""
 
 
 @dataclass
@@ -410,7 +410,7 @@ class ConvertConfig(Config):
     """The checkpoint to write."""
 
     convert: ConvertSettings = field(default_factory=ConvertSettings)
-    """Which of its networks to take."""
+    """The network to convert."""
 
     def places(self) -> dict[str, str | None]:
         """Return the places that are written besides the run's folder, by key."""
@@ -422,7 +422,7 @@ class BenchConfig(Config):
     """Measurement of the step and its parts."""
 
     bench: BenchSettings = field(default_factory=BenchSettings)
-    """What is measured."""
+    """The measurements."""
 
 
 # Primary configuration, a file of `conf/` -> its schema. `config` is that of `train`.
@@ -453,7 +453,7 @@ def kind_of(tree: Iterable[Any]) -> type[Config]:
 
 
 def belongs_to(key: str, kind: type[Config]) -> str | None:
-    """Say whose a key is that this command does not read, in words that follow the key; None if it is nobody's."""
+    """Name the commands that read a key which this one does not, in words that follow it; None if there are none."""
     name = key.partition(".")[0]
     owners = [f"uda_seg.{command}" for command, found in COMMANDS.items() if name in own_keys(found)]
     if not owners or name in own_keys(kind):

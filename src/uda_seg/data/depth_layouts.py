@@ -1,4 +1,4 @@
-"""Where the depth of a data set's images is, and in which encoding."""
+"""Location and encoding of a data set's depth maps."""
 
 from __future__ import annotations
 

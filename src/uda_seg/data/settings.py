@@ -1,4 +1,4 @@
-"""Schema of the configuration's `data` node, in plain values that OmegaConf can check."""
+"""Settings of the configuration's `data` node."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class DomainSettings:
     dataset: Text = "streets"
     """A name in `uda_seg.data.specs.SPECS`, or custom, described by `custom`."""
     root: FilePath | None = None
-    """The data set's folder; None renders streets into the cache, all others need it."""
+    """The data set's folder; null renders streets into the cache, all others need it."""
     domain: Text | None = None
     """streets only: game, camera, night_rain, or another style of streets."""
     split: Text = "train"
     """train or val."""
     size: Size | None = None
-    """[H, W]; images are resized to fit inside it, keeping their aspect ratio; streets renders at it. None: as on
+    """[H, W]; images are resized to fit inside it, keeping their aspect ratio; streets renders at it. null: as on
     disk."""
     keep_ratio: bool = True
     """False stretches images to the whole `size`, as some of the papers' codes do. (Depth is trained and exported with
@@ -53,16 +53,16 @@ class DomainSettings:
     count: Count | None = None
     """Use the first `count` images; streets: number of images to render."""
     bits: BitDepth | None = None
-    """Used bits per channel of 16-bit images: a camera's 12 bits, read as 16, would be nearly black. None: determined
+    """Used bits per channel of 16-bit images: a camera's 12 bits, read as 16, would be nearly black. null: determined
     from a sample, and logged. Without effect on 8-bit images."""
     margins: Margins | None = None
     """[top, bottom, left, right] pixels of the image on disk in which pseudo-labels are ignored (MIC's second version:
     30, 240, 30, 30 on Cityscapes). Used for targets only."""
     depth: FilePath | None = None
-    """Folder of depth maps, named like the images and with their sub-folders; None: the data set's own location. Read
+    """Folder of depth maps, named like the images and with their sub-folders; null: the data set's own location. Read
     for methods that use depth."""
     depth_encoding: Text | None = None
-    """Encoding of the maps, a name in `uda_seg.data.depth.ENCODINGS`; None: from the folder's `depth.json` or the data
+    """Encoding of the maps, a name in `uda_seg.data.depth.ENCODINGS`; null: from the folder's `depth.json` or the data
     set's layout. Required for PNGs in a folder without that file."""
     depth_resize: Annotated[str, OneOf(("nearest", "bilinear"))] = "nearest"
     """Interpolation of inverse depth: nearest, or bilinear, which blends in invalid pixels."""
@@ -75,7 +75,7 @@ class DomainSettings:
     labelled: LabelBudget = None
     """Targets only: train on the labels of so many of its images, in the source terms: a number (100), a share
     (0.0625), or a file with one image name per line. Drawn once by the run's seed, and written to the run's folder as
-    `labelled_target.txt`. The images stay in the unlabelled stream. None: no labels."""
+    `labelled_target.txt`. The images stay in the unlabelled stream. null: no labels."""
     labelled_share: Positive = 1.0
     """With `labelled`: the weight of these images among the sources, as `share`. By default as often as a source: half
     of the batch beside one source. In proportion to their number, 100 images beside GTA's 24 966 would hardly occur."""
@@ -90,10 +90,10 @@ class RareClassSettings:
     temperature: Temperature = 0.01
     """T of P(c) = softmax((1 - f_c) / T); smaller values favour rare classes more."""
     min_pixels: CountOrZero | None = None
-    """Minimum pixels of a class, on disk, for an image to count for it. None: 3000 at GTA's 1914 x 1052, scaled by the
+    """Minimum pixels of a class, on disk, for an image to count for it. null: 3000 at GTA's 1914 x 1052, scaled by the
     label's area."""
     min_crop_pixels: CountOrZero | None = None
-    """Minimum pixels of the class in a crop. None: 1500 at 512 x 512, scaled by the crop's area."""
+    """Minimum pixels of the class in a crop. null: 1500 at 512 x 512, scaled by the crop's area."""
     tries: Annotated[int, Interval(1, 1000)] = 10
     """Number of further crops from the same image if there are fewer; the last one is kept."""
 
@@ -146,7 +146,7 @@ class DataSettings:
     source_batch: Batch = 2
     """Source images per step and rank."""
     target_batch: Batch | None = None
-    """Target images per step and rank; None: as many as source images."""
+    """Target images per step and rank; null: as many as source images."""
     val_batch: Batch = 1
     """Images per step of validation."""
     source: DomainSettings = field(default_factory=DomainSettings)
@@ -154,15 +154,15 @@ class DataSettings:
     more_sources: dict[Name, DomainSettings] = field(default_factory=dict)
     """Name -> further labelled domains, sampled with the first by their `share`."""
     target: DomainSettings | None = None
-    """The unlabelled domain; None for domain generalisation."""
+    """The unlabelled domain; null for domain generalisation."""
     more_targets: dict[Name, DomainSettings] = field(default_factory=dict)
     """Name -> further unlabelled domains, sampled with the first by their `share`."""
     validation: dict[Name, DomainSettings] = field(default_factory=dict)
     """Name -> labelled images for evaluation."""
     rare_class: RareClassSettings = field(default_factory=RareClassSettings)
-    """Sampling of source images."""
+    """Rare-class sampling."""
     workers: CountOrZero | None = None
-    """Number of loader processes, at most two per core; None: chosen by `uda_seg.data.loading.choose_workers`."""
+    """Number of loader processes, at most two per core; null: chosen by `uda_seg.data.loading.choose_workers`."""
     cache: Annotated[str, OneOf(("auto", "memory", "disk", "none"))] = "auto"
     """`memory`: keep decoded images (small sets); `none`: decode each time; `disk`: crop from the resized images
     written by `python -m uda_seg.prepare ... data.cache=disk`; `auto`: these if they exist, else memory for a domain of

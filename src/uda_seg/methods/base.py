@@ -1,4 +1,4 @@
-"""Base class of methods: what one of them implements, declares and may use."""
+"""Base class of methods: the losses to implement, the data to declare, and common helpers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from uda_seg.data.batch import DomainBatch
-from uda_seg.methods.frozen import with_trunk
+from uda_seg.methods.frozen_trunk import with_trunk
 from uda_seg.methods.options.base import MethodOptions
 from uda_seg.methods.parameter_groups import ParameterRules
 from uda_seg.methods.scoring import ScoredModule
@@ -43,7 +43,7 @@ class UDAModule(ScoredModule):
     Args:
         segmentor: the student network; the method's constructor attaches the heads it needs.
         plan: settings of the run.
-        options: of the method; the annotation of this parameter names the dataclass of a method's options.
+        options: options of the method; in sub-classes the annotation names their dataclass.
     """
 
     target_in_step = True

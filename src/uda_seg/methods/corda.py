@@ -11,7 +11,6 @@ released code; there are options for its oddities and for the differences betwee
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -30,7 +29,7 @@ from uda_seg.models.deeplab import EXPANSION
 from uda_seg.models.eomt import EoMTHead
 from uda_seg.models.segmentor import Prediction, Segmentor
 from uda_seg.models.two_task import Tasks, TwoTaskHead
-from uda_seg.ops.depth import Z_SCALE, agreement, berhu, discrepancy_weight
+from uda_seg.ops.depth import agreement, berhu, discrepancy_weight, log_scaled
 from uda_seg.ops.mixing import class_mix
 
 log = logging.getLogger(__name__)
@@ -90,7 +89,7 @@ class CorDA(ClassMixing):
         weight = self.over_labelled(source.label)
         self.log_images(
             source_image=source.image, source_label=source.label,
-            source_depth=shown(z), source_depth_estimate=shown(tasks.source_depth),
+            source_depth=log_scaled(z), source_depth_estimate=log_scaled(tasks.source_depth),
         )  # fmt: skip
         return (
             Loss("source/ce", final.loss(source.label, weight)),
@@ -112,7 +111,7 @@ class CorDA(ClassMixing):
             self.log_images(adaptation_difficulty=1 - agreed)
         depth = class_mix(tasks.source_depth, tasks.target_depth, pasted)
         initial_depth = class_mix(tasks.initial_source_depth, tasks.initial_target_depth, pasted)
-        self.log_images(mixed_depth=shown(z), mixed_depth_estimate=shown(depth))
+        self.log_images(mixed_depth=log_scaled(z), mixed_depth_estimate=log_scaled(depth))
         return (
             Loss("mix/ce", final.loss(mixed.label, weight)),
             Loss("mix/initial_ce", initial.loss(mixed.label, weight)),
@@ -145,8 +144,3 @@ def depth_of(images: Labelled) -> Tensor:
     """Return the inverse depth [B, 1, H, W] of a batch that must have it."""
     assert images.depth is not None, "CorDA's data has depth"
     return images.depth
-
-
-def shown(z: Tensor) -> Tensor:
-    """Map inverse depth to [0, 1] for display: logarithmic, 0 for invalid and the farthest, 1 for one metre."""
-    return z.detach().clamp(1.0, Z_SCALE).log() / math.log(Z_SCALE)

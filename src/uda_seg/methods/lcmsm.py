@@ -8,13 +8,13 @@ segments, and neither text nor CLIP is needed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from uda_seg.methods.base import Batch, Loss, Plan
-from uda_seg.methods.class_text import class_text
 from uda_seg.methods.labelled import Labelled, labelled
 from uda_seg.methods.masking import mask_blocks
 from uda_seg.methods.options.lcmsm import LCMSMOptions
@@ -23,6 +23,7 @@ from uda_seg.models.daformer import DILATIONS, DAFormerHead
 from uda_seg.models.language import LanguageHead, correlate
 from uda_seg.models.norm import frozen_statistics
 from uda_seg.models.segmentor import Segmentor
+from uda_seg.models.text import TextEmbeddings, text_embeddings
 
 log = logging.getLogger(__name__)
 
@@ -104,3 +105,11 @@ class LCMSM(SourceTerms):
             maps = correlate(result.fused, text, tau)
             self.log_images(**{f"correlation_{name}": maps[:, i] * tau for i, name in enumerate(names)})
         return result.loss
+
+
+def class_text(options: LCMSMOptions, seed: int) -> Callable[[Sequence[str]], TextEmbeddings] | None:
+    """Return the function that embeds class names as configured; None for the control without text."""
+    if options.text == "none":
+        return None
+    o = options
+    return partial(text_embeddings, o.text, model=o.text_model, tag=o.text_tag, file=o.text_file, seed=seed)

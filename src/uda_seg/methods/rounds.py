@@ -14,9 +14,9 @@ from uda_seg.data.datamodule import UDADataModule
 from uda_seg.data.storage.label_store import LabelStore, StoredLabels
 from uda_seg.errors import UserError
 from uda_seg.methods.base import UDAModule
-from uda_seg.methods.labelling import label_target
 from uda_seg.methods.options.rounds import RoundOptions
 from uda_seg.methods.round_schedule import RoundSchedule
+from uda_seg.methods.static_labels import label_target
 from uda_seg.models.norm import batch_norms
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ FOLDER = "pseudo_labels"
 
 
 class Rounds(pl.Callback):
-    """Begins the rounds: has the target labelled, and hands the labels to the data module for the training batches.
+    """Start each round: label the target, and hand the labels to the data module for the training batches.
 
     A round begins between two steps, after the checkpoint of the first is saved: Lightning appends a method's callbacks
     to those of the trainer. Its labels are kept on disk, because a run may be resumed from an earlier checkpoint.

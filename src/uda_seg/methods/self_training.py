@@ -24,7 +24,7 @@ from uda_seg.models.segmentor import Segmentor
 
 
 class SelfTraining(SourceTerms):
-    """CE(x_s) + a FD(x_s) + CE(mix) + b CE(mask(x_t)): DACS, DAFormer with a = 0.005, and MIC with b = 1 besides.
+    """CE(x_s) + a FD(x_s) + CE(mix) + b CE(mask(x_t)): DACS; DAFormer with a = 0.005; MIC with b = 1 as well.
 
     Args:
         segmentor: the student.

@@ -80,7 +80,7 @@ class TeacherSettings:
     """Upper bound of the EMA decay, min(1 - 1/(t+1), alpha)."""
 
     update: Annotated[str, OneOf(("start", "end"))] = "start"
-    """When the teacher follows the student: at the `start` of a step (DAFormer) or at its `end` (CorDA)."""
+    """Update of the teacher at the `start` of a step (DAFormer) or at its `end` (CorDA)."""
 
     batch_norm: Annotated[str, OneOf(("eval", "train"))] = "eval"
     """Statistics of the teacher's batch norm: `eval` uses averaged running statistics (ours), `train` those of the

@@ -23,9 +23,9 @@ from torch import Tensor
 from uda_seg.data.batch import DomainBatch
 from uda_seg.methods.base import Batch, Loss, Plan
 from uda_seg.methods.class_average import ClassAverage
+from uda_seg.methods.class_performance import ClassPerformance
 from uda_seg.methods.labelled import Labelled, labelled
 from uda_seg.methods.options.t2sda import T2SDAOptions
-from uda_seg.methods.performance import ClassPerformance
 from uda_seg.methods.pull_samples import Pixels, alignment, draw_samples, embed, key_labels, unit_vectors
 from uda_seg.methods.self_training import SelfTraining
 from uda_seg.methods.translation import Translation

@@ -212,7 +212,7 @@ class HRDASegmentor(Segmentor):
         mean: see Segmentor.
         std: see Segmentor.
         channel_order: see Segmentor.
-        recompute: see Segmentor.
+        activation_checkpointing: see Segmentor.
         compile: see Segmentor.
         compile_backend: see Segmentor.
         channels_last: see Segmentor.

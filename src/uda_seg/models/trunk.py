@@ -2,7 +2,7 @@
 
 An encoder that holds its pretrained network as `trunk` has it frozen and adapted by `adapt`. `Encoder.frozen` lists
 what is frozen; student, teacher and reference hold these tensors once (`shared_copy`), and checkpoints not at all
-(`methods.frozen`).
+(`methods.frozen_trunk`).
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ Throughout, z is inverse depth: z >= 1, and exactly 1.0 where depth is unknown o
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -78,3 +79,8 @@ def discrepancy_weight(agreed: Tensor, share: Literal["own", "batch_mean"] = "ow
     average = mean(agreed.mean())
     weight = mean(agreed.mean(0, keepdim=True)).expand_as(agreed) if share == "batch_mean" else agreed
     return weight / average
+
+
+def log_scaled(z: Tensor) -> Tensor:
+    """Map z to [0, 1] for display: logarithmic, 0 where it is invalid or farthest, 1 at one metre."""
+    return z.detach().clamp(INVALID, Z_SCALE).log() / math.log(Z_SCALE)

@@ -189,7 +189,6 @@ class _Term:
 
 
 Positive = Annotated[float, Interval(0, open_low=True)]
-NotNegative = Annotated[float, Interval(0)]
 Fraction = Annotated[float, Interval(0, 1)]
 PositiveFraction = Annotated[float, Interval(0, 1, open_low=True)]
 FractionBelowOne = Annotated[float, Interval(0, 1, open_high=True)]

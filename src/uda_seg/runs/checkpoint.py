@@ -17,7 +17,7 @@ from uda_seg.config.replay import FORMAT, method_name, method_options
 from uda_seg.config.schema import Config
 from uda_seg.errors import Damaged, UserError
 from uda_seg.methods.base import UDAModule
-from uda_seg.methods.frozen import is_trunk, note_replaced_trunk, with_trunk
+from uda_seg.methods.frozen_trunk import is_trunk, note_replaced_trunk, with_trunk
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.models.weights import check_tensors, read_tensors
 from uda_seg.options.validate import defaults, leaves

@@ -10,7 +10,7 @@ from uda_seg.options.validate import options_dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class MethodOptions:
-    """Options of a method; those of a method without any."""
+    """Base class of options; used as it is by a method without any."""
 
 
 def options_of(method: type) -> type[MethodOptions]:

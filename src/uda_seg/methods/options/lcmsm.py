@@ -28,14 +28,14 @@ class LCMSMOptions(SourceOptions, MaskingOptions):
     """Embeddings by prompt, for `file` and `shuffled`; null: the file shipped with the package."""
 
     width: Channels | None = None
-    """Channels of the language head and of the projected text; null: the plain DAFormer head's width (paper: 512 both),
-    or 512 with any other head. Its dilations follow likewise."""
+    """Channels of the language head and of the projected text; null: the width of a plain DAFormer head
+    (released: 512 both), or 512 with any other head. Its dilations follow likewise."""
 
     temperature: Temperature = 0.07
     """Divisor of the cosine similarity (released)."""
 
     mask_weight: LossWeight = 1.0
-    """Weight of the two masked terms (paper)."""
+    """Weight of the two masked terms (released)."""
 
     mask_ratio: Fraction = 0.5
     """Expected share of masked pixels (released)."""

@@ -11,7 +11,7 @@ from uda_seg.options.constraints import Count, Fraction, Interval
 
 @dataclass(frozen=True, kw_only=True)
 class RoundOptions(MethodOptions):
-    """Options of rounds in which the network labels the whole target."""
+    """Options of self-training in rounds, at whose start the network labels the whole target."""
 
     warmup: Fraction = 0.25
     """Fraction of the run that trains on the source only, before the first round (ours; released: a separate run). With

@@ -71,7 +71,7 @@ class SelfTrainingOptions(SourceOptions, MaskingOptions):
     """Options of DACS, DAFormer and MIC."""
 
     mask_augment: bool = True
-    """Also apply colour jitter and blur to masked images (released)."""
+    """Apply colour jitter and blur to masked images too (released)."""
 
     mask_images: Literal["target", "both"] = "target"
     """Images to mask: the `target`'s, or half as many of `both` domains, the source's with their labels (released MIC

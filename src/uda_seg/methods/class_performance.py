@@ -1,4 +1,4 @@
-"""Performance of the network by class, from which T2S-DA weighs the classes."""
+"""Performance of the network on each class, by which T2S-DA weights its loss."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Proxy = Literal["confidence", "source_iou", "frequency"]
 
 
 class ClassPerformance(ClassAverage):
-    """Moving averages of r_c in [0, 1], which start at 0.5.
+    """Moving averages of the performance r_c in [0, 1] of each class c, which start at 0.5.
 
     Args:
         classes: number of classes K.
