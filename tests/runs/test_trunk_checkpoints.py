@@ -104,6 +104,16 @@ def test_a_run_starts_from_another_with_the_same_trunk_or_keeps_the_other_ones(t
     content = checkpoint(tmp_path / "run")  # whose trunk no file has any more
     assert "trunk" not in content["uda_seg"]
     assert any("pos_embed" in n for n in content["state_dict"])
+    # Neither does the file that the resumed network is built with, before the checkpoint's trunk replaces it.
+    assert train("method=source_only", again[-1], f"pretrained={trunks[0]}", "steps=3", "resume=last").code == 0
+    resumed = checkpoint(tmp_path / "run")
+    assert "trunk" not in resumed["uda_seg"]
+    assert all(
+        torch.equal(resumed["state_dict"][n], t)
+        for n, t in content["state_dict"].items()
+        if "pos_" in n or "blocks" in n
+    )
+    assert any("pos_embed" in n for n in resumed["state_dict"])
 
 
 @pytest.mark.parametrize(

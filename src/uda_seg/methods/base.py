@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from uda_seg.data.batch import DomainBatch
-from uda_seg.methods.frozen_trunk import with_trunk
+from uda_seg.methods.frozen_trunk import STUDENT, note_replaced_trunk, with_trunk
 from uda_seg.methods.options.base import MethodOptions
 from uda_seg.methods.parameter_groups import ParameterRules
 from uda_seg.methods.scoring import ScoredModule
@@ -113,4 +113,6 @@ class UDAModule(ScoredModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Apply the current settings to a resumed run, and complete its weights by a frozen trunk (Lightning hook)."""
         super().on_load_checkpoint(checkpoint)
-        checkpoint["state_dict"] = with_trunk(checkpoint, self.segmentor.encoder, "the checkpoint")
+        encoder = self.segmentor.encoder
+        checkpoint["state_dict"] = state = with_trunk(checkpoint, encoder, "the checkpoint")
+        note_replaced_trunk(encoder, state, f"{STUDENT}encoder.")

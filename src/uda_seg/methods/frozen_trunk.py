@@ -89,8 +89,14 @@ def _differs(trunk: Mapping[str, Any], mine: str | None, path: Path | str) -> st
     return f"{path} does not hold its frozen trunk, which was {wanted}, and {given}: give {cure}"
 
 
-def note_replaced_trunk(encoder: Encoder, state: Mapping[str, Tensor]) -> None:
-    """Note that a trunk is not that of its file any more if `init=` brings other values, so that it will be saved."""
-    frozen = frozen_tensors(encoder)
-    if any(not frozen[n].equal(state[n].to(frozen[n])) for n in frozen if n in state):
+def note_replaced_trunk(encoder: Encoder, state: Mapping[str, Tensor], prefix: str) -> None:
+    """Note that a trunk is not that of its file any more, so that it will be saved.
+
+    Args:
+        encoder: the student's, before the weights are loaded into it.
+        state: weights of a checkpoint, from `init=` or of a resumed run.
+        prefix: what the encoder's names in it begin with.
+    """
+    frozen = {f"{prefix}{name}": tensor for name, tensor in frozen_tensors(encoder).items()}
+    if any(not tensor.equal(state[name].to(tensor)) for name, tensor in frozen.items() if name in state):
         encoder.loaded_from = None

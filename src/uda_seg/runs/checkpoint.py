@@ -202,7 +202,7 @@ def load_weights(module: UDAModule, path: Path) -> str:
         name = (wrong + essential)[0]
         cure = "" if any(n.startswith("encoder.") for n in wrong + essential) else cure
         raise UserError(f"{path} is of another network: {name} does not match; choose the same model={cure}")
-    note_replaced_trunk(module.segmentor.encoder, {n.removeprefix("encoder."): t for n, t in found.items()})
+    note_replaced_trunk(module.segmentor.encoder, found, "encoder.")
     module.segmentor.load_state_dict({**mine, **found})
     module.start_heads({name.split(".")[1] for name in missing})
     if module.teacher is not None:
