@@ -188,6 +188,27 @@ def test_files_say_only_what_differs_from_the_defaults_of_the_schema():
     assert [key for key, value in said if key in defaults and defaults[key] == value] == []
 
 
+def restated(node: Any) -> list[str]:
+    """Options of a file's classes that it gives their own default."""
+    return [
+        f"{key}.{name}"
+        for key, inner in [("", node), *leaves(node)]
+        if isinstance(inner, dict) and "_target_" in inner
+        for name, default in completed({"_target_": inner["_target_"]}).items()
+        if name in inner and name not in ("_target_", "name", "variant") and inner[name] == default
+    ]
+
+
+@pytest.mark.parametrize("group", ["method", "model"])
+def test_files_of_classes_say_only_what_differs_from_their_defaults(group):
+    inherits = {"hrda_small", "vit_eomt"}  # what another file says, they may take back
+    files = [path for path in sorted((CONF / group).glob("*.yaml")) if path.stem not in inherits]
+    assert len(files) > 5
+    assert {
+        path.stem: found for path in files if (found := restated(OmegaConf.to_container(OmegaConf.load(path))))
+    } == {}
+
+
 @pytest.mark.parametrize("kind", COMMANDS.values())
 def test_what_is_composed_without_any_file_is_the_schema(kind):
     """What is not composed (tests, notebooks) means the same as what is, and a command sees what it reads alone."""
