@@ -48,6 +48,11 @@ def test_another_part_is_explained_with_what_the_data_sets(cli):
         (("method=t2sad", "--help"), "error: method=t2sad: there is no such method; did you mean t2sda?"),
         (("method=t2sda", "method.quries=3", "--help"), "did you mean method.queries?"),
         (("--help", "optimiser"), "error: --help optimiser: there is no such part; did you mean optimizer?"),
+        (
+            ("--help", "quirks"),
+            "error: --help quirks: quirks is chosen among files, which --help alone lists: quirks=NAME",
+        ),
+        (("--help", "depth.lr"), "error: --help depth.lr: depth.lr is read by uda_seg.depth, not by uda_seg.train"),
         (("--help", "optimizer.lrr"), "error: --help optimizer.lrr: there is no such part"),
     ],
 )

@@ -78,6 +78,9 @@ def test_what_no_file_sets_arrives():
         ("method.stem=own", "method.stem is an option of BiCL's release alone: add quirks=bicl"),
         ("method.base=mic", "method.base is now part of the method: method=t2sda_dacs | t2sda | t2sda_mic"),
         ("data.crop.0=5", "did you mean data.crop?"),
+        ("~method", "~method: a run has one method, neither none nor several"),
+        ("preset=[minutes,paper]", "preset=[minutes,paper]: a run has one preset, neither none nor several"),
+        ("~data", "data.name is missing: give it, or choose files that say it"),
     ],
 )
 def test_a_misspelt_key_names_the_nearest(override, said):
@@ -85,6 +88,39 @@ def test_a_misspelt_key_names_the_nearest(override, said):
         composed(check([override]))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["quirks=bicl", "method=dacs", "data=gta2cs"], "quirks=bicl are those of ReleasedBiCL, not of method=dacs"),
+        (["experiment=bicl_gta2cs", "method=dacs"], "quirks=bicl are those of ReleasedBiCL, not of method=dacs"),
+        (
+            ["quirks=bicl", "method=bicl"],
+            "quirks=bicl sets model.encoder.freeze_norm, which model=daformer_small does not",
+        ),
+        (
+            ["quirks=hrda", "method=dacs"],
+            "does not have: choose another model= or quirks=, or leave it out: ~model.detail",
+        ),
+        (["quirks=corda", "method=dacs", "data=gta2cs"], "sets method.depth_weight, which method=dacs does not have"),
+        (["quirks=daformer", "method=source_only"], "sets method.mix_classes, which method=source_only does not have"),
+    ],
+)
+def test_released_behaviours_of_another_method_or_network_are_refused_by_name(overrides, said):
+    with pytest.raises(UserError) as caught:
+        check(overrides)
+    assert said in str(caught.value)
+
+
+def test_released_behaviours_are_accepted_where_they_fit():
+    for overrides in (
+        ["quirks=bicl", "method=bicl", "data=gta2cs"],
+        ["quirks=bicl", "method=bicl", "~model.encoder.freeze_norm"],
+    ):
+        assert composed(check(overrides)).method["_target_"].endswith("ReleasedBiCL")
+    own = "method._target_=uda_seg.methods.corda.CorDA"
+    assert composed(check(["quirks=corda", "method=dacs", "data=gta2cs", own])).method["depth_weight"] == "batch_mean"
 
 
 def test_keys_below_a_value_that_is_no_mapping_are_refused_before_hydra_replaces_it():

@@ -32,6 +32,7 @@ from uda_seg import evaluate
 from uda_seg import train as command
 from uda_seg.callbacks.checkpoint import Checkpoints
 from uda_seg.callbacks.csv_log import CSVLog
+from uda_seg.config.compose import composed
 from uda_seg.data.labels import CAMVID
 from uda_seg.errors import UserError
 from uda_seg.methods.source_only import SourceOnly
@@ -39,7 +40,8 @@ from uda_seg.methods.step import Loss
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.runs import build
 from uda_seg.runs import folder as run_folder
-from uda_seg.runs.checkpoint import device_precision
+from uda_seg.runs.checkpoint import device_precision, say_changes
+from uda_seg.runs.record import write_record
 from uda_seg.sweeps.table import finished
 
 METHODS = ("source_only", "dacs", "lcmsm", "bicl", "t2sda", "corda")
@@ -370,6 +372,17 @@ def test_a_resumed_run_says_what_it_does_otherwise(train, caplog, tmp_path):
     assert rates == [0.5, 0.5, 2.5]  # the head learns faster
     with refused("the checkpoint's optimiser has other groups of parameters: resume with the same optimizer.name"):
         train("run", "method=dacs", "steps=3", "resume=last", "optimizer.name=sgd", "data.target_batch=3")
+
+
+def test_a_resumed_run_says_which_domains_are_new_or_gone(caplog, tmp_path):
+    night = "+data.more_sources.night={dataset: streets, domain: night_rain, size: [128, 256]}"
+    before, now = (composed(["method=dacs", *more]) for more in ([night], ["+data.validation.fog=${data.target}"]))
+    write_record(tmp_path, before)
+    say_changes(tmp_path / "checkpoints" / "last.ckpt", before)
+    assert caplog.records == []
+    say_changes(tmp_path / "checkpoints" / "last.ckpt", now)
+    [line] = [record.getMessage() for record in caplog.records]
+    assert line.endswith("no longer the same run: with data.validation.fog, without data.more_sources.night")
 
 
 def test_a_run_that_is_stopped_in_its_last_validation_is_saved(train, tmp_path, monkeypatch):

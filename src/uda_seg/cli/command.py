@@ -6,7 +6,7 @@ import itertools
 import logging
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from uda_seg.cli.arguments import Arguments, emptied, parsed, quoted, read_arguments
 from uda_seg.cli.explain import explain
-from uda_seg.cli.keys import Places, check_keys
+from uda_seg.cli.keys import Places, check_files, check_keys
 from uda_seg.config.compose import as_user_error, composed, composed_tree, hydra_initialized, is_multirun
 from uda_seg.config.former import CHOICES
 from uda_seg.config.naming import plain_name, variant
-from uda_seg.config.schema import CONF, Config, Parsed, groups, key_of, parse
+from uda_seg.config.schema import CONF, Config, Origin, Parsed, groups, key_of, parse
 from uda_seg.config.settings import primary
 from uda_seg.config.sources import make_importable, searched, searchpath_in, with_folder
 from uda_seg.errors import Interrupted, UserError, outlive_readers
@@ -209,12 +209,18 @@ def check(
     for override in read:
         if override.value_type == ValueType.GLOB_CHOICE_SWEEP and override.key_or_group not in places.groups():
             raise UserError(f"{shown(override.input_line)} names no files to choose from: give the values one by one")
+        if override.key_or_group in ("method", "preset") and (override.is_delete() or _is_list(override)):
+            raise UserError(
+                f"{shown(override.input_line)}: a run has one {override.key_or_group}, neither none nor several"
+            )
     choices = [o for o in read if o.key_or_group in places.groups() and not o.is_delete()]
     # Hydra checks its own keys.
     keys = [o for o in read if o.key_or_group not in places.groups() and not o.key_or_group.startswith("hydra")]
     unset: set[str] = set()
     for chosen in itertools.product(*(_choices(o, places) for o in choices)):
-        unset |= check_keys(_compose(name, chosen, places), keys, chosen, kind)
+        tree, found = _compose(name, chosen, places)
+        unset |= check_keys(tree, keys, chosen, kind)
+        check_files(tree, found, keys, places)
     return [f"++{o}" if key_of(o) in unset and not o.startswith(("+", "~")) else o for o in overrides]
 
 
@@ -266,9 +272,16 @@ def _choices(override: Override, places: Places) -> list[str]:
     return [f"{group}={choice}" for choice in choices]
 
 
-def _compose(name: str, overrides: Sequence[str], places: Places) -> Any:
+def _is_list(override: Override) -> bool:
+    return not override.is_sweep_override() and isinstance(override.value(), list)
+
+
+def _compose(name: str, overrides: Sequence[str], places: Places) -> tuple[Any, Mapping[str, str]]:
+    """Return the plain values of the chosen files, and the choice in each group."""
     with hydra_initialized():
-        return OmegaConf.to_container(composed_tree(name, [*places.overrides(), *overrides]))
+        raw = composed_tree(name, [*places.overrides(), *overrides], return_hydra_config=True)
+    tree = OmegaConf.to_container(OmegaConf.masked_copy(raw, [str(key) for key in raw if key != "hydra"]))
+    return tree, Origin.of(raw.hydra).choices
 
 
 def _hydra_mode(name: str, overrides: Sequence[str], places: Places) -> RunMode | None:

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
-from uda_seg.config.schema import Config, has_target
+from uda_seg.config.schema import Config, groups, has_target
+from uda_seg.config.settings import belongs_to
 from uda_seg.errors import UserError
 from uda_seg.options.describe import Option, describe, describe_class, nested_in
 from uda_seg.options.validate import class_of, nearest, shown
@@ -60,7 +61,12 @@ def _part(config: Config, topic: str) -> tuple[str, list[Option], Mapping[str, A
         option = next((option for option in options if option.name == key), None)
         node = values.get(key)
         if option is None and node is None:
-            raise UserError(f"--help {shown(topic)}: there is no such part; {nearest(topic, parts(config))}")
+            said = belongs_to(topic, type(config))
+            said = said or (
+                f"is chosen among files, which --help alone lists: {topic}=NAME" if topic in groups() else None
+            )
+            hint = f"{topic} {said}" if said else f"there is no such part; {nearest(topic, parts(config))}"
+            raise UserError(f"--help {shown(topic)}: {hint}")
         inside = _inside(node, option, place)
         if inside is None and option is not None and place == topic:
             return topic, [option], values

@@ -13,11 +13,13 @@ from hydra.core.override_parser.types import Override
 
 from uda_seg.cli.arguments import as_override
 from uda_seg.config.former import former
+from uda_seg.config.replay import said_by
 from uda_seg.config.schema import CONF, Config, accepted, can_name_a_class, has_target
 from uda_seg.config.settings import belongs_to
 from uda_seg.config.sources import KEY, choices_in, registered, searched
+from uda_seg.data.settings import NAMED
 from uda_seg.errors import UserError
-from uda_seg.options.validate import leaves, nearest, shown
+from uda_seg.options.validate import class_of, leaves, nearest, options, shown
 from uda_seg.storage.files import read_yaml
 
 
@@ -61,6 +63,11 @@ class Places:
     def choices(self, group: str) -> list[str]:
         """List the choices of a group."""
         return choices_in(group, self.folders)
+
+    def said_by(self, group: str, name: str | None) -> list[tuple[str, Any]]:
+        """List the keys and values of a group's file, of the first folder that has it; none without one."""
+        files = (folder / group / f"{name}.yaml" for folder in self.folders)
+        return next((said_by(file) for file in files if name is not None and file.is_file()), [])
 
     def overrides(self) -> list[str]:
         """Return the overrides that add the given folders to Hydra's search path."""
@@ -117,19 +124,57 @@ def check_keys(
     return {str(o.key_or_group) for o in overrides} - present
 
 
+def check_files(
+    tree: Mapping[str, Any], choices: Mapping[str, str], overrides: Sequence[Override], places: Places
+) -> None:
+    """Refuse released behaviours, presets and recipes whose file sets what the chosen method or network does not have.
+
+    Args:
+        tree: plain values of the chosen files.
+        choices: the file of each group.
+        overrides: overrides of keys, not of groups.
+        places: where the files are.
+
+    Raises:
+        UserError: an option that is not there, or the class of another method, in place of the chosen one.
+    """
+    deleted = {str(o.key_or_group) for o in overrides if o.is_delete()}
+    nodes = {key: node for key, node in leaves(_with_classes(tree, overrides)) if has_target(node)}
+    for group in ("preset", "quirks", "experiment"):
+        for key, value in places.said_by(group, choices.get(group)):
+            where, _, option = key.rpartition(".")
+            if key == "method._target_" and group == "quirks":
+                _check_same_method(value, choices, places)
+            known = options(nodes[where]["_target_"], where) if where in nodes and key not in deleted else None
+            if known is None or option in {"_target_", "_partial_", *known} or "**" in known:
+                continue
+            part = where.partition(".")[0]
+            raise UserError(
+                f"{group}={choices[group]} sets {key}, which {part}={choices[part]} does not have: choose another "
+                f"{part}= or {group}=, or leave it out: ~{key}"
+            )
+
+
+def _check_same_method(target: str, choices: Mapping[str, str], places: Places) -> None:
+    """Raise UserError if a file of `quirks` has the class of another method than the chosen one."""
+    own = dict(places.said_by("method", choices.get("method"))).get("method._target_")
+    if own is not None and not issubclass(class_of(target, "method"), class_of(own, "method")):
+        raise UserError(
+            f"quirks={choices['quirks']} are those of {target.rpartition('.')[2]}, not of method={choices['method']}: "
+            "leave one of them out"
+        )
+
+
 def _with_added_sets(tree: Mapping[str, Any], overrides: Sequence[Override]) -> Mapping[str, Any]:
     """Add the named domains of `+` overrides to the tree, so that their keys are known."""
     names = [str(o.key_or_group).split(".") for o in overrides if o.is_add() or o.is_force_add()]
-    added = [name[1:3] for name in names if name[0] == "data" and len(name) > 2 and name[1] in _NAMED]
+    added = [name[1:3] for name in names if name[0] == "data" and len(name) > 2 and name[1] in NAMED]
     if not added:
         return tree
     whole: Any = copy.deepcopy(tree)
     for group, name in added:
         whole.setdefault("data", {}).setdefault(group, {}).setdefault(name, {})
     return whole  # type: ignore[no-any-return]
-
-
-_NAMED = ("validation", "more_sources", "more_targets")  # of `data`: domains by freely chosen names
 
 
 def _with_classes(tree: Mapping[str, Any], overrides: Sequence[Override]) -> Mapping[str, Any]:

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -199,7 +200,13 @@ def _with_contents(stored: list[str], described: Mapping[str, Any], given: set[s
 
 def _said_by(group: str, name: str) -> list[str]:
     """Return the values of a file, and of those it extends, as overrides; later ones win."""
-    tree: Any = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
+    values = said_by(CONF / group / f"{name}.yaml")
+    return [f"++{key}={json.dumps(value)}" for key, value in values if not isinstance(value, Mapping)]
+
+
+def said_by(file: Path) -> list[tuple[str, Any]]:
+    """List the keys and values of a file, and of those of its folder that it extends; later ones win."""
+    tree: Any = OmegaConf.to_container(OmegaConf.load(file))
     parents = [entry for entry in tree.pop("defaults", []) if isinstance(entry, str) and entry != "_self_"]
-    own = [f"++{key}={json.dumps(value)}" for key, value in leaves(tree) if not isinstance(value, Mapping)]
-    return [*(override for parent in parents for override in _said_by(group, parent)), *own]
+    extended = (file.parent / f"{parent}.yaml" for parent in parents)
+    return [*(pair for parent in extended if parent.is_file() for pair in said_by(parent)), *leaves(tree)]

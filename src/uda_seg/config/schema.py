@@ -11,7 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from uda_seg.config.settings import CONF as CONF
 from uda_seg.config.settings import RENAMED, CallbackSettings, DepthConfig, belongs_to, renamed
@@ -19,7 +19,7 @@ from uda_seg.config.settings import Config as Config
 from uda_seg.config.settings import Origin as Origin
 from uda_seg.config.settings import groups as groups
 from uda_seg.data.custom import CustomClasses, CustomData, classes_of
-from uda_seg.data.settings import DataSettings, DomainSettings
+from uda_seg.data.settings import NAMED, DataSettings, DomainSettings
 from uda_seg.data.specs import DatasetSpec
 from uda_seg.errors import UserError
 from uda_seg.methods.base import UDAModule
@@ -53,6 +53,8 @@ def parse(raw: DictConfig, kind: type[Parsed] = Config) -> Parsed:  # type: igno
     """
     try:
         plain = OmegaConf.to_container(raw, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key} is missing: give it, or choose files that say it") from error
     except OmegaConfBaseException as error:
         key = str(error.full_key or error.key or "?")
         raise UserError(f"configuration: {key}: {shown(str(error).splitlines()[0])}") from error
@@ -102,7 +104,7 @@ def _without_null_domains(tree: Any) -> Any:
     data = tree.get("data")
     if not isinstance(data, Mapping):
         return tree
-    named = {key: data.get(key, {}) or {} for key in ("more_sources", "more_targets", "validation")}
+    named = {key: data.get(key, {}) or {} for key in NAMED}
     kept = {
         key: {name: domain for name, domain in sets.items() if domain is not None}
         for key, sets in named.items()

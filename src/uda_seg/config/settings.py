@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from uda_seg.data.settings import DataSettings, DomainSettings, PackSettings, StreetsSettings
 from uda_seg.evaluation.servers import SERVERS
@@ -483,7 +483,8 @@ def renamed(key: str) -> str | None:
 def plain_defaults(kind: type[Config]) -> dict[str, Any]:
     """Return the defaults of a command's own keys, of `Config` of all keys, as plain values.
 
-    They are composed below the files of `conf/`, which say only what differs. The network and the method have none.
+    They are composed below the files of `conf/`, which say only what differs. The network, the method, and the name and
+    data sets of `data` have none.
     """
     tree = asdict(kind(model={}, method={}))
     if kind is not Config:
@@ -492,6 +493,7 @@ def plain_defaults(kind: type[Config]) -> dict[str, Any]:
         del tree[key]
     del tree["callbacks"]["others"]
     tree["data"]["target"] = asdict(DomainSettings())
+    tree["data"]["name"] = tree["data"]["source"]["dataset"] = tree["data"]["target"]["dataset"] = MISSING
     return tree
 
 

@@ -27,6 +27,7 @@ from uda_seg.options.constraints import (
 
 Batch = Annotated[int, Interval(1, 2**16)]
 Margins = Annotated[list[CountOrZero], Length(4, 4)]
+NAMED = ("validation", "more_sources", "more_targets")  # settings of the data that are domains by freely chosen names
 
 
 @dataclass

@@ -15,6 +15,7 @@ from torch import Tensor
 from uda_seg.config.former import todays_method, todays_options
 from uda_seg.config.replay import FORMAT, method_name, method_options
 from uda_seg.config.schema import Config
+from uda_seg.data.settings import NAMED
 from uda_seg.errors import Damaged, UserError
 from uda_seg.methods.base import UDAModule
 from uda_seg.methods.frozen_trunk import is_trunk, note_replaced_trunk, with_trunk
@@ -169,13 +170,25 @@ def say_changes(path: Path, config: Config) -> None:
     except Damaged as error:
         log.warning("%s", error)
         return
+    now = dict(leaves(asdict(config)))
     changed = [
         f"{key}={value} (was {before[key]})"
-        for key, value in leaves(asdict(config))
+        for key, value in now.items()
         if not isinstance(value, Mapping) and before.get(key, value) != value and not _NO_CHANGE.search(key)
     ]
+    changed += _changed_domains(before, now)
     if changed:
         log.warning("resumed with different settings, so no longer the same run: %s", ", ".join(changed))
+
+
+def _changed_domains(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """List the domains by freely chosen names that only one of two configurations has."""
+    changed = []
+    for key in (f"data.{group}" for group in NAMED):
+        if isinstance(before.get(key), Mapping):  # older records lack some
+            changed += [f"without {key}.{name}" for name in before[key] if name not in now[key]]
+            changed += [f"with {key}.{name}" for name in now[key] if name not in before[key]]
+    return changed
 
 
 def load_weights(module: UDAModule, path: Path) -> str:
