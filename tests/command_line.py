@@ -32,7 +32,6 @@ from uda_seg.config.settings import (
     PrepareConfig,
     primary,
 )
-from uda_seg.options.validate import class_of, defaults
 
 
 @dataclass
@@ -192,13 +191,3 @@ def with_depth(data: Path) -> list[str]:
         for domain in ("source", "target")
         for option in (f"depth={maps}", "depth_encoding=centimetres")
     ]
-
-
-def completed(node: Any) -> Any:
-    """A composed node with the defaults of its classes, which no file restates; tuples as lists."""
-    if isinstance(node, list | tuple):
-        return [completed(value) for value in node]
-    if not isinstance(node, dict):
-        return node
-    known = defaults(class_of(node["_target_"], "node")) if "_target_" in node else {}
-    return {name: completed(value) for name, value in {**known, **node}.items()}

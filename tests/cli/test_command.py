@@ -197,7 +197,7 @@ def test_variant_stays_short_and_tells_long_ones_apart():
         (["data.crop=[256,256]"], "data.crop=[256, 256] is larger than data.source.size=[128, 256]"),
         (["data.eval_classes=17"], "17"),
         (["method=lcmsm", "data=synthia2cs"], "uda_seg.prepare data=synthia2cs"),
-        (["data=null"], "data=None: there is no such data; known: cs2acdc"),
+        (["data=null"], "data=null: there is no such data; known: cs2acdc"),
     ],
 )
 def test_train_says_in_a_line_what_is_wrong(cli, arguments, said):

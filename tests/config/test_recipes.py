@@ -9,9 +9,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
-from command_line import completed, configured
+from command_line import configured
 from uda_seg.config import compose as composing
-from uda_seg.config.schema import CONF, Config, parse
+from uda_seg.config.schema import CONF, Config, completed, parse
 from uda_seg.config.settings import DepthConfig
 from uda_seg.data.transforms import fit_inside
 

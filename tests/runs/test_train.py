@@ -123,6 +123,7 @@ def test_a_run_leaves_a_folder_that_can_be_read(cli, camvid, tmp_path):
     assert said["wall_s"] > 0
     record = yaml.safe_load((run / "run.yaml").read_text())
     assert record["config"]["data"]["crop"] == [32, 32]
+    assert record["config"]["model"]["align_corners"] is False  # stated by no file
     assert "method=lcmsm" in record["overrides"]
     assert torch.__version__.startswith(record["versions"]["torch"])
     assert record["git"]

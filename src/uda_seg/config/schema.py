@@ -6,7 +6,7 @@ import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
 import pytorch_lightning as pl
@@ -87,6 +87,29 @@ def _checked_method(node: Mapping[str, Any]) -> dict[str, Any]:
         options_of(method)
     check_target(node, "method", UDAModule)
     return {"_target_": node["_target_"], **defaults(method), **node}
+
+
+def resolved(config: Config) -> dict[str, Any]:
+    """Return all settings as plain values, including those of the network that no file states."""
+    tree = asdict(config)
+    return tree | {"model": completed(tree["model"])}
+
+
+def completed(node: Any) -> Any:
+    """Add the plain defaults of its classes to a node and to those inside of it, with lists for tuples."""
+    if isinstance(node, list | tuple):
+        return [completed(value) for value in node]
+    if not isinstance(node, Mapping):
+        return node
+    known = defaults(class_of(node["_target_"], "model")) if has_target(node) else {}
+    plain = {name: value for name, value in known.items() if _is_plain(value)}
+    return {name: completed(value) for name, value in {**plain, **node}.items()}
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _refuse_others(tree: Mapping[str, Any], kind: type[Config]) -> None:

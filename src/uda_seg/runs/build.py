@@ -7,7 +7,6 @@ import re
 import uuid
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from uda_seg.callbacks.panels import Panels
 from uda_seg.callbacks.progress import ProgressBar
 from uda_seg.callbacks.stop import Stop
 from uda_seg.config.replay import describe
+from uda_seg.config.schema import resolved
 from uda_seg.config.settings import Config, TrainerSettings
 from uda_seg.data.datamodule import UDADataModule
 from uda_seg.errors import UserError
@@ -309,7 +309,7 @@ def build_loggers(config: Config, folder: Path) -> list[Logger]:
                 offline=settings.offline,
                 tags=settings.tags,
                 job_type=str(config.method["_target_"]).rpartition(".")[2],
-                config=asdict(config),
+                config=resolved(config),
             ),
         ]
     if settings.kind == "tensorboard":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from uda_seg.config.former import todays_method, todays_options
 from uda_seg.config.replay import FORMAT, method_name, method_options
-from uda_seg.config.schema import Config
+from uda_seg.config.schema import Config, resolved
 from uda_seg.data.settings import NAMED
 from uda_seg.errors import Damaged, UserError
 from uda_seg.methods.base import UDAModule
@@ -153,7 +152,7 @@ def settings_of(config: Mapping[str, Any], moved: bool = False) -> dict[str, Any
     """Select the settings that a run's result depends on; runs with equal ones are the same.
 
     Args:
-        config: configuration as plain values, from `run.yaml` or `asdict(config)`.
+        config: configuration as plain values, from `run.yaml` or `resolved`.
         moved: leave out locations of data and the hardware.
     """
     found = {k: v for k, v in leaves(config) if not isinstance(v, Mapping) and not _NOT_IDENTITY.search(k)}
@@ -170,7 +169,7 @@ def say_changes(path: Path, config: Config) -> None:
     except Damaged as error:
         log.warning("%s", error)
         return
-    now = dict(leaves(asdict(config)))
+    now = dict(leaves(resolved(config)))
     changed = [
         f"{key}={value} (was {before[key]})"
         for key, value in now.items()

@@ -12,7 +12,6 @@ import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from uda_seg.config.schema import Config
+from uda_seg.config.schema import Config, resolved
 from uda_seg.errors import UserError
 from uda_seg.launch.ranks import this_rank
 from uda_seg.runs.checkpoint import read_checkpoint, settings_of
@@ -394,7 +393,7 @@ def same_run(folder: Path, config: Config, moved: bool = False) -> bool:
         config: configuration to compare with.
         moved: leave out locations of data and the hardware.
     """
-    record, settings = record_of(folder), asdict(config)
+    record, settings = record_of(folder), resolved(config)
     # Records of older versions have settings of all commands.
     before = {key: value for key, value in record.get("config", {}).items() if key in settings}
     if not record or settings_of(before, moved) != settings_of(settings, moved):

@@ -11,7 +11,6 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from pytorch_lightning.utilities import rank_zero_only
 
-from uda_seg.config.schema import Config
+from uda_seg.config.schema import Config, resolved
 from uda_seg.errors import Damaged, UserError
 from uda_seg.options.validate import leaves
 from uda_seg.storage.files import read_json, read_yaml, write_text
@@ -52,7 +51,7 @@ def _without_nan(content: Any) -> Any:
 def digests_of_files(config: Config) -> dict[str, str]:
     """Compute SHA-256 of every file in a configuration (checkpoints, weights, class text, descriptions), by key."""
     found = {}
-    for key, value in leaves(asdict(config)):
+    for key, value in leaves(resolved(config)):
         if isinstance(value, str) and key not in _NOT_READ:
             path = Path(value).expanduser()
             with contextlib.suppress(OSError, ValueError):
@@ -75,7 +74,7 @@ def write_record(folder: Path, config: Config) -> None:
         "uda_seg": importlib.metadata.version("uda_seg"),
         "git": _git(),
         "files": digests_of_files(config),
-        "config": asdict(config),
+        "config": resolved(config),
     }
     write_text(folder / "run.yaml", yaml.safe_dump(record, sort_keys=False))
 
