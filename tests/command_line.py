@@ -80,7 +80,7 @@ GET_MODE = Hydra.get_mode
 
 
 def mode_once(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
-    """Whether there will be several runs, which files and its own keys decide: Hydra composes all of it to see that."""
+    """Tell whether there will be several runs, as Hydra does: from all files and its own keys."""
     decide = ("hydra.mode", "hydra.searchpath", "hydra/")
     chosen = [o for o in overrides if key_of(o) in groups() or key_of(o).startswith(decide)]
     key = (config_name, *chosen)

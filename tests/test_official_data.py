@@ -144,7 +144,7 @@ def test_every_recipe_has_its_line_in_the_table():
 
 
 def braced(pattern: str) -> list[str]:
-    """What a shell makes of `a{b,c}`."""
+    """Expand the braces of `a{b,c}` as a shell does."""
     found = re.search(r"\{([^{}]*)\}", pattern)
     if found is None:
         return [pattern]

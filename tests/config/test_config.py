@@ -211,7 +211,7 @@ def test_files_of_classes_say_only_what_differs_from_their_defaults(group):
 
 @pytest.mark.parametrize("kind", COMMANDS.values())
 def test_what_is_composed_without_any_file_is_the_schema(kind):
-    """What is not composed (tests, notebooks) means the same as what is, and a command sees what it reads alone."""
+    """A configuration built in Python means the same as a composed one, and a command sees only what it reads."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         tree = compose(primary(kind), ["data=custom", "method=source_only"])
     assert set(tree) == {f.name for f in fields(kind)}

@@ -1,4 +1,4 @@
-"""What older versions wrote: options that have another name now."""
+"""Options that older versions wrote by another name."""
 
 from __future__ import annotations
 

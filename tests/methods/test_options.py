@@ -76,7 +76,7 @@ EVERYTHING = {"feature_distance": 0.01, "mask_weight": 1.0, "text": "file", "mas
 
 @pytest.mark.parametrize("method", [SelfTraining, T2SDA, LCMSM, CorDA, SourceOnly])
 def test_no_option_is_without_effect(method, make_segmentor, make_plan, make_batch):
-    """What a method inherits it reads: in its constructor, its step or its optimiser."""
+    """A method reads every option that it inherits: in its constructor, its step or its optimiser."""
     plain = options_of(method)
     given = {name: value for name, value in EVERYTHING.items() if name in {field.name for field in fields(plain)}}
     asked = set()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
 from uda_seg.errors import UserError
-from uda_seg.models.eomt import EoMT, EoMTHead, run_jointly
+from uda_seg.models.eomt import EoMT, EoMTHead
 from uda_seg.models.small import ResidualEncoder
 from uda_seg.models.vit import ViTEncoder
 
@@ -108,14 +108,14 @@ def test_unrotated_tokens_of_rotary_trunks_are_what_a_prefix_is() -> None:
     net = network("vit_tiny_patch16_dinov3_qkvb", blocks=1)
     image = net.encoder_input(torch.rand(1, 3, 32, 32))
     with torch.no_grad():
-        ours = run_jointly(net.encoder, image, net.main.queries, 1).queries
+        ours = net.encoder(image, net.main.queries, 1)[-1]
         other = copy.deepcopy(net.encoder)
         last = other.trunk.blocks[-1]
         forward = last.forward
         last.attn.num_prefix_tokens += 7
         # Without the extension of the embeddings: those of the patches alone.
         last.forward = lambda x, rope: forward(x, rope[..., 7:, :])
-        theirs = run_jointly(other, image, net.main.queries, 1).queries
+        theirs = other(image, net.main.queries, 1)[-1]
     assert torch.allclose(ours, theirs, atol=1e-5)
 
 

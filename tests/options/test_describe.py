@@ -21,14 +21,14 @@ class First:
     the whole (ours)."""
 
     given: int = field(kw_only=True)
-    """What has no default."""
+    """One field without a default."""
 
     undocumented: list[Count] = field(default_factory=lambda: [1, 2])
 
 
 @dataclass
 class Second(First):
-    """What inherits from it, with another default for the share."""
+    """Inherited fields, with another default for the share."""
 
     own: Literal["a", "b"] | None = None
     """Its own."""
@@ -40,7 +40,7 @@ def test_options_come_with_the_class_that_defines_them_and_docs_through_their_ba
     assert describe(Second) == [
         Option("share", "number, between 0 and 1", 0.25, "Share of the whole (ours).", Second),
         Option("own", "a | b, or null", None, "Its own.", Second),
-        Option("given", "whole number", MISSING, "What has no default.", First),
+        Option("given", "whole number", MISSING, "One field without a default.", First),
         Option("undocumented", "list of: whole number, at least 1", [1, 2], "", First),
     ]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, cast
 
 import torch
 from timm.layers.norm import LayerNorm2d
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from uda_seg.errors import UserError
 from uda_seg.models.daformer import LinearEmbedding
-from uda_seg.models.segmentor import Backend, Encoder, Features, Head, HeadBuilder, Segmentor, resize
+from uda_seg.models.segmentor import Encoder, Features, Head, HeadBuilder, Segmentor, resize
 from uda_seg.models.vit import ViTEncoder
 from uda_seg.models.vit_neck import SimplePyramid
 from uda_seg.models.vit_trunk import global_attention
 from uda_seg.ops.queries import log_mixture
-from uda_seg.options.constraints import Blocks, Channels, Colour, Count, Deviation
+from uda_seg.options.constraints import Blocks, Channels, Count
 
 
 @dataclass
@@ -88,31 +88,13 @@ class EoMT(Segmentor):
         encoder: a plain vision transformer.
         head: builder of `EoMTHead`.
         num_classes: number of output classes K.
-        mean: see Segmentor.
-        std: see Segmentor.
-        channel_order: see Segmentor.
-        activation_checkpointing: see Segmentor.
-        compile: see Segmentor.
-        compile_backend: see Segmentor.
-        channels_last: see Segmentor.
+        options: those of Segmentor.
 
     Raises:
         UserError: another encoder, or one with fewer blocks than the queries run through.
     """
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        head: HeadBuilder,
-        num_classes: int,
-        mean: Colour | None = None,
-        std: Deviation | None = None,
-        channel_order: Literal["rgb", "bgr"] = "rgb",
-        activation_checkpointing: bool = False,
-        compile: bool = False,
-        compile_backend: Backend = "inductor",
-        channels_last: bool = False,
-    ) -> None:
+    def __init__(self, encoder: Encoder, head: HeadBuilder, num_classes: int, **options: Any) -> None:
         if not (isinstance(encoder, ViTEncoder) and global_attention(encoder.trunk)):
             raise UserError(
                 "model.encoder: queries run through the blocks of a plain vision transformer with global attention: "
@@ -120,18 +102,7 @@ class EoMT(Segmentor):
             )
         if not isinstance(encoder.neck, SimplePyramid):
             raise UserError("model.encoder.neck: queries go with neck=simple alone")
-        super().__init__(
-            encoder,
-            head,
-            num_classes,
-            mean,
-            std,
-            channel_order,
-            activation_checkpointing,
-            compile=compile,
-            compile_backend=compile_backend,
-            channels_last=channels_last,
-        )
+        super().__init__(encoder, head, num_classes, **options)
         blocks, depth = self.main.blocks, len(encoder.trunk.blocks)
         if blocks > depth:
             raise UserError(f"model.head.blocks={blocks}: the encoder runs {depth} blocks")
@@ -143,17 +114,11 @@ class EoMT(Segmentor):
 
     def features(self, image: Tensor) -> QueryFeatures:
         """Encode RGB images in [0, 1], [B, 3, H, W] float, together with the queries."""
-        encoder = cast(ViTEncoder, self.encoder)
-        return run_jointly(encoder, self.encoder_input(image), self.main.queries, self.main.blocks)
+        *stages, tokens = self.encoder(self.encoder_input(image), self.main.queries, self.main.blocks)
+        return QueryFeatures(stages, tokens)
 
     def decode(self, features: Features, head: str = "main", **context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Compute logits [B, K, h, w] and fused map [B, D, h, w] of one head."""
         if head == "main":
             context["queries"] = cast(QueryFeatures, features).queries
         return super().decode(features, head, **context)
-
-
-def run_jointly(encoder: ViTEncoder, x: Tensor, queries: Tensor, blocks: int) -> QueryFeatures:
-    """Encode normalised images [B, 3, H, W] like the encoder, with queries [Q, C] among the last blocks' tokens."""
-    *stages, tokens = encoder(x, queries, blocks)
-    return QueryFeatures(stages, tokens)
