@@ -23,13 +23,13 @@ from uda_seg.runs.build import (
     build_module,
     build_trainer,
     check_crop,
-    close_loggers,
     may_stop,
     quiet_lightning,
     try_sizes,
 )
 from uda_seg.runs.checkpoint import check_same, load_weights, read_checkpoint, say_changes
 from uda_seg.runs.folder import RunFolder, run_folder
+from uda_seg.runs.loggers import close_loggers
 from uda_seg.runs.record import write_json, write_record
 from uda_seg.sweeps.table import job_of, write_table
 

@@ -38,9 +38,9 @@ from uda_seg.errors import UserError
 from uda_seg.methods.source_only import SourceOnly
 from uda_seg.methods.step import Loss
 from uda_seg.models.segmentor import Segmentor
-from uda_seg.runs import build
 from uda_seg.runs import folder as run_folder
 from uda_seg.runs.checkpoint import device_precision, say_changes
+from uda_seg.runs.loggers import build_loggers
 from uda_seg.runs.record import write_record
 from uda_seg.sweeps.table import finished
 
@@ -163,7 +163,7 @@ def test_a_dashboard_that_is_not_installed_is_said_in_a_line(camvid, tmp_path, m
         monkeypatch.setattr(f"lightning_fabric.loggers.tensorboard.{name}", False)
     config = configured(*small_run(camvid), "method=source_only", "logger=tensorboard")
     with pytest.raises(UserError, match=r"logger=tensorboard needs tensorboard: pip install '\.\[tensorboard\]'"):
-        build.build_loggers(config, tmp_path)
+        build_loggers(config, tmp_path)
 
 
 def test_two_dashboards(train, tmp_path):

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from uda_seg.callbacks.dashboards import Picture, show
 from uda_seg.data.labels import ClassSet
 from uda_seg.methods.base import UDAModule
 from uda_seg.storage.files import save_png
 from uda_seg.visualize.pictures import Captioned, Row, colorize, heat, panel_grid
 
-Picture = NDArray[np.uint8]
+RGB = NDArray[np.uint8]
 
 # One row of the panel per line: names of tensors that a method may show.
 ROWS = (
@@ -62,12 +63,10 @@ class Panels(pl.Callback):
         if pl_module.panel:
             picture = self.draw(pl_module.panel)
             save_png(self.folder / f"step_{trainer.global_step:06d}.png", picture)
-            for logger in trainer.loggers:
-                if hasattr(logger, "log_image"):
-                    logger.log_image("panel", [picture], step=trainer.global_step)
+            show(trainer, "panel", Picture(picture))
         pl_module.panel = None
 
-    def draw(self, kept: dict[str, Tensor]) -> Picture:
+    def draw(self, kept: dict[str, Tensor]) -> RGB:
         """Arrange all kept tensors, each [1, C, H, W] or [1, H, W], in one picture."""
         size = kept["source_image"].shape[-2:]
         rows = [
@@ -86,13 +85,13 @@ class Panels(pl.Callback):
     def _captioned(self, name: str, kept: dict[str, Tensor], size: Any) -> Captioned:
         return Captioned(name.replace("_", " "), self._paint(name, kept[name], size))
 
-    def _paint(self, name: str, tensor: Tensor, size: Any) -> Picture:
+    def _paint(self, name: str, tensor: Tensor, size: Any) -> RGB:
         if name.endswith("_prediction"):
             tensor = interpolate(tensor, size, mode="bilinear", align_corners=False).argmax(1)
         if name.endswith(("_label", "_prediction")):
             return colorize(tensor[0].numpy().astype(np.uint8), self.classes.palette)
         if name.endswith("_image"):
-            pixels: Picture = (tensor[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+            pixels: RGB = (tensor[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
             return pixels
         plane = tensor if tensor.dim() == 4 else tensor[:, None]
         values = interpolate(plane, size, mode="bilinear", align_corners=False)[0, 0]

@@ -92,11 +92,27 @@ class LoggerSettings:
     project: Text = "uda_seg"
     """Name of the W&B project."""
 
-    offline: bool = False
-    """Let W&B write to the run's folder only."""
+    entity: Text | None = None
+    """W&B's user or team; null: WANDB_ENTITY, or the one that is logged in."""
+
+    group: Text | None = None
+    """Group of the run in W&B; null: the experiment, or the data with the sweep."""
 
     tags: list[Text] = field(default_factory=list)
-    """Tags of the run in W&B."""
+    """Tags of the run in W&B, besides the data's name."""
+
+    mode: Annotated[str | None, OneOf(("online", "offline", "disabled", None))] = None
+    """W&B: `online`, `offline` (written into the run's folder, for `wandb sync`), or `disabled`; null: as WANDB_MODE
+    says, otherwise online."""
+
+    offline: bool = False
+    """Short for `mode: offline`."""
+
+    artifacts: Annotated[str, OneOf(("last", "best", "none"))] = "none"
+    """Checkpoint that W&B keeps when the run has ended: `last`, `best` (chosen on target labels), or `none`."""
+
+    pictures: CountOrZero = 8
+    """Validation images of each target that a dashboard shows; 0: none."""
 
 
 @dataclass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import uuid
 import warnings
 from collections.abc import Sequence
 from datetime import timedelta
@@ -17,23 +16,21 @@ from hydra.utils import get_class, instantiate
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from pytorch_lightning.callbacks import Checkpoint, LearningRateMonitor, ModelCheckpoint
-from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from pytorch_lightning.profilers import AdvancedProfiler, Profiler, SimpleProfiler
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 
 from uda_seg.callbacks.checkpoint import AtomicCheckpointIO, Checkpoints
-from uda_seg.callbacks.csv_log import CSVLog
 from uda_seg.callbacks.ema import TeacherEMA
 from uda_seg.callbacks.panels import Panels
 from uda_seg.callbacks.progress import ProgressBar
 from uda_seg.callbacks.stop import Stop
 from uda_seg.config.replay import describe
-from uda_seg.config.schema import resolved
 from uda_seg.config.settings import Config, TrainerSettings
 from uda_seg.data.datamodule import UDADataModule
 from uda_seg.errors import UserError
-from uda_seg.launch.ranks import devices, local_ranks, this_rank
+from uda_seg.launch.ranks import devices, local_ranks
 from uda_seg.methods.base import Plan, UDAModule
 from uda_seg.methods.options.base import options_of
 from uda_seg.models.inference import Inference
@@ -41,7 +38,7 @@ from uda_seg.models.segmentor import Segmentor
 from uda_seg.models.trial import trained, try_out
 from uda_seg.options.validate import nearest, shown
 from uda_seg.runs.checkpoint import device_precision
-from uda_seg.storage.files import read_text, write_text
+from uda_seg.runs.loggers import build_loggers
 
 
 def check_crop(config: Config, network: Segmentor) -> None:
@@ -63,13 +60,6 @@ def try_sizes(config: Config, module: UDAModule, data: UDADataModule) -> None:
     for height, width in sorted(set(data.validation_sizes)):
         view = (height, width) if window is None else (min(window[0], height), min(window[1], width))
         try_out(network, Segmentor.predict, 2, view)
-
-
-def close_loggers(trainer: pl.Trainer, failed: bool) -> None:
-    """End the W&B run, marking a failure, because the next job of a sweep would write to it."""
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger) and logger._experiment is not None and trainer.is_global_zero:
-            logger.experiment.finish(exit_code=int(failed))
 
 
 def quiet_lightning() -> None:
@@ -292,38 +282,3 @@ def build_profiler(kind: str | None, folder: Path) -> Profiler | None:
     if kind is None:
         return None
     return (SimpleProfiler if kind == "simple" else AdvancedProfiler)(dirpath=folder, filename=kind)
-
-
-def build_loggers(config: Config, folder: Path) -> list[Logger]:
-    """Build the CSV logger and the configured dashboard."""
-    settings, loggers = config.logger, [CSVLog(folder / "metrics.csv")]
-    name = "/".join(folder.parts[-3:])
-    if settings.kind == "wandb":
-        return [
-            *loggers,
-            WandbLogger(
-                name=name,
-                id=wandb_id(folder) if this_rank() == 0 else None,
-                project=settings.project,
-                save_dir=folder,
-                offline=settings.offline,
-                tags=settings.tags,
-                job_type=str(config.method["_target_"]).rpartition(".")[2],
-                config=resolved(config),
-            ),
-        ]
-    if settings.kind == "tensorboard":
-        try:
-            return [*loggers, TensorBoardLogger(folder, name="", version="tensorboard")]
-        except ModuleNotFoundError as error:
-            cure = "pip install '.[tensorboard]' in the checkout"
-            raise UserError(f"logger=tensorboard needs tensorboard: {cure}") from error
-    return [*loggers]
-
-
-def wandb_id(folder: Path) -> str:
-    """Return the W&B id stored in the run's folder: a resumed run continues there, a new run gets its own."""
-    file = folder / "wandb" / "id.txt"
-    if not file.exists():
-        write_text(file, uuid.uuid4().hex[:16])
-    return read_text(file, "delete it: the run gets a new id there").strip()

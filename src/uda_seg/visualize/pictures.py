@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -89,6 +89,31 @@ def legend(names: Sequence[str], palette: Sequence[tuple[int, int, int]], width:
     for name, colour, (x, y) in zip(names, palette, spots, strict=True):
         draw.rounded_rectangle((x, y, x + box, y + box), radius=3, fill=colour)
         draw.text((x + box + 6, y + box // 2), name, INK, font, anchor="lm")
+    return np.array(sheet)
+
+
+def bars(values: Mapping[str, float], colours: Sequence[tuple[int, int, int]] = (), width: int = 640) -> RGB:
+    """Draw one horizontal bar per value, by name.
+
+    Args:
+        values: in [0, 1], written as percentages; NaN has no bar.
+        colours: of the bars, e.g. the classes'; blue without.
+        width: of the picture in pixels.
+    """
+    font, line = _font(14), 24
+    left = 16 + round(max(font.getlength(name) for name in values))
+    full = width - left - 60
+    sheet = Image.new("RGB", (width, line * len(values) + 12), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for i, (name, value) in enumerate(values.items()):
+        middle = 6 + line * i + line // 2
+        draw.text((left - 8, middle), name, INK, font, anchor="rm")
+        if np.isnan(value):
+            draw.text((left, middle), "none", FAINT, font, anchor="lm")
+            continue
+        end = left + round(full * min(max(value, 0.0), 1.0))
+        draw.rectangle((left, middle - 8, end, middle + 8), fill=colours[i] if colours else (49, 130, 189))
+        draw.text((end + 6, middle), f"{100 * value:.1f}", INK, font, anchor="lm")
     return np.array(sheet)
 
 

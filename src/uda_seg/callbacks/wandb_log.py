@@ -1,0 +1,161 @@
+"""Weights & Biases as a dashboard: curves, pictures with switchable masks, tables, checkpoints, alerts.
+
+Training is worth more than its dashboard: without login or network the run is written into its folder instead, from
+where `wandb sync` sends it, and if W&B fails later, the run goes on without it. Both are said in one line.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning_fabric.loggers.logger import rank_zero_experiment
+from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
+
+from uda_seg.callbacks.dashboards import Picture, Table
+from uda_seg.data.labels import IGNORE
+
+log = logging.getLogger(__name__)
+
+STEP = "trainer/global_step"  # Lightning's name of the number of completed optimiser steps
+Mode = Literal["online", "offline"]
+
+
+class WandbLog(WandbLogger):
+    """Lightning's logger, which also shows pictures, tables and bars, and survives the loss of W&B.
+
+    Args:
+        folder: folder of the run; W&B writes into its `wandb`.
+        mode: `online` or `offline`; online becomes offline without login or network.
+        run: further arguments of `wandb.init`: name, id, project, group, ...
+    """
+
+    def __init__(self, folder: Path, mode: Mode, **run: Any) -> None:
+        super().__init__(save_dir=folder, **run)
+        self.folder = folder
+        self.mode: Mode = mode
+        self.lost = False
+        self.defined: set[str] = set()
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """W&B's run, started when it is first asked for."""
+        if self._experiment is None:
+            self._experiment = self._start()
+            self._experiment.define_metric(STEP, summary="last")
+            self._experiment.define_metric("*", step_metric=STEP, step_sync=True)
+        return self._experiment
+
+    def _start(self) -> Any:
+        import wandb
+
+        try:
+            return self._init(self.mode)
+        except wandb.errors.Error as error:
+            if self.mode == "offline":
+                raise
+            log.warning(
+                "W&B: %s; the run is written to %s alone, and `wandb sync` sends it later. Run `wandb login` or set "
+                "WANDB_API_KEY; logger.mode=offline chooses this without a warning",
+                " ".join(str(error).split()),
+                self.folder / "wandb",
+            )
+            self.mode = "offline"
+            return self._init(self.mode)
+
+    def _init(self, mode: Mode) -> Any:
+        import wandb
+
+        given = {key: value for key, value in self._wandb_init.items() if value is not None}
+        if mode == "offline":
+            del given["resume"]  # W&B's own: there is nobody to ask, and the same id is enough
+        return wandb.init(**given, mode=mode)
+
+    def send(self, what: Callable[[Any], object]) -> None:
+        """Do something with W&B's run; if that fails, say so once and do without W&B from then on."""
+        if self.lost:
+            return
+        try:
+            what(self.experiment)
+        except Exception as error:  # whatever it is, training goes on
+            self.lost = True
+            log.warning(
+                "W&B: %s: %s; the run goes on without it, metrics.csv and the panels are written as before",
+                type(error).__name__,
+                " ".join(str(error).split()),
+            )
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log numbers at a number of optimiser steps."""
+        self._log(dict(metrics), step)
+
+    @rank_zero_only
+    def show_pictures(self, name: str, pictures: Sequence[Picture], step: int) -> None:
+        """Show pictures with masks that can be switched on and off."""
+        self._log({name: [as_image(picture) for picture in pictures]}, step)
+
+    @rank_zero_only
+    def show_table(self, name: str, table: Table, step: int) -> None:
+        """Show a table that can be sorted and filtered by any column."""
+        import wandb
+
+        rows = [[_cell(value) for value in row] for row in table.rows]
+        self._log({name: wandb.Table(columns=list(table.columns), data=rows)}, step)
+
+    @rank_zero_only
+    def show_bars(self, name: str, values: Mapping[str, float], step: int) -> None:
+        """Show a bar chart."""
+        import wandb
+
+        table = wandb.Table(columns=["name", "value"], data=[[key, _cell(value)] for key, value in values.items()])
+        self._log({name: wandb.plot.bar(table, "name", "value", title=name)}, step)
+
+    @rank_zero_only
+    def alert(self, title: str, text: str) -> None:
+        """Let W&B send a message to whoever has asked for it there."""
+        self.send(lambda run: run.alert(title=title[:63], text=text, level="ERROR"))
+
+    def close(self, failed: bool) -> None:
+        """End the run, so that the next one in this process gets its own; it looks failed or finished."""
+        if self._experiment is not None:
+            self.send(lambda run: run.finish(exit_code=int(failed)))
+
+    def _log(self, values: dict[str, Any], step: int | None) -> None:
+        def send(run: Any) -> None:
+            for name in values.keys() - self.defined:
+                run.define_metric(name, step_metric=STEP, step_sync=True, summary=summary_of(name))
+                self.defined.add(name)
+            run.log(values if step is None else {**values, STEP: step})
+
+        self.send(send)
+
+
+def summary_of(name: str) -> str | None:
+    """Return what W&B keeps of a curve: best and last of a score, least and last of a loss; None: its default."""
+    place, last = name.partition("/")[0], name.rpartition("/")[2]
+    if place == "val" and (last.endswith("miou") or last == "pixel_accuracy"):
+        return "max,last"
+    if place == "train" and last not in ("lr", "gradient_norm"):
+        return "min,last"
+    return None
+
+
+def as_image(picture: Picture) -> Any:
+    """Build W&B's image, with one mask per label map and the names of the classes."""
+    import wandb
+
+    names = dict(enumerate(picture.classes.names)) | {IGNORE: "none"} if picture.classes else {}
+    masks = {key: {"mask_data": mask, "class_labels": names} for key, mask in picture.masks.items()}
+    return wandb.Image(picture.image, caption=picture.caption or None, masks=masks or None)
+
+
+def _cell(value: str | float | Picture) -> Any:
+    if isinstance(value, Picture):
+        return as_image(value)
+    return None if isinstance(value, float) and math.isnan(value) else value
