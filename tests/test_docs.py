@@ -242,6 +242,11 @@ def test_other_programs_are_called_with_what_is_there(line, places, cli, monkeyp
         monkeypatch.setattr(sys, "argv", ["script", str(places["<run>"])])
         runpy.run_path(str(ROOT / "scripts/make_encoder_start.py"), run_name="__main__")
         assert (tmp_path / "start.pth").is_file()
+    elif line.program == "python scripts/measure_steps.py":
+        at = line.words.index("--common") + 1
+        for configuration in line.words[line.words.index("--output") + 2 :]:
+            words = [*line.words[at].strip("'\"").split(), *configuration.strip("'\"").split()]
+            assert len(composed(cli, monkeypatch, "bench", words)) == 1
     elif line.program == "python scripts/draw_rooms.py":
         assert not line.words  # what it draws is compared with the page in tests/test_rooms.py
     elif line.program == "python scripts/same_numbers.py":
