@@ -15,6 +15,7 @@ ROOMS = {
     "bench": "where the time of a step goes",
     "cli": "overrides in, one line out",
     "sweeps": "outcomes of jobs, table, search",
+    "prediction": "images, videos and a page for trained networks",
     "runs": "from a configuration to a run; its folder and checkpoints",
     "launch": "ranks and how they are started",
     "config": "schema, composing, replaying",

@@ -22,6 +22,7 @@ from command_line import NETWORK, Everything
 from data.trees import cityscapes_splits, sequence_tree, streets_tree
 from doc_lines import MAKE, ROOT, Line, code_lines, documents, lines
 from models import released
+from prediction.films import clip
 from test_convert import SMALL as SMALL_MIT
 from test_convert import saved
 from uda_seg.cli import command
@@ -63,6 +64,8 @@ def places(official, camvid, tmp_path_factory):
     root = tmp_path_factory.mktemp("docs")
     found = {name: official[layout] for name, layout in LAYOUTS.items()}
     found |= {"/path/to/CamVid": camvid, "photos/": official["cityscapes"] / "leftImg8bit", "MINE": root / "mine"}
+    found["photos/*.JPG"] = Path(f"{official['cityscapes']}/leftImg8bit/*/*/*.png")
+    found["clip.mp4"] = clip(root / "clip.mp4", times=[0, 1])
     found |= {"trees/gta": official["gta"], "trees/cityscapes": official["cityscapes"]}
     for split in ("train", "val"):
         for kind, made in (("images", "image"), ("labels", "label")):
@@ -399,7 +402,8 @@ def shortened(line: Line, words: list[str], places) -> list[str]:
 # One of each command; the others are run in `make soak`.
 FIRST = {next(line for line in OURS if line.program == program) for program in dict.fromkeys(x.program for x in OURS)}
 LONG = ("demo", "bench")
-NOT_RUN = ("--help", "sweep=slurm", "trainer=slurm")  # the first is run above; of SLURM, see test_distributed
+# The first is run above; of SLURM, see test_distributed, of the page, which stays, prediction/test_page.
+NOT_RUN = ("--help", "sweep=slurm", "trainer=slurm", "serve=true")
 
 
 def to_run() -> list[object]:

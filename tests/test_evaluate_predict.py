@@ -25,7 +25,7 @@ from uda_seg.config.settings import DepthConfig, EvaluateConfig, PredictConfig
 from uda_seg.data.labels import CAMVID, CITYSCAPES
 from uda_seg.errors import UserError
 from uda_seg.evaluation.servers import raw_ids
-from uda_seg.predict import named_images
+from uda_seg.prediction.inputs import named_images
 from uda_seg.runs.folder import alone_in
 from uda_seg.visualize.pictures import colorize
 
@@ -168,7 +168,7 @@ def test_evaluate_and_predict_in_processes_of_their_own(runs, camvid, tmp_path):
     finished = in_a_fork(tmp_path, *arguments)
     assert finished.code == 0, finished.err
     folders = ("colour", "overlay", "labelIds", "confidence")
-    assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == sorted(folders)
+    assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == sorted((*folders, "predict.jsonl"))
     for folder in folders:
         assert len(list((tmp_path / "pictures" / folder).iterdir())) == 5
 

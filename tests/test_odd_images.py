@@ -16,8 +16,10 @@ from command_line import configured, small_run
 from data.trees import noise, save
 from uda_seg import predict, train
 from uda_seg.config.settings import PredictConfig
+from uda_seg.data.images import read_image
 from uda_seg.errors import UserError
-from uda_seg.predict import named_images, picture_names
+from uda_seg.prediction import outputs
+from uda_seg.prediction.inputs import input_bits, named_images, picture_names
 from uda_seg.runs.trained import TrainedSegmentor
 
 
@@ -36,6 +38,8 @@ def predicted(checkpoint, camvid, tmp_path):
 
     def run(folder: Path, *overrides: str) -> tuple[dict[str, np.ndarray], str]:
         out, said = tmp_path / "out", ""
+        if overrides and overrides[-1].startswith("output_is_new="):
+            out, overrides = tmp_path / overrides[-1], overrides[:-1]
         given = [*small_run(camvid, steps=1), "method=source_only", "data.validation=null", f"checkpoint={checkpoint}"]
         config = configured(*given, f"input={folder}", f"output={out}", *overrides, kind=PredictConfig)
         try:
@@ -43,7 +47,7 @@ def predicted(checkpoint, camvid, tmp_path):
         except UserError as error:
             said = str(error)
         found = sorted((out / "labelIds").rglob("*.png"))
-        for other in ("colour", "overlay", "confidence"):
+        for other in () if any("outputs" in o for o in overrides) else ("colour", "overlay", "confidence"):
             assert len(list((out / other).rglob("*.png"))) == len(found)
         return {str(path.relative_to(out / "labelIds")): cv2.imread(str(path), -1) for path in found}, said
 
@@ -83,14 +87,14 @@ def test_odd_images_are_segmented_and_what_fails_costs_no_other(predicted, tmp_p
         "Thumbs.db": b"",
     }.items():
         (folder / name).write_bytes(content)
-    real = TrainedSegmentor.logits
+    real = TrainedSegmentor.batch_logits
 
-    def logits(model, image):
-        if image.shape[:2] == (33, 44):
+    def batch_logits(model, images):
+        if images[0].shape[:2] == (33, 44):
             raise torch.OutOfMemoryError("out of memory\nand more")
-        return real(model, image)
+        return real(model, images)
 
-    monkeypatch.setattr(TrainedSegmentor, "logits", logits)
+    monkeypatch.setattr(TrainedSegmentor, "batch_logits", batch_logits)
     found, said = predicted(folder)
     whole = {**sizes, "cmyk.jpg": (8, 12), "palette.png": (8, 12), "alpha.png": (8, 12), "moving.gif": (8, 12),
              "nameless": (8, 12), "more/linked.png": (8, 12)}  # fmt: skip
@@ -101,7 +105,8 @@ def test_odd_images_are_segmented_and_what_fails_costs_no_other(predicted, tmp_p
     assert said == f"4 of 15 images failed: {', '.join(str(folder / name) for name in bad)}"
     for words in (
         "cut.png is cut off", "cut.jpg is cut off", "gone.png cannot be opened",
-        "trouble.png: OutOfMemoryError: out of memory", "moving.gif contains 2 frames: only the first is read",
+        "trouble.png: memory is full with one image of 44 x 33 pixels: predict it in windows",
+        "moving.gif contains 2 frames: only the first is read",
         "being no images: 2 files (1 .mp4, 1 .txt): film.mp4, notes.txt",
     ):  # fmt: skip
         assert words in caplog.text
@@ -126,14 +131,91 @@ def test_a_dark_image_is_scaled_as_in_training(checkpoint, camvid, tmp_path):
     save(tmp_path / "dark.png", np.full((4, 4, 3), 600, np.uint16))
     config = configured(*small_run(camvid), kind=PredictConfig)
     images = [tmp_path / "dark.png"]
-    assert predict.input_bits(config, images, None) == 10
-    assert predict.input_bits(config, images, 12) == 12
-    assert predict.input_bits(config, images, "12; import os") == 10  # a checkpoint says values of its own
+    assert input_bits(config, images, None) == 10
+    assert input_bits(config, images, 12) == 12
+    assert input_bits(config, images, "12; import os") == 10  # a checkpoint says values of its own
     config.data.validation["target"].bits = 14
-    assert predict.input_bits(config, images, 12) == 14
+    assert input_bits(config, images, 12) == 14
     config.predict.bits = 16
-    assert predict.input_bits(config, images, 12) == 16
+    assert input_bits(config, images, 12) == 16
     assert torch.load(checkpoint, weights_only=True)["uda_seg"]["bits"] is None
+
+
+def test_what_a_pattern_or_a_list_names_is_predicted(predicted, tmp_path, monkeypatch, caplog):
+    for name in ("-a b.JPG", "straße/ü.jpg", "c.png", "d[1].jpg"):
+        save(tmp_path / "in" / name, noise(1))
+    (tmp_path / "in/notes.jpg.md").touch()
+    assert set(predicted(tmp_path / "in/*.[jJ][pP][gG]")[0]) == {"-a b.png", "d[1].png"}
+    found, said = predicted(tmp_path / "in/**/*.jpg", "predict.outputs=[ids]", "output_is_new=1")
+    assert (set(found), said) == ({"straße/ü.png", "d[1].png"}, "")
+    lines = "\ufeffin/c.png\r\n\nin/d[1].jpg\nin/d[1].jpg\ngone.png\n"
+    (tmp_path / "list.TXT").write_text(lines, "utf-8")
+    found, said = predicted(tmp_path / "list.TXT", "output_is_new=2")
+    assert set(found) == {"in/c.png", "in/d[1].png"}
+    assert said == f"1 of 3 images failed: {tmp_path / 'gone.png'}"
+    assert "lists 1 paths twice" in caplog.text
+    (tmp_path / "list.TXT").write_text("\n")
+    assert "is an empty list: write one path per line" in predicted(tmp_path / "list.TXT")[1]
+    assert "matches no file: check the pattern" in predicted(tmp_path / "in/*.tif")[1]
+
+
+def test_what_is_finished_is_kept_and_other_settings_are_refused(predicted, tmp_path, caplog, monkeypatch):
+    caplog.set_level("INFO")
+    for i in range(4):
+        save(tmp_path / f"in/{i}.png", noise(i))
+    seen: list[int] = []
+    real = TrainedSegmentor.batch_logits
+    monkeypatch.setattr(
+        TrainedSegmentor, "batch_logits", lambda m, images: (seen.append(len(images)), real(m, images))[1]
+    )
+    assert predicted(tmp_path / "in")[1] == ""
+    assert seen == [1] * 4
+    (tmp_path / "out/colour/0.png").unlink()
+    save(tmp_path / "in/1.png", noise(9))  # another picture of the same name
+    journal = tmp_path / "out/predict.jsonl"
+    journal.write_text(journal.read_text()[:-9])  # killed while it wrote the last line
+    first = predicted(tmp_path / "in")[0]
+    assert sum(seen) == 7
+    assert "4 images, 1 of them before" in caplog.text
+    assert predicted(tmp_path / "in", "predict.outputs=[npz,ids]", "predict.batch=3")[1] == ""
+    assert seen[-2:] == [3, 1]
+    said = predicted(tmp_path / "in", "evaluator.flip=true")[1]
+    assert f"output={tmp_path / 'out'} holds predictions of evaluator.flip=False (now True): choose another" in said
+    assert sum(seen) == 11
+    again, said = predicted(tmp_path / "in", "evaluator.flip=true", "overwrite=true", "predict.outputs=[ids]")
+    assert (sum(seen), said) == (15, "")
+    assert "overwrite=true: 20 files predicted by evaluator.flip=False (now True) are removed" in caplog.text
+    assert set(again) == set(first)
+    assert not list((tmp_path / "out/npz").iterdir())
+
+
+def test_arrays_are_those_of_the_network(predicted, tmp_path, monkeypatch):
+    save(tmp_path / "in/a.jpg", noise(1))
+    made: list[TrainedSegmentor] = []
+    real = predict.trained
+    monkeypatch.setattr(predict, "trained", lambda *a, **k: made.append(real(*a, **k)) or made[0])
+    ids, said = predicted(tmp_path / "in", "predict.outputs=[npz,ids]", "predict.probabilities=true")
+    assert said == ""
+    with np.load(tmp_path / "out/npz/a.npz", allow_pickle=False) as arrays:
+        found = {name: arrays[name] for name in arrays}
+    [model], image = made, read_image(tmp_path / "in/a.jpg")
+    shares = model.predict(image, output="probabilities")
+    assert np.array_equal(found["ids"], model.predict(image))
+    assert (found["confidence"].dtype, found["probabilities"].dtype) == (np.float16, np.float16)
+    # Half precision has 11 bits.
+    np.testing.assert_allclose(found["probabilities"], shares, atol=2**-12)
+    np.testing.assert_allclose(found["confidence"], shares.max(0), atol=2**-12)
+    assert tuple(found["classes"]) == model.class_names
+    assert np.array_equal(ids["a.png"], found["ids"])  # CamVid's label files hold class ids
+
+
+def test_a_photograph_of_a_phone_is_refused_with_a_cure(predicted, tmp_path, caplog):
+    save(tmp_path / "in/a.png", noise(1))
+    (tmp_path / "in/IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    found, said = predicted(tmp_path / "in")
+    assert set(found) == {"a.png"}
+    assert said == f"1 of 2 images failed: {tmp_path / 'in/IMG_1.HEIC'}"
+    assert "IMG_1.HEIC is a HEIC photograph, which is not read: convert it to JPEG or PNG" in caplog.text
 
 
 def test_a_full_disk_ends_it_at_once(predicted, tmp_path, monkeypatch):
@@ -141,11 +223,11 @@ def test_a_full_disk_ends_it_at_once(predicted, tmp_path, monkeypatch):
         save(tmp_path / f"in/{i}.png", noise(i))
     tried = []
 
-    def save_png(path, picture):
+    def save_png(path, picture, cure):
         tried.append(path)
         raise UserError(f"cannot write {path}: No space left on device") from OSError(errno.ENOSPC, "No space left")
 
-    monkeypatch.setattr(predict, "save_png", save_png)
+    monkeypatch.setattr(outputs, "save_png", save_png)
     assert predicted(tmp_path / "in")[1].endswith("No space left on device")
     assert len(tried) == 1
 
@@ -155,7 +237,7 @@ def test_a_video_is_called_a_video(predicted, tmp_path):
     video.write_bytes(b"\0\0\0\x20ftypisom" + bytes(100))
     with pytest.raises(UserError, match=r"film\.mp4 is a video, not an image: extract its frames first"):
         named_images(video, tmp_path / "out")
-    with pytest.raises(UserError, match=r"holds no image .* but 1 file \(1 \.mp4\): film\.mp4: .* extract the frames"):
+    with pytest.raises(UserError, match=r"holds no image .* but 1 file \(1 \.mp4\): film\.mp4: .* input=VIDEO"):
         named_images(tmp_path, tmp_path / "out")
 
 
@@ -165,6 +247,8 @@ def test_a_video_is_called_a_video(predicted, tmp_path):
         (["a.png", "b.jpg"], ["a.png", "b.png"]),
         (["a.jpg", "a.png"], ["a.jpg.png", "a.png.png"]),
         (["a.jpg", "a.png", "a.png.png"], ["a.jpg.png", "a.png.png", "a.png.png.png"]),
+        (["A.jpg", "a.png"], ["A.jpg.png", "a.png.png"]),
+        (["a.png", "A.png", "b.png"], ["a.png.0.png", "A.png.1.png", "b.png"]),
         (["a", "a.png", "x/a.png"], ["a.png", "a.png.png", "x/a.png"]),
     ],
 )

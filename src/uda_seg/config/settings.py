@@ -19,6 +19,7 @@ from uda_seg.options.constraints import (
     Count,
     CountOrZero,
     FilePath,
+    FilePaths,
     Fraction,
     Interval,
     Length,
@@ -32,6 +33,7 @@ from uda_seg.options.constraints import (
 )
 
 Domain = Annotated[str, OneOf(("source", "target"))]
+PICTURES = ("colour", "overlay", "ids", "confidence", "npz")  # kinds of files that `predict` writes
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parents[1] / "conf"
@@ -167,7 +169,7 @@ class EvaluatorSettings:
 
 @dataclass
 class PredictSettings:
-    """Input settings of `predict`."""
+    """Settings of `predict`: how images are read, what is written, and the page of `serve=true`."""
 
     size: Annotated[Any, PixelSize(("auto", None))] = "auto"
     """[height, width] that images are resized to fit inside; `auto`: that of the validation images, on which the
@@ -175,6 +177,29 @@ class PredictSettings:
 
     bits: BitDepth | None = None
     """Used bits per channel of 16-bit images; null: as in training, or determined from the images."""
+
+    outputs: Annotated[list[Annotated[str, OneOf(PICTURES)]], Length(1, len(PICTURES))] = field(
+        default_factory=lambda: ["colour", "overlay", "ids", "confidence"]
+    )
+    """Files written of an image, each kind into a folder of its name: `colour`, `overlay`, `ids` (folder `labelIds`: in
+    the encoding of the data set's label files), `confidence` (picture of the largest probability), `npz` (NumPy arrays:
+    `ids`, the network's class ids, uint8 [H, W]; `confidence`, float16 [H, W]; `classes`, their names)."""
+
+    probabilities: bool = False
+    """`npz` also holds `probabilities`, float16 [classes, H, W]."""
+
+    video: Annotated[str, OneOf(("overlay", "colour", "confidence", "beside"))] = "overlay"
+    """Picture that a video shows: `overlay`, `colour`, `confidence`, or `beside`: the original, and the overlay."""
+
+    batch: Count | None = None
+    """Images of one size in a forward; null: one on a CPU, on a GPU as many as its memory holds. If memory is full, the
+    batch is halved."""
+
+    host: Text = "127.0.0.1"
+    """Address that the page of `serve=true` is reached at; 127.0.0.1: by this machine alone."""
+
+    port: Annotated[int, Interval(0, 65535)] = 7860
+    """Port of the page; 0: any that is free."""
 
 
 @dataclass
@@ -361,19 +386,22 @@ class EvaluateConfig(Config):
 
 @dataclass
 class PredictConfig(Config):
-    """Segmentation of a folder of images."""
+    """Segmentation of images and videos."""
 
-    checkpoint: FilePath | None = None
-    """Checkpoint of the network to predict with."""
+    checkpoint: FilePaths | None = None
+    """Checkpoint of the network to predict with; with `serve=true` a list of several."""
 
     input: FilePath | None = None
-    """A folder of images, or one image."""
+    """A folder of images, one image, a glob in quotes, a text file with one path per line, or a video."""
 
     output: FilePath | None = None
-    """Folder for colour, overlay, labelIds and confidence."""
+    """Folder of the results; for a video also the file to write."""
+
+    serve: bool = False
+    """Open a page on this machine instead: drop an image there, or use the camera."""
 
     predict: PredictSettings = field(default_factory=PredictSettings)
-    """Reading of images."""
+    """Images, results, and the page."""
 
     def places(self) -> dict[str, str | None]:
         """Return the places that are written besides the run's folder, by key."""

@@ -36,7 +36,10 @@ SUFFIXES = (
 )
 # Raw photographs, which look like TIFF, and of which a decoder would return a thumbnail.
 RAW = (".3fr", ".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".srw")
-VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
+VIDEOS = (
+    *(".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm"),
+    ".wmv",
+)
 SAMPLES = 32  # files of a set that are inspected for the number of used bits
 DEPTHS = (8, 10, 12, 14, 16)  # numbers of used bits in 16-bit files
 _DEEP = ("PNG", "TIFF", "PNM")  # formats that do not record the number of used bits; for others the decoder knows it
@@ -105,12 +108,28 @@ def wrong_with(content: bytes) -> str:
     """Explain why a content is not a readable image, as a phrase that follows its name, with the cure."""
     if not content:
         return "is empty: copy or unpack the file again"
+    found = _strange(content)
+    if found is not None:
+        return _SAID[found]
+    return "has more pixels than can be decoded: cut it into tiles" if _is_too_large(content) else UNREADABLE
+
+
+def _strange(content: bytes) -> str | None:
+    """Determine what a content is that is no readable image; None if it is nothing known."""
     head = content[:HEAD].lstrip(b"\xef\xbb\xbf \r\n\t")
     found = _brand(content) or ("video" if content[:4] == b"RIFF" and content[8:11] == b"AVI" else None)
     found = found or next((what for begin, what in _STRANGE if head.startswith(begin)), None)
-    if found in _SAID:
-        return _SAID[found]
-    return "has more pixels than can be decoded: cut it into tiles" if _is_too_large(content) else UNREADABLE
+    return found if found in _SAID else None
+
+
+def is_video(head: bytes, name: str) -> bool:
+    """Return whether a file with this start is a video, or is called one without being an image."""
+    return _strange(head) == "video" or (name.lower().endswith(VIDEOS) and kind_of(head) is None)
+
+
+def is_heic(head: bytes, name: str) -> bool:
+    """Return whether a file with this start is a HEIC photograph, or is called one."""
+    return _strange(head) == "HEIC" or name.lower().endswith((".heic", ".heif"))
 
 
 def _is_too_large(content: bytes) -> bool:

@@ -180,6 +180,21 @@ class FolderName(Limit):
         return "name of a folder"
 
 
+@dataclass(frozen=True)
+class OneOrMore(Limit):
+    """Non-empty text, or a list of such texts."""
+
+    def complaint(self, value: Any) -> str | None:
+        """Describe an invalid text or list; None if it is valid."""
+        texts = value if isinstance(value, list | tuple) else [value]
+        if not texts or not all(isinstance(text, str) for text in texts):
+            return "is no path: give one, or a list of them, [A,B]"
+        return next((said for text in texts if (said := Filled().complaint(text)) is not None), None)
+
+    def __str__(self) -> str:
+        return "a path, or a list of paths"
+
+
 class _Path:
     """Marker of paths, in which `~` is expanded."""
 
@@ -209,6 +224,7 @@ Size = Annotated[list[int], PixelSize()]
 Text = Annotated[str, Filled()]
 Name = Annotated[str, FolderName()]
 FilePath = Annotated[str, Filled(), _Path]
+FilePaths = Annotated[Any, OneOrMore(), _Path]
 LabelBudget = Annotated[Any, Budget(), _Path]
 
 # Searched by `sweep=optuna`, whatever the option's name.

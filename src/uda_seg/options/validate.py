@@ -283,8 +283,11 @@ def expand_home(settings: Any, where: str = "") -> None:
         return
     for name, value in values.items():
         key = f"{where}.{name}" if where else str(name)
-        if isinstance(value, str) and value.startswith("~") and is_path(hints.get(name)):
+        path = is_path(hints.get(name))
+        if path and isinstance(value, str):
             values[name] = at_home(value, key)
+        elif path and isinstance(value, list):
+            values[name] = [at_home(item, key) for item in value]
         else:
             expand_home(value, key)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self, overload
@@ -114,11 +114,16 @@ class TrainedSegmentor:
     @torch.no_grad()
     def logits(self, image: Pixels) -> Tensor:
         """Predict float32 logits [K, H, W], on the network's device, for an RGB image [H, W, 3]."""
-        height, width = image.shape[:2]
+        return self.batch_logits([image])[0]
+
+    @torch.no_grad()
+    def batch_logits(self, images: Sequence[Pixels]) -> Tensor:
+        """Predict float32 logits [B, K, H, W], on the network's device, for RGB images [H, W, 3] of one size."""
+        height, width = images[0].shape[:2]
         if self.fit is not None:
-            image = self.fit(Sample(image)).image
-        tensor = torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None].float() / 255
-        return self.infer(self.network, tensor, (height, width))[0]
+            images = [self.fit(Sample(image)).image for image in images]
+        tensor = torch.from_numpy(np.stack(images)).to(self.device).permute(0, 3, 1, 2).float() / 255
+        return self.infer(self.network, tensor, (height, width))
 
 
 def _pixels(image: Image | Pixels) -> Pixels:

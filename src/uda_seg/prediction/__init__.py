@@ -1,0 +1,1 @@
+"""Predictions of trained networks: on images, on videos, and on a page."""

@@ -1,0 +1,146 @@
+"""The journal of an output folder: what is finished there, of which network and with which settings.
+
+`predict.jsonl` has a line with the settings, and one per finished image. A line that a killed process left unfinished
+is ignored, and its image predicted again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from uda_seg.config.settings import PredictConfig
+from uda_seg.data.images import HEAD, may_be_deep
+from uda_seg.errors import UserError
+from uda_seg.options.validate import leaves, shown
+from uda_seg.prediction.outputs import ROOM, Outputs
+from uda_seg.runs.trained import TrainedSegmentor
+from uda_seg.storage.files import open_file, read_text, write_text
+
+log = logging.getLogger(__name__)
+
+NAME = "predict.jsonl"
+_NO_CHANGE = ("evaluator.times", "evaluator.windows_per_batch")  # settings that do not change a prediction
+
+
+def settings_of(config: PredictConfig, model: TrainedSegmentor, outputs: Outputs) -> dict[str, Any]:
+    """Describe what a prediction depends on, as plain values."""
+    said = {
+        "checkpoint": digest_of(Path(str(config.checkpoint))),
+        "evaluator": asdict(config.evaluator),
+        "size": None if model.fit is None else asdict(model.fit),
+        "classes": list(model.classes.names),
+        "palette": model.palette.tolist(),
+        "ids": outputs.values.table.tolist(),
+    }
+    plain = json.loads(json.dumps(said))
+    return {key: value for key, value in leaves(plain) if not isinstance(value, Mapping) and key not in _NO_CHANGE}
+
+
+def digest_of(path: Path) -> str:
+    """Compute the digest of a file."""
+    with open_file(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_digest(content: bytes, bits: int | None) -> str:
+    """Compute a short digest of an image's content and, if it has 16 bits per channel, of the number of used ones."""
+    used = f" {bits}".encode() if may_be_deep(content[:HEAD]) else b""
+    return hashlib.blake2b(content + used, digest_size=12).hexdigest()
+
+
+class Journal:
+    """What is finished in a folder; see the module.
+
+    Args:
+        outputs: folder and kinds of files.
+        settings: result of `settings_of`.
+        overwrite: remove what was predicted with other settings, instead of refusing it.
+
+    Raises:
+        UserError: the folder has predictions with other settings, or the journal cannot be read or written.
+    """
+
+    def __init__(self, outputs: Outputs, settings: Mapping[str, Any], overwrite: bool = False) -> None:
+        self.outputs, self.path = outputs, outputs.folder / NAME
+        self.finished: dict[str, Mapping[str, Any]] = {}
+        first, *lines = self._read() or [{}]
+        before = first.get("settings")
+        if before == settings:
+            self.finished = {str(line.get("name")): line for line in lines}
+        elif before is not None:
+            self._replace(before, settings, lines, overwrite)
+        kept = [{"settings": settings}, *self.finished.values()]  # without a torn last line, which would spoil the next
+        write_text(self.path, "".join(f"{json.dumps(line)}\n" for line in kept), ROOM)
+
+    def _read(self) -> list[dict[str, Any]]:
+        """Read the lines that are whole."""
+        if not self.path.is_file():
+            return []
+        found = []
+        for line in read_text(self.path, "move it away to predict all images again").splitlines():
+            with contextlib.suppress(ValueError):
+                content = json.loads(line)
+                found += [content] if isinstance(content, dict) else []
+        return found
+
+    def _replace(self, before: Any, now: Mapping[str, Any], lines: list[dict[str, Any]], overwrite: bool) -> None:
+        """Remove the files of other settings, if this is wanted."""
+        if not overwrite:
+            raise UserError(
+                f"output={self.outputs.folder} holds predictions of {_difference(before, now)}: choose another "
+                "output=, or replace them with overwrite=true"
+            )
+        removed = 0
+        for line in lines:
+            for file in line.get("files", []):
+                path = self.outputs.folder / str(file)
+                if ".." not in path.parts and path.is_relative_to(self.outputs.folder):
+                    with contextlib.suppress(OSError):
+                        path.unlink()
+                        removed += 1
+        log.warning("overwrite=true: %d files predicted by %s are removed", removed, _difference(before, now))
+
+    def has(self, name: Path, digest: str) -> bool:
+        """Return whether all files of an image with this content are finished."""
+        line = self.finished.get(str(name), {})
+        same = line.get("image") == digest and {*self.outputs.contents} <= {*line.get("contents", [])}
+        return same and all(file.is_file() for file in self.outputs.files(name))
+
+    def add(self, name: Path, digest: str) -> None:
+        """Note that all files of an image are written."""
+        before = self.finished.get(str(name), {})
+        kept = before if before.get("image") == digest else {}
+        files = [str(file.relative_to(self.outputs.folder)) for file in self.outputs.files(name)]
+        line = {
+            "name": str(name),
+            "image": digest,
+            "contents": sorted({*self.outputs.contents, *kept.get("contents", [])}),
+            "files": sorted({*files, *kept.get("files", [])}),
+        }
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror or error}; {ROOM}") from error
+        self.finished[str(name)] = line
+
+
+def _difference(before: Any, now: Mapping[str, Any]) -> str:
+    """Name the settings that differ, in words."""
+    if not isinstance(before, Mapping):
+        return "other settings"
+    changed = [key for key in now if before.get(key) != now[key]]
+    words = ["another checkpoint"] if "checkpoint" in changed else []
+    words += [
+        f"{key}={shown(before.get(key))} (now {shown(now[key])})" if len(str(now[key])) < 40 else f"other {key}"
+        for key in changed
+        if key != "checkpoint"
+    ]
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words) or "other settings"
