@@ -17,6 +17,7 @@ from PIL import Image
 import uda_seg
 from command_line import NETWORK, small_run
 from uda_seg import predict, train
+from uda_seg.config.settings import PrepareConfig
 from uda_seg.errors import UserError
 from uda_seg.visualize.pictures import colorize
 
@@ -54,6 +55,7 @@ def test_the_names_are_there_and_importing_them_is_not_paid_by_all():
 
 def test_a_configuration_is_checked_as_on_the_command_line():
     assert uda_seg.compose("method=dacs", "steps=3", "seed=5").steps == 3
+    assert uda_seg.compose("data=streets", "fix=true", kind=PrepareConfig).fix
     with pytest.raises(UserError, match=r"did you mean optimizer\.lr\?"):
         uda_seg.compose("optimizer.lrr=1")
 
@@ -148,7 +150,7 @@ def test_what_is_no_checkpoint_is_one_line(tmp_path, checkpoint):
 
 def test_the_page_about_it_runs(tmp_path, monkeypatch, photograph):
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     config = '"steps=20", "data.source.count=40", "data.target.count=40"'
     assert config in blocks[0]
     sizes = [
@@ -157,7 +159,7 @@ def test_the_page_about_it_runs(tmp_path, monkeypatch, photograph):
         for key in ("size=[32,64]", "count=2")
     ]
     small = ["steps=2", "data.crop=[32,32]", "statistics_batches=1", "trainer=cpu", "callbacks.progress=false", *sizes]
-    blocks[0] = blocks[0].replace(config, ", ".join(repr(word) for word in [*small, *NETWORK]))
+    blocks = [block.replace(config, ", ".join(repr(word) for word in [*small, *NETWORK])) for block in blocks]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("UDA_SEG_CACHE", str(tmp_path / "cache"))
     photograph.save("street.png")
@@ -167,3 +169,4 @@ def test_the_page_about_it_runs(tmp_path, monkeypatch, photograph):
     assert names["labels"].shape == (45, 61)
     assert names["picture"].shape == (45, 61, 3)
     assert names["logits"].shape == (1, 19, 64, 128)
+    assert names["sheet"].width == 1100

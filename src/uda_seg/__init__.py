@@ -19,6 +19,7 @@ if "torch" not in sys.modules and not {*WAITING, "OMP_WAIT_POLICY"} & os.environ
 os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
 
 if TYPE_CHECKING:
+    from uda_seg.callbacks.watch import Watch as Watch
     from uda_seg.cli.command import compose as compose
     from uda_seg.data.datamodule import UDADataModule as UDADataModule
     from uda_seg.data.labels import CAMVID as CAMVID
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 # Modules of the public names, imported on first access, so that `import uda_seg` is cheap and the variables above are
 # set before torch is loaded.
 _HOMES = {
+    "callbacks.watch": ("Watch",),
     "cli.command": ("compose",),
     "data.datamodule": ("UDADataModule",),
     "data.labels": ("CAMVID", "CITYSCAPES", "ClassSet"),

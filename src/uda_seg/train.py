@@ -41,15 +41,21 @@ def main() -> None:
     run(Config, job_of(on_all_ranks(train)), after=write_table)
 
 
-def train(config: Config, folder: Path) -> float:
-    """Train and evaluate a run, and return the mIoU after the last step, in [0, 1]; NaN without validation sets."""
+def train(config: Config, folder: Path, *callbacks: pl.Callback) -> float:
+    """Train and evaluate a run, and return the mIoU after the last step, in [0, 1]; NaN without validation sets.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        callbacks: further Lightning callbacks, for calls from Python.
+    """
     quiet_lightning()
     refuse_unlabelled(config.data)
     with run_folder(folder, config, config.steps) as place:
-        return train_in(place, config)
+        return train_in(place, config, *callbacks)
 
 
-def train_in(place: RunFolder, config: Config) -> float:
+def train_in(place: RunFolder, config: Config, *callbacks: pl.Callback) -> float:
     """Train in this run's folder; a run to replace is only touched once everything has been built and checked."""
     folder, resume, first = place.folder, place.resume, this_rank() == 0
     if first:
@@ -78,7 +84,7 @@ def train_in(place: RunFolder, config: Config) -> float:
     write_record(folder, config)
     if first:
         data.labelled.write(folder)
-    trainer = build_trainer(config, folder, data, seen, place.tenant())
+    trainer = build_trainer(config, folder, data, seen, place.tenant(), *callbacks)
     say_batch(config, data, trainer.world_size, None if resume is None else read_checkpoint(resume)["uda_seg"])
     failed = True
     try:

@@ -224,13 +224,17 @@ def check(
     return [f"++{o}" if key_of(o) in unset and not o.startswith(("+", "~")) else o for o in overrides]
 
 
-def compose(*overrides: str) -> Config:
+def compose(*overrides: str, kind: type[Parsed] = Config) -> Parsed:  # type: ignore[assignment]
     """Compose and check a configuration in Python, from overrides as the command line takes them.
+
+    Args:
+        overrides: `key=value` each.
+        kind: schema of the command's configuration, such as `PrepareConfig`; default: that of training.
 
     Raises:
         UserError: an unknown key or choice, with the nearest there is, or a value that cannot be.
     """
-    return composed(check([quoted(emptied(override)) for override in overrides], multirun=False))
+    return composed(check([quoted(emptied(override)) for override in overrides], kind, multirun=False), kind)
 
 
 def refuse_two_weights(overrides: Sequence[str]) -> None:

@@ -77,7 +77,9 @@ def in_threads(work: Callable[[Item], Result], items: Items[Item], title: str) -
     threads = cores()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
-        Progress(*columns, console=Console(stderr=True), transient=True, disable=not len(items)) as bar,
+        Progress(
+            *columns, console=Console(stderr=True, force_jupyter=False), transient=True, disable=not len(items)
+        ) as bar,
         ThreadPoolExecutor(threads) as pool,
     ):
         task = bar.add_task(title, total=len(items))

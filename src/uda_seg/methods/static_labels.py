@@ -67,7 +67,10 @@ def predict(module: UDAModule, draft: LabelDraft, data: UDADataModule, mine: Seq
     left = [i for i in mine if not done[i]]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     hidden, infer = not module.trainer.is_global_zero, module.infer.single()
-    with Progress(*columns, console=Console(stderr=True), disable=hidden) as bar, labelling_mode(module):
+    with (
+        Progress(*columns, console=Console(stderr=True, force_jupyter=False), disable=hidden) as bar,
+        labelling_mode(module),
+    ):
         task = bar.add_task(f"labelling the target, round {draft.version + 1}", total=len(mine))
         bar.advance(task, len(mine) - len(left))
         for i, batch in zip(left, data.target_images([batches[i] for i in left]), strict=True):

@@ -68,7 +68,9 @@ def export_domain(
     paths = [folder / (without_end(n, images.spec.image_suffix) + ".png") for n in images.names]
     missing = [i for i, path in enumerate(paths) if not path.is_file()]
     hidden = not config.callbacks.progress
-    for index in track(missing, f"depth of {option}", console=Console(stderr=True), disable=hidden):
+    for index in track(
+        missing, f"depth of {option}", console=Console(stderr=True, force_jupyter=False), disable=hidden
+    ):
         image = images.read_image(index)
         if domain.size is not None:
             size = fit_inside((image.shape[0], image.shape[1]), (domain.size[0], domain.size[1]))

@@ -87,7 +87,7 @@ def ensure_rendered(
 def in_processes(draw: Callable[[int], None], indices: Sequence[int], workers: int, title: str | None) -> None:
     """Call `draw` for every index in `workers` processes, with a progress bar if a title is given."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=title is None) as bar:
+    with Progress(*columns, console=Console(stderr=True, force_jupyter=False), disable=title is None) as bar:
         task = bar.add_task(title or "", total=len(indices))
         workers = min(workers, 2 * cores(), len(indices))  # more would be idle
         if workers == 1 or len(indices) < 4:
