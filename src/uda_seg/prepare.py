@@ -27,6 +27,7 @@ from uda_seg.cli.command import run
 from uda_seg.config.settings import PrepareConfig
 from uda_seg.data.class_files import official_pixels
 from uda_seg.data.custom import classes_of
+from uda_seg.data.dataset_files import splits_of
 from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.domains import open_domain
 from uda_seg.data.labels import ClassSet
@@ -131,7 +132,7 @@ def _check(config: PrepareConfig, option: str, domain: DomainSettings, classes: 
     labels = "optional" if option in config.data.targets else "needed"
     if domain.split == "test" and domain.dataset in SERVERS:
         labels = "none"  # only on test servers; Cityscapes' files for this split are empty
-    whole = domain.count is None
+    whole = domain.count is None and not domain.include and not domain.exclude
     return check_domain(data, option, user_cache(), labels=labels, whole=whole)
 
 
@@ -155,7 +156,8 @@ def unpack_archives(domain: DomainSettings, mode: str) -> None:
     place = hashlib.sha256(os.fsencode(root.absolute())).hexdigest()[:16]
     begun = user_cache() / "unpacking" / f"{root.name}-{place}"
     members = list_members(archives, folders_of(spec, domain.dataset))
-    if mode == "auto" and not begun.exists() and not lacks_folders(spec, domain.split, root, members):
+    lacking = any(lacks_folders(spec, split, root, members) for split in splits_of(domain.split))
+    if mode == "auto" and not begun.exists() and not lacking:
         return
     missing = missing_members(members, root)
     if missing:

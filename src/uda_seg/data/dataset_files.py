@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from uda_seg.data.folders import (
@@ -20,15 +22,40 @@ from uda_seg.data.specs import CUSTOM, SPECS, DatasetSpec, LabelEncoding
 from uda_seg.errors import UserError
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a split lies: its folders of images and labels under the root, and patterns of their first sub-folders."""
+
+    images: str
+    labels: str
+    within: tuple[str, ...]
+
+    @property
+    def prefix(self) -> str:
+        """What names of its images begin with if several splits are joined."""
+        return f"{self.images}/"
+
+    def folders(self, root: Path) -> tuple[Path, Path]:
+        """Return the folders of images and labels."""
+        return root / self.images, root / self.labels
+
+
+def splits_of(split: str) -> list[str]:
+    """List the splits that a setting joins: `train+val` are two."""
+    return split.split("+")
+
+
 class DatasetFiles:
-    """Images of one split in the order of their names, and where their labels are.
+    """Images of one split, or of several joined ones, in the order of their names, and where their labels are.
 
     Args:
         spec: The data set.
         root: Its folder.
-        split: One of `spec.splits`.
+        split: One of `spec.splits`, or several joined by `+`; then names begin with the folder of their split.
         labeled: Search the labels too; if false, label files are not searched or required.
-        count: Use the first `count` images; None: all.
+        include: Patterns of the images to use, of their names with or without sub-folders; empty: all.
+        exclude: Patterns of images to leave out.
+        count: Use the first `count` of these images; None: all.
         choose: Chooses the images to use among their names; None: all of them.
         option: The setting that `root` comes from, for messages.
         prepare: The command that prepares the data, for messages; empty if there is none.
@@ -49,29 +76,32 @@ class DatasetFiles:
         split: str,
         *,
         labeled: bool,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
         count: int | None = None,
         choose: Callable[[list[str]], list[str]] | None = None,
         option: str = "data.source",
         prepare: str = "",
     ) -> None:
-        if split not in spec.splits:
-            raise UserError(f"{option}.split={split}: {spec.title} has {' and '.join(spec.splits)} only")
         self.spec, self.root, self.split, self.option = spec, root, split, option
+        self._refuse_splits()
         then = f", then run {prepare}" if prepare else ""
         # An unlabelled target can still be adapted to.
         then += f"; to train without scores: '~{option}'" if option.startswith("data.validation.") else ""
-        cure = f"set {option}.root to the folder that holds {spec.layout(split)}{then}"
+        cure = f"set {option}.root to the folder that holds {spec.layout(splits_of(split)[0])}{then}"
         if labeled and not spec.encodings:
             how = f"describe them in {option}.custom.labels" if spec.title == CUSTOM else "take another data set"
             raise UserError(f"{option}: {spec.title} has no supported labels: {how}{then}")
-        self._find_folders(labeled, cure, then, prepare)
+        self._places = [self._find_folders(part, labeled, cure, then, prepare) for part in splits_of(split)]
+        joined = len(self._places) > 1
+        self.image_root, self.label_root = (root, root) if joined else self._places[0].folders(root)
         self._spelled: dict[str, str] = {}
         found, self.left_out = self._images_and_others()
-        self.names = found[:count]
+        self.names = self._wanted(found, include, exclude)[:count]
         if choose is not None and self.names:
             self.names = choose(self.names)
         if not self.names:
-            where = "/".join((str(self.image_root), *self._within))
+            where = " or ".join("/".join((str(place.folders(root)[0]), *place.within)) for place in self._places)
             there = f", but {kinds_of(self.left_out)}" if self.left_out else ""
             raise UserError(f"{spec.title}: no image {where}/**/*{spec.image_suffix}{there}: {cure}")
         if labeled and (pair := twins(self.names, spec.image_suffix)):
@@ -81,21 +111,61 @@ class DatasetFiles:
     def __len__(self) -> int:
         return len(self.names)
 
-    def _find_folders(self, labeled: bool, cure: str, then: str, prepare: str) -> None:
-        """Find the folders of images and labels; raises UserError if one does not exist."""
-        images, labels = self._place(labeled)
-        (image_root, self._within), (label_root, _) = fixed(images), fixed(labels)
-        self.image_root, self.label_root = self.root / image_root, self.root / label_root
-        for folder in (self.image_root, self.label_root) if labeled else (self.image_root,):
+    def _refuse_splits(self) -> None:
+        """Raise UserError for a split that the data set does not have, or has been given twice."""
+        parts = splits_of(self.split)
+        if not {*parts} <= {*self.spec.splits}:
+            known = " and ".join(self.spec.splits)
+            raise UserError(f"{self.option}.split={self.split}: {self.spec.title} has {known} only")
+        if len({*parts}) < len(parts):
+            raise UserError(f"{self.option}.split={self.split} joins a split to itself: give each once")
+
+    def _wanted(self, names: list[str], include: Sequence[str], exclude: Sequence[str]) -> list[str]:
+        """Return the images that `include` and `exclude` leave.
+
+        Raises:
+            UserError: a pattern that matches no image, or nothing that is left.
+        """
+        for key, patterns in (("include", include), ("exclude", exclude)):
+            for pattern in patterns:
+                if names and not any(self._matches(name, pattern) for name in names):
+                    raise UserError(
+                        f"{self.option}.{key}: no image of the {len(names)} in {self.image_root} is called {pattern}; "
+                        f"the first is {names[0]} (* stands for any characters)"
+                    )
+        found = [
+            name
+            for name in names
+            if (not include or any(self._matches(name, pattern) for pattern in include))
+            and not any(self._matches(name, pattern) for pattern in exclude)
+        ]
+        if names and not found:
+            given = f"include={list(include)} and exclude={list(exclude)}" if include else f"exclude={list(exclude)}"
+            raise UserError(f"{self.option}: {given} leave none of the {len(names)} images of {self.image_root}")
+        return found
+
+    def _matches(self, name: str, pattern: str) -> bool:
+        """Return whether an image's name in its split's folder, with or without sub-folders, matches a pattern."""
+        parts = (place.prefix for place in self._places) if len(self._places) > 1 else ()
+        own = next((name.removeprefix(prefix) for prefix in parts if name.startswith(prefix)), name)
+        return fnmatchcase(own, pattern) or fnmatchcase(own.rpartition("/")[2], pattern)
+
+    def _find_folders(self, split: str, labeled: bool, cure: str, then: str, prepare: str) -> _Place:
+        """Find a split's folders of images and labels; raises UserError if one does not exist."""
+        images, labels = self._place(split, labeled)
+        (image_root, within), (label_root, _) = fixed(images), fixed(labels)
+        place = _Place(image_root, label_root, within)
+        for folder in place.folders(self.root) if labeled else place.folders(self.root)[:1]:
             if not folder.is_dir():
-                right = nearby_root(self.spec, self.root, self.split, labeled)
+                right = nearby_root(self.spec, self.root, split, labeled)
                 if right is not None:
                     cure = f"set {self.option}.root={right}, which holds {images}{then}"
                 raise UserError(f"{self.spec.title}: no folder {folder}: {packed_files(self.root, prepare) or cure}")
+        return place
 
-    def _place(self, labeled: bool) -> tuple[str, str]:
+    def _place(self, split: str, labeled: bool) -> tuple[str, str]:
         """Return the first existing pair of folder patterns, preferably with labels, as pairs may share images."""
-        places = list(self.spec.places(self.split))
+        places = list(self.spec.places(split))
         whole = [place for place in places if holds(self.root, place, labeled=True)]
         images = [place for place in places if not labeled and holds(self.root, place, labeled=False)]
         return next(iter([*whole, *images, *places]))
@@ -107,6 +177,9 @@ class DatasetFiles:
     def label_name(self, image_name: str, encoding: LabelEncoding) -> str:
         """Return the name of an image's label in this encoding, relative to the labels' folder."""
         name = without_end(image_name, self.spec.image_suffix) + encoding.suffix
+        if len(self._places) > 1:
+            place = next(place for place in self._places if name.startswith(place.prefix))
+            name = f"{place.labels}/{name.removeprefix(place.prefix)}"
         return self._spelled.get(name, name)
 
     def image_files(self) -> list[str]:
@@ -115,19 +188,32 @@ class DatasetFiles:
 
     def _images_and_others(self) -> tuple[list[str], list[str]]:
         """List the images under `image_root` and the other files there, labels excluded."""
-        found, suffix = files_below(self.image_root, self._within), self.spec.image_suffix
-        if self.label_root == self.image_root:
-            ends = [e.suffix for e in self.spec.encodings if e.suffix.lower() != suffix.lower()]
-            found = [name for name in found if not any(ends_in(name, end) for end in ends)]
-        elif self.label_root.is_relative_to(self.image_root):
-            below = f"{self.label_root.relative_to(self.image_root).as_posix()}/"
-            found = [name for name in found if not name.startswith(below)]
+        found, suffix = [], self.spec.image_suffix
+        for place in self._places:
+            prefix = place.prefix if len(self._places) > 1 else ""
+            found += [prefix + name for name in self._beside_labels(place)]
         images = [name for name in found if ends_in(name, suffix)]
         return images, [name for name in found if not ends_in(name, suffix)] if len(images) < len(found) else []
 
+    def _beside_labels(self, place: _Place) -> list[str]:
+        """List the files of a split's folder of images that are not labels."""
+        image_root, label_root = place.folders(self.root)
+        found, suffix = files_below(image_root, place.within), self.spec.image_suffix
+        if label_root == image_root:
+            ends = [e.suffix for e in self.spec.encodings if e.suffix.lower() != suffix.lower()]
+            return [name for name in found if not any(ends_in(name, end) for end in ends)]
+        if label_root.is_relative_to(image_root):
+            below = f"{label_root.relative_to(image_root).as_posix()}/"
+            return [name for name in found if not name.startswith(below)]
+        return found
+
     def label_files(self, suffix: str) -> list[str]:
         """List all files of the split under `label_root` with this suffix, relative to it, sorted."""
-        found = [name for name in files_below(self.label_root, self._within) if ends_in(name, suffix)]
+        found = []
+        for place in self._places:
+            prefix = f"{place.labels}/" if len(self._places) > 1 else ""
+            there = files_below(place.folders(self.root)[1], place.within)
+            found += [prefix + name for name in there if ends_in(name, suffix)]
         self._note_spelling(found)
         return found
 

@@ -6,7 +6,7 @@ To add a data set, add an entry to `uda_seg.data.specs.SPECS` and a YAML to `con
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
@@ -45,11 +45,13 @@ class SegmentationDataset(DatasetFiles):
     Args:
         spec: The data set.
         root: Its folder.
-        split: One of `spec.splits`.
+        split: One of `spec.splits`, or several joined by `+`.
         classes: The classes that labels are mapped to.
         labeled: Read labels; if false, label files are not searched, opened or required.
         depth: Finds depth files from the split's image names with `find_depth`; None: depth is not read.
-        count: Use the first `count` images; None: all.
+        include: Patterns of the images to use; empty: all.
+        exclude: Patterns of images to leave out.
+        count: Use the first `count` of these images; None: all.
         choose: Chooses the images to use among their names; None: all of them.
         bits: Used bits per channel of 16-bit images; None: determined from a sample.
         option: The setting that `root` comes from, for messages.
@@ -71,13 +73,26 @@ class SegmentationDataset(DatasetFiles):
         *,
         labeled: bool,
         depth: Callable[[list[str]], DepthFiles] | None = None,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
         count: int | None = None,
         choose: Callable[[list[str]], list[str]] | None = None,
         bits: int | None = None,
         option: str = "data.source",
         prepare: str = "",
     ) -> None:
-        super().__init__(spec, root, split, labeled=labeled, count=count, choose=choose, option=option, prepare=prepare)
+        super().__init__(
+            spec,
+            root,
+            split,
+            labeled=labeled,
+            include=include,
+            exclude=exclude,
+            count=count,
+            choose=choose,
+            option=option,
+            prepare=prepare,
+        )
         self.restore: Callable[[], object] | None = None
         self.classes, self._bits = classes, bits
         self.depth = None if depth is None else depth(self.names)

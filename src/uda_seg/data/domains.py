@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from uda_seg.data.dataset_files import splits_of
 from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.depth import DepthFiles
 from uda_seg.data.depth_layouts import find_depth
@@ -54,6 +55,8 @@ def open_domain(
         classes,
         labeled=labeled,
         depth=_depth_finder(domain, settings, spec, root, option) if depth else None,
+        include=domain.include,
+        exclude=domain.exclude,
         count=domain.count,
         choose=choose,
         bits=domain.bits,
@@ -87,7 +90,7 @@ def _root_of(domain: DomainSettings, settings: DataSettings, spec: DatasetSpec, 
         return _render(domain, settings, option)
     raise UserError(
         f"{option}.root is not set: set {option}.root=FOLDER of {spec.title}, which holds "
-        f"{spec.layout(domain.split)}, then run {prepare_command(settings)}"
+        f"{spec.layout(splits_of(domain.split)[0])}, then run {prepare_command(settings)}"
     )
 
 
@@ -105,10 +108,11 @@ def _refuse_shards(domain: DomainSettings, settings: DataSettings, spec: Dataset
     shards = settings.target.root if settings.target is not None and settings.reader == "shards" else None
     if shards != domain.root or not option.startswith("data.validation."):
         return
-    if not any(holds(root, place, labeled=False) for place in spec.places(domain.split)):
+    split = splits_of(domain.split)[0]
+    if not any(holds(root, place, labeled=False) for place in spec.places(split)):
         raise UserError(
             f"data.target.root={shards} holds shards; validation images are files: set {option}.root=FOLDER of "
-            f"{spec.title}, which holds {spec.layout(domain.split)}"
+            f"{spec.title}, which holds {spec.layout(split)}"
         )
 
 
@@ -126,5 +130,7 @@ def _render(domain: DomainSettings, settings: DataSettings, option: str) -> Path
 
     if domain.domain is None or domain.count is None or domain.size is None:
         raise UserError(f"streets needs {option}.domain, {option}.count and {option}.size=[H,W]")
+    if "+" in domain.split:
+        raise UserError(f"{option}.split={domain.split}: streets is rendered one split at a time: give train or val")
     height, width = domain.size
     return ensure_rendered(settings.world_seed, domain.domain, domain.split, domain.count, (height, width))

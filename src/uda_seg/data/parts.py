@@ -95,6 +95,8 @@ def check_domains(settings: DataSettings, *, labels: bool, depth: bool) -> None:
         return
     if settings.more_targets:
         raise UserError("data.reader=shards reads one target: remove data.more_targets, or use data.reader=files")
+    if settings.target is not None and (settings.target.include or settings.target.exclude):
+        raise UserError("data.reader=shards reads all images: data.target.include and exclude need data.reader=files")
     labels = labels or any(domain.labelled is not None for domain in settings.targets.values())
     if labels or depth:
         what = "labels of the target" if labels else "depth"

@@ -41,7 +41,12 @@ class DomainSettings:
     domain: Text | None = None
     """streets only: game, camera, night_rain, or another style of streets."""
     split: Text = "train"
-    """train or val."""
+    """train or val, or both joined: `train+val`."""
+    include: list[Text] = field(default_factory=list)
+    """Patterns of the images to use: an image is used if one of them matches its name, with or without sub-folders
+    (`0001TP*`, `frankfurt/*`). Empty: all images of the split."""
+    exclude: list[Text] = field(default_factory=list)
+    """Patterns of images to leave out, likewise."""
     size: Size | None = None
     """[H, W]; images are resized to fit inside it, keeping their aspect ratio; streets renders at it. null: as on
     disk."""
@@ -52,7 +57,7 @@ class DomainSettings:
     """Interpolation of images: `bilinear` by OpenCV (as in DAFormer), or the antialiased `pil_bilinear` and
     `pil_bicubic` (as in DACS, CorDA and BiCL)."""
     count: Count | None = None
-    """Use the first `count` images; streets: number of images to render."""
+    """Use the first `count` of these images; streets: number of images to render."""
     bits: BitDepth | None = None
     """Used bits per channel of 16-bit images: a camera's 12 bits, read as 16, would be nearly black. null: determined
     from a sample, and logged. Without effect on 8-bit images."""

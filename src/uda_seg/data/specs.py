@@ -256,7 +256,9 @@ def custom_spec(domain: DomainSettings, classes: ClassSet, option: str) -> Datas
     said = described(domain.custom, CustomData, f"{option}.custom")
     encodings = () if said.labels is None else (_encoding(said, classes, f"{option}.custom.label_map"),)
     labels = said.labels or said.images
-    return DatasetSpec(CUSTOM, classes, said.images, labels, said.image_suffix, encodings, splits=(domain.split,))
+    return DatasetSpec(
+        CUSTOM, classes, said.images, labels, said.image_suffix, encodings, splits=tuple(domain.split.split("+"))
+    )
 
 
 _DECODERS: dict[str, Decoder] = {"gray": read_ids, "palette": read_palette, "red": read_red, "color": read_color}

@@ -113,10 +113,12 @@ def refuse_unlabelled(data: DataSettings) -> None:
     Cityscapes publishes label files for its test split, but they are empty.
     """
     unlabelled = {
-        name: domain for name, domain in data.validation.items() if domain.split == "test" and domain.dataset in SERVERS
+        name: domain
+        for name, domain in data.validation.items()
+        if "test" in domain.split.split("+") and domain.dataset in SERVERS
     }
     for name, domain in unlabelled.items():
         raise UserError(
-            f"data.validation.{name}.split=test: {SERVERS[domain.dataset].title} publishes no labels of its test "
-            f"split: evaluate with submission={domain.dataset} to write the files that its server scores"
+            f"data.validation.{name}.split={domain.split}: {SERVERS[domain.dataset].title} publishes no labels of its "
+            f"test split: evaluate with submission={domain.dataset} to write the files that its server scores"
         )
