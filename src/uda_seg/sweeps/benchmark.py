@@ -1,0 +1,174 @@
+"""Jobs of a benchmark: what each is called, whether it is finished, and the small JSON files that are kept of them.
+
+A benchmark is a multirun of hours. Its finished runs are kept as `results/<benchmark>/<setting>/<row>/seed<k>.json`,
+which are committed, so that another machine goes on where this one stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from uda_seg.config.naming import is_named, variant
+from uda_seg.config.schema import Config, key_of, resolved
+from uda_seg.errors import Damaged, UserError
+from uda_seg.evaluation.tables import ABSENT, Table
+from uda_seg.runs.checkpoint import settings_of
+from uda_seg.runs.record import digests_of_files
+from uda_seg.storage.files import read_json, write_text
+from uda_seg.sweeps.table import finished
+
+log = logging.getLogger(__name__)
+
+# Raised by whoever changes what training computes: results of another number are not taken for finished.
+NUMBERS = 1
+KEY = "benchmark"  # of what is added to a run's result
+_PLACES = (".root", ".depth")  # locations of data, which differ between machines
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A run of a benchmark.
+
+    Attributes:
+        overrides: overrides of the command line.
+        config: its configuration.
+        folder: folder of the run.
+        stored: the JSON file that is kept of it.
+    """
+
+    overrides: tuple[str, ...]
+    config: Config
+    folder: Path
+    stored: Path
+
+    @property
+    def name(self) -> str:
+        """Name in messages: setting, row and seed."""
+        return "/".join((*self.stored.parts[-3:-1], self.stored.stem))
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of all that the result depends on: settings, contents of files, and `NUMBERS`."""
+        files = digests_of_files(self.config)
+        settings = settings_of(resolved(self.config), moved=True)
+        known = {key: files.get(key, value) for key, value in settings.items()}
+        content = json.dumps([NUMBERS, known], sort_keys=True, default=str)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def row_of(method: str, overrides: Sequence[str], fixed: Iterable[str]) -> str:
+    """Name a row by its method and the overrides that change results, except `fixed` ones, which all rows share."""
+    own = [o for o in overrides if key_of(o) not in fixed and not key_of(o).endswith(_PLACES)]
+    network = [f",{o}" for o in own if key_of(o) == "model"]
+    return method + "".join(network) + variant(own, [key_of(o) for o in own if is_named(key_of(o))])
+
+
+def is_finished(job: Job) -> bool:
+    """Return whether a job needs no more training; keeps the result of a run that finished without being kept."""
+    if os.path.lexists(job.stored):
+        try:
+            kept = read_stored(job.stored)
+        except Damaged as error:
+            log.warning("%s; it is trained again", error)
+            return False
+        if kept[KEY].get("digest") == job.digest:
+            return True
+        log.warning("%s is of other settings or of another version: it will be replaced", job.stored)
+    if not finished(job.folder, job.config) or not (job.folder / "result.json").is_file():
+        return False
+    keep(job)
+    return True
+
+
+def keep(job: Job) -> dict[str, Any]:
+    """Copy the result of a finished run to its place among the results, and return it.
+
+    Raises:
+        Damaged: the run has no result that can be read.
+    """
+    path = job.folder / "result.json"
+    content = read_json(path, "train the run again with overwrite=true")
+    if not isinstance(content, dict) or not isinstance(content.get("miou", 0.0), float | None):
+        raise Damaged(f"{path} holds no result of a run; train the run again with overwrite=true")
+    content[KEY] = {"digest": job.digest, "numbers": NUMBERS}
+    lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
+    write_text(job.stored, "{\n" + ",\n".join(lines) + "\n}\n")
+    return content
+
+
+def read_stored(path: Path) -> dict[str, Any]:
+    """Read a kept result.
+
+    Raises:
+        Damaged: it cannot be read, or is none.
+    """
+    content = read_json(path, "delete it, or take it from the history again")
+    if not isinstance(content, dict) or not isinstance(content.get(KEY), Mapping):
+        raise Damaged(f"{path} is no kept result of a benchmark: delete it, or take it from the history again")
+    return content
+
+
+def seconds_of(job: Job) -> float | None:
+    """Return the seconds that a run took on this machine; None if it ran elsewhere."""
+    try:
+        found = read_json(job.folder / "metrics.json", "")["wall_s"]
+    except (Damaged, UserError, KeyError, TypeError):
+        return None
+    return float(found) if isinstance(found, int | float) else None
+
+
+def expected(left: Sequence[Job], took: Mapping[Job, float]) -> float | None:
+    """Estimate the seconds that jobs take one after the other, from those that ran here; None without any.
+
+    A job is expected to take as long as others of its row, or else of its setting, or else as the mean of all.
+    """
+    if not took:
+        return None
+
+    def of(job: Job) -> float:
+        for level in (job.stored.parent, job.stored.parent.parent):
+            if same := [s for other, s in took.items() if other.stored.is_relative_to(level)]:
+                return statistics.mean(same)
+        return statistics.mean(took.values())
+
+    return sum(map(of, left))
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as a person would."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def table(jobs: Sequence[Job]) -> Table:
+    """Build the table of what is finished, with a column for every setting: mIoU, mean and standard deviation."""
+    scores: dict[str, dict[str, list[float]]] = {}
+    for job in jobs:
+        try:
+            miou = read_stored(job.stored).get("miou")
+        except (Damaged, UserError):
+            continue
+        if isinstance(miou, float) and math.isfinite(miou):
+            setting, row = job.stored.parts[-3:-1]
+            scores.setdefault(row, {}).setdefault(setting, []).append(100 * miou)
+    settings = list(dict.fromkeys(job.stored.parts[-3] for job in jobs))
+    rows = [(row, *(_cell(found.get(setting, [])) for setting in settings)) for row, found in scores.items()]
+    return Table(("run", *settings), tuple(rows), "mIoU in %, last iterate, mean over validation sets (runs)")
+
+
+def _cell(values: Sequence[float]) -> str:
+    if not values:
+        return ABSENT
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread} ({len(values)})"

@@ -1,0 +1,152 @@
+"""The launcher of benchmarks: which jobs there are, how many run at once, and the report at their end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, configure_log, setup_globals
+from omegaconf import DictConfig, open_dict
+
+from uda_seg.config.schema import Config, key_of, parse
+from uda_seg.data.parallel import cores
+from uda_seg.errors import UserError
+from uda_seg.errors.ending import fail
+from uda_seg.sweeps.benchmark import Job, is_finished, row_of, table
+from uda_seg.sweeps.speed import images_per_second
+from uda_seg.sweeps.workers import Workers, budget, choose
+
+log = logging.getLogger(__name__)
+
+ON_GPU = 8  # processes that share a GPU unless told otherwise (ours): the networks of minutes do not fill one
+_OF_JOBS = ("hydra.mode", "hydra.run", "hydra.sweep", "hydra.launcher", "hydra/launcher", "hydra.job")
+
+
+def launch(
+    loader: ConfigLoader,
+    config: DictConfig,
+    overrides: Sequence[Sequence[str]],
+    *,
+    name: str,
+    results: str,
+    processes: Any,
+    threads: Any,
+    minutes: Any,
+    report: bool,
+) -> list[JobReturn]:
+    """Run the jobs that are not finished, keep their results, and end with the table and the report.
+
+    Args:
+        loader: composes configurations.
+        config: composed configuration of the multirun, including Hydra's node.
+        overrides: overrides of every job.
+        name: name of the benchmark, a folder of `results`.
+        results: folder of the kept results.
+        processes: number of runs at once, or `auto`: measured.
+        threads: PyTorch's threads of each, or `auto`: an equal share of the cores.
+        minutes: minutes after which running jobs are saved, to be continued by the same command; None: no limit.
+        report: write the report at the end.
+    """
+    setup_globals()
+    configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+    try:
+        limit = None if minutes is None else _number("minutes", minutes, float)
+        jobs = jobs_of(loader, config, overrides, Path(results) / name)
+        left = [job for job in jobs if not is_finished(job)]
+        at_once, each = _division(left, processes, threads)
+        log.info("%s: %s", name, budget(jobs, left, at_once, each))
+        workers = Workers(at_once, each, limit, _more(config))
+        late = workers.run(left)
+        table(jobs).show()
+        if report:
+            _report(Path(results) / name, Path(str(config.hydra.sweep.dir)))
+    except UserError as error:
+        fail(error)
+    if late:
+        log.info("%d of %d runs are left: the same command continues", len(late), len(jobs))
+    if workers.failed:
+        said = "; ".join(f"{job.name}: {error}" for job, error in workers.failed.items())
+        fail(UserError(f"{len(workers.failed)} job(s) failed: {said}"))
+    return []
+
+
+def jobs_of(loader: ConfigLoader, config: DictConfig, overrides: Sequence[Sequence[str]], results: Path) -> list[Job]:
+    """Compose the jobs; those that differ in their seed alone are composed once.
+
+    Raises:
+        UserError: two jobs would be kept in one file, or a configuration that cannot be.
+    """
+    fixed = {key for job in overrides[:1] for key in map(key_of, job) if len(_values(key, overrides)) == 1}
+    given = {key_of(str(o)) for o in config.hydra.overrides.task}
+    composed: dict[tuple[str, ...], tuple[DictConfig, Config]] = {}
+    found: dict[Path, Job] = {}
+    for own in overrides:
+        without = tuple(o for o in own if key_of(o) != "seed")
+        if without not in composed:
+            tree = loader.load_sweep_config(config, list(own))
+            composed[without] = tree, _parsed(tree)
+        tree, settings = composed[without]
+        seed = next((int(o.partition("=")[2]) for o in own if key_of(o) == "seed"), settings.seed)
+        tree.seed = seed
+        HydraConfig.instance().set_config(tree)
+        hydra, choices = tree.hydra, tree.hydra.runtime.choices
+        row = row_of(choices["method"], own, {*fixed} - given)
+        place = results / settings.data.name / row / f"seed{seed}.json"
+        folder = Path(str(hydra.sweep.dir)) / str(hydra.sweep.subdir)
+        job = Job(tuple(own), replace(settings, seed=seed), folder, place)
+        if place in found:
+            raise UserError(f"two jobs would both be kept as {place}: give each value once")
+        found[place] = job
+    HydraConfig.instance().set_config(config)
+    return list(found.values())
+
+
+def _values(key: str, overrides: Sequence[Sequence[str]]) -> set[str]:
+    return {o for own in overrides for o in own if key_of(o) == key}
+
+
+def _parsed(tree: DictConfig) -> Config:
+    job = tree.copy()
+    with open_dict(job):
+        del job["hydra"]
+    return parse(job, Config)
+
+
+def _division(left: Sequence[Job], processes: Any, threads: Any) -> tuple[int, int]:
+    """Return the numbers of runs at once, and of threads of each."""
+    import torch
+
+    at_once = None if processes == "auto" else _number("processes", processes, int)
+    each = None if threads == "auto" else _number("threads", threads, int)
+    if at_once is None and each is None and len(left) > 1:
+        if torch.cuda.is_available() and left[0].config.trainer.accelerator in ("auto", "gpu", "cuda"):
+            at_once = min(ON_GPU, cores())
+        else:
+            at_once, each = choose(cores(), images_per_second)
+    at_once = at_once or max(1, cores() // (each or cores()))
+    return at_once, each or max(1, cores() // at_once)
+
+
+def _number(key: str, value: Any, kind: type[int] | type[float]) -> Any:
+    whole = isinstance(value, int) or (kind is float and isinstance(value, float))
+    if isinstance(value, bool) or not whole or value <= 0:
+        auto = "" if key == "minutes" else ", or auto"
+        raise UserError(f"hydra.launcher.{key}={value}: give a number above 0{auto}")
+    return value
+
+
+def _more(config: DictConfig) -> list[str]:
+    """List the arguments that a job's own command needs: other places of configuration files."""
+    hydra = config.hydra
+    sources = [f"--config-dir={s.path}" for s in hydra.runtime.config_sources if s.provider == "command-line"]
+    return [*sources, *(str(o) for o in hydra.overrides.hydra if not key_of(str(o)).startswith(_OF_JOBS))]
+
+
+def _report(results: Path, folder: Path) -> None:
+    """Write the report of the kept results, if there are any."""
+    log.info("results: %s", results)
