@@ -57,7 +57,7 @@ VARIANTS = {
     "t2sda_mic": ["proxy=source_iou", "prototype_momentum=0.5", "translated_weight=0.5"],
 }  # fmt: skip
 # All that these do together on ranks is in the others: source_only's loss, and of lcmsm distance, masks and mixes.
-IN_OTHERS = {"adabn", "dacs", "daformer", "mic", "source_only_strong", "t2sda_dacs", "t2sda_mic"}
+IN_OTHERS = {"adabn", "adabn_strong", "dacs", "daformer", "mic", "source_only_strong", "t2sda_dacs", "t2sda_mic"}
 CASES = [
     *(pytest.param(name, [], id=name, marks=[pytest.mark.slow] * (name in IN_OTHERS)) for name in METHODS),
     *(pytest.param(name, options, id=f"{name} otherwise") for name, options in VARIANTS.items()),
