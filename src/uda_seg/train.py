@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 
-from uda_seg.callbacks.checkpoint import Checkpoints
+from uda_seg.callbacks.checkpoint import Checkpoints, Chosen
 from uda_seg.cli.command import run
 from uda_seg.config.compose import departures, stand_ins
 from uda_seg.config.schema import Config
@@ -160,6 +161,7 @@ def collect(
     """
     scores, classes = list(module.scores.values()), module.plan.classes
     best = {"miou": checkpoints.best_miou, "step": checkpoints.best_step, "chosen_on": "target labels"}
+    chosen = checkpoints.chosen
     teacher = [scores.miou for scores in module.teacher_scores.values()]
     return {
         "miou": module.miou,
@@ -177,9 +179,16 @@ def collect(
         "lr": config.optimizer.lr,
         "init": config.init,
         "best": best if checkpoints.best_step >= 0 else None,
+        "best_unsupervised": None if chosen is None or chosen.step < 0 else described(chosen),
+        "label_free": module.label_free,
         "teacher": sum(teacher) / len(teacher) if teacher else None,
         "wall_s": round(checkpoints.wall_s, 1),
     }
+
+
+def described(chosen: Chosen) -> dict[str, Any]:
+    """Describe the checkpoint chosen without labels; `miou` is there to judge the choice by."""
+    return asdict(chosen) | {"chosen_on": "unlabelled target images"}
 
 
 if __name__ == "__main__":

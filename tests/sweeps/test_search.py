@@ -211,6 +211,19 @@ def test_a_search_for_a_score_that_runs_will_not_have_is_refused(search):
     assert "hydra.sweeper.objective=miou is a score, but data.validation is empty" in said
 
 
+def test_a_search_without_labels_says_so(search, tmp_path):
+    few = ("hydra.sweeper.trials=1", "evaluator.label_free_images=1")
+    finished = search(*few, "hydra.sweeper.objective=label_free/infomax", "~data.validation.target")
+    assert finished.code == 0, finished.err
+    [row] = rows_of(tmp_path / "found")
+    assert float(row["label_free.infomax"]) == metrics(tmp_path / "found" / "trial000")["label_free"]["infomax"]
+    assert "(chosen on unlabelled target images)" in (tmp_path / "found" / "table.md").read_text()
+    said = search("hydra.sweeper.objective=label_free/snt", folder="other").error
+    assert "no label-free score; did you mean label_free/snd?" in said
+    said = search("hydra.sweeper.objective=label_free/snd", "hydra.sweeper.direction=minimize", folder="other").error
+    assert "higher is better" in said
+
+
 def test_a_search_that_cannot_succeed_is_given_up(search, tmp_path, monkeypatch):
     def fails(self, batch):
         raise UserError("no luck")

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -119,26 +120,55 @@ class LastCheckpoint(pl.Callback):
         self.saved_step = trainer.global_step
 
 
+@dataclass
+class Chosen:
+    """The checkpoint that a label-free score has chosen so far.
+
+    Attributes:
+        by: the score.
+        value: its value; -inf before the first.
+        step: step of the checkpoint; -1 before the first.
+        miou: the mIoU there, in [0, 1], which took no part in the choice; NaN without validation sets.
+    """
+
+    by: str
+    value: float = -math.inf
+    step: int = -1
+    miou: float = math.nan
+
+
 class Checkpoints(LastCheckpoint):
-    """Saves the last checkpoints and `best.ckpt`.
+    """Saves the last checkpoints, `best.ckpt`, and `best_unsupervised.ckpt` if there are label-free scores.
 
     `best` is selected on the targets' labelled validation sets: it is an oracle choice, reported besides the last step
-    and never instead of it.
+    and never instead of it. `best_unsupervised` is selected by a label-free score and uses no label of the target.
 
     Args:
-            folder, every, content: see `LastCheckpoint`.
+        folder: see `LastCheckpoint`.
+        every: see `LastCheckpoint`.
+        content: see `LastCheckpoint`.
         source_images: number of labelled images seen before this run.
+        choose_by: label-free score that selects `best_unsupervised.ckpt`; None: there is none.
 
     Attributes:
         best_miou: best mIoU so far, in [0, 1]; -inf before the first validation.
         best_step: step of the best validation.
+        chosen: the choice without labels; None if there is none.
         source_images: number of labelled images seen so far, over all ranks, including those before this run.
     """
 
-    def __init__(self, folder: str | Path, every: int, content: dict[str, Any], source_images: int = 0) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        every: int,
+        content: dict[str, Any],
+        source_images: int = 0,
+        choose_by: str | None = None,
+    ) -> None:
         super().__init__(folder, every, content)
         self.best_miou = -math.inf
         self.best_step = -1
+        self.chosen = None if choose_by is None else Chosen(choose_by)
         self.source_images = source_images
         self._seconds_before = 0.0
         self._started = time.perf_counter()
@@ -150,12 +180,13 @@ class Checkpoints(LastCheckpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a resumed run."""
-        return {
+        state = {
             "best_miou": self.best_miou,
             "best_step": self.best_step,
             "source_images": self.source_images,
             "wall_s": self.wall_s,
         }
+        return state if self.chosen is None else state | {"chosen": asdict(self.chosen)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state from a checkpoint."""
@@ -164,6 +195,21 @@ class Checkpoints(LastCheckpoint):
             raise Damaged(f"the checkpoint is damaged, its {wrong[0]} is missing or nonsense: resume from another one")
         self.best_miou, self.best_step = state_dict["best_miou"], state_dict["best_step"]
         self.source_images, self._seconds_before = state_dict["source_images"], state_dict["wall_s"]
+        if self.chosen is not None and "chosen" in state_dict:
+            self._load_chosen(state_dict["chosen"])
+
+    def _load_chosen(self, state: Any) -> None:
+        assert self.chosen is not None
+        kinds = {"by": str, "value": float, "step": int, "miou": float}
+        if not isinstance(state, dict) or {key: type(value) for key, value in state.items()} != kinds:
+            raise Damaged("the checkpoint is damaged, its chosen is missing or nonsense: resume from another one")
+        if state["by"] == self.chosen.by:
+            self.chosen = Chosen(**state)
+        else:
+            log.warning(
+                "best_unsupervised.ckpt was chosen by %s, from here on by %s: earlier steps take no part in the choice",
+                *(state["by"], self.chosen.by),
+            )
 
     def described(self, trainer: pl.Trainer) -> dict[str, Any]:
         """Return the values with which `evaluate` and `predict` rebuild the network, and the number of images seen."""
@@ -183,13 +229,22 @@ class Checkpoints(LastCheckpoint):
         self.source_images += trainer.datamodule.source_images_per_step  # type: ignore[attr-defined]
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save `best.ckpt` after the best validation so far, then `last.ckpt` if it is due (Lightning hook)."""
-        assert isinstance(pl_module, UDAModule)
-        if pl_module.miou > self.best_miou:
-            self.best_miou, self.best_step = pl_module.miou, trainer.global_step
-            trainer.save_checkpoint(self.folder / "best.ckpt", weights_only=False)
-        super().on_validation_end(trainer, pl_module)
+    def _save_if_due(self, trainer: pl.Trainer) -> None:
+        """Save `best.ckpt` and `best_unsupervised.ckpt` if this step is the best so far, then `last.ckpt` if due."""
+        module, step = trainer.lightning_module, trainer.global_step
+        assert isinstance(module, UDAModule)
+        names = []  # all of the state first: each file has it
+        if module.scored_step == step and module.miou > self.best_miou:
+            self.best_miou, self.best_step = module.miou, step
+            names.append("best.ckpt")
+        if self.chosen is not None and module.label_free_step == step:
+            value, miou = module.label_free[self.chosen.by], module.miou if module.scored_step == step else math.nan
+            if value > self.chosen.value:
+                self.chosen = Chosen(self.chosen.by, value, step, miou)
+                names.append("best_unsupervised.ckpt")
+        for name in names:
+            trainer.save_checkpoint(self.folder / name, weights_only=False)
+        super()._save_if_due(trainer)
 
     def save_last(self, trainer: pl.Trainer) -> None:
         """Write `last.ckpt` after preparing the network for tests as a validation does."""

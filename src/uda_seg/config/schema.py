@@ -244,6 +244,12 @@ def _check_sizes(config: Config) -> None:
             crop, size = sizes[key], sizes.get(domain)
             if crop is not None and size is not None and (crop[0] > size[0] or crop[1] > size[1]):
                 raise UserError(f"{key}={crop} is larger than {domain}={size} (height, width): make the crop smaller")
+    chooser = evaluator.choose_by
+    if chooser is not None and chooser not in evaluator.label_free:
+        raise UserError(
+            f"evaluator.choose_by={chooser} is not computed: add it, "
+            f"evaluator.label_free=[{','.join([*evaluator.label_free, chooser])}]"
+        )
     if evaluator.inference == "slide":
         for window, stride in zip(evaluator.window, evaluator.stride, strict=True):
             if stride > window:

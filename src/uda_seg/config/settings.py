@@ -11,6 +11,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from uda_seg.data.settings import DataSettings, DomainSettings, PackSettings, StreetsSettings
+from uda_seg.evaluation.label_free import SCORES
 from uda_seg.evaluation.servers import SERVERS
 from uda_seg.methods.settings import OptimizerSettings, ScheduleSettings, TeacherSettings
 from uda_seg.options.constraints import (
@@ -165,6 +166,23 @@ class EvaluatorSettings:
 
     teacher: bool = False
     """Also score the teacher."""
+
+    label_free: Annotated[list[Annotated[str, OneOf(SCORES)]], Length(0, 16)] = field(default_factory=list)
+    """Scores that read no target label, computed at every validation on unlabelled training images of the target:
+    `infomax` (confident pixels, and classes in the source's shares), `snd` (soft neighbourhood density),
+    `masked_agreement` (of the masked student with the clean teacher, or the clean student without one). Of all, higher
+    is better."""
+
+    choose_by: Annotated[str | None, OneOf((*SCORES, None))] = None
+    """The one of `label_free` that chooses `best_unsupervised.ckpt`; null: the first."""
+
+    label_free_images: Count = 32
+    """Number of images of the sample that `label_free` is computed on, the same in every run."""
+
+    @property
+    def chooser(self) -> str | None:
+        """The score that chooses `best_unsupervised.ckpt`; None without any."""
+        return self.choose_by or next(iter(self.label_free), None)
 
 
 @dataclass

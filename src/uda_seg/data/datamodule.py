@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from uda_seg.data.batch import DomainBatch, Sample
@@ -29,6 +31,7 @@ from uda_seg.data.parts import check_domains, labeled_parts, target_parts, valid
 from uda_seg.data.readers import DomainReaders
 from uda_seg.data.settings import DataSettings, DomainSettings
 from uda_seg.data.storage.label_store import StoredLabels
+from uda_seg.data.storage.shards import ShardDataset
 from uda_seg.data.stream import PairedSteps, SampleReader, Stream, WholeImages
 from uda_seg.data.training_streams import TrainingStreams
 from uda_seg.errors import UserError
@@ -53,6 +56,7 @@ class UDADataModule(pl.LightningDataModule):
         needs_depth: The method reads the depth of source and target.
         overfit: Train repeatedly on the first batch; validation is unchanged.
         resumed: Folder of the run that is resumed, whose labelled target images are used again.
+        sample: Number of the target's images that `target_sample` yields; also for methods that read none.
 
     Attributes:
         pseudo_labels: stored labels to add to the target images of training batches, from the next batch on.
@@ -72,6 +76,7 @@ class UDADataModule(pl.LightningDataModule):
         needs_depth: bool = False,
         overfit: bool = False,
         resumed: Path | None = None,
+        sample: int = 0,
     ) -> None:
         super().__init__()
         self.settings, self.steps, self.seed, self.overfit = settings, steps, seed, overfit
@@ -83,12 +88,18 @@ class UDADataModule(pl.LightningDataModule):
             raise UserError(f"the method needs target images but data={settings.name} sets no data.target")
         if settings.cache not in ("auto", "memory", "disk", "none"):
             raise UserError(f"data.cache={settings.cache} is unknown; choose one of auto, memory, disk, none")
+        if sample and settings.target is None:
+            raise UserError(
+                f"evaluator.label_free needs unlabelled target images, but data={settings.name} sets no data.target"
+            )
         self.pseudo_labels: StoredLabels | None = None
         check_domains(settings, labels=target_labels, depth=needs_depth)
         self.labelled = LabelledImages(seed, resumed)
         self._sources = labeled_parts(settings, self.labelled, target_labels=target_labels)
         self._targets = target_parts(settings) if needs_target and not target_labels else []
         self._readers = DomainReaders(settings, self.classes, self.eval_classes, depth=needs_depth)
+        self._sample, self._sampled = sample, WholeImages()
+        self._source_shares: NDArray[np.float64] | None = None
         self._streams: dict[str, Stream] = {}
         self._validation: dict[str, SampleReader] = {}
 
@@ -136,8 +147,11 @@ class UDADataModule(pl.LightningDataModule):
         if stage in (None, "fit") and not self._streams:
             streams = TrainingStreams(self._readers, self.settings, self.seed)
             self._streams["source"] = streams.source(self._sources)
+            self._source_shares = streams.class_shares
             if self._targets:
                 self._streams["target"] = streams.target(self._targets, self._target_batch)
+            if self._sample:
+                self._sampled = WholeImages(*self._target_readers())
         if not self._validation:
             for name, part in validation_parts(self.settings).items():
                 self._validation[name] = self._readers.reader(part)
@@ -244,6 +258,39 @@ class UDADataModule(pl.LightningDataModule):
         """Yield the first `count` target batches of training, regardless of the step (for batch statistics)."""
         stream = self._of_rank(self._streams["target"])
         return (stream.batch_at(step) for step in range(count))
+
+    @property
+    def sample_size(self) -> int:
+        """Number of images that `target_sample` yields over all ranks."""
+        return min(self._sample, self._sampled_from)
+
+    @property
+    def _sampled_from(self) -> int:
+        """Number of images, the first of the target's, that the sample is drawn from."""
+        shards = [r.dataset.shards[0].images for r in self._sampled.readers if isinstance(r.dataset, ShardDataset)]
+        return shards[0] if shards else len(self._sampled)
+
+    def target_sample(self) -> Iterator[tuple[int, DomainBatch]]:
+        """Yield this rank's images of a random sample of the target's training images: (place in the sample, image).
+
+        They are whole and unlabelled, and the same in every run on these images, whatever its seed. Of shards, which
+        may have to be fetched, they are all in the first.
+        """
+        chosen = np.random.default_rng(0).permutation(self._sampled_from)[: self._sample]
+        for place in range(self.rank, len(chosen), self.world_size):
+            yield place, collate_items([self._sampled[int(chosen[place])]])
+
+    @property
+    def source_shares(self) -> NDArray[np.float64]:
+        """The classes' shares of the sources' labelled pixels, float64 [K]; known on the first rank."""
+        assert self._source_shares is not None
+        return self._source_shares
+
+    def _target_readers(self) -> Sequence[SampleReader]:
+        """Return the readers of the target's images, opened for methods that read none."""
+        if "target" in self._streams:
+            return self._streams["target"].readers
+        return [self._readers.reader(part) for part in target_parts(self.settings)]
 
     @property
     def _target_batch(self) -> int:

@@ -41,10 +41,16 @@ class TrainingStreams:
         readers: Opens the domains.
         settings: The `data` node.
         seed: Seed of order, crops and flips.
+
+    Attributes:
+        class_shares: float64 [K], the classes' shares of the labelled pixels, once the source is open; of several
+            domains the mean by their `share`. From the labels that were counted, or else from a sample of them; None
+            where no sample was checked.
     """
 
     def __init__(self, readers: DomainReaders, settings: DataSettings, seed: int) -> None:
         self.readers, self.settings, self.seed = readers, settings, seed
+        self.class_shares: NDArray[np.float64] | None = None
 
     def source(self, parts: Sequence[Part]) -> Stream:
         """Open the labelled domains.
@@ -52,7 +58,8 @@ class TrainingStreams:
         Raises:
             UserError: invalid files or settings, or classes that cannot be trained together.
         """
-        streams, counts, batch = [], [], self.settings.source_batch
+        streams, batch = [], self.settings.source_batch
+        counts: list[tuple[Part, SegmentationDataset, ClassStatistics | None]] = []
         for part, domain in zip(parts, _ids(parts, SOURCE), strict=True):
             samples = self.readers.reader(part, wanted=() if len(parts) > 1 else self.readers.eval_classes)
             assert isinstance(samples.dataset, SegmentationDataset)
@@ -60,6 +67,7 @@ class TrainingStreams:
             streams.append(stream)
             counts.append((part, samples.dataset, counted))
         self._say_absent(counts)
+        self.class_shares = self._class_shares(counts)
         return self._joined(streams, parts, SOURCE, batch)
 
     def target(self, parts: Sequence[Part], batch: int) -> Stream:
@@ -111,6 +119,16 @@ class TrainingStreams:
         wanted = [c for c in self.readers.eval_classes if not any(pixels[c] for pixels, _ in seen)]
         for (part, dataset, _), (pixels, looked) in zip(parts, seen, strict=True):
             warn_of_absent(dataset, part.key, wanted, pixels, looked, prepare_command(self.settings))
+
+    def _class_shares(
+        self, parts: Sequence[tuple[Part, SegmentationDataset, ClassStatistics | None]]
+    ) -> NDArray[np.float64] | None:
+        if any(counted is None and part.key not in self.readers.looked for part, _, counted in parts):
+            return None
+        pixels = [self._seen(*part)[0] for part in parts]
+        shares = [part.share * p / max(1, p.sum()) for (part, _, _), p in zip(parts, pixels, strict=True)]
+        mean: NDArray[np.float64] = np.sum(shares, axis=0) / sum(part.share for part, _, _ in parts)
+        return mean
 
     def _seen(
         self, part: Part, dataset: SegmentationDataset, counted: ClassStatistics | None

@@ -51,10 +51,13 @@ class RankModule(pl.LightningModule):
 
     def mean_over_ranks(self, value: Tensor) -> Tensor:
         """Average a batch-level quantity over ranks, so that n ranks compute the same as one process."""
+        return value if self.trainer.world_size == 1 else self.sum_over_ranks(value) / self.trainer.world_size
+
+    def sum_over_ranks(self, value: Tensor) -> Tensor:
+        """Sum over ranks."""
         if self.trainer.world_size > 1:
             value = value.clone()
             dist.all_reduce(value)
-            value /= self.trainer.world_size
         return value
 
     def mean_of_known(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import nn
 
@@ -19,6 +21,23 @@ from uda_seg.ops.image import to_float
 from uda_seg.ops.losses import IGNORE
 
 
+def label_free_name(score: str) -> str:
+    """Return the name that a label-free score is logged with."""
+    return f"val/target/label_free/{score}"
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Set a network to evaluation mode within the block, and every module of it back afterwards."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
 class ScoredModule(StepModule):
     """Base module with a network that is scored at every validation.
 
@@ -32,6 +51,8 @@ class ScoredModule(StepModule):
         scores: the student's at the last validation, by target.
         scored_step: step of the last validation.
         teacher_scores: the teacher's.
+        label_free: the student's label-free scores on the target, by name; empty unless they are asked for.
+        label_free_step: step of these.
     """
 
     needs_target = True
@@ -46,6 +67,8 @@ class ScoredModule(StepModule):
         self.scores: dict[str, Scores] = {}
         self.scored_step = -1
         self.teacher_scores: dict[str, Scores] = {}
+        self.label_free: dict[str, float] = {}
+        self.label_free_step = -1
         self.evaluators = self.build_evaluators()
         self.teacher_evaluators = self.build_evaluators()
 
@@ -67,11 +90,8 @@ class ScoredModule(StepModule):
     def prepare_test(self) -> None:
         """Estimate the target's batch-norm statistics if configured, before validations and other checkpoints."""
         if self.plan.running_statistics == "target" and self.needs_target:
-            modes = {module: module.training for module in self.segmentor.modules()}
-            self.segmentor.eval()
-            self.estimate_statistics()
-            for module, mode in modes.items():
-                module.training = mode
+            with evaluating(self.segmentor):
+                self.estimate_statistics()
 
     def estimate_statistics(self) -> None:
         """Estimate batch norm's running statistics on unlabelled target crops, for the test and the checkpoint.
@@ -124,6 +144,11 @@ class ScoredModule(StepModule):
     def _computed(self, evaluators: nn.ModuleList) -> dict[str, Scores]:
         scores = [e.compute() for e in evaluators if isinstance(e, SegmentationEvaluator)]
         return dict(zip(self.plan.targets, scores, strict=True))
+
+    @property
+    def label_free_values(self) -> dict[str, float]:
+        """The label-free scores by the names that they are logged with."""
+        return {label_free_name(name): value for name, value in self.label_free.items()}
 
     @property
     def miou(self) -> float:

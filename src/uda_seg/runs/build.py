@@ -23,6 +23,7 @@ from pytorch_lightning.strategies import DDPStrategy, Strategy
 
 from uda_seg.callbacks.checkpoint import AtomicCheckpointIO, Checkpoints
 from uda_seg.callbacks.ema import TeacherEMA
+from uda_seg.callbacks.label_free import LabelFree
 from uda_seg.callbacks.panels import Panels
 from uda_seg.callbacks.progress import ProgressBar
 from uda_seg.callbacks.stop import Stop
@@ -33,6 +34,7 @@ from uda_seg.errors import UserError
 from uda_seg.launch.ranks import devices, local_ranks
 from uda_seg.methods.base import Plan, UDAModule
 from uda_seg.methods.options.base import options_of
+from uda_seg.methods.scoring import label_free_name
 from uda_seg.models.inference import Inference
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.models.trial import trained, try_out
@@ -98,6 +100,7 @@ def build_data(config: Config, resume: Path | None = None) -> UDADataModule:
         target_labels=method.supervised_target,
         overfit=config.trainer.overfit,
         resumed=None if resume is None else resume.resolve().parent.parent,
+        sample=config.evaluator.label_free_images if config.evaluator.label_free else 0,
     )
 
 
@@ -155,19 +158,28 @@ def build_trainer(config: Config, folder: Path, data: UDADataModule, seen: int =
     """Build Lightning's trainer with all callbacks; a batch is a step, so validation counts optimiser steps."""
     quiet_lightning()
     scores = ["val/miou", *(f"val/{name}/{score}" for name in data.validation_names for score in SCORED)]
+    scores += [label_free_name(name) for name in config.evaluator.label_free]
     often = config.callbacks
-    callbacks: list[pl.Callback] = [
-        TeacherEMA(),
-        checkpoints := Checkpoints(
-            folder / "checkpoints", interval(config.steps, often.checkpoints), describe(config), seen
-        ),
-    ]
+    checkpoints = Checkpoints(
+        folder / "checkpoints",
+        interval(config.steps, often.checkpoints),
+        describe(config),
+        seen,
+        config.evaluator.chooser,
+    )
+    callbacks: list[pl.Callback] = [TeacherEMA(), *label_free(config, folder), checkpoints]
     if often.panels:
         callbacks.append(Panels(folder / "panels", interval(config.steps, often.panels), data.classes))
     if often.progress:
         callbacks.append(ProgressBar())
     callbacks += [*more, *own_callbacks(config, folder, scores), Stop(checkpoints)]
     return new_trainer(config, folder, config.steps, build_loggers(config, folder), callbacks)
+
+
+def label_free(config: Config, folder: Path) -> list[pl.Callback]:
+    """Build the callback of the label-free scores, if there are any; it comes before that of the checkpoints."""
+    names = config.evaluator.label_free
+    return [LabelFree(names, folder, interval(config.steps, config.evaluator.times))] if names else []
 
 
 def own_callbacks(config: Config, folder: Path, scores: Sequence[str] = ()) -> list[pl.Callback]:

@@ -33,7 +33,8 @@ from uda_seg.storage.slurm import slurm_job
 log = logging.getLogger(__name__)
 
 RECORD = "run.yaml"
-RESUMABLE = ("last.ckpt", "fresh.ckpt", "previous.ckpt", "best.ckpt")  # in order of preference
+# In order of preference.
+RESUMABLE = ("last.ckpt", "fresh.ckpt", "previous.ckpt", "best.ckpt", "best_unsupervised.ckpt")
 REPLACED = "replaced_run"
 ELSEWHERE = "choose another folder with hydra.run.dir=..."
 # Files of a run; the record comes last, because it identifies the others.
@@ -47,10 +48,12 @@ WRITTEN = (
         "profile/*-advanced*.txt",
     ),
     *("tensorboard/events.out.tfevents.*", "tensorboard/hparams.yaml", "wandb/id.txt"),
-    *("depth.md", "depth.png", "depth_metrics.json", "metrics.csv", "metrics.json", "labelled_*.txt", RECORD),
+    *("depth.md", "depth.png", "depth_metrics.json", "label_free.npz"),
+    *("metrics.csv", "metrics.json", "labelled_*.txt", RECORD),
 )
 _OWN_NAME = re.compile(
-    r"(last|fresh|previous|best)\.ckpt|round_\d+\.npy|step_\d+\.png|id\.txt|depth\.(md|png)|depth_metrics\.json"
+    r"(last|fresh|previous|best|best_unsupervised)\.ckpt|label_free\.npz"
+    r"|round_\d+\.npy|step_\d+\.png|id\.txt|depth\.(md|png)|depth_metrics\.json"
     r"|metrics\.(csv|json)|run\.yaml|uda_seg\.lock|labelled_.+\.txt"
 )
 WAIT_S = 60.0  # seconds that other ranks wait for the first one

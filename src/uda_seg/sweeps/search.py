@@ -41,7 +41,7 @@ from uda_seg.options.validate import options
 from uda_seg.runs.folder import alone_in
 from uda_seg.storage.aside import Aside
 from uda_seg.storage.files import first_line, open_file, write_text
-from uda_seg.sweeps.table import TRIALS, refuse_unscored
+from uda_seg.sweeps.table import TRIALS, key_of_metric, label_free_score, refuse_unscored
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,9 @@ def search(
     folder = Path(config.hydra.sweep.dir)
     try:
         refuse_unscored(_job_config(config), objective)
-        fixed, space = split([*(f"{key}={value}" for key, value in (params or {}).items()), *arguments])
+        objective, scored = key_of_metric(objective), _label_free(_job_config(config), objective, direction)
+        given = [*arguments, *scored]
+        fixed, space = split([*(f"{key}={value}" for key, value in (params or {}).items()), *given])
         space = space or default_space(_job_config(config), factor)
         with _held(folder):
             settings = [override for override in fixed if not _NOT_SETTINGS.search(key_of(override))]
@@ -148,6 +150,24 @@ def default_space(config: Config, factor: float) -> Space:
         if is_loss_weight(annotation) and given[name] > 0:
             values[f"method.{name}"] = given[name]
     return {key: FloatDistribution(value / factor, value * factor, log=True) for key, value in values.items()}
+
+
+def _label_free(config: Config, objective: str, direction: str) -> list[str]:
+    """Return the overrides by which trials compute a label-free objective that the configuration does not ask for.
+
+    Raises:
+        UserError: there is no such score, or `direction` is not its own.
+    """
+    score = label_free_score(objective)
+    if score is None:
+        return []
+    if direction != "maximize":
+        raise UserError(
+            f"hydra.sweeper.direction={direction}: of {objective}, as of every label-free score, higher is better; "
+            "leave it out"
+        )
+    asked = config.evaluator.label_free
+    return [] if score in asked else [f"evaluator.label_free=[{','.join([*asked, score])}]"]
 
 
 def _job_config(config: DictConfig) -> Config:
@@ -374,7 +394,8 @@ def best_of(study: optuna.Study, objective: str) -> str:
         return "no trial succeeded"
     best = study.best_trial
     chosen = " ".join(f"{key.lstrip('+')}={_cell(value)}" for key, value in best.params.items())
-    return f"best: {name_of(best)}, {objective} {_cell(best.value)} (chosen on the target's labels): {chosen}"
+    by = "the target's labels" if label_free_score(objective) is None else "unlabelled target images"
+    return f"best: {name_of(best)}, {objective} {_cell(best.value)} (chosen on {by}): {chosen}"
 
 
 def _cell(value: object) -> str:

@@ -15,6 +15,7 @@ from uda_seg.config.compose import is_multirun
 from uda_seg.config.naming import is_named
 from uda_seg.config.schema import Config
 from uda_seg.errors import Damaged, UserError
+from uda_seg.evaluation.label_free import SCORES as LABEL_FREE_SCORES
 from uda_seg.evaluation.tables import ABSENT, group_runs, runs_csv, runs_table
 from uda_seg.launch.ranks import this_rank
 from uda_seg.options.validate import leaves, nearest
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 METRICS = ("miou", "best", "pixel_accuracy")
 # Keys of `metrics.json` that are None without a validation set.
 SCORES = ("miou", "pixel_accuracy", "per_class", "miou_over", "targets", "best", "teacher")
+LABEL_FREE = "label_free"  # the key of the label-free scores
 TRIALS = "study.log"  # in the folder of a search, see `search`
 
 
@@ -55,7 +57,27 @@ def job_of(work: Callable[[Config, Path], Any]) -> Callable[[Config, Path], Any]
 def objective() -> str | None:
     """Return the objective of a search, a key of `metrics.json`; None if the sweep is not a search."""
     found: str | None = HydraConfig.get().sweeper.get("objective")
-    return found
+    return None if found is None else key_of_metric(found)
+
+
+def key_of_metric(objective: str) -> str:
+    """Return the dotted key in `metrics.json` of an objective, which may be written with slashes."""
+    return objective.replace("/", ".")
+
+
+def label_free_score(objective: str) -> str | None:
+    """Return the label-free score that an objective names; None if it is another number.
+
+    Raises:
+        UserError: there is no such score.
+    """
+    group, _, name = key_of_metric(objective).partition(".")
+    if group != LABEL_FREE:
+        return None
+    if name not in LABEL_FREE_SCORES:
+        known = [f"{LABEL_FREE}/{score}" for score in LABEL_FREE_SCORES]
+        raise UserError(f"hydra.sweeper.objective={objective} is no label-free score; {nearest(objective, known)}")
+    return name
 
 
 def refuse_unscored(config: Config, key: str) -> None:
@@ -131,6 +153,9 @@ def finished(folder: Path, config: Config) -> bool:
         metrics = read_metrics(folder)
     except Damaged as error:
         log.warning("%s", error)
+        return False
+    scored = metrics.get(LABEL_FREE) or {}
+    if not all(score in scored for score in config.evaluator.label_free):
         return False
     return bool(metrics["step"] == config.steps) and same_run(folder, config)
 
