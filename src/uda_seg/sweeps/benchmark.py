@@ -98,7 +98,7 @@ def keep(job: Job) -> dict[str, Any]:
     """
     path = job.folder / "result.json"
     content = read_json(path, "train the run again with overwrite=true")
-    if not isinstance(content, dict) or not isinstance(content.get("miou", 0.0), float | None):
+    if not isinstance(content, dict) or not isinstance(content.get("miou"), int | float | None):
         raise Damaged(f"{path} holds no result of a run; train the run again with overwrite=true")
     content[KEY] = {"digest": job.digest, "numbers": NUMBERS}
     lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())

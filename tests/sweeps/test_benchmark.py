@@ -1,0 +1,140 @@
+"""Benchmarks: names and places of jobs, what counts as finished, and processes side by side."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from uda_seg.cli.command import compose
+from uda_seg.config.schema import Config
+from uda_seg.errors import Damaged
+from uda_seg.sweeps import benchmark
+from uda_seg.sweeps.benchmark import Job, expected, is_finished, keep, read_stored, row_of, table
+from uda_seg.sweeps.workers import Workers, choose
+
+Make = Callable[..., Job]
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    return compose("method=source_only", "data=streets")
+
+
+@pytest.fixture
+def make(tmp_path: Path, config: Config) -> Make:
+    """Make a job of a setting, row and seed in the test's folder."""
+
+    def made(setting: str = "streets", row: str = "dacs", seed: int = 0, **changed: object) -> Job:
+        own = replace(config, seed=seed, **changed)  # type: ignore[arg-type]
+        place = tmp_path / "results" / "benchmark" / setting / row / f"seed{seed}.json"
+        return Job((f"seed={seed}",), own, tmp_path / "runs" / setting / row / f"seed{seed}", place)
+
+    return made
+
+
+def finish(job: Job, miou: float = 0.5) -> None:
+    job.folder.mkdir(parents=True, exist_ok=True)
+    (job.folder / "result.json").write_text(json.dumps({"run": "x", "miou": miou, "seed": job.config.seed}))
+
+
+def test_a_kept_result_counts_as_long_as_settings_and_numbers_are_the_same(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make()
+    assert not is_finished(job)
+    finish(job)
+    keep(job)
+    assert read_stored(job.stored)["miou"] == 0.5
+    assert is_finished(make())
+    moved = replace(job.config.data, source=replace(job.config.data.source, root="/elsewhere"), workers=3)
+    assert is_finished(make(data=moved)), "another machine has its data elsewhere"
+    assert not is_finished(make(steps=job.config.steps + 1))
+    monkeypatch.setattr(benchmark, "NUMBERS", benchmark.NUMBERS + 1)
+    assert not is_finished(make()), "the code computes other numbers now"
+
+
+def test_a_file_that_is_no_result_is_trained_again_and_never_taken(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = make()
+    job.stored.parent.mkdir(parents=True)
+    job.stored.write_text('{"run": "x"')
+    assert not is_finished(job)
+    assert str(job.stored) in caplog.text
+    job.folder.mkdir(parents=True)
+    (job.folder / "result.json").write_text("[]")
+    with pytest.raises(Damaged, match="holds no result of a run"):
+        keep(job)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "row"),
+    [
+        (["sweep=benchmark", "method=dacs", "data=camvid_all", "seed=1"], "dacs"),
+        (["method=dacs", "model=hrda_small", "data.target.root=/photos", "steps=50"], "dacs,model=hrda_small,steps=50"),
+        (["method=lcmsm", "method.text=none"], "lcmsm,method.text=none"),
+    ],
+)
+def test_a_row_is_named_by_its_method_and_by_what_changes_results(overrides: list[str], row: str) -> None:
+    assert row_of("lcmsm" if "method=lcmsm" in overrides else "dacs", overrides, ()) == row
+
+
+@dataclass
+class Scripted(Workers):
+    """Workers whose processes run a line of Python instead of training."""
+
+    line: str = ""
+
+    def command(self, job: Job) -> list[str]:
+        return [sys.executable, "-S", "-c", self.line, str(job.folder), job.folder.parent.name]
+
+
+WRITE = (
+    "import sys, os; folder, row = sys.argv[1:]; os.makedirs(folder, exist_ok=True); "
+    "row != 'bad' or sys.exit('error: no such thing'); "
+    "open(folder + '/result.json', 'w').write('{\"run\": \"x\", \"miou\": 0.25}')"
+)
+
+
+def test_a_failed_job_is_named_and_does_not_stop_the_others(make: Make) -> None:
+    jobs = [make(row="dacs"), make(row="bad"), make(row="mic"), make(row="mic", seed=1)]
+    workers = Scripted(2, 1, line=WRITE)
+    assert workers.run(jobs) == []
+    assert {job.stored.parent.name: error for job, error in workers.failed.items()} == {"bad": "no such thing (code 1)"}
+    assert [is_finished(job) for job in jobs] == [True, False, True, True]
+    shown = {row[0]: row[1] for row in table(jobs).rows}
+    assert shown == {"dacs": "25.0 (1)", "mic": "25.0 ± 0.0 (2)"}
+
+
+def test_after_its_minutes_it_ends_its_processes_and_tells_what_is_left(make: Make) -> None:
+    jobs = [make(seed=seed) for seed in range(3)]
+    workers = Scripted(1, 1, minutes=0.001, line="import time; time.sleep(60)")
+    assert workers.run(jobs) == jobs
+    assert not workers.failed
+
+
+def test_time_is_expected_from_the_nearest_jobs_that_were_timed(make: Make) -> None:
+    dacs, mic, night = make(row="dacs"), make(row="mic"), make("night", "mic")
+    took = {make(row="dacs", seed=5): 10.0, make(row="dacs", seed=6): 30.0, make("night", "dacs"): 50.0}
+    assert expected([dacs], {}) is None
+    assert expected([dacs], took) == 20.0
+    assert expected([mic], took) == 20.0
+    assert expected([night], took) == 50.0
+    assert expected([make("other")], took) == 30.0
+
+
+def test_the_division_of_cores_is_the_one_that_trains_most_images() -> None:
+    asked: list[tuple[int, int]] = []
+
+    def measure(processes: int, threads: int) -> float:
+        asked.append((processes, threads))
+        return {1: 1.0, 2: 1.7, 4: 1.5}[processes]
+
+    assert choose(4, measure) == (2, 2)
+    assert asked == [(1, 4), (2, 2), (4, 1)]
+    assert choose(1, measure) == (1, 1)
