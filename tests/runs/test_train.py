@@ -692,7 +692,7 @@ def test_a_target_without_labels_is_adapted_to_without_scores(cli, camvid, tmp_p
     assert "to train without scores: '~data.validation.target'" in told
     finished = cli(command.main, *small_run(camvid), *more, nothing)
     assert finished.code == 0, finished.err
-    assert "data.validation is empty: metrics.json will have no scores" in finished.out
+    assert "there are no labels to validate on: metrics.json will have no scores" in finished.out
     said = metrics(tmp_path / "run")
     assert (said["miou"], said["best"], said["teacher"], said["step"]) == (None, None, None, 2)
     assert (tmp_path / "run/checkpoints/last.ckpt").exists()

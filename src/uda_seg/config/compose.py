@@ -26,6 +26,7 @@ from uda_seg.errors import UserError
 from uda_seg.options.validate import defaults, leaves, shown
 
 OmegaConf.register_new_resolver("half", lambda size: [max(1, side // 2) for side in size], replace=True)
+OmegaConf.register_new_resolver("given", lambda value, then, other: other if value is None else then, replace=True)
 # Here and not with the command line's, as BiCL's file needs it wherever that is composed: uda_seg.load.
 OmegaConf.register_new_resolver("without", lambda file, value: value if file is None else 0.0, replace=True)
 

@@ -171,6 +171,7 @@ def key_of(override: str) -> str:
 _DESCRIBED: dict[tuple[type, str], Any] = {
     (DomainSettings, "custom"): CustomData,
     (DataSettings, "class_set"): CustomClasses,
+    (DataSettings, "merge"): dict[str, Any],
     (CustomData, "label_map"): dict[int, Any],
 }
 

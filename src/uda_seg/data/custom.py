@@ -5,7 +5,7 @@ from __future__ import annotations
 import colorsys
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -19,6 +19,7 @@ from uda_seg.storage.files import read_yaml
 
 # label_format -> largest raw id
 FORMATS = {"gray": 65535, "palette": 255, "red": 65535, "color": 0xFFFFFF}
+MERGE, MERGED = "data.merge", CLASS_SETS["cityscapes"]  # the setting, and the classes that it merges
 Described = TypeVar("Described")
 
 
@@ -79,10 +80,13 @@ def classes_of(settings: DataSettings) -> ClassSet:
     """
     key = "data.class_set"
     if settings.classes != "custom":
-        if settings.class_set is not None:
-            raise UserError(f"{key} is given, but data.classes={settings.classes}: set data.classes=custom to use it")
+        for name, given in ((key, settings.class_set), ("data.merge", settings.merge)):
+            if given is not None:
+                raise UserError(
+                    f"{name} is given, but data.classes={settings.classes}: set data.classes=custom to use it"
+                )
         return class_set(settings.classes)
-    said = described(settings.class_set, CustomClasses, key)
+    said = custom_classes(settings)
     names = tuple(said.names)
     if not 1 < len(names) < IGNORE or len(set(names)) < len(names):
         cure = "; beside a single one the background is a class too" if len(names) == 1 else ""
@@ -103,7 +107,67 @@ def classes_of(settings: DataSettings) -> ClassSet:
         _train_ids(said.things, names, f"{key}.things"),
         tuple(said.words or names),
         {name: _train_ids(part, names, f"{key}.subsets.{name}") for name, part in subsets.items()},
+        {} if settings.merge is None else {MERGED.name: merge_table(settings.merge, names)},
     )
+
+
+def custom_classes(settings: DataSettings) -> CustomClasses:
+    """Return the described classes: those of `data.class_set`, or without one those that `data.merge` names."""
+    if settings.class_set is not None or settings.merge is None:
+        return described(settings.class_set, CustomClasses, "data.class_set")
+    merged = merge_pairs(settings.merge)
+    names = [name for name in dict.fromkeys(merged.values()) if name != "ignore"]
+    first = {name: MERGED.names.index(next(own for own, into in merged.items() if into == name)) for name in names}
+    return CustomClasses(
+        names=names,
+        palette=[list(MERGED.palette[first[name]]) for name in names],
+        things=[name for name in names if first[name] in MERGED.things],
+        words=[MERGED.words[first[name]] for name in names],
+    )
+
+
+def merge_table(said: Any, names: Sequence[str]) -> dict[int, int]:
+    """Build the table train id of Cityscapes -> train id of the class it becomes, 255 = ignore.
+
+    Raises:
+        UserError: not a map, or one that `merge_pairs` refuses; or a class that is none of `names`, or of which no
+            class becomes any.
+    """
+    merged = merge_pairs(said)
+    for own, into in merged.items():
+        if into != "ignore" and into not in names:
+            raise UserError(
+                f"{MERGE}: {own} becomes {into}, which is none of the classes {', '.join(names)}; or ignore"
+            )
+    if empty := [name for name in names if name not in merged.values()]:
+        raise UserError(f"{MERGE}: no class of {MERGED.name} becomes {', '.join(empty)}, so nothing can teach it")
+    ids = {name: train for train, name in enumerate(names)} | {"ignore": IGNORE}
+    return {MERGED.names.index(own): ids[into] for own, into in merged.items()}
+
+
+def merge_pairs(said: Any) -> dict[str, str]:
+    """Read `data.merge` in either of its forms as class of Cityscapes -> class that it becomes, in the given order.
+
+    Raises:
+        UserError: no map, an unknown class, a class given twice, or classes that are not named.
+    """
+    value = _parsed(said, MERGE) if isinstance(said, str) and said.startswith("{") else said
+    if not isinstance(value, Mapping) or not value:
+        raise UserError(f"{MERGE}={said} is no map: give {{road: street, sidewalk: street, ..., sky: ignore}}")
+    merged: dict[str, str] = {}
+    for key, entry in value.items():
+        pairs = [(own, key) for own in entry] if isinstance(entry, list | tuple) else [(key, entry)]
+        if not pairs:
+            raise UserError(f"{MERGE}: no class of {MERGED.name} becomes {key}: name some, or leave it out")
+        for own, into in pairs:
+            if own not in MERGED.names:
+                raise UserError(f"{MERGE}: {own} is none of the classes {', '.join(MERGED.names)}")
+            if own in merged:
+                raise UserError(f"{MERGE}: {own} is given twice, as {merged[own]} and as {into}: give it once")
+            merged[str(own)] = "ignore" if into is None else str(into)
+    if left := [name for name in MERGED.names if name not in merged]:
+        raise UserError(f"{MERGE} does not say what becomes of {', '.join(left)}: name their classes, or ignore")
+    return merged
 
 
 def label_table(said: CustomData, classes: ClassSet, key: str) -> dict[int, int]:
@@ -183,7 +247,7 @@ def contents(settings: DataSettings) -> dict[str, dict[str, Any]]:
     """Return all custom class sets and data sets of the settings as plain values by key, including those in files."""
     found = {}
     if settings.classes == "custom":
-        said = asdict(described(settings.class_set, CustomClasses, "data.class_set"))
+        said = asdict(custom_classes(settings))
         found["data.class_set"] = said | {"palette": [list(colour) for colour in classes_of(settings).palette]}
     for option, domain in settings.domains.items():
         of_class = isinstance(domain.custom, Mapping) and "_target_" in domain.custom

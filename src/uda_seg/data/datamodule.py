@@ -83,7 +83,7 @@ class UDADataModule(pl.LightningDataModule):
         self.target_in_step, self.needs_depth = target_in_step, needs_depth
         self.classes: ClassSet = classes_of(settings)
         self.eval_classes = self.classes.subset(settings.eval_classes)
-        self.validation_names = tuple(settings.validation)
+        self.validation_names = tuple(validation_parts(settings))
         if (needs_target or target_labels) and settings.target is None:
             raise UserError(f"the method needs target images but data={settings.name} sets no data.target")
         if settings.cache not in ("auto", "memory", "disk", "none"):

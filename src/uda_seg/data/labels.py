@@ -23,6 +23,7 @@ class ClassSet:
         things: Train ids of countable classes, which DAFormer's feature distance is restricted to.
         words: Names in a language model's prompt (LC-MSM renames four of them).
         subsets: Train ids of each reported mean; the first subset is the default.
+        merged: Class set -> the train id here, or 255, of each of its train ids (`data.merge`).
     """
 
     name: str
@@ -31,6 +32,7 @@ class ClassSet:
     things: tuple[int, ...]
     words: tuple[str, ...]
     subsets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    merged: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -139,6 +141,9 @@ def class_map(source: ClassSet, wanted: ClassSet) -> dict[int, int]:
     """Map train ids of `source` to those of `wanted`, keeping 255; raises UserError if the sets cannot be matched."""
     if source.name == wanted.name:
         return {c: c for c in range(len(source))} | _UNLABELLED
+    if source.name in wanted.merged:
+        return {**wanted.merged[source.name]} | _UNLABELLED
     if (source.name, wanted.name) not in CLASS_MAPS:
-        raise UserError(f"labels with the classes of {source.name} cannot be read as data.classes={wanted.name}")
+        cure = f": say in data.merge which class each of {source.name} becomes" if wanted.name == "custom" else ""
+        raise UserError(f"labels with the classes of {source.name} cannot be read as data.classes={wanted.name}{cure}")
     return CLASS_MAPS[source.name, wanted.name] | _UNLABELLED

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from uda_seg.data.custom import CustomData, described
 from uda_seg.data.labelled import LabelledImages
 from uda_seg.data.settings import DataSettings, DomainSettings
 from uda_seg.errors import UserError
@@ -70,9 +71,17 @@ def target_parts(settings: DataSettings) -> list[Part]:
 
 
 def validation_parts(settings: DataSettings) -> dict[str, Part]:
-    """Return name -> labelled images for evaluation."""
+    """Return name -> labelled images for evaluation, without custom data sets that are said to have no labels."""
     sets = settings.validation.items()
-    return {name: Part(f"data.validation.{name}", domain, labeled=True) for name, domain in sets}
+    parts = {name: Part(f"data.validation.{name}", domain, labeled=True) for name, domain in sets}
+    return {name: part for name, part in parts.items() if _may_have_labels(part)}
+
+
+def _may_have_labels(part: Part) -> bool:
+    said = part.domain.custom
+    if part.domain.dataset != "custom" or said is None or (isinstance(said, Mapping) and "_target_" in said):
+        return True
+    return described(said, CustomData, f"{part.option}.custom").labels is not None
 
 
 def check_domains(settings: DataSettings, *, labels: bool, depth: bool) -> None:

@@ -158,6 +158,7 @@ def _digest(dataset: SegmentationDataset) -> str:
         files.append([path, status.st_size, status.st_mtime_ns])
     # Settings that can be changed.
     own = [len(dataset.classes), dataset.encoding.identity] if dataset.encoding.described else []
+    own += [sorted(merged.items()) for merged in dataset.classes.merged.values()]
     described = json.dumps([dataset.spec.title, dataset.classes.name, files, *own])
     return hashlib.sha256(described.encode()).hexdigest()[:16]
 

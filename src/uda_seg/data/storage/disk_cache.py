@@ -88,6 +88,7 @@ def planes(dataset: SegmentationDataset, resize: Resize | None, cache: Path, dis
     if dataset.labeled:
         labels = [f"{dataset.label_root}/{dataset.label_name(n, dataset.encoding)}" for n in dataset.names]
         how = [dataset.spec.title, dataset.classes.name, dataset.encoding.identity]
+        how += [sorted(merged.items()) for merged in dataset.classes.merged.values()]
         found.append(described("label", np.uint8, 1, labels, how, lambda i: plane(dataset.read_upright_label(i))))
     if files is not None:
         how = [files.encoding.title, resize.depth if resize else ""]
