@@ -140,8 +140,8 @@ def test_what_libraries_raise_is_told_in_a_line_with_its_cure(work, said):
         (OSError(28, "No space left on device"), ["a file cannot be written ([Errno 28] No space left on device)"]),
         (RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed"), ["make room"]),
         (OSError(5, "Input/output error", "/mnt/x.png"), ["/mnt/x.png: Input/output error", "does not answer"]),
-        (wandb.errors.UsageError(WANDB_KEY), ["logger.offline=true", "wandb login"]),
-        (wandb.errors.CommError(WANDB_NET), ["W&B: Run initialization has timed out", "logger.offline=true"]),
+        (wandb.errors.UsageError(WANDB_KEY), ["logger.mode=offline", "wandb login"]),
+        (wandb.errors.CommError(WANDB_NET), ["W&B: Run initialization has timed out", "logger.mode=offline"]),
         (RuntimeError("You set `--ntasks=2` in your SLURM bash script, but"), ["srun --nodes=N --ntasks-per-node=D"]),
         (
             torch.distributed.DistNetworkError("The client socket has timed out after 1s"),
@@ -352,12 +352,17 @@ def test_all_devices_of_a_cpu_are_one(cli, camvid):
 
 
 @pytest.mark.slow
-def test_wandb_without_a_key_is_a_line(camvid, tmp_path, monkeypatch):
+def test_wandb_without_a_key_is_a_line_and_the_run_is_kept(camvid, tmp_path, monkeypatch):
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    done = in_process_of_its_own(tmp_path, "uda_seg.train", *small_run(camvid), "method=source_only", "logger=wandb")
-    assert "logger.offline=true" in done.error
+    run = ("method=source_only", "logger=wandb", "hydra.run.dir=run")
+    done = in_process_of_its_own(tmp_path, "uda_seg.train", *small_run(camvid), *run)
+    assert done.code == 0, done
+    [line] = [line for line in (done.out + done.err).splitlines() if "logger.mode=offline" in line]
+    assert "wandb login" in line
+    assert (tmp_path / "run" / "metrics.json").is_file()
+    assert [*(tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")]
 
 
 @pytest.mark.slow

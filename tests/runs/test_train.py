@@ -11,9 +11,7 @@ import pickle
 import re
 import resource
 import signal
-import struct
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +20,6 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-import wandb
 import yaml
 from hydra.types import RunMode
 from PIL import Image
@@ -36,7 +33,6 @@ from uda_seg.config.compose import composed
 from uda_seg.data.labels import CAMVID
 from uda_seg.errors import UserError
 from uda_seg.methods.source_only import SourceOnly
-from uda_seg.methods.step import Loss
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.runs import folder as run_folder
 from uda_seg.runs.checkpoint import device_precision, say_changes
@@ -164,75 +160,6 @@ def test_a_dashboard_that_is_not_installed_is_said_in_a_line(camvid, tmp_path, m
     config = configured(*small_run(camvid), "method=source_only", "logger=tensorboard")
     with pytest.raises(UserError, match=r"logger=tensorboard needs tensorboard: pip install '\.\[tensorboard\]'"):
         build_loggers(config, tmp_path)
-
-
-def test_two_dashboards(train, tmp_path):
-    train("board", "method=source_only", "logger=tensorboard", "steps=1")
-    events = list((tmp_path / "board" / "tensorboard").glob("events.*"))
-    assert any(b"train/source/ce" in file.read_bytes() for file in events)
-    train("wandb", "method=source_only", "logger=wandb", "logger.offline=true", "logger.tags=[a]", "steps=2")
-    (file,) = (tmp_path / "wandb" / "wandb").glob("offline-run-*/run-*.wandb")
-    for _ in range(100):  # wandb's own process may still be writing
-        history, config = read_wandb(file)
-        if history:
-            break
-        time.sleep(0.2)
-    assert {"train/source/ce", "val/miou"} <= history
-    assert {"steps", "method", "data"} <= config
-
-
-def test_a_run_at_wandb_ends_with_that_in_its_folder(train, tmp_path, monkeypatch):
-    """Resumed it goes on there, begun anew it is another; and one that failed does not look finished."""
-    codes = []
-    ended = wandb.Run.finish
-    monkeypatch.setattr(
-        wandb.Run, "finish", lambda run, exit_code=None: (codes.append(exit_code), ended(run, exit_code))
-    )
-    common = ("method=source_only", "logger=wandb", "logger.offline=true")
-
-    def identities(*overrides: str) -> list[str]:
-        train("run", *common, *overrides)
-        folders = sorted((tmp_path / "run" / "wandb").glob("offline-run-*"))  # of two in a second one ends in -1
-        return [path.name.split("-")[3] for path in folders]
-
-    [first] = set(identities("steps=1"))
-    assert set(identities("steps=2", "resume=last")) == {first}
-    [second] = set(identities("steps=1", "overwrite=true"))
-    assert second != first
-    bad = lambda self, batch: [Loss("bad", sum(p.sum() for p in self.parameters()) * math.nan)]  # noqa: E731
-    monkeypatch.setattr(SourceOnly, "losses", bad)
-    with refused("bad is not finite"):
-        identities("steps=1", "overwrite=true")
-    assert codes == [0, 0, 0, 1]
-
-
-def read_wandb(file: Path) -> tuple[set[str], set[str]]:
-    """Names of the logged values and of the configuration in the file that an offline run writes."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    history: set[str] = set()
-    config: set[str] = set()
-    for data in logged_records(file.read_bytes()):
-        record = Record.FromString(data)
-        history |= {item.key or "/".join(item.nested_key) for item in record.history.item}
-        config |= {item.key for item in record.run.config.update}
-    return history, config
-
-
-def logged_records(content: bytes) -> Iterator[bytes]:
-    """The records of a LevelDB log: blocks of 32 KiB of (checksum, length, kind, part of a record), 7 bytes ahead."""
-    block, header = 2**15, struct.Struct("<IHB")
-    assert content[:4] == b":W&B"
-    at, parts = 7, b""
-    while at + header.size <= len(content):
-        if block - at % block < header.size:
-            at += block - at % block
-        _, length, kind = header.unpack_from(content, at)
-        at += header.size + length
-        parts += content[at - length : at]
-        if kind in (1, 4):  # whole, or the last part
-            yield parts
-            parts = b""
 
 
 # ---------------------------------------------------------------------- presets

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -46,9 +47,27 @@ class Table:
     rows: Sequence[Sequence[str | float | Picture]]
 
 
+@dataclass(frozen=True)
+class Ending:
+    """How a run ended.
+
+    Attributes:
+        failed: it ended by an error or a signal.
+        scores: `miou` of the last step and of the `best` one, in [0, 1]; without validation sets, none.
+        checkpoints: existing files by name, `last` and `best`, with the step of each.
+    """
+
+    failed: bool
+    scores: Mapping[str, float] = field(default_factory=dict)
+    checkpoints: Mapping[str, tuple[Path, int]] = field(default_factory=dict)
+
+
 @runtime_checkable
 class Dashboard(Protocol):
     """What a logger implements to show more than numbers; `step` counts completed optimiser steps."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Draw numbers as curves, as every logger does."""
 
     def show_pictures(self, name: str, pictures: Sequence[Picture], step: int) -> None:
         """Show pictures under a name such as `val/target/pictures`."""
@@ -59,8 +78,11 @@ class Dashboard(Protocol):
     def show_bars(self, name: str, values: Mapping[str, float], step: int) -> None:
         """Show one bar per value, by name, in [0, 1]; NaN: no bar."""
 
-    def alert(self, title: str, text: str) -> None:
+    def alert(self, title: str, text: str, step: int) -> None:
         """Tell whoever follows the run that something went wrong."""
+
+    def close(self, ending: Ending) -> None:
+        """End the run."""
 
 
 def dashboards(trainer: pl.Trainer) -> list[Dashboard]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from uda_seg.callbacks.dashboards import Picture, show
+from uda_seg.callbacks.dashboards import Picture, dashboards, show
 from uda_seg.data.labels import ClassSet
 from uda_seg.methods.base import UDAModule
 from uda_seg.storage.files import save_png
@@ -30,6 +30,13 @@ ROWS = (
         ("source_depth", "source_depth_estimate", "mixed_depth", "mixed_depth_estimate", "adaptation_difficulty"),
     ),
 )
+# Images that dashboards show one by one, with label maps to switch on and off: by their names there.
+MASKED: dict[str, dict[str, str]] = {
+    "source_image": {"label": "source_label", "prediction": "source_prediction"},
+    "target_image": {"pseudo-label": "pseudo_label", "hybrid label": "hybrid_label"},
+    "mixed_image": {"pseudo-label": "mixed_label", "prediction": "mixed_prediction"},
+    "masked_image": {"prediction": "masked_prediction"},
+}
 TEXT_MAPS = 4  # maximum number of class-text maps: those of the most frequent classes
 
 
@@ -63,7 +70,9 @@ class Panels(pl.Callback):
         if pl_module.panel:
             picture = self.draw(pl_module.panel)
             save_png(self.folder / f"step_{trainer.global_step:06d}.png", picture)
-            show(trainer, "panel", Picture(picture))
+            show(trainer, "panels/step", Picture(picture))
+            if dashboards(trainer):
+                show(trainer, "panels/images", *self.masked(pl_module.panel))
         pl_module.panel = None
 
     def draw(self, kept: dict[str, Tensor]) -> RGB:
@@ -76,6 +85,26 @@ class Panels(pl.Callback):
         rows.append(Row("text", [self._captioned(name, kept, size) for name in maps if name in kept]))
         return panel_grid([row for row in rows if row.images])
 
+    def masked(self, kept: dict[str, Tensor]) -> list[Picture]:
+        """Return the images among the kept tensors with their label maps."""
+        size = kept["source_image"].shape[-2:]
+        return [
+            Picture(
+                self._paint(image, kept[image], size),
+                image.replace("_", " "),
+                {shown: self._ids(name, kept[name], size) for shown, name in masks.items() if name in kept},
+                self.classes,
+            )
+            for image, masks in MASKED.items()
+            if image in kept
+        ]
+
+    def _ids(self, name: str, tensor: Tensor, size: Any) -> NDArray[np.uint8]:
+        """Return class ids [H, W] of a label map, or of logits at any size."""
+        if name.endswith("_prediction"):
+            tensor = interpolate(tensor, size, mode="bilinear", align_corners=False).argmax(1)
+        return tensor[0].numpy().astype(np.uint8)
+
     def _most_frequent(self, label: Tensor | None) -> list[str]:
         if label is None:
             return []
@@ -86,10 +115,8 @@ class Panels(pl.Callback):
         return Captioned(name.replace("_", " "), self._paint(name, kept[name], size))
 
     def _paint(self, name: str, tensor: Tensor, size: Any) -> RGB:
-        if name.endswith("_prediction"):
-            tensor = interpolate(tensor, size, mode="bilinear", align_corners=False).argmax(1)
         if name.endswith(("_label", "_prediction")):
-            return colorize(tensor[0].numpy().astype(np.uint8), self.classes.palette)
+            return colorize(self._ids(name, tensor, size), self.classes.palette)
         if name.endswith("_image"):
             pixels: RGB = (tensor[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
             return pixels

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from uda_seg.callbacks.dashboards import RGB, Picture, Table
+from uda_seg.callbacks.dashboards import RGB, Ending, Picture, Table
 from uda_seg.visualize.pictures import Captioned, Row, bars, colorize, panel_grid
 
 
 class TensorBoardLog(TensorBoardLogger):
-    """Lightning's logger, which also shows pictures (as images), tables (as text) and bars (as images)."""
+    """Lightning's logger, which also shows pictures and bars (as images), tables (as text), and settings beside scores.
+
+    Args:
+        folder: folder of the run; TensorBoard writes into its `tensorboard`.
+        settings: of the run, flat, for TensorBoard's table of hyper-parameters.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        super().__init__(folder, name="", version="tensorboard", default_hp_metric=False)
+        self.settings = settings
 
     @rank_zero_only
     def show_pictures(self, name: str, pictures: Sequence[Picture], step: int) -> None:
@@ -22,9 +33,9 @@ class TensorBoardLog(TensorBoardLogger):
 
     @rank_zero_only
     def show_table(self, name: str, table: Table, step: int) -> None:
-        """Show the table as Markdown, and the pictures in it as an image."""
+        """Show the table as Markdown, without columns of pictures, which text cannot hold."""
         kept = [i for i in range(len(table.columns)) if not any(isinstance(row[i], Picture) for row in table.rows)]
-        lines = [[table.columns[i] for i in kept], ["---"] * len(kept)]
+        lines = [[_cell(table.columns[i]) for i in kept], ["---"] * len(kept)]
         lines += [[_cell(row[i]) for i in kept] for row in table.rows]
         self.experiment.add_text(name, "\n".join(f"| {' | '.join(line)} |" for line in lines), step)
 
@@ -34,9 +45,16 @@ class TensorBoardLog(TensorBoardLogger):
         self.experiment.add_image(name, bars(values), step, dataformats="HWC")
 
     @rank_zero_only
-    def alert(self, title: str, text: str) -> None:
+    def alert(self, title: str, text: str, step: int) -> None:
         """Write the alert as text; TensorBoard calls nobody."""
-        self.experiment.add_text("alert", f"**{title}**: {text}")
+        self.experiment.add_text("alert", f"**{title}**: {text}", step)
+
+    @rank_zero_only
+    def close(self, ending: Ending) -> None:
+        """Write the settings beside the scores, for the comparison of runs."""
+        if ending.scores:
+            self.log_hyperparams(dict(self.settings), {f"hparams/{k}": v for k, v in ending.scores.items()})
+        self.experiment.flush()
 
 
 def sheet(pictures: Sequence[Picture]) -> RGB:

@@ -16,12 +16,13 @@ from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from uda_seg.callbacks.dashboards import Picture, Table
+from uda_seg.callbacks.dashboards import Ending, Picture, Table
 from uda_seg.data.labels import IGNORE
 
 log = logging.getLogger(__name__)
 
 STEP = "trainer/global_step"  # Lightning's name of the number of completed optimiser steps
+FINISH_S = 600.0  # at most, for uploads at the end of a run (ours); `wandb sync` sends what is left
 Mode = Literal["online", "offline"]
 
 
@@ -31,13 +32,15 @@ class WandbLog(WandbLogger):
     Args:
         folder: folder of the run; W&B writes into its `wandb`.
         mode: `online` or `offline`; online becomes offline without login or network.
+        artifacts: checkpoint that W&B keeps at the end: `last`, `best`, or `none`.
         run: further arguments of `wandb.init`: name, id, project, group, ...
     """
 
-    def __init__(self, folder: Path, mode: Mode, **run: Any) -> None:
+    def __init__(self, folder: Path, mode: Mode, artifacts: str = "none", **run: Any) -> None:
         super().__init__(save_dir=folder, **run)
         self.folder = folder
         self.mode: Mode = mode
+        self.artifacts = artifacts
         self.lost = False
         self.defined: set[str] = set()
 
@@ -47,7 +50,7 @@ class WandbLog(WandbLogger):
         """W&B's run, started when it is first asked for."""
         if self._experiment is None:
             self._experiment = self._start()
-            self._experiment.define_metric(STEP, summary="last")
+            self._experiment.define_metric(STEP)
             self._experiment.define_metric("*", step_metric=STEP, step_sync=True)
         return self._experiment
 
@@ -74,7 +77,10 @@ class WandbLog(WandbLogger):
         given = {key: value for key, value in self._wandb_init.items() if value is not None}
         if mode == "offline":
             del given["resume"]  # W&B's own: there is nobody to ask, and the same id is enough
-        return wandb.init(**given, mode=mode)
+        settings = wandb.Settings()
+        if "finish_timeout" in wandb.Settings.model_fields and not settings.finish_timeout:
+            settings.finish_timeout = FINISH_S
+        return wandb.init(**given, mode=mode, settings=settings)
 
     def send(self, what: Callable[[Any], object]) -> None:
         """Do something with W&B's run; if that fails, say so once and do without W&B from then on."""
@@ -117,14 +123,29 @@ class WandbLog(WandbLogger):
         self._log({name: wandb.plot.bar(table, "name", "value", title=name)}, step)
 
     @rank_zero_only
-    def alert(self, title: str, text: str) -> None:
+    def alert(self, title: str, text: str, step: int) -> None:
         """Let W&B send a message to whoever has asked for it there."""
         self.send(lambda run: run.alert(title=title[:63], text=text, level="ERROR"))
 
-    def close(self, failed: bool) -> None:
-        """End the run, so that the next one in this process gets its own; it looks failed or finished."""
-        if self._experiment is not None:
-            self.send(lambda run: run.finish(exit_code=int(failed)))
+    def close(self, ending: Ending) -> None:
+        """Keep the chosen checkpoint, and end the run, so that the next one in this process gets its own."""
+        if self._experiment is None:
+            return
+        if not ending.failed and self.artifacts in ending.checkpoints:
+            self.send(lambda run: self._keep(run, *ending.checkpoints[self.artifacts], ending.scores))
+        self.lost = False  # whatever happened before, try
+        self.send(lambda run: run.finish(exit_code=int(ending.failed)))
+
+    def _keep(self, run: Any, file: Path, step: int, scores: Mapping[str, float]) -> None:
+        import wandb
+
+        kind = self.artifacts
+        chosen_on = "target labels" if kind == "best" else "nothing: the last iterate"
+        score = scores.get("best" if kind == "best" else "miou")
+        metadata = {"step": step, "miou": score, "chosen on": chosen_on, "file": file.name}
+        artifact = wandb.Artifact(f"checkpoint-{run.id}", type="model", metadata=metadata)
+        artifact.add_file(str(file.resolve()))
+        run.log_artifact(artifact, aliases=[kind, f"step-{step}"])
 
     def _log(self, values: dict[str, Any], step: int | None) -> None:
         def send(run: Any) -> None:
@@ -139,7 +160,7 @@ class WandbLog(WandbLogger):
 def summary_of(name: str) -> str | None:
     """Return what W&B keeps of a curve: best and last of a score, least and last of a loss; None: its default."""
     place, last = name.partition("/")[0], name.rpartition("/")[2]
-    if place == "val" and (last.endswith("miou") or last == "pixel_accuracy"):
+    if place == "val" and (last.endswith("miou") or last == "pixel_accuracy" or "/iou/" in name):
         return "max,last"
     if place == "train" and last not in ("lr", "gradient_norm"):
         return "min,last"

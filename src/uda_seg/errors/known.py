@@ -148,13 +148,13 @@ KNOWN = (
     Known(
         r"wandb\.",
         r"(?i)api[ _]?key|logged in|wandb login|401|403|permission",
-        "W&B: not logged in ({said}): run `wandb login` or set WANDB_API_KEY; logger.offline=true writes into the "
+        "W&B: not logged in ({said}): run `wandb login` or set WANDB_API_KEY; logger.mode=offline writes into the "
         "run's folder alone",
     ),
     Known(
         r"wandb\.",
         r"",
-        "W&B: {said}; logger.offline=true writes only to the run's folder, logger=csv does without",
+        "W&B: {said}; logger.mode=offline writes only to the run's folder, logger=csv does without",
     ),
     Known(
         r"RuntimeError|ValueError",

@@ -10,6 +10,10 @@ from torch import Tensor
 from uda_seg.errors import UserError
 
 
+class NotFinite(UserError):
+    """A loss or the gradient's norm is NaN or infinite."""
+
+
 class NonFinite:
     """Detection of NaN and infinite loss terms without device synchronisation.
 
@@ -53,11 +57,11 @@ class NonFinite:
         return (self.first >= 0).float()
 
     def raise_if_any(self) -> None:
-        """Raise UserError with the step and the term if any value was bad; synchronises with the device."""
+        """Raise NotFinite with the step and the term if any value was bad; synchronises with the device."""
         code = -1 if self.first is None else int(self.first)
         if code >= 0:
             step, term = divmod(code, self.TERMS)
-            raise UserError(
+            raise NotFinite(
                 f"{self.names[term]} is not finite at step {step}: training stopped, the last good weights are kept; "
                 "lower optimizer.lr, set optimizer.clip_norm=1 or continue from the last checkpoint with resume=last"
             )

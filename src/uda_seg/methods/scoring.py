@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 
 from uda_seg.data.batch import DomainBatch
 from uda_seg.evaluation.evaluator import Scores, SegmentationEvaluator
@@ -110,13 +110,18 @@ class ScoredModule(StepModule):
                 assert buffer is not None
                 buffer.copy_(self.mean_over_ranks(buffer))
 
-    def validation_step(self, batch: DomainBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Add a batch to its target's confusion matrix (Lightning hook)."""
-        self._score(self.segmentor, self.evaluators[dataloader_idx], batch)
-        if self.evaluate_teacher and self.teacher is not None:
-            self._score(self.teacher.network, self.teacher_evaluators[dataloader_idx], batch)
+    def validation_step(self, batch: DomainBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Add a batch to its target's confusion matrix (Lightning hook).
 
-    def _score(self, network: Segmentor, evaluator: nn.Module, batch: DomainBatch) -> None:
+        Returns:
+            Class ids [B, H, W] that callbacks may show: the `prediction`, and the `teacher`'s if it is scored.
+        """
+        found = {"prediction": self._score(self.segmentor, self.evaluators[dataloader_idx], batch)}
+        if self.evaluate_teacher and self.teacher is not None:
+            found["teacher"] = self._score(self.teacher.network, self.teacher_evaluators[dataloader_idx], batch)
+        return found
+
+    def _score(self, network: Segmentor, evaluator: nn.Module, batch: DomainBatch) -> Tensor:
         assert batch.label is not None, "a validation set has labels"
         height, width = batch.label.shape[-2:]
         assert isinstance(evaluator, SegmentationEvaluator)
@@ -126,6 +131,7 @@ class ScoredModule(StepModule):
         # steps.
         mine = batch.index % self.trainer.world_size == self.global_rank
         evaluator.update(labels, batch.label.masked_fill(~mine.view(-1, 1, 1), IGNORE))
+        return labels
 
     def on_validation_epoch_end(self) -> None:
         """Compute and log every target's scores (Lightning hook)."""

@@ -21,12 +21,15 @@ from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from pytorch_lightning.profilers import AdvancedProfiler, Profiler, SimpleProfiler
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 
+from uda_seg.callbacks.alarms import Alarms
 from uda_seg.callbacks.checkpoint import AtomicCheckpointIO, Checkpoints
+from uda_seg.callbacks.dashboards import Dashboard
 from uda_seg.callbacks.ema import TeacherEMA
 from uda_seg.callbacks.label_free import LabelFree
 from uda_seg.callbacks.panels import Panels
 from uda_seg.callbacks.progress import ProgressBar
 from uda_seg.callbacks.stop import Stop
+from uda_seg.callbacks.validation_board import ValidationBoard
 from uda_seg.config.replay import describe
 from uda_seg.config.settings import Config, TrainerSettings
 from uda_seg.data.datamodule import UDADataModule
@@ -167,13 +170,16 @@ def build_trainer(config: Config, folder: Path, data: UDADataModule, seen: int =
         seen,
         config.evaluator.chooser,
     )
-    callbacks: list[pl.Callback] = [TeacherEMA(), *label_free(config, folder), checkpoints]
+    callbacks: list[pl.Callback] = [TeacherEMA(), *label_free(config, folder), checkpoints, Alarms(checkpoints)]
+    loggers = build_loggers(config, folder)
+    if any(isinstance(logger, Dashboard) for logger in loggers):
+        callbacks.append(ValidationBoard(data.classes, config.logger.pictures))
     if often.panels:
         callbacks.append(Panels(folder / "panels", interval(config.steps, often.panels), data.classes))
     if often.progress:
         callbacks.append(ProgressBar())
     callbacks += [*more, *own_callbacks(config, folder, scores), Stop(checkpoints)]
-    return new_trainer(config, folder, config.steps, build_loggers(config, folder), callbacks)
+    return new_trainer(config, folder, config.steps, loggers, callbacks)
 
 
 def label_free(config: Config, folder: Path) -> list[pl.Callback]:

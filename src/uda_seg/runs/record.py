@@ -67,16 +67,25 @@ _NOT_READ = ("resume", "checkpoint", "input", "output", "out", "official", "benc
 @rank_zero_only
 def write_record(folder: Path, config: Config) -> None:
     """Write `run.yaml`: resolved configuration, overrides, versions and the state of the code."""
-    overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     record = {
-        "overrides": overrides,
-        "versions": {"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}},
+        "overrides": overrides(),
+        "versions": versions(),
         "uda_seg": importlib.metadata.version("uda_seg"),
-        "git": _git(),
+        "git": git_state(),
         "files": digests_of_files(config),
         "config": resolved(config),
     }
     write_text(folder / "run.yaml", yaml.safe_dump(record, sort_keys=False))
+
+
+def overrides() -> list[str]:
+    """Return the command-line overrides of this process's run; none where there was no command line."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that results depend on."""
+    return {"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}}
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -117,7 +126,8 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _git() -> str:
+def git_state() -> str:
+    """Describe the code's commit, `-dirty` if files differ from it; `unknown` outside of a repository."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)

@@ -42,6 +42,13 @@ def overlay(image: RGB, colour: RGB, alpha: float = 0.5) -> RGB:
     return _u8(cv2.addWeighted(image, 1.0 - alpha, colour, alpha, 0.0))
 
 
+def mistakes(image: RGB, prediction: NDArray[np.uint8], label: NDArray[np.uint8]) -> RGB:
+    """Paint wrong pixels red over the greyed image of the same size; pixels labelled 255 are not judged."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None].repeat(3, 2)
+    wrong = (prediction != label) & (label != 255)
+    return _u8(np.where(wrong[..., None], np.array((214, 39, 40), np.uint8), grey // 2 + 96))
+
+
 def heat(values: NDArray[np.floating]) -> RGB:
     """Map values [H, W] in [0, 1] to the viridis colour map (dark violet = 0, yellow = 1); NaN is grey."""
     grey = np.nan_to_num(np.clip(values, 0.0, 1.0)) * 255.0

@@ -1,0 +1,370 @@
+"""What W&B and TensorBoard are shown, read back from the files that they leave."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import wandb
+import yaml
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from callbacks.wandb_files import offline_runs
+from command_line import configured, small_run
+from uda_seg import train as command
+from uda_seg.callbacks.alarms import Alarms, one_class
+from uda_seg.callbacks.dashboards import Ending, Picture, Table, dashboards
+from uda_seg.callbacks.tensorboard_log import TensorBoardLog, sheet
+from uda_seg.callbacks.validation_board import confusions, shown_size, spread
+from uda_seg.callbacks.wandb_log import WandbLog, summary_of
+from uda_seg.config.schema import Origin
+from uda_seg.data.labels import CAMVID
+from uda_seg.errors import UserError
+from uda_seg.evaluation.evaluator import Scores, SegmentationEvaluator
+from uda_seg.methods.non_finite import NotFinite
+from uda_seg.methods.source_only import SourceOnly
+from uda_seg.methods.step import Loss
+from uda_seg.runs.loggers import about, build_loggers, wandb_mode
+
+STEP = "trainer/global_step"
+SHOWN = ("evaluator.times=2", "evaluator.teacher=true", "callbacks.panels=1", "logger.pictures=2")
+
+
+def overrides(camvid, *more: str) -> list[str]:
+    """A run of four steps that is validated twice and shows its last one; later values win."""
+    return [*(o for o in small_run(camvid) if not o.startswith("callbacks.panels=")), *SHOWN, *more]
+
+
+# ---------------------------------------------------------------------- W&B
+
+
+def test_an_offline_run_of_wandb_holds_all_that_the_dashboard_shows(cli, camvid, tmp_path):
+    words = ("method=dacs", "logger=wandb", "logger.offline=true", "logger.tags=[a]", "logger.artifacts=best")
+    done = cli(command.main, *overrides(camvid, *words), "hydra.run.dir=run")
+    assert done.code == 0, done
+    [found] = offline_runs(tmp_path / "run")
+    record, scores = (
+        yaml.safe_load((tmp_path / "run/run.yaml").read_text()),
+        json.loads((tmp_path / "run/metrics.json").read_text()),
+    )
+    run = found.run
+    assert (run.project, run.run_group, run.job_type) == ("uda_seg", "streets2camvid", "dacs")
+    assert (list(run.tags), run.display_name.endswith("/run"), found.exit_code) == (["streets2camvid", "a"], True, 0)
+    for key in ("git", "versions", "overrides"):
+        assert found.config[key] == record[key]
+    assert found.config["optimizer"]["lr"] == record["config"]["optimizer"]["lr"]
+
+    # Curves: every value of the CSV file, at its step.
+    lines = [line.split(",") for line in (tmp_path / "run/metrics.csv").read_text().splitlines()[1:]]
+    logged = [(row.get(STEP), name, value) for row in found.history for name, value in row.items()]
+    assert lines
+    assert all((int(step), name, float(value)) in logged for step, name, value in lines)
+    assert {m.step_metric for name, m in found.metrics.items() if name != STEP} == {STEP}
+    best = max(row["val/miou"] for row in found.rows("val/miou"))
+    assert found.summary["val/miou"] == {"max": best, "last": scores["miou"]}
+    losses = [row["train/mix/ce"] for row in found.rows("train/mix/ce")]
+    assert found.summary["train/mix/ce"] == {"min": min(losses), "last": losses[-1]}
+    assert isinstance(found.summary["train/lr"], float)
+    known = {name: value for name, value in scores["per_class"].items() if value is not None}
+    last = found.rows(f"val/target/iou/{next(iter(known))}")[-1]
+    assert {name: last[f"val/target/iou/{name}"] for name in known} == known
+
+    check_pictures(found, "val/target/images", 2, {"prediction", "label", "teacher"}, (48, 32))
+    check_pictures(found, "panels/images", 3, {"prediction", "label", "pseudo-label"}, (32, 32))
+    check_tables(found, scores)
+    [artifact] = [a for a in found.artifacts if a.type == "model"]
+    assert {*artifact.aliases} == {"best", "latest", f"step-{scores['best']['step']}"}
+    [file] = artifact.manifest.contents
+    assert (file.path, file.size) == ("best.ckpt", (tmp_path / "run/checkpoints/best.ckpt").stat().st_size)
+    assert json.loads(artifact.metadata)["chosen on"] == "target labels"
+
+
+def check_pictures(found, name, count, masks, size):
+    """Pictures and their masks are files; a mask's values are classes, whose names W&B has."""
+    files = found.file.parent / "files"
+    row = found.rows(name)[-1][name]
+    assert row["count"] == count == len(row["filenames"]) == len(row["captions"])
+    assert {key for entry in row["all_masks"] for key in entry} == masks
+    for picture, entry in zip(row["filenames"], row["all_masks"], strict=True):
+        assert Image.open(files / picture).size == size
+        for mask in entry.values():
+            ids = np.asarray(Image.open(files / mask["path"]))
+            assert ids.shape == size[::-1]
+            assert {*np.unique(ids).tolist()} <= {*range(len(CAMVID)), 255}
+    names = {**{str(i): name for i, name in enumerate(CAMVID.names)}, "255": "none"}
+    assert all(v["value"] == names for k, v in named(found, name) if k.startswith(name))
+
+
+def named(found, name):
+    """The class labels that W&B keeps in its own part of the configuration."""
+    return [
+        (entry["key"].removesuffix("_wandb_delimeter_" + entry["key"].rpartition("_")[2]), entry)
+        for entry in found.config["_wandb"]["mask/class_labels"].values()
+    ]
+
+
+def check_tables(found, scores):
+    [first, last] = found.rows("val/target/table")
+    assert (first[STEP], last[STEP]) == (2, 4)
+    table = found.table(last, "val/target/table")
+    assert table["columns"] == ["image", "mistakes", "number", "mIoU", "wrong", *CAMVID.names]
+    assert [row[2] for row in table["data"]] == [0, 4]  # of five images, the first and the last
+    for row in table["data"]:
+        assert row[3] == pytest.approx(np.mean([value for value in row[5:] if value is not None]))
+        assert 0 <= row[4] <= 1
+    [*_, last] = found.rows("val/target/per_class_table")
+    bars = dict(found.table(last, "val/target/per_class_table")["data"])
+    assert bars == scores["per_class"]
+    [*_, last] = found.rows("val/target/confusions")
+    rows = found.table(last, "val/target/confusions")["data"]
+    labelled = sum(row[3] for row in rows) / (1 - scores["pixel_accuracy"])
+    assert labelled == pytest.approx(round(labelled), abs=1e-3)
+    assert 0.8 * 5 * 32 * 48 < labelled < 5 * 32 * 48  # some pixels have no label
+
+
+def test_a_run_at_wandb_ends_with_that_in_its_folder(camvid, tmp_path, monkeypatch):
+    """Resumed it goes on there, begun anew it is another; and one that failed does not look finished, and alerts."""
+    common = ("method=source_only", "logger=wandb", "logger.offline=true", "callbacks.panels=0", "logger.pictures=0")
+
+    def run(folder: str, *more: str) -> list[tuple[str, int, int]]:
+        command.train(configured(*overrides(camvid, *common, *more)), tmp_path / folder)
+        return [(run.run.run_id, run.exit_code, len(run.alerts)) for run in offline_runs(tmp_path / folder)]
+
+    [(first, *_)] = run("run", "steps=1")
+    assert run("run", "steps=2", "resume=last") == [(first, 0, 0), (first, 0, 0)]
+    [(second, *ended)] = run("run", "steps=1", "overwrite=true")
+    assert (second != first, ended) == (True, [0, 0])
+    bad = lambda self, batch: [Loss("bad", sum(p.sum() for p in self.parameters()) * math.nan)]  # noqa: E731
+    monkeypatch.setattr(SourceOnly, "losses", bad)
+    with pytest.raises(NotFinite, match="bad is not finite"):
+        run("failed")
+    assert wandb.run is None
+    [failed] = offline_runs(tmp_path / "failed")
+    [alert] = failed.alerts
+    assert (failed.exit_code, alert.title, alert.level) == (1, "not finite", "ERROR")
+    assert "bad is not finite at step 0" in alert.text
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "mode"),
+    [
+        ([], None, "online"),
+        ([], "offline", "offline"),
+        ([], "disabled", None),
+        (["logger.offline=true"], None, "offline"),
+        (["logger.mode=online"], "offline", "online"),
+        (["logger.mode=disabled"], None, None),
+    ],
+)
+def test_where_wandb_writes(given, environment, mode, monkeypatch, camvid, tmp_path):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    if environment is not None:
+        monkeypatch.setenv("WANDB_MODE", environment)
+    config = configured(*small_run(camvid), "method=source_only", "logger=wandb", *given)
+    assert wandb_mode(config) == mode
+    assert len(build_loggers(config, tmp_path)) == (1 if mode is None else 2)
+
+
+def test_settings_that_contradict_each_other_are_refused(camvid):
+    config = configured(*small_run(camvid), "method=source_only", "logger.offline=true", "logger.mode=online")
+    with pytest.raises(UserError, match=r"logger.offline=true and logger.mode=online contradict each other"):
+        wandb_mode(config)
+
+
+def test_an_experiment_and_a_sweep_are_groups(camvid, tmp_path):
+    config = configured(*small_run(camvid), "method=dacs", "logger=wandb")
+    for chosen, group in (
+        ({"experiment": "dacs_gta2cs", "sweep": "optuna"}, "dacs_gta2cs"),
+        ({"sweep": "controls"}, "streets2camvid/controls"),
+    ):
+        config.origin = Origin({"method": "t2sda_dacs", **chosen}, [])
+        said = about(config, tmp_path)
+        assert (said["group"], said["job_type"]) == (group, "t2sda_dacs")
+    config.logger.group = "mine"
+    assert about(config, tmp_path)["group"] == "mine"
+
+
+class Refusing:
+    """A run of W&B that keeps what it is told until W&B is gone."""
+
+    def __init__(self, answers: int) -> None:
+        self.answers, self.told = answers, []
+
+    def define_metric(self, *_, **__) -> None:
+        pass
+
+    def log(self, values) -> None:
+        if len(self.told) == self.answers:
+            raise wandb.errors.Error("the service has\nended")
+        self.told.append(values)
+
+    def alert(self, **given) -> None:
+        self.log(given)
+
+    def finish(self, exit_code) -> None:
+        self.told.append(exit_code)
+
+
+def test_without_login_or_network_the_run_is_written_to_its_folder(tmp_path, monkeypatch, caplog):
+    asked = []
+
+    def init(mode, **given):
+        asked.append(mode)
+        if mode == "online":
+            raise wandb.errors.UsageError("No API key configured.\nUse `wandb login` to log in.")
+        return Refusing(9)
+
+    monkeypatch.setattr(wandb, "init", init)
+    logger = WandbLog(tmp_path, "online", project="p")
+    logger.log_metrics({"val/miou": 0.5}, 3)
+    assert asked == ["online", "offline"]
+    [line] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert "\n" not in line
+    for words in ("No API key", str(tmp_path / "wandb"), "wandb sync", "wandb login", "logger.mode=offline"):
+        assert words in line
+    assert logger.experiment.told == [{"val/miou": 0.5, STEP: 3}]
+
+
+def test_a_run_outlives_wandb(tmp_path, monkeypatch, caplog):
+    run = Refusing(1)
+    monkeypatch.setattr(wandb, "init", lambda **given: run)
+    logger = WandbLog(tmp_path, "offline")
+    for step in (1, 2, 3):
+        logger.log_metrics({"train/lr": 0.1}, step)
+        logger.alert("title", "text", step)
+    [line] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert "the service has ended; the run goes on without it" in line
+    logger.close(Ending(failed=False))
+    assert run.told == [{"train/lr": 0.1, STEP: 1}, 0]  # it is ended all the same: the next one is another
+
+
+@pytest.mark.parametrize(
+    ("name", "summary"),
+    [
+        ("val/miou", "max,last"),
+        ("val/day/teacher_miou", "max,last"),
+        ("val/day/iou/traffic light", "max,last"),
+        ("train/mix/ce", "min,last"),
+        ("train/lr", None),
+        ("diagnostic/confident", None),
+    ],
+)
+def test_what_is_kept_of_a_curve(name, summary):
+    assert summary_of(name) == summary
+
+
+# ---------------------------------------------------------------------- TensorBoard
+
+
+def test_tensorboard_has_the_same_panels(camvid, tmp_path):
+    words = overrides(camvid, "method=source_only", "logger=tensorboard", "callbacks.panels=1")
+    command.train(configured(*words), tmp_path / "run")
+    board = EventAccumulator(str(tmp_path / "run" / "tensorboard"), {"images": 0, "tensors": 0, "scalars": 0}).Reload()
+    tags = board.Tags()
+    scores = json.loads((tmp_path / "run/metrics.json").read_text())
+    last = board.Scalars("val/miou")[-1]
+    assert (last.step, last.value) == (4, pytest.approx(scores["miou"]))
+    assert [event.step for event in board.Images("val/target/images")] == [2, 4]
+    for name in ("val/target/confusion", "val/target/per_class", "panels/step", "panels/images"):
+        image = board.Images(name)[-1]
+        assert Image.open(io.BytesIO(image.encoded_image_string)).size == (image.width, image.height)
+    table = board.Tensors("val/target/table/text_summary")[-1].tensor_proto.string_val[0].decode()
+    assert table.splitlines()[0].startswith("| number | mIoU | wrong | sky |")
+    assert len(table.splitlines()) == 2 + 2
+    assert {"hparams/miou", "hparams/best"} <= {*tags["scalars"]}
+    assert "_hparams_/session_start_info" in board.summary_metadata
+
+
+def test_a_picture_on_tensorboard_has_its_masks_beside_it():
+    image = np.full((32, 64, 3), 200, np.uint8)
+    assert sheet([Picture(image)]) is image
+    label = np.full((32, 64), 3, np.uint8)
+    drawn = sheet([Picture(image, "road", {"label": label}, CAMVID)] * 2)
+    found = {tuple(pixel) for pixel in drawn.reshape(-1, 3)}
+    assert {(200, 200, 200), CAMVID.palette[3]} <= found
+
+
+def test_a_cell_keeps_its_table_whole(tmp_path):
+    board = TensorBoardLog(tmp_path, {})
+    board.show_table("t", Table(["a|b", "score"], [["x|y\nz", math.nan]]), 1)
+    board.experiment.flush()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    text = events.Tensors("t/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert text.splitlines() == ["| a\\|b | score |", "| --- | --- |", "| x\\|y z |  |"]
+
+
+# ---------------------------------------------------------------------- what goes wrong
+
+
+def scored(confusion) -> Scores:
+    """The scores of a validation with this confusion matrix of three classes."""
+    evaluator = SegmentationEvaluator(3, ("sky", "road", "car"), range(3))
+    for label, row in enumerate(confusion):
+        for predicted, pixels in enumerate(row):
+            evaluator.update(torch.full((1, 1, pixels), predicted), torch.full((1, 1, pixels), label))
+    return evaluator.compute()
+
+
+ALIVE = scored([[50, 0, 0], [0, 40, 0], [0, 0, 10]])
+COLLAPSED = scored([[0, 500, 0], [0, 400, 0], [0, 100, 0]])
+
+
+def test_a_network_that_predicts_one_class_has_collapsed():
+    assert [*one_class("day", ALIVE)] == []
+    assert [*one_class("day", COLLAPSED)] == [("day", "100.0 % of the pixels of day are predicted as road")]
+    assert [*one_class("day", scored([[5, 5, 0], [0, 990, 0], [0, 0, 0]]))] == []  # there is little else
+
+
+def test_a_collapse_is_told_once_until_it_has_recovered(caplog, monkeypatch):
+    told = []
+    board = SimpleNamespace(alert=lambda *given: told.append(given))
+    monkeypatch.setattr("uda_seg.callbacks.alarms.dashboards", lambda trainer: [board])
+    monkeypatch.setattr("uda_seg.callbacks.alarms.UDAModule", SimpleNamespace)
+    checkpoints = SimpleNamespace(best_miou=0.6)
+    alarms, trainer = Alarms(checkpoints), SimpleNamespace(is_global_zero=True, global_step=7)
+
+    def validated(miou: float, scores) -> int:
+        alarms.on_validation_end(trainer, SimpleNamespace(miou=miou, scores={"day": scores}))
+        return len(told)
+
+    assert [validated(0.5, ALIVE), validated(0.29, ALIVE), validated(0.29, ALIVE)] == [0, 1, 1]
+    assert [validated(0.5, ALIVE), validated(0.5, COLLAPSED), validated(0.2, COLLAPSED)] == [1, 2, 3]
+    assert told[0] == ("collapse", "step 7: mIoU 29.0 % after 60.0 %, the best before", 7)
+    assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING][1].endswith("predicted as road")
+    checkpoints.best_miou = 0.09  # nothing had been learnt
+    assert [validated(0.5, ALIVE), validated(0.01, ALIVE)] == [3, 3]
+
+
+# ---------------------------------------------------------------------- small things
+
+
+def test_images_are_spread_over_a_data_set():
+    assert spread(range(5), 2) == {0, 4}
+    assert spread(range(5), 9) == {0, 1, 2, 3, 4}
+    assert spread(range(5), 0) == set()
+    assert spread(range(0, 10, 2), 3) == {0, 4, 8}  # the images of one of two ranks
+
+
+def test_large_images_are_shown_smaller():
+    assert shown_size(1024, 2048) == (1024, 512)
+    assert shown_size(32, 48) == (48, 32)
+
+
+def test_confusions_are_rows_without_what_is_right():
+    classes = SimpleNamespace(names=("sky", "road", "car"))
+    found = [*confusions(np.array([[6, 2, 0], [0, 5, 0], [1, 0, 0]]), classes)]
+    assert found == [["sky", "road", 0.25, 2], ["car", "sky", 1.0, 1]]
+
+
+def test_other_ranks_have_no_dashboard(tmp_path):
+    trainer = SimpleNamespace(is_global_zero=True, loggers=[TensorBoardLog(tmp_path, {})])
+    assert len(dashboards(trainer)) == 1
+    trainer.is_global_zero = False
+    assert dashboards(trainer) == []
