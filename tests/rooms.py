@@ -17,6 +17,7 @@ ROOMS = {
     "sweeps": "outcomes of jobs, table, search",
     "prediction": "images, videos and a page for trained networks",
     "runs": "from a configuration to a run; its folder and checkpoints",
+    "results": "results of runs: their file, comparisons of many",
     "launch": "ranks and how they are started",
     "config": "schema, composing, replaying",
     "callbacks": "teacher EMA, checkpoints, panels",

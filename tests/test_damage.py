@@ -27,6 +27,7 @@ from scipy.io import savemat
 from command_line import configured, small_run
 from damage import ANEW, Reader, time_limit, try_out
 from data.trees import blocks, image_of, save, save_palette, sequence_tree, streets_tree
+from results.invented import invented
 from uda_seg import evaluate, predict, train
 from uda_seg.callbacks.checkpoint import AtomicCheckpointIO
 from uda_seg.callbacks.csv_log import CSVLog
@@ -55,6 +56,7 @@ from uda_seg.errors import UserError
 from uda_seg.models.small import ResidualEncoder
 from uda_seg.models.text import load_text, save_text
 from uda_seg.models.weights import load_encoder
+from uda_seg.results.result import read_result, write_result
 from uda_seg.runs import build
 from uda_seg.runs.checkpoint import load_trained, load_weights, read_checkpoint
 from uda_seg.runs.record import read_metrics, read_record
@@ -158,6 +160,11 @@ def text_file(name: str, content: object):
         return folder / name
 
     return make
+
+
+def a_result(folder: Path) -> Path:
+    write_result(folder / "result.json", invented("dacs", 0, 0.7))
+    return folder / "result.json"
 
 
 def camera(path: Path) -> object:
@@ -353,6 +360,9 @@ READERS = {
         lambda path: read_record(path.parent), summed=False,
     ),
     "metrics.json": Reader(text_file("metrics.json", METRICS), lambda path: read_metrics(path.parent), summed=False),
+    "result.json": Reader(
+        a_result, lambda path: repr(read_result(path)), summed=False
+    ),
     "metrics.csv": Reader(
         text_file("metrics.csv", "step,name,value\r\n" + "".join(f"{i},loss,0.{i}\r\n{i},lr,1e-4\r\n" for i in (1, 2))),
         log_goes_on, summed=False,

@@ -32,6 +32,7 @@ from uda_seg.runs.checkpoint import check_same, load_weights, read_checkpoint, s
 from uda_seg.runs.folder import RunFolder, run_folder
 from uda_seg.runs.loggers import close_loggers
 from uda_seg.runs.record import write_json, write_record
+from uda_seg.runs.result import start_digest, watch_memory, write_run
 from uda_seg.sweeps.table import job_of, write_table
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ def train(config: Config, folder: Path, *callbacks: pl.Callback) -> float:
 def train_in(place: RunFolder, config: Config, *callbacks: pl.Callback) -> float:
     """Train in this run's folder; a run to replace is only touched once everything has been built and checked."""
     folder, resume, first = place.folder, place.resume, this_rank() == 0
+    watch_memory()
     if first:
         say_choices(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
@@ -89,6 +91,7 @@ def train_in(place: RunFolder, config: Config, *callbacks: pl.Callback) -> float
         data.labelled.write(folder)
     trainer = build_trainer(config, folder, data, seen, place.tenant(), *callbacks)
     say_batch(config, data, trainer.world_size, None if resume is None else read_checkpoint(resume)["uda_seg"])
+    checkpoints = with_start(trainer, module, resume)
     failed = True
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
@@ -98,15 +101,28 @@ def train_in(place: RunFolder, config: Config, *callbacks: pl.Callback) -> float
         if data.validation_names and module.scored_step != trainer.global_step:
             trainer.validate(module, datamodule=data, verbose=False)
         if trainer.is_global_zero:
-            checkpoints = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))  # type: ignore[attr-defined]
             write_json(folder / "metrics.json", collect(config, data, module, trainer, checkpoints, seen))
-            score = f"mIoU {100 * module.miou:.1f} %" if data.validation_names else "no scores"
-            log.info("%s (after the last step, %d) in %s", score, trainer.global_step, folder)
+            write_run(folder, config, data, module, trainer, checkpoints, seen)
+            say_score(folder, module, trainer.global_step)
         failed = False
     finally:
         close_loggers(trainer, failed)
     trainer.strategy.barrier()  # another machine's next job needs this one's results
     return module.miou
+
+
+def with_start(trainer: pl.Trainer, module: UDAModule, resume: Path | None) -> Checkpoints:
+    """Return the checkpoints' callback, which keeps the digest of the initial weights: a resumed run's are gone."""
+    found = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))  # type: ignore[attr-defined]
+    known = start_digest(module.segmentor) if resume is None else read_checkpoint(resume)["uda_seg"].get("start")
+    found.content |= {} if known is None else {"start": known}
+    return found
+
+
+def say_score(folder: Path, module: UDAModule, step: int) -> None:
+    """Log the score after the last step."""
+    score = f"mIoU {100 * module.miou:.1f} %" if module.scores else "no scores"
+    log.info("%s (after the last step, %d) in %s", score, step, folder)
 
 
 def say_choices(config: Config) -> None:

@@ -88,6 +88,29 @@ def test_two_halves_are_the_whole(first, second):
     assert torch.equal(halves[0].compute().confusion, whole.compute().confusion)
 
 
+def test_counts_per_image_are_kept_in_the_order_of_the_data_set():
+    g = torch.Generator().manual_seed(0)
+    prediction = torch.randint(0, C, (5, 4, 6), generator=g)
+    label = torch.randint(0, C, (5, 4, 6), generator=g).to(torch.uint8).masked_fill(prediction == 1, 255)
+    evaluator = SegmentationEvaluator(C, NAMES, range(C))
+    for chosen in ([4, 1], [0, 3, 2]):
+        index = torch.tensor(chosen)
+        evaluator.update(prediction[chosen], label[chosen], index.masked_fill(index == 3, -1))
+    images = evaluator.compute().images
+    assert images is not None
+    assert images.ids == (0, 1, 2, 4)
+    expected = [confusion_loop(prediction[i].numpy(), label[i].numpy(), C) for i in range(5)]
+    assert images.confusion.tolist() == [expected[i] for i in (0, 1, 2, 4)]
+    assert evaluator.compute().confusion.tolist() == np.sum(expected, 0).tolist()
+    evaluator.reset()
+    evaluator.update(prediction, label)
+    assert evaluator.compute().images is None
+    evaluator.update(prediction[:1], label[:1], torch.tensor([7]))
+    images = evaluator.compute().images
+    assert images is not None
+    assert images.ids == (7,)
+
+
 def test_counts_beyond_float32_stay_exact():
     evaluator = SegmentationEvaluator(C, NAMES, range(C))
     evaluator.counts[0] = 2**53

@@ -243,25 +243,31 @@ def train(camvid, tmp_path):
     return train
 
 
-def confusion(config: Config, data: Path) -> Tensor:
-    """What a validation counts, by an untrained network."""
+def counted(config: Config, data: Path) -> tuple[Tensor, Tensor, Tensor]:
+    """What a validation counts, by an untrained network: in all, and by image with their indices."""
     torch.manual_seed(0)
     module = build.build_module(config, loaders := build.build_data(config))
     trainer = build.new_trainer(config, data, 4, [], [])
     trainer.validate(module, datamodule=loaders, verbose=False)
-    return module.scores["target"].confusion
+    scores = module.scores["target"]
+    assert scores.images is not None
+    return scores.confusion, scores.images.confusion, torch.tensor(scores.images.ids)
 
 
 def test_validation_on_several_ranks_counts_every_image_once(camvid):
     """Five images in batches of two: on three ranks, one has fewer than the others; on six, one has none."""
 
-    def counted(world: int) -> list[Tensor]:
+    def on(world: int) -> list[tuple[Tensor, Tensor, Tensor]]:
         config = configured(*overrides_on(world, camvid), "method=source_only", "data.val_batch=2")
-        return on_ranks(world, confusion, config, camvid)
+        return on_ranks(world, counted, config, camvid)
 
-    [alone] = counted(1)
-    assert alone.sum() > 0
-    assert all(torch.equal(matrix, alone) for world in (3, 6) for matrix in counted(world))
+    [alone] = on(1)
+    total, by_image, index = alone
+    assert total.sum() > 0
+    assert index.tolist() == [0, 1, 2, 3, 4]
+    assert torch.equal(by_image.sum(0), total)
+    for found in (rank for world in (3, 6) for rank in on(world)):
+        assert all(torch.equal(one, other) for one, other in zip(found, alone, strict=True))
 
 
 def test_two_ranks_label_a_round_as_one_process_does(train, tmp_path):

@@ -102,7 +102,8 @@ def test_a_run_leaves_a_folder_that_can_be_read(cli, camvid, tmp_path):
     assert finished.code == 0, finished.err
     run = tmp_path / "run"
     assert sorted(p.name for p in run.iterdir()) == [
-        "checkpoints", "metrics.csv", "metrics.json", "panels", "run.yaml", "train.log",
+        "checkpoints", "metrics.csv", "metrics.json", "panels", "result.json", "run.yaml",
+        "train.log",
     ]  # fmt: skip
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt", "previous.ckpt"]
     said = metrics(run)

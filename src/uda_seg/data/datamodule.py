@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from uda_seg.data.batch import DomainBatch, Sample
 from uda_seg.data.custom import classes_of
+from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.labelled import LabelledImages
 from uda_seg.data.labels import ClassSet
 from uda_seg.data.loading import (
@@ -223,6 +224,12 @@ class UDADataModule(pl.LightningDataModule):
     def validation_sizes(self) -> list[tuple[int, int]]:
         """Height and width of the first image of each validation set, as input of the network."""
         return [samples.image_size for samples in self._validation.values()]
+
+    @property
+    def validation_images(self) -> dict[str, list[str]]:
+        """Names of the images of each validation set, in the order of their indices."""
+        sets = {name: samples.dataset for name, samples in self._validation.items()}
+        return {name: list(found.names) for name, found in sets.items() if isinstance(found, SegmentationDataset)}
 
     @property
     def has_target(self) -> bool:

@@ -15,6 +15,18 @@ from uda_seg.errors import UserError
 from uda_seg.ops import IGNORE
 
 
+class ImageCounts(NamedTuple):
+    """Confusion matrices of single images, whose sum is that of the validation set.
+
+    Attributes:
+        ids: N indices of the images in their data set, ascending.
+        confusion: int64 [N, C, C] pixel counts; row = label, column = prediction.
+    """
+
+    ids: tuple[int, ...]
+    confusion: Tensor
+
+
 class Scores(NamedTuple):
     """Scores of a segmentation, all in [0, 1].
 
@@ -26,6 +38,7 @@ class Scores(NamedTuple):
         classes: names of the classes in `miou` and `mean_accuracy`.
         confusion: int64 [C, C] pixel counts on the CPU; row = label, column = prediction.
         means: mIoU over every subset that papers report, by name, e.g. 19, 16 and 13.
+        images: counts per image, if `update` was told which images it counts; on the CPU.
     """
 
     miou: float
@@ -35,6 +48,7 @@ class Scores(NamedTuple):
     classes: tuple[str, ...]
     confusion: Tensor
     means: dict[str, float]
+    images: ImageCounts | None = None
 
     @property
     def converted(self) -> float | None:
@@ -59,18 +73,26 @@ def confusion_counts(prediction: Tensor, label: Tensor, num_classes: int) -> Ten
         int64 [C * C + 3]: the flat confusion matrix (row = label), then the numbers of ignored pixels, of invalid
         labels, and of invalid predictions (at labelled pixels); nothing is checked here.
     """
-    # One histogram with an extra row and column on each side for invalid values. Passes over the pixels dominate the
-    # time, so sums over the table replace comparisons of pixels, and copies are changed in place.
-    columns = num_classes + 2
-    row = label.flatten().to(torch.int32, copy=True).clamp_(-1, IGNORE + 1)
-    column = prediction.flatten().to(torch.int32, copy=True).clamp_(-1, num_classes)
-    bins = column.add_(row, alpha=columns).add_(columns + 1)
-    table = torch.bincount(bins, minlength=(IGNORE + 3) * columns).view(-1, columns)
-    labelled, ignored = table[1 : num_classes + 1], table[IGNORE + 1].sum()
-    confusion = labelled[:, 1:-1]
-    bad_label = table.sum() - labelled.sum() - ignored
-    bad_prediction = labelled.sum() - confusion.sum()
-    return torch.cat([confusion.flatten(), torch.stack([ignored, bad_label, bad_prediction])])
+    return counts_per_image(prediction.reshape(1, -1), label.reshape(1, -1), num_classes)[0]
+
+
+def counts_per_image(prediction: Tensor, label: Tensor, num_classes: int) -> Tensor:
+    """Count like `confusion_counts` for each image [B, ...] of a batch: int64 [B, C * C + 3]."""
+    # One histogram with an extra row and column on each side for invalid values, and one such table per image. Passes
+    # over the pixels dominate the time, so sums over the tables replace comparisons of pixels, and copies are changed
+    # in place.
+    images, columns = len(label), num_classes + 2
+    bins_per_image = (IGNORE + 3) * columns
+    row = label.reshape(images, -1).to(torch.int32, copy=True).clamp_(-1, IGNORE + 1)
+    column = prediction.reshape(images, -1).to(torch.int32, copy=True).clamp_(-1, num_classes)
+    first = torch.arange(images, device=row.device, dtype=torch.int32) * bins_per_image + columns + 1
+    bins = column.add_(row, alpha=columns).add_(first[:, None])
+    table = torch.bincount(bins.flatten(), minlength=images * bins_per_image).view(images, -1, columns)
+    labelled, ignored = table[:, 1 : num_classes + 1], table[:, IGNORE + 1].sum(-1)
+    confusion = labelled[..., 1:-1]
+    bad_label = table.sum((1, 2)) - labelled.sum((1, 2)) - ignored
+    bad_prediction = labelled.sum((1, 2)) - confusion.sum((1, 2))
+    return torch.cat([confusion.flatten(1), torch.stack([ignored, bad_label, bad_prediction], 1)], 1)
 
 
 def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int) -> Tensor:
@@ -99,6 +121,7 @@ class SegmentationEvaluator(Metric):
     higher_is_better = True
     full_state_update = False
     counts: Tensor
+    image_counts: list[Tensor]
 
     def __init__(
         self,
@@ -116,19 +139,27 @@ class SegmentationEvaluator(Metric):
         self.subset = tuple(subset)
         self.subsets = {name: list(chosen) for name, chosen in (subsets or {}).items()}
         self.add_state("counts", torch.zeros(num_classes * num_classes + 3, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("image_counts", [], dist_reduce_fx="cat")
 
-    def update(self, prediction: Tensor, label: Tensor) -> None:
+    def update(self, prediction: Tensor, label: Tensor, index: Tensor | None = None) -> None:
         """Count a batch.
 
         Args:
             prediction: logits [B, C, H, W] or class ids [B, H, W].
             label: [B, H, W], class ids, 255 = ignore.
+            index: int64 [B], the images' indices in their data set, to keep counts per image; negative ones are not
+                kept.
         """
         if prediction.ndim == label.ndim + 1:
             prediction = prediction.argmax(1)
         if prediction.shape != label.shape:
             raise ValueError(f"prediction {tuple(prediction.shape)} does not fit label {tuple(label.shape)}")
-        self.counts += confusion_counts(prediction, label, self.num_classes)
+        if index is None:
+            self.counts += confusion_counts(prediction, label, self.num_classes)
+            return
+        counts = counts_per_image(prediction, label, self.num_classes)
+        self.counts += counts.sum(0)
+        self.image_counts.append(torch.cat([index[:, None].to(counts), counts[:, :-3]], 1))
 
     def compute(self) -> Scores:
         """Compute scores of all batches so far; raises UserError on invalid labels or predictions."""
@@ -144,7 +175,17 @@ class SegmentationEvaluator(Metric):
                 f"predictions come from another class set; evaluate with the data.classes they were made for"
             )
         confusion = counts.view(self.num_classes, self.num_classes)
-        return self._scores(confusion)
+        return self._scores(confusion)._replace(images=self._images())
+
+    def _images(self) -> ImageCounts | None:
+        """Return the counts per image in the data set's order, whichever rank has counted them."""
+        rows = self.image_counts
+        found = (torch.cat(rows) if isinstance(rows, list) else rows).cpu() if len(rows) else None
+        if found is None:
+            return None
+        found = found[found[:, 0] >= 0]
+        found = found[found[:, 0].argsort()]
+        return ImageCounts(tuple(found[:, 0].tolist()), found[:, 1:].view(-1, self.num_classes, self.num_classes))
 
     def _scores(self, confusion: Tensor) -> Scores:
         chosen = list(self.subset)

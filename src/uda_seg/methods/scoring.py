@@ -130,7 +130,9 @@ class ScoredModule(StepModule):
         # Each image counts on one rank. A rank without images left repeats another's, so that all ranks run as many
         # steps.
         mine = batch.index % self.trainer.world_size == self.global_rank
-        evaluator.update(labels, batch.label.masked_fill(~mine.view(-1, 1, 1), IGNORE))
+        evaluator.update(
+            labels, batch.label.masked_fill(~mine.view(-1, 1, 1), IGNORE), batch.index.masked_fill(~mine, -1)
+        )
         return labels
 
     def on_validation_epoch_end(self) -> None:

@@ -68,6 +68,7 @@ _SAID: Mapping[str, Callable[[Any], bool]] = {
     "overrides": _all_text,
     "classes": _is_text,
     "method": _is_text,
+    "start": _is_text,
     "options": lambda value: isinstance(value, Mapping),
     "depth": _is_scale,
     "trunk": is_trunk,

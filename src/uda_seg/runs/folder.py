@@ -49,12 +49,12 @@ WRITTEN = (
     ),
     *("tensorboard/events.out.tfevents.*", "tensorboard/hparams.yaml", "wandb/id.txt"),
     *("depth.md", "depth.png", "depth_metrics.json", "label_free.npz"),
-    *("metrics.csv", "metrics.json", "labelled_*.txt", RECORD),
+    *("metrics.csv", "metrics.json", "result.json", "labelled_*.txt", RECORD),
 )
 _OWN_NAME = re.compile(
     r"(last|fresh|previous|best|best_unsupervised)\.ckpt|label_free\.npz"
     r"|round_\d+\.npy|step_\d+\.png|id\.txt|depth\.(md|png)|depth_metrics\.json"
-    r"|metrics\.(csv|json)|run\.yaml|uda_seg\.lock|labelled_.+\.txt"
+    r"|metrics\.(csv|json)|result\.json|run\.yaml|uda_seg\.lock|labelled_.+\.txt"
 )
 WAIT_S = 60.0  # seconds that other ranks wait for the first one
 

@@ -1,0 +1,1 @@
+"""Results of runs: their file, reading and comparing many of them."""
