@@ -53,6 +53,7 @@ def train(config: Config, folder: Path, *callbacks: pl.Callback) -> float:
     """
     quiet_lightning()
     refuse_unlabelled(config.data)
+    watch_memory()
     with run_folder(folder, config, config.steps) as place:
         return train_in(place, config, *callbacks)
 
@@ -60,7 +61,6 @@ def train(config: Config, folder: Path, *callbacks: pl.Callback) -> float:
 def train_in(place: RunFolder, config: Config, *callbacks: pl.Callback) -> float:
     """Train in this run's folder; a run to replace is only touched once everything has been built and checked."""
     folder, resume, first = place.folder, place.resume, this_rank() == 0
-    watch_memory()
     if first:
         say_choices(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
