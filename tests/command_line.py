@@ -75,6 +75,13 @@ class CommandLine:
 # What `check` holds overrides against; it only looks at it.
 composed_once = functools.cache(command._compose)
 
+
+@functools.cache
+def hydras_groups() -> set[str]:
+    """Groups of which a file sets something of Hydra's own."""
+    return {group for group in groups() if any("hydra" in f.read_text() for f in (CONF / group).glob("*.yaml"))}
+
+
 MODES: dict[tuple[str | None, ...], Any] = {}
 GET_MODE = Hydra.get_mode
 
@@ -82,7 +89,7 @@ GET_MODE = Hydra.get_mode
 def mode_once(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
     """Tell whether there will be several runs, as Hydra does: from all files and its own keys."""
     decide = ("hydra.mode", "hydra.searchpath", "hydra/")
-    chosen = [o for o in overrides if key_of(o) in groups() or key_of(o).startswith(decide)]
+    chosen = [o for o in overrides if key_of(o) in hydras_groups() or key_of(o).startswith(decide)]
     key = (config_name, *chosen)
     if key not in MODES:
         MODES[key] = GET_MODE(self, config_name, chosen)

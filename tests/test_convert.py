@@ -256,8 +256,15 @@ def small_file(kind: str) -> dict:
     return released.mmcv(student, None, config="mask_mode='separate'" if kind.startswith("mic") else "")
 
 
+SHAPES: dict[str, dict[str, torch.Size]] = {}
+
+
 def shapes_of(config: Config) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in convert.untrained_network(config).items()}
+    """Of the tensors of a network of full size; recipes with the same network and method share it."""
+    key = repr((config.model, config.method, config.data.classes, config.data.class_set))
+    if key not in SHAPES:
+        SHAPES[key] = {name: tensor.shape for name, tensor in convert.untrained_network(config).items()}
+    return SHAPES[key]
 
 
 @pytest.fixture(scope="module")

@@ -270,6 +270,10 @@ def test_scores_of_images_that_are_learnt_from_are_called_that(tree, caplog):
 def test_what_is_wrong_is_said(tree, tmp_path):
     with pytest.raises(UserError, match=r"depth.domains names target, but data=streets2dg has no such domain"):
         command.build_data(configured("data=streets2dg"))
+    several = r"data.source alone, but data=streets_two_sources also has data.more_sources.night: choose a pair"
+    with pytest.raises(UserError, match=several):
+        command.build_data(configured("data=streets_two_sources"))
+    command.build_data(configured("data=streets_two_sources", "depth.domains=[target]"))
     with pytest.raises(
         UserError, match=r"crop=\[64, 97\] is larger than the images of data.target, which are \[64, 96"
     ):

@@ -128,3 +128,16 @@ def test_a_tag_of_another_normalisation_has_to_be_in_the_name() -> None:
     assert one.mean != other.mean
     with pytest.raises(UserError, match=r"say model\.encoder\.name=vit_base_patch16_224\.mae pretrained=imagenet"):
         ViTEncoder("vit_base_patch16_224", weights="timm:mae")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("vit_bse_patch14_dinov2.lvd142m", "vit_base_patch14_dinov2"),
+        ("dinov2_vitb14", "vit_base_patch14_dinov2"),
+        ("zzz", "none"),
+    ],
+)
+def test_a_name_that_timm_does_not_know_is_answered_with_the_nearest(name, nearest):
+    with pytest.raises(UserError, match=rf"timm knows no model '{name}' \(model.encoder.name\); nearest: {nearest}"):
+        ViTEncoder(name)

@@ -14,6 +14,8 @@ from command_line import NETWORK, small_run
 from uda_seg import train as command
 from uda_seg.config.replay import replay
 from uda_seg.errors import UserError
+from uda_seg.methods.frozen_trunk import leave_out_trunk, with_trunk
+from uda_seg.models.vit import ViTEncoder
 from uda_seg.runs.trained import load
 
 VIT = ["model=timm", "model.encoder.name=test_vit", "model.head.width=8", "model.head.dilations=[1]"]
@@ -143,3 +145,17 @@ def test_no_path_is_taken_from_a_checkpoint(trunk, tmp_path):
     torch.save({"uda_seg": said, "state_dict": {}}, tmp_path / "bad.ckpt")
     with pytest.raises(UserError, match="trunk is missing or nonsense"):
         uda_seg.load(tmp_path / "bad.ckpt")
+
+
+@pytest.mark.parametrize("options", [{"taps": [0]}, {"lora": {"rank": 2}}])
+def test_a_trunk_of_other_blocks_is_not_called_another_file(options):
+    def encoder(**more):
+        made = ViTEncoder("test_vit", **{"taps": [1], "freeze": True} | more)
+        made.loaded_from = "imagenet"
+        return made
+
+    state = {f"segmentor.encoder.{name}": tensor for name, tensor in encoder().state_dict().items()}
+    content = {"uda_seg": {"trunk": leave_out_trunk(state, encoder())}, "state_dict": state}
+    said = r"x does not hold its frozen trunk of \d+ tensors, and of this network \d+ are not in it: give .*taps"
+    with pytest.raises(UserError, match=said):
+        with_trunk(content, encoder(**options), "x")

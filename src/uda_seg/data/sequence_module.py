@@ -68,10 +68,15 @@ class SequenceData(pl.LightningDataModule):
         self.validation: dict[str, SequenceDataset] = {}
 
     def domain(self, name: str) -> DomainSettings:
-        """Return the settings of `source` or `target`."""
+        """Return the settings of `source` or `target`, which must be the only ones of their kind."""
         found = {"source": self.settings.source, "target": self.settings.target}.get(name)
         if found is None:
             raise UserError(f"depth.domains names {name}, but data={self.settings.name} has no such domain")
+        if more := getattr(self.settings, f"more_{name}s"):
+            raise UserError(
+                f"depth learns from data.{name} alone, but data={self.settings.name} also has data.more_{name}s."
+                f"{', '.join(more)}: choose a pair of domains, and train on each of the others as data.{name}"
+            )
         if name == "target" and self.settings.reader == "shards":
             raise UserError("data.reader=shards has single images: depth learns from sequences, so data.reader=files")
         return found

@@ -24,12 +24,12 @@ STUDENT, TEACHER = "segmentor.", "teacher.network."
 PLAIN = re.compile(r"imagenet|builtin|timm:[\w.-]+|hub:[\w.-]+/[\w.-]+(@[\w.-]+)?")
 
 
-def leave_out_trunk(state: dict[str, Any], encoder: Encoder) -> dict[str, str | None] | None:
+def leave_out_trunk(state: dict[str, Any], encoder: Encoder) -> dict[str, str | int | None] | None:
     """Remove the frozen tensors of the student's encoder from a module's state dict.
 
     Returns:
         The trunk's description for the checkpoint, None if it is not left out of the student: `weights`, the name it
-        was loaded by (None for a file); `file`, the file's name; `sha256`, its digest.
+        was loaded by (None for a file); `file`, the file's name; `sha256`, its digest; `tensors`, their number.
     """
     frozen = frozen_tensors(encoder)
     for name in frozen:
@@ -40,12 +40,15 @@ def leave_out_trunk(state: dict[str, Any], encoder: Encoder) -> dict[str, str | 
         del state[f"{STUDENT}encoder.{name}"]
     said = encoder.loaded_from
     plain = PLAIN.fullmatch(said) is not None
-    return {"weights": said if plain else None, "file": None if plain else Path(said).name, "sha256": digest(frozen)}
+    named = {"weights": said if plain else None, "file": None if plain else Path(said).name}
+    return {**named, "sha256": digest(frozen), "tensors": len(frozen)}
 
 
 def is_trunk(value: object) -> bool:
-    """Return whether a value is a description that `leave_out_trunk` returns."""
-    if not isinstance(value, Mapping) or value.keys() != {"weights", "file", "sha256"}:
+    """Return whether a value is a description that `leave_out_trunk` returns, or returned before it had `tensors`."""
+    if not isinstance(value, Mapping) or value.keys() | {"tensors"} != {"weights", "file", "sha256", "tensors"}:
+        return False
+    if type(value.get("tensors", 1)) is not int:
         return False
     weights, file, sha256 = value["weights"], value["file"], value["sha256"]
     named = isinstance(weights, str) and PLAIN.fullmatch(weights) is not None and file is None
@@ -69,7 +72,7 @@ def with_trunk(content: Mapping[str, Any], encoder: Encoder, path: Path | str) -
     if (trunk := content["uda_seg"].get("trunk")) is not None:
         missing = {name: own[name] for name in own if prefix + name not in state}
         if digest(missing) != trunk["sha256"]:
-            raise UserError(_differs(trunk, encoder.loaded_from, path))
+            raise UserError(_differs(trunk, len(missing), encoder.loaded_from, path))
         state |= {prefix + name: tensor for name, tensor in missing.items()}
     strangers = [n for n in state if n.startswith(prefix) and ".lora." in n and n.removeprefix(prefix) not in own]
     if strangers:
@@ -81,7 +84,12 @@ def with_trunk(content: Mapping[str, Any], encoder: Encoder, path: Path | str) -
     return state
 
 
-def _differs(trunk: Mapping[str, Any], mine: str | None, path: Path | str) -> str:
+def _differs(trunk: Mapping[str, Any], lacking: int, mine: str | None, path: Path | str) -> str:
+    if (tensors := trunk.get("tensors", lacking)) != lacking:
+        return (
+            f"{path} does not hold its frozen trunk of {tensors} tensors, and of this network {lacking} are not in it: "
+            "give model.encoder.name, taps, freeze and lora as it was trained with"
+        )
     said = trunk["weights"] or f"the file {trunk['file']}"
     wanted = f"{shown(said)} (SHA-256 of its tensors {trunk['sha256'][:12]})"
     given = "this network was built without weights" if mine is None else f"pretrained={mine} has another"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from uda_seg.methods.options.self_training import MaskingOptions
@@ -11,8 +13,13 @@ from uda_seg.ops.masking import draw_block_mask, mask_image
 
 
 def mask_blocks(image: Tensor, segmentor: Segmentor, plan: Plan, options: MaskingOptions) -> Tensor:
-    """Fill random blocks of [B, 3, H, W] with the mean colour (zero after normalisation)."""
-    patch = segmentor.encoder.patch  # of a transformer, which would see the rest of a patch masked in part
-    size, block = (image.shape[-2], image.shape[-1]), patch * max(1, round(options.mask_block * plan.crop[0] / patch))
+    """Fill random blocks of [B, 3, H, W] with the mean colour (zero after normalisation).
+
+    A transformer would still see the rest of a patch that is masked in part. For one, blocks are whole patches at every
+    resolution it sees, and those at the lower and right border are cut off.
+    """
+    patch, (height, width) = segmentor.patch, image.shape[-2:]
+    block = patch * max(1, round(options.mask_block * plan.crop[0] / patch))
+    size = (height, width) if patch == 1 else (math.ceil(height / block) * block, math.ceil(width / block) * block)
     visible = draw_block_mask(len(image), size, block, options.mask_ratio, device=image.device)
-    return mask_image(image, visible, segmentor.mean_colour)
+    return mask_image(image, visible[..., :height, :width], segmentor.mean_colour)

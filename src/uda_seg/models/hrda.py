@@ -6,7 +6,9 @@ attention, predicted from the low resolution, weights the two per class and posi
 
 from __future__ import annotations
 
+import fractions
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, cast
@@ -220,7 +222,7 @@ class HRDASegmentor(Segmentor):
         detail: height and width of the detail window in pixels (512 of crops of 1024); clipped to the image.
         detail_loss: weight of the loss on the detail (0.1).
         detail_multiple: corners of random windows are multiples of it: pixels per cell of the low resolution's logits
-            (8; ours for DeepLab, whose cells are twice as large: 16).
+            (8; ours for DeepLab, whose cells are twice as large: 16), and of a vision transformer's patch (ours).
         detail_offsets: valid corners of random windows, see `draw_box`.
         detail_stride: pixels from one sliding window to the next, vertical and horizontal; default: half a window.
         detail_windows: sliding windows per image in one forward; None: all, as released. Fewer save memory and give the
@@ -290,6 +292,18 @@ class HRDASegmentor(Segmentor):
         enough = self.encoder.smallest
         return next(side for side in itertools.count(enough) if round(side * self.context_scale) >= enough)
 
+    @property
+    def aligned(self) -> int:
+        """Pixels between possible corners of random windows, in which patches begin where those of the image do."""
+        return math.lcm(self.multiple, self.encoder.patch)
+
+    @property
+    def patch(self) -> int:
+        """Side in pixels of the smallest squares that are whole tokens at both resolutions; 1 without tokens."""
+        if self.encoder.patch == 1:
+            return 1
+        return self.encoder.patch * fractions.Fraction(self.context_scale).limit_denominator(20).denominator
+
     def head(self, name: str = "main") -> Head:
         """Return the decoder of this name, without the attention."""
         head = super().head(name)
@@ -319,7 +333,7 @@ class HRDASegmentor(Segmentor):
     def views(self, image: Tensor) -> list[Features]:
         """Encode the whole image at low resolution, and a newly drawn window at full resolution."""
         context = self.features(image)
-        box = draw_box((image.shape[2], image.shape[3]), self.detail, self.multiple, self.offsets)
+        box = draw_box((image.shape[2], image.shape[3]), self.detail, self.aligned, self.offsets)
         detail = self.encoder(self.normalize(box.cut(image)))
         return [ContextView(context.stages, self.attend(context)), DetailView(detail, box)]
 

@@ -255,6 +255,11 @@ class Segmentor(nn.Module):
         return cast(Head, self.heads[name])
 
     @property
+    def patch(self) -> int:
+        """Side in pixels of the squares of an image that a vision transformer sees as whole tokens; otherwise 1."""
+        return self.encoder.patch
+
+    @property
     def mean_colour(self) -> Tensor:
         """RGB colour [3] in [0, 1] that normalisation maps to zero; fills masked pixels."""
         return self.mean.flatten()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import io
 import logging
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
@@ -41,8 +42,7 @@ def created(name: str, weights: str | Path | None, allow_missing: Sequence[str],
         UserError: no such model, or weights that are unavailable or do not fit.
     """
     if not timm.is_model(name.split(".")[0]):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        raise UserError(f"timm knows no model {name!r} (model.encoder.name); nearest: {', '.join(near) or 'none'}")
+        raise UserError(f"timm knows no model {name!r} (model.encoder.name); nearest: {_nearest(name)}")
     if weights == "builtin":
         raise UserError("pretrained=builtin is of model=daformer_small: say pretrained=imagenet, null or a file")
     said, own = str(weights), weights == "imagenet"
@@ -82,6 +82,15 @@ def _any_size(name: str, **options: Any) -> Module:
         if any_size not in str(error):
             raise
     return timm.create_model(name, **options)
+
+
+def _nearest(name: str) -> str:
+    """List the models of the nearest names, or else those with a word of it (the authors say `dinov2_vitb14`)."""
+    model, known = name.split(".")[0].lower(), timm.list_models()
+    words = sorted(re.findall("[a-z]{2,}[0-9]*", model), key=len, reverse=True)
+    found = (difflib.get_close_matches(model, [n for n in known if word in n], n=3, cutoff=0.2) for word in words)
+    near = difflib.get_close_matches(model, known, n=3) or next(filter(None, found), [])
+    return ", ".join(near) or "none"
 
 
 def _tagged(name: str, tag: str) -> str:
