@@ -11,13 +11,16 @@ INSTALLED := $(VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lint format docs bench clean
+.PHONY: help demo notebooks test soak lint format docs bench clean
 
 help:  ## show this list
-	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED)  ## train on Streets, adapt, and draw the results (10 minutes on 2 cores)
 	$(BIN)/python -m uda_seg.demo
+
+notebooks: $(INSTALLED)  ## execute notebooks/ into build/notebooks, as .ipynb and .html (15 minutes on 2 cores)
+	$(BIN)/python scripts/run_notebooks.py
 
 test: $(INSTALLED)  ## run the tests except slow ones
 	$(PYTEST) -m "not slow"
@@ -30,9 +33,10 @@ lint: $(INSTALLED)  ## run ruff and mypy --strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(INSTALLED)  ## fix and format with ruff
+format: $(INSTALLED)  ## fix and format with ruff; strip the notebooks
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python scripts/run_notebooks.py --strip
 
 docs: $(INSTALLED)  ## build the documentation site: build/docs/index.html
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs build/docs

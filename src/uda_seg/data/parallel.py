@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -69,6 +70,14 @@ def _limit(group: Path) -> float:
     return math.inf
 
 
+def progress_console() -> Console:
+    """Return the console of progress bars: standard error, without control characters unless it is a terminal.
+
+    In a notebook rich would draw with widgets, which need a package, and kernels ask for colours that pages show badly.
+    """
+    return Console(stderr=True, force_jupyter=False, force_terminal=sys.stderr.isatty())
+
+
 def in_threads(work: Callable[[Item], Result], items: Items[Item], title: str) -> Iterator[Result]:
     """Yield `work(item)` of every item in order, from threads; decoding, inflating and checksums release the GIL.
 
@@ -77,9 +86,7 @@ def in_threads(work: Callable[[Item], Result], items: Items[Item], title: str) -
     threads = cores()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
-        Progress(
-            *columns, console=Console(stderr=True, force_jupyter=False), transient=True, disable=not len(items)
-        ) as bar,
+        Progress(*columns, console=progress_console(), transient=True, disable=not len(items)) as bar,
         ThreadPoolExecutor(threads) as pool,
     ):
         task = bar.add_task(title, total=len(items))

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from uda_seg.data.datamodule import UDADataModule
+from uda_seg.data.parallel import progress_console
 from uda_seg.data.storage.label_store import LabelDraft, LabelStore
 from uda_seg.methods.base import UDAModule
 from uda_seg.methods.options.rounds import RoundOptions
@@ -68,7 +68,7 @@ def predict(module: UDAModule, draft: LabelDraft, data: UDADataModule, mine: Seq
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     hidden, infer = not module.trainer.is_global_zero, module.infer.single()
     with (
-        Progress(*columns, console=Console(stderr=True, force_jupyter=False), disable=hidden) as bar,
+        Progress(*columns, console=progress_console(), disable=hidden) as bar,
         labelling_mode(module),
     ):
         task = bar.add_task(f"labelling the target, round {draft.version + 1}", total=len(mine))

@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from uda_seg.data.custom import classes_of
 from uda_seg.data.depth_layouts import DESCRIPTION, described
 from uda_seg.data.domains import open_domain
 from uda_seg.data.folders import twins, without_end
+from uda_seg.data.parallel import progress_console
 from uda_seg.data.settings import DomainSettings
 from uda_seg.data.transforms import fit_inside
 from uda_seg.errors import UserError
@@ -68,9 +68,7 @@ def export_domain(
     paths = [folder / (without_end(n, images.spec.image_suffix) + ".png") for n in images.names]
     missing = [i for i, path in enumerate(paths) if not path.is_file()]
     hidden = not config.callbacks.progress
-    for index in track(
-        missing, f"depth of {option}", console=Console(stderr=True, force_jupyter=False), disable=hidden
-    ):
+    for index in track(missing, f"depth of {option}", console=progress_console(), disable=hidden):
         image = images.read_image(index)
         if domain.size is not None:
             size = fit_inside((image.shape[0], image.shape[1]), (domain.size[0], domain.size[1]))

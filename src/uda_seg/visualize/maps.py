@@ -83,7 +83,8 @@ def draw_maps(*rows: Mapping[str, Map | None], classes: ClassSet, columns: int |
 def _draw(figure: Figure, box: tuple[float, float, float, float], caption: str, value: Map, classes: ClassSet) -> None:
     axes = figure.add_axes(box)
     axes.set_axis_off()
-    axes.set_title(caption, fontsize=9, pad=3)
+    letters = 16 * WIDTH * box[2]  # of size 9 that are as wide as the map
+    axes.set_title(caption, fontsize=9 * min(1.0, letters / max(1, len(caption))), pad=3)
     array = _array(value)
     if array.ndim == 3:
         axes.imshow(_rgb(array))
@@ -113,7 +114,7 @@ def _heat(axes: Axes, heat: Heat) -> None:
         text.set_bbox({"facecolor": "white", "alpha": 0.7, "pad": 0.8, "edgecolor": "none"})
 
 
-def _lines(names: Sequence[str], letters: int = 118) -> list[list[str]]:
+def _lines(names: Sequence[str], letters: int = 190) -> list[list[str]]:
     """Break a legend into lines that fit the sheet."""
     lines: list[list[str]] = []
     used = letters

@@ -16,10 +16,9 @@ from types import ModuleType
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from uda_seg.data.parallel import cores
+from uda_seg.data.parallel import cores, progress_console
 from uda_seg.data.streets.styles import style_of
 from uda_seg.data.streets.world import BASELINE, STRIDE, VIEWS, render
 from uda_seg.errors import UserError
@@ -87,7 +86,7 @@ def ensure_rendered(
 def in_processes(draw: Callable[[int], None], indices: Sequence[int], workers: int, title: str | None) -> None:
     """Call `draw` for every index in `workers` processes, with a progress bar if a title is given."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True, force_jupyter=False), disable=title is None) as bar:
+    with Progress(*columns, console=progress_console(), disable=title is None) as bar:
         task = bar.add_task(title or "", total=len(indices))
         workers = min(workers, 2 * cores(), len(indices))  # more would be idle
         if workers == 1 or len(indices) < 4:
