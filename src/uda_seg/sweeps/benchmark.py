@@ -32,7 +32,6 @@ log = logging.getLogger(__name__)
 # Raised by whoever changes what training computes: results of another number are not taken for finished.
 NUMBERS = 1
 KEY = "benchmark"  # of what is added to a run's result
-_PLACES = (".root", ".depth")  # locations of data, which differ between machines
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,10 +66,15 @@ class Job:
 
 
 def row_of(method: str, overrides: Sequence[str], fixed: Iterable[str]) -> str:
-    """Name a row by its method and the overrides that change results, except `fixed` ones, which all rows share."""
-    own = [o for o in overrides if key_of(o) not in fixed and not key_of(o).endswith(_PLACES)]
-    network = [f",{o}" for o in own if key_of(o) == "model"]
-    return method + "".join(network) + variant(own, [key_of(o) for o in own if is_named(key_of(o))])
+    """Name a row by its method and the overrides that change results, except `fixed` ones, which all rows share.
+
+    Locations of data are left out, and of absolute paths only the last part is named, so that rows of several machines
+    have the same names.
+    """
+    own = [o for o in overrides if key_of(o) not in fixed and not key_of(o).endswith(".root")]
+    named = [o if "=/" not in o else f"{key_of(o)}={Path(o).name}" for o in own]
+    network = [f",{o}" for o in named if key_of(o) == "model"]
+    return method + "".join(network) + variant(named, [key_of(o) for o in own if is_named(key_of(o))])
 
 
 def is_finished(job: Job) -> bool:
