@@ -5,6 +5,7 @@ path per line, or a video:
 
   python -m uda_seg.predict checkpoint=... input=photos/ output=segmented/
   python -m uda_seg.predict checkpoint=... input=clip.mp4 output=out.mp4
+  python -m uda_seg.predict checkpoint=... serve=true
 
 Of an image, predict.outputs=[colour,overlay,ids,confidence,npz] chooses what is written: `labelIds` are in the encoding
 of the data set's label files (Cityscapes' label ids for its classes; for custom data sets the `label_map`'s, with the
@@ -15,6 +16,9 @@ where it was stopped. Another checkpoint or other settings need another output=,
 
 Of a video, predict.video=overlay|colour|confidence|beside is written, with its time stamps and sound.
 
+serve=true opens a page on this machine, to drop an image or use the camera, with one network or several:
+checkpoint=[before.ckpt,after.ckpt]. predict.port chooses its port; predict.host opens it to others.
+
 evaluator.teacher=true uses the EMA teacher, evaluator=slide windows in place of whole images; `--help predict` lists
 the other options.
 """
@@ -24,9 +28,10 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from uda_seg.cli.arguments import as_override, given_path
+from uda_seg.cli.arguments import as_override, given_path, parsed
 from uda_seg.cli.command import run
 from uda_seg.config.replay import replay
+from uda_seg.config.schema import key_of
 from uda_seg.config.settings import PredictConfig
 from uda_seg.errors import UserError
 from uda_seg.evaluation.label_values import label_values
@@ -35,11 +40,13 @@ from uda_seg.prediction.batches import Batches
 from uda_seg.prediction.images import Predictor
 from uda_seg.prediction.inputs import input_bits, is_film, is_glob, named_images
 from uda_seg.prediction.journal import Journal, settings_of
+from uda_seg.prediction.networks import TEACHER, networks_of
 from uda_seg.prediction.outputs import Outputs
+from uda_seg.prediction.page import MOST, serve
 from uda_seg.prediction.video import Painter, predict_video, video_output
 from uda_seg.runs.checkpoint import read_checkpoint
 from uda_seg.runs.folder import alone_in
-from uda_seg.runs.trained import TrainedSegmentor, trained
+from uda_seg.runs.trained import TrainedSegmentor, trained, trained_domain
 
 log = logging.getLogger(__name__)
 
@@ -54,30 +61,57 @@ def main() -> None:
 
 def expand(given: list[str]) -> list[str]:
     """Add the checkpoint's configuration below the given overrides, and keep Hydra from creating a folder."""
-    path = given_path(given, "checkpoint", USAGE)
+    serves = any(key_of(o) == "serve" and parsed([o])[0].value() is True for o in given)
+    checkpoints = given_checkpoints(given)
+    if len(checkpoints) > 1 and not serves:
+        raise UserError("checkpoint= has several files: add serve=true to compare them, or give one")
+    folder = Path() if serves else results_folder(given)
+    return [
+        "hydra/job_logging=stdout",
+        as_override("hydra.run.dir", str(folder)),
+        *replay(read_checkpoint(checkpoints[0]), given, PredictConfig),
+    ]
+
+
+def given_checkpoints(given: list[str]) -> list[Path]:
+    """Return the checkpoints of `checkpoint=`: one, or a list of them.
+
+    Raises:
+        UserError: it is missing, or a file does not exist.
+    """
+    last = next((o for o in reversed(given) if key_of(o) == "checkpoint"), "")
+    value = parsed([last])[0].value() if last else None
+    if not isinstance(value, list):
+        return [given_path(given, "checkpoint", USAGE)]
+    return [given_path([as_override("checkpoint", str(path))], "checkpoint", USAGE) for path in value]
+
+
+def results_folder(given: list[str]) -> Path:
+    """Return the folder of the results of `input=` and `output=`.
+
+    Raises:
+        UserError: one of them is missing, or cannot be one.
+    """
     source = given_path(given, "input", USAGE, must_exist=False)
     if not is_glob(source):
         given_path(given, "input", USAGE)
     output = given_path(given, "output", USAGE, must_exist=False)
     if is_film(source):
-        folder = video_output(source, output).parent
-    elif output.exists() and not output.is_dir():
+        return video_output(source, output).parent
+    if output.exists() and not output.is_dir():
         raise UserError(f"output={output} is a file: choose a folder")
-    else:
-        folder = output
-    return [
-        "hydra/job_logging=stdout",
-        as_override("hydra.run.dir", str(folder)),
-        *replay(read_checkpoint(path), given, PredictConfig),
-    ]
+    return output
 
 
 def predict(config: PredictConfig, folder: Path) -> int:
-    """Predict all images or a video, and return the number of images or frames.
+    """Predict all images or a video, or serve the page; return the number of images or frames.
 
     Raises:
         UserError: there is no image, or some failed (raised after the others have been written).
     """
+    if config.serve:
+        _serve(config)
+        return 0
     checkpoint, source, output = (Path(str(p)) for p in (config.checkpoint, config.input, config.output))
     film = is_film(source)
     images = {} if film else named_images(source, output)
@@ -87,6 +121,16 @@ def predict(config: PredictConfig, folder: Path) -> int:
         return _predict_video(config, model, source, video_output(source, output))
     bits = input_bits(config, list(images), content["uda_seg"].get("bits"))
     return _predict_images(config, model, images, bits)
+
+
+def _serve(config: PredictConfig) -> None:
+    given = config.checkpoint
+    paths = [Path(str(path)) for path in (given if isinstance(given, list) else [given])]
+    networks, settings = networks_of(paths, config, one_device(config.trainer)), config.predict
+    teacher = config.evaluator.teacher
+    selected = [name for name in networks if name.endswith(TEACHER) == teacher] or list(networks)
+    bits = settings.bits or trained_domain(config).bits
+    serve(networks, selected[:MOST], bits, settings.host, settings.port)
 
 
 def _predict_video(config: PredictConfig, model: TrainedSegmentor, source: Path, output: Path) -> int:

@@ -31,10 +31,13 @@ _NO_CHANGE = ("evaluator.times", "evaluator.windows_per_batch")  # settings that
 
 def settings_of(config: PredictConfig, model: TrainedSegmentor, outputs: Outputs) -> dict[str, Any]:
     """Describe what a prediction depends on, as plain values."""
+    fit = model.fit
     said = {
         "checkpoint": digest_of(Path(str(config.checkpoint))),
         "evaluator": asdict(config.evaluator),
-        "size": None if model.fit is None else asdict(model.fit),
+        "size": None
+        if (fit := model.fit) is None
+        else [*fit.box, "inside" if fit.keep_ratio else "stretched", fit.filter],
         "classes": list(model.classes.names),
         "palette": model.palette.tolist(),
         "ids": outputs.values.table.tolist(),
