@@ -26,6 +26,7 @@ from uda_seg.data.labels import CAMVID, CITYSCAPES
 from uda_seg.errors import UserError
 from uda_seg.evaluation.servers import raw_ids
 from uda_seg.prediction.inputs import named_images
+from uda_seg.prediction.networks import first_choice
 from uda_seg.runs.folder import alone_in
 from uda_seg.visualize.pictures import colorize
 
@@ -206,6 +207,26 @@ def test_predict_says_when_there_is_nothing_to_do(cli, runs, tmp_path):
         assert said in cli(predict.main, last(runs), "input=empty", f"output={output}").error
     os.mkfifo(tmp_path / "pipe.png")
     assert "input=pipe.png is a pipe" in cli(predict.main, last(runs), "input=pipe.png", "output=out").error
+
+
+def test_the_page_has_students_and_teachers_of_several_checkpoints(cli, runs, monkeypatch):
+    served: list[tuple] = []
+    monkeypatch.setattr(predict, "serve", lambda *given: served.append(given))
+    both = f"checkpoint=[{','.join(last(runs, method).partition('=')[2] for method in ('lcmsm', 'adabn'))}]"
+    finished = cli(predict.main, both, "serve=true", "trainer=cpu", "evaluator=slide", "predict.port=7")
+    assert finished.code == 0, finished.err
+    [(networks, selected, _, host, port)] = served
+    assert (list(networks), selected) == (["lcmsm", "lcmsm (teacher)", "adabn"], ["lcmsm (teacher)", "adabn"])
+    assert first_choice(networks, teacher=False) == ["lcmsm", "adabn"]
+    assert (host, port) == ("127.0.0.1", 7)
+    assert {model.infer.window for model in networks.values()} == {(512, 512)}
+    assert "add serve=true to compare them" in cli(predict.main, both, "input=x", "output=y").error
+    assert "nowhere.ckpt: there is no such file" in cli(predict.main, "checkpoint=[nowhere.ckpt]", "serve=true").error
+
+
+def test_a_checkpoint_neither_serves_nor_chooses_what_is_written():
+    said = checkpoint_of("serve=true", "predict.host=0.0.0.0", "predict.outputs=[npz]", "predict.size=[8,8]")
+    assert replay(said, [], PredictConfig)[1:] == ["predict.size=[8,8]"]
 
 
 def test_jobs_of_a_multirun_do_not_predict_into_one_folder(cli, runs, tmp_path):

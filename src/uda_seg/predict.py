@@ -40,7 +40,7 @@ from uda_seg.prediction.batches import Batches
 from uda_seg.prediction.images import Predictor
 from uda_seg.prediction.inputs import input_bits, is_film, is_glob, named_images
 from uda_seg.prediction.journal import Journal, settings_of
-from uda_seg.prediction.networks import TEACHER, networks_of
+from uda_seg.prediction.networks import first_choice, networks_of
 from uda_seg.prediction.outputs import Outputs
 from uda_seg.prediction.page import MOST, serve
 from uda_seg.prediction.video import Painter, predict_video, video_output
@@ -127,8 +127,7 @@ def _serve(config: PredictConfig) -> None:
     given = config.checkpoint
     paths = [Path(str(path)) for path in (given if isinstance(given, list) else [given])]
     networks, settings = networks_of(paths, config, one_device(config.trainer)), config.predict
-    teacher = config.evaluator.teacher
-    selected = [name for name in networks if name.endswith(TEACHER) == teacher] or list(networks)
+    selected = first_choice(networks, config.evaluator.teacher)
     bits = settings.bits or trained_domain(config).bits
     serve(networks, selected[:MOST], bits, settings.host, settings.port)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,13 @@ def networks_of(paths: Sequence[Path], config: PredictConfig, device: torch.devi
         if has_teacher(content):
             found[f"{name}{TEACHER}"] = trained(own, content, path, teacher=True).to(device)
     return found
+
+
+def first_choice(networks: Iterable[str], teacher: bool) -> list[str]:
+    """Select a network of each checkpoint: its teacher if this is wanted and there, else its student."""
+    names = list(networks)
+    students = [name for name in names if not name.endswith(TEACHER)]
+    return [f"{name}{TEACHER}" if teacher and f"{name}{TEACHER}" in names else name for name in students]
 
 
 def has_teacher(content: dict[str, Any]) -> bool:

@@ -91,7 +91,7 @@ def built(networks: Mapping[str, TrainedSegmentor], selected: list[str], bits: i
             raise gradio.Error(html.escape(str(error)), title="This image was not predicted") from error
 
     device = next(iter(networks.values())).device
-    with gradio.Blocks(title="uda_seg", analytics_enabled=False) as page:
+    with gradio.Blocks(title="uda_seg", analytics_enabled=False, fill_width=True) as page:
         gradio.HTML(HEAD.format(device=device), elem_id="head")
         with gradio.Row():
             with gradio.Column(scale=1, min_width=320):
