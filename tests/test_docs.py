@@ -256,6 +256,8 @@ def test_other_programs_are_called_with_what_is_there(line, places, cli, monkeyp
         script = runpy.run_path(str(ROOT / "scripts/same_numbers.py"))
         for method, more in script["MORE"].items():
             assert len(composed(cli, monkeypatch, "train", [f"method={method}", *script["SMALL"], *more])) == 1
+    elif line.program in ("python scripts/merge_results.py", "python scripts/results_tables.py"):
+        assert len(line.words) <= 2  # run in tests/sweeps/test_kept_results.py
     else:  # it needs a package of vectors that is no dependency
         assert line.program == "python scripts/make_class_text.py", f"nobody told tests/test_docs.py how to run {line}"
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from uda_seg.cli.command import compose
-from uda_seg.config.schema import Config
+from uda_seg.config.schema import Config, resolved
 from uda_seg.errors import Damaged
 from uda_seg.sweeps import benchmark
 from uda_seg.sweeps.benchmark import Job, expected, is_finished, keep, read_stored, row_of, table
@@ -110,6 +111,17 @@ def test_a_failed_job_is_named_and_does_not_stop_the_others(make: Make) -> None:
     assert [is_finished(job) for job in jobs] == [True, False, True, True]
     shown = {row[0]: row[1] for row in table(jobs).rows}
     assert shown == {"dacs": "25.0 (1)", "mic": "25.0 ± 0.0 (2)"}
+
+
+def test_a_stopped_run_is_continued_and_one_of_other_settings_is_not(make: Make) -> None:
+    job = make()
+    assert "resume=last" not in Workers(1, 1).command(job)
+    (job.folder / "checkpoints").mkdir(parents=True)
+    (job.folder / "checkpoints" / "last.ckpt").touch()
+    record = {"overrides": [], "uda_seg": "0", "config": resolved(job.config)}
+    (job.folder / "run.yaml").write_text(yaml.safe_dump(record, sort_keys=False))
+    assert Workers(1, 1).command(job)[-3:] == ["resume=last", "hydra.mode=RUN", f"hydra.run.dir='{job.folder}'"]
+    assert "resume=last" not in Workers(1, 1).command(make(steps=job.config.steps + 1))
 
 
 def test_after_its_minutes_it_ends_its_processes_and_tells_what_is_left(make: Make) -> None:

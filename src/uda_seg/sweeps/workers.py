@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from uda_seg.errors import Damaged, UserError, interrupt
-from uda_seg.runs.folder import checkpoints_in
+from uda_seg.runs.folder import checkpoints_in, same_run
 from uda_seg.sweeps.benchmark import Job, duration, expected, keep, seconds_of
 
 log = logging.getLogger(__name__)
@@ -85,8 +85,9 @@ class Workers:
         return [*stopped, *waiting]
 
     def command(self, job: Job) -> list[str]:
-        """Build the command that trains a job, or continues it."""
-        resume = ["resume=last"] if checkpoints_in(job.folder) and not job.config.overwrite else []
+        """Build the command that trains a job, or continues it; a run of other settings is in its way, and stays."""
+        begun = bool(checkpoints_in(job.folder)) and not job.config.overwrite and same_run(job.folder, job.config)
+        resume = ["resume=last"] if begun else []
         place = str(job.folder).replace("\\", "\\\\").replace("'", "\\'")
         own = [*job.overrides, *resume, *self.more, "hydra.mode=RUN", f"hydra.run.dir='{place}'"]
         return [sys.executable, "-m", "uda_seg.train", *own]
