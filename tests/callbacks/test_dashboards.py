@@ -6,6 +6,10 @@ import io
 import json
 import logging
 import math
+import subprocess
+import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +21,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks.wandb_files import offline_runs
+from callbacks.wandb_server import WandbServer
 from command_line import configured, small_run
 from uda_seg import train as command
 from uda_seg.callbacks.alarms import Alarms, one_class
@@ -35,6 +40,12 @@ from uda_seg.runs.loggers import about, build_loggers, wandb_mode
 
 STEP = "trainer/global_step"
 SHOWN = ("evaluator.times=2", "evaluator.teacher=true", "callbacks.panels=1", "logger.pictures=2")
+
+
+@pytest.fixture(autouse=True)
+def artifacts_wait_in_a_folder_of_their_own(monkeypatch, tmp_path):
+    """Files of tables and checkpoints: W&B collects them in the user's home."""
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "staged"))
 
 
 def overrides(camvid, *more: str) -> list[str]:
@@ -236,13 +247,26 @@ def test_a_run_outlives_wandb(tmp_path, monkeypatch, caplog):
     run = Refusing(1)
     monkeypatch.setattr(wandb, "init", lambda **given: run)
     logger = WandbLog(tmp_path, "offline")
-    for step in (1, 2, 3):
+    for step in range(1, 6):
         logger.log_metrics({"train/lr": 0.1}, step)
-        logger.alert("title", "text", step)
-    [line] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert "the service has ended; the run goes on without it" in line
+    first, last = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert "W&B: Error: the service has ended; the run goes on" in first
+    assert "3 times in a row; the run goes on without it" in last
+    run.answers = 2  # it comes back, which is not noticed before the end
+    logger.alert("title", "text", 6)
     logger.close(Ending(failed=False))
     assert run.told == [{"train/lr": 0.1, STEP: 1}, 0]  # it is ended all the same: the next one is another
+
+
+def test_a_failure_loses_one_thing_alone(tmp_path, monkeypatch, caplog):
+    run = Refusing(1)
+    monkeypatch.setattr(wandb, "init", lambda **given: run)
+    logger = WandbLog(tmp_path, "offline")
+    for step in range(1, 9):
+        run.answers = len(run.told) + (step % 3 > 0)  # every third one fails
+        logger.log_metrics({"train/lr": 0.1}, step)
+    assert [values[STEP] for values in run.told] == [1, 2, 4, 5, 7, 8]
+    assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 2
 
 
 @pytest.mark.parametrize(
@@ -368,3 +392,66 @@ def test_other_ranks_have_no_dashboard(tmp_path):
     assert len(dashboards(trainer)) == 1
     trainer.is_global_zero = False
     assert dashboards(trainer) == []
+
+
+# ---------------------------------------------------------------------- W&B's own programs, and a server that goes away
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    """A server in W&B's place, and a login there."""
+    server = WandbServer()
+    for name, value in (("API_KEY", "local-" + 40 * "a"), ("BASE_URL", server.url), ("FINISH_TIMEOUT", "5")):
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    yield server
+    server.stop()
+    wandb.teardown()  # its service knows the server
+
+
+@pytest.mark.slow
+def test_wandb_sync_sends_an_offline_run_with_its_continuation(camvid, tmp_path, server):
+    words = overrides(camvid, "method=source_only", "logger=wandb", "logger.offline=true", "logger.tags=[a]")
+    command.train(configured(*words, "steps=2"), tmp_path / "run")
+    command.train(configured(*words, "steps=4", "resume=last"), tmp_path / "run")
+    offline_runs(tmp_path / "run")
+    folders = [str(path) for path in sorted((tmp_path / "run/wandb").glob("offline-run-*"))]
+    assert len(folders) == 2
+    sync = [str(Path(sys.executable).with_name("wandb")), "sync", *folders]
+    done = subprocess.run(sync, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    said = server.run()
+    assert (said["project"], said["groupName"], said["jobType"]) == ("uda_seg", "streets2camvid", "SourceOnly")
+    assert said["tags"] == ["streets2camvid", "a"]
+    assert json.loads(said["config"])["git"]["value"]
+    losses = [row[STEP] for row in server.history() if "train/source/ce" in row]
+    assert losses == [1, 2, 3, 4]
+    assert any("mask/val/target/images" in name for name in server.uploads)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gone", [None, 3, 0])
+def test_a_run_does_not_need_the_network_to_the_end(camvid, tmp_path, server, monkeypatch, gone):
+    """The server goes away in step three, or was never there."""
+    losses = SourceOnly.losses
+
+    def until(self, batch):
+        if self.trainer.global_step == gone:
+            server.stop()
+        return losses(self, batch)
+
+    if gone == 0:
+        server.stop()
+        monkeypatch.setenv("WANDB_INIT_TIMEOUT", "5")
+    monkeypatch.setattr(SourceOnly, "losses", until)
+    words = overrides(camvid, "method=source_only", "logger=wandb")
+    began = time.monotonic()
+    command.train(configured(*words), tmp_path / "run")
+    assert time.monotonic() - began < 120
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["step"] == 4
+    assert wandb.run is None
+    names = [path.name for path in (tmp_path / "run/wandb").iterdir()]
+    assert any(name.startswith("offline-run-" if gone == 0 else "run-") for name in names)
+    if gone is None:
+        assert [row[STEP] for row in server.history() if "val/miou" in row] == [2, 4]

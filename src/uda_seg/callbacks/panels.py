@@ -59,7 +59,9 @@ class Panels(pl.Callback):
     ) -> None:
         """Request images from the step if a panel is due (Lightning hook)."""
         assert isinstance(pl_module, UDAModule)
-        due = (trainer.global_step + 1) % self.every == 0
+        step = trainer.global_step + 1
+        # A run that `trainer.max_steps` ends before its first panel shows its last step.
+        due = step % self.every == 0 or step == trainer.max_steps < self.every
         pl_module.panel = {} if due and trainer.is_global_zero else None
 
     def on_train_batch_end(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 STEP = "trainer/global_step"  # Lightning's name of the number of completed optimiser steps
 FINISH_S = 600.0  # at most, for uploads at the end of a run (ours); `wandb sync` sends what is left
+PATIENCE = 3  # failures in a row after which W&B is left alone (ours)
 Mode = Literal["online", "offline"]
 
 
@@ -41,7 +43,7 @@ class WandbLog(WandbLogger):
         self.folder = folder
         self.mode: Mode = mode
         self.artifacts = artifacts
-        self.lost = False
+        self.failures = 0
         self.defined: set[str] = set()
 
     @property
@@ -59,7 +61,7 @@ class WandbLog(WandbLogger):
 
         try:
             return self._init(self.mode)
-        except wandb.errors.Error as error:
+        except Exception as error:  # no login, no network, a refusal, ...
             if self.mode == "offline":
                 raise
             log.warning(
@@ -69,6 +71,7 @@ class WandbLog(WandbLogger):
                 self.folder / "wandb",
             )
             self.mode = "offline"
+            wandb.teardown()  # its service would say that the run's id is in use
             return self._init(self.mode)
 
     def _init(self, mode: Mode) -> Any:
@@ -77,50 +80,49 @@ class WandbLog(WandbLogger):
         given = {key: value for key, value in self._wandb_init.items() if value is not None}
         if mode == "offline":
             del given["resume"]  # W&B's own: there is nobody to ask, and the same id is enough
-        settings = wandb.Settings()
-        if "finish_timeout" in wandb.Settings.model_fields and not settings.finish_timeout:
-            settings.finish_timeout = FINISH_S
-        return wandb.init(**given, mode=mode, settings=settings)
+        if "finish_timeout" in wandb.Settings.model_fields and "WANDB_FINISH_TIMEOUT" not in os.environ:
+            given["settings"] = wandb.Settings(finish_timeout=FINISH_S)
+        return wandb.init(**given, mode=mode)
 
     def send(self, what: Callable[[Any], object]) -> None:
-        """Do something with W&B's run; if that fails, say so once and do without W&B from then on."""
-        if self.lost:
+        """Do something with W&B's run; a failure is said once, and after several in a row W&B is left alone."""
+        if self.failures >= PATIENCE:
             return
         try:
             what(self.experiment)
         except Exception as error:  # whatever it is, training goes on
-            self.lost = True
-            log.warning(
-                "W&B: %s: %s; the run goes on without it, metrics.csv and the panels are written as before",
-                type(error).__name__,
-                " ".join(str(error).split()),
-            )
+            self.failures += 1
+            said = f"W&B: {type(error).__name__}: {' '.join(str(error).split())}"
+            kept = "metrics.csv and the panels are written as before"
+            if self.failures == PATIENCE:
+                log.warning("%s, %d times in a row; the run goes on without it, %s", said, PATIENCE, kept)
+            elif self.failures == 1:
+                log.warning("%s; the run goes on, %s", said, kept)
+        else:
+            self.failures = 0
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log numbers at a number of optimiser steps."""
-        self._log(dict(metrics), step)
+        self._log(lambda: dict(metrics), step)
 
     @rank_zero_only
     def show_pictures(self, name: str, pictures: Sequence[Picture], step: int) -> None:
         """Show pictures with masks that can be switched on and off."""
-        self._log({name: [as_image(picture) for picture in pictures]}, step)
+        self._log(lambda: {name: [as_image(picture) for picture in pictures]}, step)
 
     @rank_zero_only
     def show_table(self, name: str, table: Table, step: int) -> None:
         """Show a table that can be sorted and filtered by any column."""
-        import wandb
-
-        rows = [[_cell(value) for value in row] for row in table.rows]
-        self._log({name: wandb.Table(columns=list(table.columns), data=rows)}, step)
+        self._log(lambda: {name: as_table(table)}, step)
 
     @rank_zero_only
     def show_bars(self, name: str, values: Mapping[str, float], step: int) -> None:
         """Show a bar chart."""
         import wandb
 
-        table = wandb.Table(columns=["name", "value"], data=[[key, _cell(value)] for key, value in values.items()])
-        self._log({name: wandb.plot.bar(table, "name", "value", title=name)}, step)
+        table = Table(["name", "value"], [*values.items()])
+        self._log(lambda: {name: wandb.plot.bar(as_table(table), "name", "value", title=name)}, step)
 
     @rank_zero_only
     def alert(self, title: str, text: str, step: int) -> None:
@@ -133,7 +135,7 @@ class WandbLog(WandbLogger):
             return
         if not ending.failed and self.artifacts in ending.checkpoints:
             self.send(lambda run: self._keep(run, *ending.checkpoints[self.artifacts], ending.scores))
-        self.lost = False  # whatever happened before, try
+        self.failures = 0  # whatever happened before, try
         self.send(lambda run: run.finish(exit_code=int(ending.failed)))
 
     def _keep(self, run: Any, file: Path, step: int, scores: Mapping[str, float]) -> None:
@@ -147,8 +149,11 @@ class WandbLog(WandbLogger):
         artifact.add_file(str(file.resolve()))
         run.log_artifact(artifact, aliases=[kind, f"step-{step}"])
 
-    def _log(self, values: dict[str, Any], step: int | None) -> None:
+    def _log(self, make: Callable[[], dict[str, Any]], step: int | None) -> None:
+        """Log the values that `make` builds, which may already fail, e.g. on a full disk."""
+
         def send(run: Any) -> None:
+            values = make()
             for name in values.keys() - self.defined:
                 run.define_metric(name, step_metric=STEP, step_sync=True, summary=summary_of(name))
                 self.defined.add(name)
@@ -174,6 +179,13 @@ def as_image(picture: Picture) -> Any:
     names = dict(enumerate(picture.classes.names)) | {IGNORE: "none"} if picture.classes else {}
     masks = {key: {"mask_data": mask, "class_labels": names} for key, mask in picture.masks.items()}
     return wandb.Image(picture.image, caption=picture.caption or None, masks=masks or None)
+
+
+def as_table(table: Table) -> Any:
+    """Build W&B's table."""
+    import wandb
+
+    return wandb.Table(columns=list(table.columns), data=[[_cell(value) for value in row] for row in table.rows])
 
 
 def _cell(value: str | float | Picture) -> Any:
