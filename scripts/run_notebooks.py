@@ -33,7 +33,7 @@ METADATA = {
     "language_info": {"name": "python"},
 }
 # In the order in which they are best read; load_and_predict reads the run of quickstart if it is there.
-ORDER = ("quickstart", "anatomy_of_a_step", "bring_your_own_data", "load_and_predict")
+ORDER = ("quickstart", "anatomy_of_a_step", "bring_your_own_data", "compare_runs", "load_and_predict")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -64,7 +64,7 @@ def run(path: Path, out: Path, settings: Mapping[str, Any]) -> bool:
     out.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault(
         "PYTHONWARNINGS", "ignore:IProgress not found"
-    )  # of a library's bars, which nobody draws here
+    )  # of a bar that nobody draws here
     client = NotebookClient(
         notebook,
         timeout=LIMIT_S,
@@ -74,10 +74,11 @@ def run(path: Path, out: Path, settings: Mapping[str, Any]) -> bool:
     )
     try:
         client.execute()
-    except CellExecutionError as stopped:
-        error = f"{name_of_failed(notebook)}: {stopped.ename}: {stopped.evalue}"
+    except CellExecutionError:
+        pass  # it is among the outputs
     except (CellTimeoutError, DeadKernelError) as stopped:
-        error = f"{name_of_failed(notebook)}: {str(stopped).splitlines()[0]}"
+        error = f"{last_begun(notebook)}: {str(stopped).splitlines()[0]}"
+    error = error or failure(notebook)
     write(out / path.name, notebook)
     html, _ = HTMLExporter().from_notebook_node(notebook, {"metadata": {"name": path.stem}})
     (out / path.name).with_suffix(".html").write_text(html, encoding="utf-8")
@@ -99,11 +100,16 @@ def inject(notebook: NotebookNode, settings: Mapping[str, Any]) -> None:
         notebook.cells.insert(place + 1, nbformat.v4.new_code_cell("\n".join(lines), id="injected-parameters"))
 
 
-def name_of_failed(notebook: NotebookNode) -> str:
-    """Return the id of the cell that has failed: the last one that was executed."""
-    begun = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.get("execution_count")]
-    failed = [c for c in notebook.cells if any(o.output_type == "error" for o in c.get("outputs", []))]
-    return str((failed or begun or notebook.cells)[-1].id)
+def failure(notebook: NotebookNode) -> str | None:
+    """Return `id: error` of the first cell with an error, also one of drawing its figures after it has succeeded."""
+    found = ((cell, output) for cell in notebook.cells for output in cell.get("outputs", []))
+    return next((f"{c.id}: {o.ename}: {o.evalue.strip()}" for c, o in found if o.output_type == "error"), None)
+
+
+def last_begun(notebook: NotebookNode) -> str:
+    """Return the id of the last cell that was executed."""
+    begun = [cell for cell in notebook.cells if cell.get("execution_count")]
+    return str((begun or notebook.cells)[-1].id)
 
 
 def stripped(notebook: NotebookNode) -> NotebookNode:

@@ -94,6 +94,13 @@ def test_a_failing_cell_is_named_and_the_others_are_executed(two_notebooks, monk
     assert capsys.readouterr().err.startswith("error: there is no notebook worse: choose among quickstart, ")
 
 
+def test_an_error_of_drawing_after_a_cell_has_succeeded_is_found_too():
+    error = nbformat.v4.new_output("error", ename="ParseException", evalue="Expected end of text\n")
+    cells = [nbformat.v4.new_code_cell("plot", id="plot", outputs=[error]), nbformat.v4.new_code_cell("1", id="end")]
+    assert TOOL.failure(nbformat.v4.new_notebook(cells=cells)) == "plot: ParseException: Expected end of text"
+    assert TOOL.failure(nbformat.v4.new_notebook(cells=cells[1:])) is None
+
+
 def test_stripping_leaves_sources_ids_and_tags(two_notebooks, monkeypatch):
     scope = TOOL.main.__globals__
     monkeypatch.setitem(scope, "SOURCE", two_notebooks)
