@@ -62,9 +62,7 @@ def run(path: Path, out: Path, settings: Mapping[str, Any]) -> bool:
     notebook, error, start = nbformat.read(path, as_version=4), None, time.perf_counter()
     inject(notebook, settings)
     out.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault(
-        "PYTHONWARNINGS", "ignore:IProgress not found"
-    )  # of a bar that nobody draws here
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")  # of a bar that nobody draws here
     client = NotebookClient(
         notebook,
         timeout=LIMIT_S,
