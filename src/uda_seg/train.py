@@ -67,9 +67,7 @@ def train_in(place: RunFolder, config: Config, *callbacks: pl.Callback) -> float
     data = build_data(config, resume)
     data.find()
     if first and not data.validation_names:
-        log.warning(
-            "there are no labels to validate on: metrics.json will have no scores, and best.ckpt is not written"
-        )
+        log.warning("there are no labels to validate on: metrics.json will have no scores, and no best.ckpt is written")
     module = build_module(config, data)
     check_crop(config, module.segmentor)
     module.setup("fit")  # missing weights or class text fail before rendering
