@@ -16,7 +16,7 @@ _NOT_IN_NAME = re.compile(
     r"|^model\.(compile|compile_backend|channels_last)$|\.workers$|\.cache$|^depth\.supervision$"
     r"|^trainer\.(?!(accelerator|devices|num_nodes|precision|sync_batchnorm|overfit)$)"
     r"|^evaluator\.(windows_per_batch|teacher|label_free|label_free_images|choose_by)$|^(logger|hydra|bench|predict)[./]"
-    r"|^callbacks\.(checkpoints|panels|progress)$"
+    r"|^callbacks\.(checkpoints|panels|validation_panels|progress)$"
 )
 
 

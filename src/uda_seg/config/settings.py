@@ -33,6 +33,7 @@ from uda_seg.options.constraints import (
     Text,
 )
 
+VALIDATION_PANELS = ("disagreement", "prototypes", "features", "confidence")
 Domain = Annotated[str, OneOf(("source", "target"))]
 PICTURES = ("colour", "overlay", "ids", "confidence", "npz")  # kinds of files that `predict` writes
 
@@ -127,6 +128,13 @@ class CallbackSettings:
 
     panels: CountOrZero = 4
     """Number of times that image panels are written; 0: never."""
+
+    validation_panels: Annotated[list[Annotated[str, OneOf(VALIDATION_PANELS)]], Length(0, 16)] = field(
+        default_factory=lambda: ["disagreement", "prototypes"]
+    )
+    """Pictures that are drawn at validations, unless `panels` is 0: `disagreement` of student and teacher, BiCL's
+    `prototypes` and their calibration, a map of pixel `features` by class and domain (PCA and t-SNE, seconds), and the
+    `confidence` of pseudo-labels by class. The last two read validation labels, as an oracle may."""
 
     progress: bool = True
     """Show a progress bar (plain lines without a terminal)."""

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from uda_seg.data.batch import DomainBatch, Sample
 from uda_seg.data.custom import classes_of
 from uda_seg.data.datasets import SegmentationDataset
+from uda_seg.data.images import spread
 from uda_seg.data.labelled import LabelledImages
 from uda_seg.data.labels import ClassSet
 from uda_seg.data.loading import (
@@ -286,6 +287,18 @@ class UDADataModule(pl.LightningDataModule):
         chosen = np.random.default_rng(0).permutation(self._sampled_from)[: self._sample]
         for place in range(self.rank, len(chosen), self.world_size):
             yield place, collate_items([self._sampled[int(chosen[place])]])
+
+    def validation_sample(self, count: int) -> list[DomainBatch]:
+        """Read labelled validation images, one per batch: at most `count`, spread evenly over every set."""
+        each = -(-count // max(1, len(self._validation)))
+        sets = [WholeImages(samples) for samples in self._validation.values()]
+        return [collate_items([images[i]]) for images in sets for i in spread(range(len(images)), each)][:count]
+
+    def source_sample(self, count: int) -> list[DomainBatch]:
+        """Read whole labelled images of training, one per batch: the same `count` at random, or all."""
+        images = WholeImages(*self._streams["source"].readers)
+        chosen = np.random.default_rng(0).permutation(len(images))[:count]
+        return [collate_items([images[int(i)]]) for i in chosen]
 
     @property
     def source_shares(self) -> NDArray[np.float64]:

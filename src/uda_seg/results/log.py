@@ -12,6 +12,7 @@ from uda_seg.results.result import Validation
 from uda_seg.storage.files import read_bytes
 
 HEADER = "step,name,value"
+UNLABELLED = "target"  # has scores without labels, whatever the validation sets are called
 Series = dict[str, list[tuple[int, float]]]
 
 
@@ -53,10 +54,13 @@ def _value(line: str) -> tuple[str, int, float] | None:
 
 
 def validations_of(series: Mapping[str, Sequence[tuple[int, float]]], targets: Iterable[str]) -> list[Validation]:
-    """Collect what was logged as `val/miou` and `val/<target>/<name>` into one entry per validation."""
+    """Collect what was logged as `val/miou` and `val/<target>/<name>` into one entry per validation.
+
+    Scores without labels are of the unlabelled target, as `val/target/label_free/<score>`.
+    """
     miou = dict(series.get("val/miou", ()))
     scores: dict[int, dict[str, dict[str, float]]] = {step: {} for step in miou}
-    for target in targets:
+    for target in dict.fromkeys((*targets, UNLABELLED)):
         start = f"val/{target}/"
         for name, values in series.items():
             for step, value in values if name.startswith(start) else ():

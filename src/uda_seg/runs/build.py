@@ -30,6 +30,7 @@ from uda_seg.callbacks.panels import Panels
 from uda_seg.callbacks.progress import ProgressBar
 from uda_seg.callbacks.stop import Stop
 from uda_seg.callbacks.validation_board import ValidationBoard
+from uda_seg.callbacks.validation_panels import ValidationPanels
 from uda_seg.config.replay import describe
 from uda_seg.config.settings import Config, TrainerSettings
 from uda_seg.data.datamodule import UDADataModule
@@ -176,6 +177,7 @@ def build_trainer(config: Config, folder: Path, data: UDADataModule, seen: int =
         callbacks.append(ValidationBoard(data.classes, config.logger.pictures))
     if often.panels:
         callbacks.append(Panels(folder / "panels", interval(config.steps, often.panels), data.classes))
+        callbacks.append(ValidationPanels(often.validation_panels, folder / "panels"))
     if often.progress:
         callbacks.append(ProgressBar())
     callbacks += [*more, *own_callbacks(config, folder, scores), Stop(checkpoints)]

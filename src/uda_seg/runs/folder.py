@@ -20,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from uda_seg.config.schema import Config, resolved
+from uda_seg.config.settings import VALIDATION_PANELS
 from uda_seg.errors import UserError
 from uda_seg.launch.ranks import this_rank
 from uda_seg.runs.checkpoint import read_checkpoint, settings_of
@@ -43,7 +44,7 @@ WRITTEN = (
     *(
         "model_checkpoints/*.ckpt",
         "pseudo_labels/round_*",
-        "panels/step_*.png",
+        *(f"panels/{name}_*.png" for name in ("step", *VALIDATION_PANELS)),
         "profile/*-simple*.txt",
         "profile/*-advanced*.txt",
     ),
@@ -53,8 +54,8 @@ WRITTEN = (
 )
 _OWN_NAME = re.compile(
     r"(last|fresh|previous|best|best_unsupervised)\.ckpt|label_free\.npz"
-    r"|round_\d+\.npy|step_\d+\.png|id\.txt|depth\.(md|png)|depth_metrics\.json"
-    r"|metrics\.(csv|json)|result\.json|run\.yaml|uda_seg\.lock|labelled_.+\.txt"
+    r"|round_\d+\.npy|(step|disagreement|prototypes|features|confidence)_\d+\.png|id\.txt|depth\.(md|png)"
+    r"|depth_metrics\.json|metrics\.(csv|json)|result\.json|run\.yaml|uda_seg\.lock|labelled_.+\.txt"
 )
 WAIT_S = 60.0  # seconds that other ranks wait for the first one
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from uda_seg.config.naming import is_named
 from uda_seg.config.schema import Config
 from uda_seg.errors import Damaged, UserError
 from uda_seg.evaluation.label_free import SCORES as LABEL_FREE_SCORES
+from uda_seg.evaluation.label_free import Candidate, ensemble_agreement, read_predictions
 from uda_seg.evaluation.tables import ABSENT, group_runs, runs_csv, runs_table
 from uda_seg.launch.ranks import this_rank
 from uda_seg.options.validate import leaves, nearest
@@ -29,6 +32,9 @@ log = logging.getLogger(__name__)
 METRICS = ("miou", "best", "pixel_accuracy")
 # Keys of `metrics.json` that are None without a validation set.
 SCORES = ("miou", "pixel_accuracy", "per_class", "miou_over", "targets", "best", "teacher")
+CHOSEN, ENSEMBLE = "best_unsupervised", "ensv"
+UNSUPERVISED = (CHOSEN, ENSEMBLE)  # shown where a run has them
+FEWEST = 3  # runs of an ensemble: with two, each has half of it
 LABEL_FREE = "label_free"  # the key of the label-free scores
 TRIALS = "study.log"  # in the folder of a search, see `search`
 
@@ -113,14 +119,18 @@ def write_table(outcomes: Sequence[Outcome]) -> None:
         return
     # Jobs on several data sets have separate sweep folders.
     folder = Path(os.path.commonpath([outcome.sweep for outcome in done]))
-    rows, unreadable = [], []
+    rows: list[tuple[Path, dict[str, object]]] = []
+    unreadable = []
     for outcome in done:
         try:
             rows.append((Path(outcome.folder), row_of(Path(outcome.folder), folder)))
         except Damaged as error:
             unreadable.append(str(error))
-    groups = group_runs(_told_apart(rows), METRICS)
-    table = runs_table(groups, "mIoU in %, last iterate; best is chosen on the target's labels")
+    add_agreement([folder for folder, _ in rows], [row for _, row in rows])
+    metrics = [*METRICS, *(key for key in UNSUPERVISED if any(row.get(key) is not None for _, row in rows))]
+    groups = group_runs(_told_apart(rows), [*METRICS, *UNSUPERVISED])
+    groups = [replace(group, metrics={key: group.metrics[key] for key in metrics}) for group in groups]
+    table = runs_table(groups, _title(metrics))
     failed = "".join(f"- {outcome.name} failed: {outcome.error}\n" for outcome in outcomes if outcome.error is not None)
     write_text(folder / "table.md", table.markdown() + (f"\n{failed}" if failed else ""))
     write_text(folder / "table.csv", runs_csv(groups))
@@ -128,6 +138,42 @@ def write_table(outcomes: Sequence[Outcome]) -> None:
     log.info("table: %s", folder / "table.md")
     if unreadable:
         raise UserError(f"the table lacks {len(unreadable)} of {len(done)} runs: {'; '.join(unreadable)}")
+
+
+def _title(metrics: Sequence[str]) -> str:
+    title = "mIoU in %, last iterate; best is chosen on the target's labels"
+    if CHOSEN in metrics:
+        title += f", {CHOSEN} without"
+    return f"{title}; {ENSEMBLE} is the mIoU with the labels of all runs' mean" if ENSEMBLE in metrics else title
+
+
+def add_agreement(folders: Sequence[Path], rows: Sequence[dict[str, object]]) -> None:
+    """Add to rows of runs that kept predictions their agreement with the ensemble of these runs (EnsV).
+
+    Runs on other images or classes than most are not compared, with a warning, and neither are fewer than three.
+    """
+    found: dict[str, Candidate] = {}
+    for place, folder in enumerate(folders):
+        try:
+            candidate = read_predictions(folder)
+        except Damaged as error:
+            log.warning("%s", error)
+            continue
+        if candidate is not None:
+            found[str(place)] = candidate
+    kinds = Counter((c.images, c.classes) for c in found.values())
+    if not kinds:
+        return
+    [(kind, count)] = kinds.most_common(1)
+    if count < len(found):
+        log.warning(
+            "%s: %d of %d runs are on other images or classes, and left out", ENSEMBLE, len(found) - count, len(found)
+        )
+    same = {place: c for place, c in found.items() if (c.images, c.classes) == kind}
+    if len(same) < FEWEST:
+        return
+    for name, value in ensemble_agreement(same).items():
+        rows[int(name)][ENSEMBLE] = value
 
 
 def _told_apart(rows: Sequence[tuple[Path, Mapping[str, object]]]) -> list[dict[str, object]]:
@@ -172,5 +218,6 @@ def row_of(folder: Path, sweep: Path) -> dict[str, object]:
         **({"target labels": labels} if (labels := metrics.get("labelled_target_images")) else {}),
         "miou": metrics.get("miou"),
         "best": dict(leaves(metrics)).get("best.miou"),
+        CHOSEN: dict(leaves(metrics)).get(f"{CHOSEN}.miou"),
         "pixel_accuracy": metrics.get("pixel_accuracy"),
     }

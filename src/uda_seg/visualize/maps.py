@@ -134,10 +134,12 @@ def _legend(figure: Figure, lines: Sequence[Sequence[str]], classes: ClassSet, t
     for number, names in enumerate(lines):
         patches = [Patch(color="#{:02x}{:02x}{:02x}".format(*colours[name]), label=name) for name in names]
         place = (0.5, (LINE * (len(lines) - number - 0.5) + 0.04) / total)
-        figure.legend(
+        legend = figure.legend(
             handles=patches, loc="center", bbox_to_anchor=place, ncols=len(names), frameon=False, fontsize=8,
             handlelength=1.0, handleheight=0.9, columnspacing=1.1, handletextpad=0.4,
         )  # fmt: skip
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # names are written as they are
 
 
 def _array(value: Map) -> NDArray[Any]:
