@@ -6,11 +6,13 @@ import re
 import sys
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "src"), str(Path(__file__).parent)]
 
 import options_page
+from docutils import nodes
+from latex2mathml.converter import convert
 
 import uda_seg
 
@@ -28,8 +30,10 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinxcontrib.mermaid",
 ]
+html_math_renderer = "mathml"
 exclude_patterns = ["api/modules.rst"]
 html_theme = "furo"
+html_static_path = ["_static"]
 html_title = f"uda_seg {version}"
 
 highlight_language = "bash"
@@ -37,6 +41,7 @@ highlight_language = "bash"
 # Pages are Markdown that reads as well in the repository; a link to a heading that is not there is a warning.
 myst_heading_anchors = 3
 myst_fence_as_directive = ["mermaid"]
+myst_enable_extensions = ["dollarmath"]
 
 # A page for each module, written to docs/api/ (not committed), so that one which moves or comes takes its page with it.
 apidoc_modules = [
@@ -89,6 +94,27 @@ def short(app: Sphinx, page: str, source: list[str]) -> None:
         source[0] = re.sub(r"\Auda\\_seg\.?(\S*) (?:package|module)\n", lambda m: f"{m[1] or project}\n", source[0])
 
 
+SYMBOL = re.compile(r"\[`(\w+)`\]\(\.\./src/([\w/]+)\.py\)")
+
+
+def linked(app: Sphinx, page: str, source: list[str]) -> None:
+    """Lead links to functions in files, which the repository needs, to their descriptions on the site."""
+    source[0] = SYMBOL.sub(lambda m: f"{{py:obj}}`{m[1]} <{m[2].replace('/', '.')}.{m[1]}>`", source[0])
+
+
+def formula(writer: Any, node: nodes.math | nodes.math_block) -> None:
+    """Write a formula as MathML, which browsers draw without a script from the net; `tag` numbers it."""
+    block = isinstance(node, nodes.math_block)
+    text, number = re.subn(r"\\tag\{(\d+)\}", "", node.astext())
+    tag = re.search(r"\\tag\{(\d+)\}", node.astext())
+    made = convert(text, display="block" if block else "inline")
+    if block:
+        shown = f'<span class="number">({tag[1]})</span>' if number and tag else ""
+        made = f'<div class="formula"><div>{made}</div>{shown}</div>'
+    writer.body.append(made)
+    raise nodes.SkipNode
+
+
 def write_options(app: Sphinx) -> None:
     """Write the page of all options beside the modules' (not committed either), unless it is there as it would be."""
     file, text = Path(app.srcdir) / "api" / "options.md", options_page.page()
@@ -102,4 +128,7 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", plain, priority=100)
     app.connect("autodoc-skip-member", once)
     app.connect("source-read", short)
+    app.connect("source-read", linked)
+    app.add_html_math_renderer("mathml", (formula, None), (formula, None))
+    app.add_css_file("site.css")
     app.connect("builder-inited", write_options)

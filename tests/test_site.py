@@ -13,13 +13,14 @@ import yaml
 
 import uda_seg
 from doc_lines import ROOT, documents
-from uda_seg.config.settings import Config
+from uda_seg.config.schema import groups
+from uda_seg.config.settings import CONF, Config
 from uda_seg.data.custom import CustomData
 from uda_seg.data.settings import DomainSettings
 from uda_seg.methods.options.self_training import SelfTrainingOptions
 from uda_seg.methods.options.t2sda import T2SDAOptions
 from uda_seg.methods.settings import OptimizerSettings
-from uda_seg.options.describe import describe
+from uda_seg.options.describe import describe, describe_class
 
 HEADING = re.compile(r"(?m)^#+ (.+)$")
 
@@ -60,6 +61,16 @@ def test_every_option_is_on_the_page_of_options_once_with_its_meaning(monkeypatc
         for option in own:
             assert re.search(r".{10}[.)]$", option.doc), f"{kind.__name__}.{option.name} has no docstring below it"
         assert page.count("\n".join(map(options_page.entry, own))) == 1 or not own, kind
+    for kind, found in options_page.networks().items():
+        assert found
+        for option in describe_class(kind):
+            assert option.doc, f"{kind.__name__}.{option.name} is not in the section Args of its class"
+            assert options_page.entry(option) in page
+    for group in groups():
+        for file in (CONF / group).glob("*.yaml"):
+            assert re.search(rf"(?m)^- `{file.stem}`", page), file
+    assert "- `taps` = `null` (list of 1 to 4: whole number" in page
+    assert "- `gta2cs`: " in page
     assert "- `queries` = `64` (whole number, between 1 and 65536): Pixels drawn per class and image (ours)" in page
 
 
