@@ -110,7 +110,7 @@ class LoggerSettings:
     says, otherwise online."""
 
     offline: bool = False
-    """Short for `mode: offline`."""
+    """Short for `logger.mode=offline`."""
 
     artifacts: Annotated[str, OneOf(("last", "best", "none"))] = "none"
     """Checkpoint that W&B keeps when the run has ended: `last`, `best` (chosen on target labels), or `none`."""
