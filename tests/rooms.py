@@ -14,6 +14,7 @@ ROOMS = {
     "commands": "parse, build, call",
     "bench": "where the time of a step goes",
     "cli": "overrides in, one line out",
+    "exporting": "graphs, weights and model cards",
     "sweeps": "outcomes of jobs, table, search",
     "prediction": "images, videos and a page for trained networks",
     "runs": "from a configuration to a run; its folder and checkpoints",

@@ -2,7 +2,8 @@
 
 The network is the checkpoint's; `data=` replaces only the data, `evaluator.teacher=true` also scores the EMA teacher,
 and `evaluator=multi_scale` uses six scales and flips. Table, scores and confusion matrices are written to
-`<run>/evaluation/<data>`.
+`<run>/evaluation/<data>`. `checkpoint=` may also be a published network, a folder or `hub:owner/repository`; its
+results are written to `outputs/evaluation`.
 
 `submission=cityscapes` (or acdc, darkzurich, bdd100k) does not score and reads no labels: it writes the predictions of
 `data.validation` in the format of that benchmark's test server, and an archive to submit. An interrupted call can be
@@ -46,6 +47,7 @@ from uda_seg.methods.source_only import SourceOnly
 from uda_seg.runs.build import build_data, build_module, quiet_lightning
 from uda_seg.runs.checkpoint import device_precision, load_trained, read_checkpoint
 from uda_seg.runs.folder import alone_in
+from uda_seg.runs.published import results_of, title_of, weights_of
 from uda_seg.runs.record import write_json
 from uda_seg.storage.files import remove_parts, save_png, write_text
 from uda_seg.visualize.pictures import confusion_heat
@@ -63,7 +65,7 @@ def main() -> None:
 def expand(given: list[str]) -> list[str]:
     """Add the checkpoint's configuration below the given overrides, and write results to the checkpoint's run."""
     path = given_path(given, "checkpoint", USAGE)
-    folder = path.resolve().parent.parent / "evaluation"
+    folder = results_of(path)
     replayed = replay(read_checkpoint(path), given, EvaluateConfig)
     # Evaluation does not crop, so a crop cannot be too large for other data.
     return [as_override("hydra.run.dir", str(folder), "/${plain_name:${data.name}}"), *replayed, "data.crop=[1,1]"]
@@ -97,7 +99,7 @@ def score(config: EvaluateConfig, folder: Path, path: Path, content: Mapping[str
     scorer = trained(config, data, path, content)
     data.setup("validate")
     tester(config, folder).validate(scorer, dataloaders=list(data.val_dataloader().values()), verbose=False)
-    show(columns(scorer), folder, f"{'/'.join(path.resolve().parts[-4:-2])}, step {content['global_step']}: IoU in %")
+    show(columns(scorer), folder, f"{title_of(path)}, step {content['global_step']}: IoU in %")
     log.info("written: %s", folder)
     return scorer.miou
 
@@ -172,7 +174,7 @@ def submit(config: EvaluateConfig, folder: Path, path: Path, content: Mapping[st
 
 def made_by(config: EvaluateConfig, path: Path, domain: DomainSettings, suffix: str) -> dict[str, Any]:
     """Describe what predictions depend on, so that files of another network or other settings are not kept."""
-    with path.open("rb") as file:
+    with weights_of(path).open("rb") as file:
         checkpoint = hashlib.file_digest(file, "sha256").hexdigest()
     return {
         "checkpoint": checkpoint,

@@ -229,7 +229,7 @@ def text_of(override: str) -> str:
 
 
 def given_path(given: Sequence[str], key: str, usage: str, must_exist: bool = True) -> Path:
-    """Return the path given by an override `key=`.
+    """Return the path given by an override `key=`; a name on the hub (`hub:...`) need not exist.
 
     Raises:
         UserError: it is missing, or the path does not exist.
@@ -238,6 +238,6 @@ def given_path(given: Sequence[str], key: str, usage: str, must_exist: bool = Tr
     if not values or not values[-1]:
         raise UserError(f"{key}= is missing: {usage}")
     path = Path(at_home(values[-1], key))
-    if must_exist and not _exists(str(path)):
+    if must_exist and not str(path).startswith("hub:") and not _exists(str(path)):
         raise UserError(f"{key}={path}: there is no such file or folder")
     return path

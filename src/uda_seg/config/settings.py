@@ -36,6 +36,7 @@ from uda_seg.options.constraints import (
 VALIDATION_PANELS = ("disagreement", "prototypes", "features", "confidence")
 Domain = Annotated[str, OneOf(("source", "target"))]
 PICTURES = ("colour", "overlay", "ids", "confidence", "npz")  # kinds of files that `predict` writes
+FORMATS = ("onnx", "torch_export", "safetensors", "hub")  # of `export`
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parents[1] / "conf"
@@ -237,6 +238,34 @@ class ConvertSettings:
 
 
 @dataclass
+class ExportSettings:
+    """Settings of `export`."""
+
+    output: Annotated[str, OneOf(("logits", "probabilities", "labels"))] = "logits"
+    """Output of an exported graph, at the image's size: float32 `logits` or `probabilities` [N, K, H, W], or uint8
+    `labels` [N, H, W]."""
+
+    teacher: bool = False
+    """Export the EMA teacher instead of the student."""
+
+    size: Size | None = None
+    """[height, width] of the images that a graph takes; null: any."""
+
+    images: Annotated[int, Interval(1, 100)] = 4
+    """Number of images that an exported graph is checked on."""
+
+    tolerance: Annotated[float, Interval(0, 0.1)] = 1e-3
+    """Largest difference of a probability from the network's that the check accepts (ours)."""
+
+    licence: Text = "other"
+    """Licence in the model card, as the hub spells it: `mit`, `apache-2.0`, ... It has to agree with the data and the
+    initial weights."""
+
+    runs: list[FilePath] = field(default_factory=list)
+    """Folders of runs of the same settings with other seeds, for the mean and deviation in the model card."""
+
+
+@dataclass
 class DepthSettings:
     """Settings of `depth`; defaults: Monodepth2 (Godard et al. 2019)."""
 
@@ -435,6 +464,36 @@ class PredictConfig(Config):
 
 
 @dataclass
+class ExportConfig(Config):
+    """Trained networks for other programs and other people."""
+
+    checkpoint: FilePath | None = None
+    """Checkpoint of the network to export."""
+
+    format: Annotated[str | None, OneOf((*FORMATS, None))] = None
+    """`onnx`, `torch_export` (.pt2), `safetensors`, or `hub`, a folder for the Hugging Face hub."""
+
+    out: FilePath | None = None
+    """The file to write, of `hub` the folder; default: in the folder `export` of the run."""
+
+    input: FilePath | None = None
+    """A folder of images, or one image, to check an exported graph on; null: images of the built-in streets."""
+
+    push: Text | None = None
+    """`owner/repository` on the hub that the folder is uploaded to."""
+
+    export: ExportSettings = field(default_factory=ExportSettings)
+    """What is exported and how it is checked."""
+
+    predict: PredictSettings = field(default_factory=PredictSettings)
+    """Reading of images."""
+
+    def places(self) -> dict[str, str | None]:
+        """Return the places that are written besides the run's folder, by key."""
+        return {"out": self.out}
+
+
+@dataclass
 class DepthConfig(Config):
     """Self-supervised depth."""
 
@@ -504,6 +563,7 @@ COMMANDS: Mapping[str, type[Config]] = {
     "prepare": PrepareConfig,
     "convert": ConvertConfig,
     "bench": BenchConfig,
+    "export": ExportConfig,
 }
 
 

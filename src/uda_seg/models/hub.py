@@ -1,19 +1,33 @@
-"""Weights files from the Hugging Face hub, looked up in its local cache first so that later runs need no network."""
+"""Files from the Hugging Face hub: encoders' weights, and whole networks that this package has published."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from uda_seg.errors import UserError
 
+HUB = "hub:"
 FILES = ("model.safetensors", "pytorch_model.bin")
+# The revision becomes part of a path in the hub's cache.
+NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>(?!\.)[\w-]+([./]?[\w-]+)*))?", re.ASCII)
 
 
 def fetch(name: str) -> Path:
     """Return the path of a hub repository's weights file, downloading it if it is not cached.
+
+    The cache is looked up first, so that later runs need no network.
 
     Args:
         name: `owner/repository`, optionally with `@revision`, as in `smp-hub/mit_b5.imagenet` or `nvidia/mit-b5`.
@@ -40,6 +54,54 @@ def fetch(name: str) -> Path:
         f"{said} is neither in the hub's cache nor can it be fetched ({reason}); run once with network access, or say "
         "pretrained=FILE"
     )
+
+
+def download(name: str, files: Sequence[str]) -> Path:
+    """Return the folder with the given files of a repository, all of one revision, as the hub has them now.
+
+    Without a connection it is the cached one.
+
+    Args:
+        name: `owner/repository`, optionally with `@revision`: a branch, a tag or a commit.
+        files: names of files at the repository's top.
+
+    Raises:
+        UserError: no such name, repository, revision or file, or neither cached nor a connection.
+    """
+    said, found = f"{HUB}{name}", NAME.fullmatch(name)
+    if found is None:
+        raise UserError(f"{said} is no name on the hub: write hub:owner/repository, or hub:owner/repository@revision")
+    revision = found["revision"]
+    folder = Path()
+    for file in files:
+        try:
+            folder = Path(hf_hub_download(found["repository"], file, revision=revision)).parent
+        except LocalEntryNotFoundError as error:
+            raise UserError(
+                f"{said} is neither in the hub's cache nor can it be fetched ({_first_line(error)}); run once with "
+                "network access"
+            ) from error
+        except EntryNotFoundError as error:
+            raise UserError(
+                f"{said} has no {file}: it is no network that uda_seg has published; weights of an encoder alone are "
+                f"given as pretrained={said}"
+            ) from error
+        except HFValidationError as error:
+            raise UserError(f"{said} is no name on the hub: write hub:owner/repository") from error
+        except GatedRepoError as error:
+            raise UserError(
+                f"{said}: its owner has to grant access first, and `hf auth login` to tell who asks"
+            ) from error
+        except RepositoryNotFoundError as error:
+            raise UserError(
+                f"{said}: there is no such repository on the hub; correct the name, or if it is private `hf auth login`"
+            ) from error
+        except RevisionNotFoundError as error:
+            raise UserError(f"{said}: the repository has no revision {revision}; correct what follows the @") from error
+        except Exception as error:  # a download fails in as many ways as there are network stacks
+            raise UserError(f"{said} cannot be fetched ({_first_line(error)}); try again") from error
+        revision = folder.name  # the commit: all files of one revision, also if it moves on meanwhile
+    return folder
 
 
 def _first_line(error: Exception) -> str:

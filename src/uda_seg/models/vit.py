@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -121,6 +122,8 @@ class ViTEncoder(Encoder):
         """
         height, width = x.shape[-2:]
         below, beside = -height % self.patch, -width % self.patch
+        if torch.compiler.is_exporting():  # without a decision about the size
+            return F.pad(x, (0, beside, 0, below), mode="replicate")
         if (below or beside) and not self.pad:
             raise UserError(
                 f"images of {height} x {width} pixels are no multiple of the patch, {self.patch}: choose such "

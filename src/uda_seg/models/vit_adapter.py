@@ -208,7 +208,7 @@ class DeformableAttention(nn.Module):
         parts = torch.split(self.value(values).float(), [level.count for level in levels], dim=1)
         for index, (part, level) in enumerate(zip(parts, levels, strict=True)):
             cells = places[:, None, None] / level.cell + offsets[:, :, :, index]  # [B, Q, heads, points, 2]
-            extent = cells.new_tensor([level.columns, level.rows])
+            extent = _extent(level, cells)
             sampled = F.grid_sample(
                 part.transpose(1, 2).reshape(-1, self.inner // self.heads, level.rows, level.columns),
                 (2 * cells / extent - 1).transpose(1, 2).flatten(0, 1),  # [B * heads, Q, points, 2]
@@ -218,6 +218,13 @@ class DeformableAttention(nn.Module):
         mixed = seen.view(batch, self.inner, count).transpose(1, 2)  # [B, Q, heads * channels]
         result: Tensor = self.out(mixed.to(query.dtype))
         return result
+
+
+def _extent(level: Level, like: Tensor) -> Tensor:
+    """Return columns and rows of a map as a tensor [2]."""
+    if torch.compiler.is_exporting():  # where they are variables
+        return torch.cat([like.new_ones(1) * level.columns, like.new_ones(1) * level.rows])
+    return like.new_tensor([level.columns, level.rows])
 
 
 def _convolution(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:

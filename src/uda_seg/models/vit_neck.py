@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -55,7 +54,9 @@ def onto_image(x: Tensor, cell: float, size: Sequence[int], stride: int) -> Tens
         [B, C, ceil(H / stride), ceil(W / stride)], whose cells together cover the image and no more; cut out of the map
         where its cells fit, else interpolated.
     """
-    cells = (math.ceil(size[0] / stride), math.ceil(size[1] / stride))
+    cells = (-(-size[0] // stride), -(-size[1] // stride))
+    if torch.compiler.is_exporting():
+        return gathered(x, cell, (size[0], size[1]), cells)
     return onto(x, cell, (size[0] / cells[0], size[1] / cells[1]), cells)
 
 
@@ -71,6 +72,8 @@ def onto(x: Tensor, cell: float, target: Pair, cells: tuple[int, int]) -> Tensor
     Returns:
         [B, C, *cells].
     """
+    if torch.compiler.is_exporting():
+        return gathered(x, cell, (target[0] * cells[0], target[1] * cells[1]), cells)
     height, width = x.shape[-2:]
     if target == (cell, cell) and height >= cells[0] and width >= cells[1]:
         return x[..., : cells[0], : cells[1]]
@@ -81,3 +84,29 @@ def onto(x: Tensor, cell: float, target: Pair, cells: tuple[int, int]) -> Tensor
     scale = (cell / target[0], cell / target[1])
     resampled: Tensor = torch.ops.aten.upsample_bilinear2d(x, list(cells), False, *scale)
     return resampled
+
+
+def gathered(x: Tensor, cell: float, extent: Pair, cells: tuple[int, int]) -> Tensor:
+    """Resample like `onto` without a decision about sizes, for a graph that takes all of them.
+
+    `onto` cuts where cells fit, and `interpolate` with scales of its own is not in every runtime's operators.
+
+    Args:
+        x: [B, C, h, w].
+        cell: side of its cells in pixels.
+        extent: height and width in pixels that the other grid covers.
+        cells: rows and columns of the other grid.
+
+    Returns:
+        [B, C, *cells].
+    """
+    for axis, (whole, count) in zip((-2, -1), zip(extent, cells, strict=True), strict=True):
+        last = x.shape[axis] - 1
+        place = ((torch.arange(count, device=x.device) + 0.5) * whole / count / cell - 0.5).clamp(min=0)
+        first = place.floor().clamp(max=last)
+        below, above = first.long(), (first.long() + 1).clamp(max=last)
+        share = (place - first).clamp(max=1).to(x.dtype)
+        share = share[:, None] if axis == -2 else share
+        low, high = x.index_select(axis, below), x.index_select(axis, above)
+        x = low + share * (high - low)
+    return x

@@ -118,6 +118,9 @@ def resampled(embedding: Tensor, grid: Grid) -> Tensor:
     embedding.
     """
     height, width = embedding.shape[1:3]
+    if torch.compiler.is_exporting():
+        rows, columns = (_bicubic_in_graph(*sizes, embedding) for sizes in ((height, grid[0]), (width, grid[1])))
+        return torch.einsum("ih,bhwc,jw->bijc", rows, embedding, columns)
     if (height, width) == grid:
         return embedding
     if torch.compiler.is_compiling():  # the graph has constants of its own
@@ -135,6 +138,21 @@ def _bicubic(old: int, new: int, dtype: torch.dtype, device: torch.device) -> Te
     with torch.inference_mode(False), torch.no_grad():  # they also serve forwards with gradients
         one_hot = torch.eye(old, dtype=dtype, device=device)[None, None]  # a column per old position
         return F.interpolate(one_hot, (new, old), mode="bicubic", align_corners=False, antialias=True)[0, 0]
+
+
+def _bicubic_in_graph(old: int, new: int, like: Tensor) -> Tensor:
+    """Compute `_bicubic` by its formula, for a graph in which `new` is a variable.
+
+    The kernel is Keys' with a = -0.5, widened where the grid becomes coarser (anti-aliasing), as PyTorch's is.
+    """
+    one = torch.ones(1, dtype=like.dtype, device=like.device)
+    step = one * old / new
+    centres = (torch.arange(new, device=like.device) + 0.5) * step
+    far = ((torch.arange(old, device=like.device) + 0.5) - centres[:, None]).abs() / step.clamp(min=1)
+    near = (1.5 * far - 2.5) * far * far + 1
+    tail = ((-0.5 * far + 2.5) * far - 4) * far + 2
+    weights = torch.where(far < 1, near, torch.where(far < 2, tail, torch.zeros_like(far)))
+    return weights / weights.sum(1, keepdim=True)
 
 
 def _full_precision(device: torch.device) -> AbstractContextManager[Any]:

@@ -21,6 +21,7 @@ from uda_seg.methods.frozen_trunk import is_trunk, note_replaced_trunk, with_tru
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.models.weights import check_tensors, read_tensors
 from uda_seg.options.validate import defaults, leaves
+from uda_seg.runs.published import is_published, read_published
 from uda_seg.runs.record import read_record
 
 log = logging.getLogger(__name__)
@@ -29,9 +30,15 @@ log = logging.getLogger(__name__)
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint of this package: Lightning's dict with plain values under `uda_seg`.
 
+    A folder, and `hub:owner/repository[@revision]`, are published networks (`runs.published`).
+
     Raises:
         UserError: the file is missing, truncated, contains pickled objects, or is another program's.
     """
+    if is_published(path):
+        published = read_published(path)
+        _check_said(published, path)
+        return published
     cure, absent = "take another checkpoint of the run, or train it again", "correct the path of the checkpoint"
     content = dict(read_tensors(path, cure, absent))
     if not isinstance(content.get("uda_seg"), Mapping) or not isinstance(content.get("state_dict"), Mapping):
@@ -98,6 +105,8 @@ def check_same(module: UDAModule, path: Path, config: Config) -> None:
         UserError: another method, method option, class set or network.
     """
     content = read_checkpoint(path)
+    if content["uda_seg"].get("published"):
+        raise UserError(f"{path} is a published network, which no run continues: start a new one with init={path}")
     if "loops" not in content:
         raise UserError(f"{path} was converted and contains only weights: start a new run from it with init={path}")
     check_classes(content, module, path)
@@ -244,20 +253,34 @@ def load_trained(module: UDAModule, content: Mapping[str, Any], path: Path, teac
     """
     check_classes(content, module, path)
     if teacher and module.teacher is None:
-        raise UserError(f"{path} has no teacher: leave out evaluator.teacher=true")
+        raise UserError(f"{path} has no teacher: leave out evaluator.teacher=true (of export: export.teacher=true)")
+    if teacher and content["uda_seg"].get("published"):
+        raise UserError(f"{path} has one network, no teacher beside it: leave out evaluator.teacher=true")
     network = module.teacher.network if teacher and module.teacher is not None else module.segmentor
     prefix = "teacher.network." if teacher else "segmentor."
-    head = network.heads[network.eval_head]
-    used = ("encoder.", *(f"heads.{name}." for name in (network.eval_head, *getattr(head, "reads", ()))))
-    wanted = {n: t for n, t in network.state_dict().items() if n.startswith(used)}
+    wanted = tensors_at_test(network)
     state = with_trunk(content, module.segmentor.encoder, path)
     found = {n: state[prefix + n] for n in wanted if prefix + n in state}
     check_tensors(found, wanted, path)
     wrong = [n for n, tensor in wanted.items() if n not in found or found[n].shape != tensor.shape]
     if wrong:
         raise UserError(f"{path} does not fit the network: {wrong[0]}; leave method= and model= to the checkpoint")
+    extra = [n for n in state if n.removeprefix(prefix) not in wanted]
+    if extra and content["uda_seg"].get("published"):
+        raise UserError(f"{path} has tensors that its network does not, as {extra[0].removeprefix(prefix)}: not loaded")
     network.load_state_dict(found, strict=False)
     return network.eval()
+
+
+def tensors_at_test(network: Segmentor) -> dict[str, Tensor]:
+    """Return the tensors of the network that are used at test: of the encoder and of the heads that predict."""
+    used = ("encoder.", *(f"heads.{name}." for name in heads_at_test(network)))
+    return {name: tensor for name, tensor in network.state_dict().items() if name.startswith(used)}
+
+
+def heads_at_test(network: Segmentor) -> tuple[str, ...]:
+    """Return the names of the heads used at test: the predicting one, and those that it reads."""
+    return (network.eval_head, *getattr(network.heads[network.eval_head], "reads", ()))
 
 
 def check_classes(content: Mapping[str, Any], module: UDAModule, path: Path, cure: str = "") -> None:

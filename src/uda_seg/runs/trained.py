@@ -15,7 +15,7 @@ from torch import Tensor
 
 from uda_seg.config.compose import composed
 from uda_seg.config.replay import replay
-from uda_seg.config.settings import PredictConfig
+from uda_seg.config.settings import ExportConfig, PredictConfig
 from uda_seg.data.batch import Sample
 from uda_seg.data.custom import classes_of
 from uda_seg.data.labels import ClassSet
@@ -28,6 +28,7 @@ from uda_seg.models.inference import Inference
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.runs.build import inference, instantiate_module
 from uda_seg.runs.checkpoint import load_trained, read_checkpoint
+from uda_seg.runs.published import is_published
 
 Pixels = NDArray[np.uint8]
 Output = Literal["labels", "probabilities", "logits"]
@@ -157,7 +158,8 @@ def load(
     """Load a trained network, ready to predict.
 
     Args:
-        checkpoint: a checkpoint, such as a run's `last.ckpt`.
+        checkpoint: a checkpoint, such as a run's `last.ckpt`; the folder of a published network; or
+            `hub:owner/repository[@revision]`, one on the Hugging Face hub.
         overrides: overrides of its configuration, as on the command line: `evaluator=slide`, `predict.size=[512,1024]`;
             for a method of another package `hydra.searchpath=[file://FOLDER/conf]`.
         teacher: load the EMA teacher instead of the student.
@@ -167,7 +169,7 @@ def load(
         UserError: a missing or damaged file, another program's, or a method that is not installed.
     """
     path = Path(checkpoint).expanduser()
-    if not path.is_file():
+    if not is_published(path) and not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint")
     content = read_checkpoint(path)
     config = composed(replay(content, list(overrides), PredictConfig), PredictConfig)
@@ -175,7 +177,9 @@ def load(
     return trained(config, content, path, teacher=teacher).to(chosen)
 
 
-def trained(config: PredictConfig, content: Mapping[str, Any], path: Path, *, teacher: bool) -> TrainedSegmentor:
+def trained(
+    config: PredictConfig | ExportConfig, content: Mapping[str, Any], path: Path, *, teacher: bool
+) -> TrainedSegmentor:
     """Build the network of a checkpoint and fill it.
 
     Args:
@@ -194,12 +198,12 @@ def trained(config: PredictConfig, content: Mapping[str, Any], path: Path, *, te
     return TrainedSegmentor(network, classes, input_resize(config), inference(config))
 
 
-def trained_domain(config: PredictConfig) -> DomainSettings:
+def trained_domain(config: PredictConfig | ExportConfig) -> DomainSettings:
     """Return the domain that the network is scored on, or else adapted to or trained on."""
     return next(iter(config.data.validation.values()), config.data.target or config.data.source)
 
 
-def input_resize(config: PredictConfig) -> Resize | None:
+def input_resize(config: PredictConfig | ExportConfig) -> Resize | None:
     """Build the resize of images: as in validation, or to `predict.size`; None for no resize."""
     domain = trained_domain(config)
     return resize_of(domain if config.predict.size == "auto" else replace(domain, size=config.predict.size))

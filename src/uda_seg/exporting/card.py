@@ -1,0 +1,302 @@
+"""The folder of a network for the Hugging Face hub: weights, configuration, and the model card."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from uda_seg.config.replay import describe
+from uda_seg.config.schema import completed, key_of
+from uda_seg.config.settings import ExportConfig
+from uda_seg.errors import UserError
+from uda_seg.evaluation.tables import ABSENT
+from uda_seg.exporting.formats import write_safetensors
+from uda_seg.methods.frozen_trunk import PLAIN
+from uda_seg.runs.checkpoint import tensors_at_test
+from uda_seg.runs.published import CARD, CONFIG, FORMAT, WEIGHTS
+from uda_seg.runs.record import read_metrics
+from uda_seg.runs.trained import TrainedSegmentor
+from uda_seg.storage.files import write_text, written_whole
+
+ROOM = "make room or choose another folder with out=..."
+# Of a run and its machine, not of the network: paths, hardware, and what only training writes.
+_PRIVATE = re.compile(
+    r"\.(root|depth|cache|workers)$|^evaluator\.teacher$|^(pretrained|init|resume|overwrite|trainer|logger)\b"
+)
+_ABSOLUTE = re.compile(r"^[\"']?(~|\.{0,2}/|[A-Za-z]:\\)")
+_FILE = re.compile(r"\.(ya?ml|npz|pt|pth|ckpt|safetensors|json)[\"']?$")
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What is known about a network's scores.
+
+    Attributes:
+        runs: metrics of runs with the same settings and different seeds, the network's own first; may be empty.
+        step: of the network.
+        teacher: the network is the teacher.
+    """
+
+    runs: Sequence[Mapping[str, Any]]
+    step: int
+    teacher: bool
+
+    @property
+    def kind(self) -> str | None:
+        """Return which of a run's scores are the network's: `miou`, `teacher` or `best`; None if none are."""
+        if not self.runs:
+            return None
+        own = self.runs[0]
+        if self.step == own["step"]:
+            return "teacher" if self.teacher else "miou"
+        best = own.get("best")
+        return "best" if best and best.get("step") == self.step and not self.teacher else None
+
+    def values(self) -> list[float]:
+        """Return the network's mIoU in [0, 1], and that of the other runs."""
+        kind = self.kind
+        found = [run["best"]["miou"] if kind == "best" else run.get(kind) for run in self.runs] if kind else []
+        return [value for value in found if isinstance(value, float)]
+
+
+def numbers_of(checkpoint: Path, step: int, others: Sequence[str], teacher: bool) -> Numbers:
+    """Collect the metrics of a checkpoint's run, where it has some, and of other runs.
+
+    Raises:
+        UserError: one of the other runs has no metrics, or has other classes or steps.
+    """
+    own = checkpoint.resolve().parent.parent
+    found = [read_metrics(own)] if (own / "metrics.json").is_file() else []
+    for folder in (Path(other) for other in others):
+        if folder.resolve() == own:
+            continue
+        metrics = read_metrics(folder)
+        if not found or any(metrics.get(key) != found[0].get(key) for key in ("classes", "steps")):
+            raise UserError(f"export.runs: {folder} has not the classes and steps of {own}: leave it out")
+        if metrics["seed"] in [each["seed"] for each in found]:
+            raise UserError(f"export.runs: {folder} has the seed of another run, {metrics['seed']}: leave it out")
+        found.append(metrics)
+    return Numbers(found, step, teacher)
+
+
+def write_folder(config: ExportConfig, model: TrainedSegmentor, content: Mapping[str, Any], folder: Path) -> None:
+    """Write weights, then card, then configuration: a folder without the last is not read.
+
+    Args:
+        config: of the command.
+        model: the trained network, with adapters as they were trained.
+        content: the checkpoint it was loaded from.
+        folder: where to; its other files are left as they are.
+    """
+    (folder / CONFIG).unlink(missing_ok=True)
+    tensors = tensors_at_test(model.network)
+    with written_whole(folder / WEIGHTS, ROOM) as part:
+        digest = write_safetensors(tensors, part, {})
+    described = configuration(config, model, content)
+    described["weights"] = {"sha256": digest, "parameters": sum(t.numel() for t in tensors.values())}
+    settings = config.export
+    numbers = numbers_of(Path(str(config.checkpoint)), content["global_step"], settings.runs, settings.teacher)
+    write_text(folder / CARD, card(config, model, described, numbers), ROOM)
+    write_text(folder / CONFIG, json.dumps(described, indent=2) + "\n", ROOM)
+
+
+def configuration(config: ExportConfig, model: TrainedSegmentor, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Build what `config.json` says: what rebuilds the network, and what a reader wants to know about it."""
+    network = model.network
+    return {
+        "library_name": "uda_seg",
+        "format": FORMAT,
+        "step": content["global_step"],
+        "network": "teacher" if config.export.teacher else "student",
+        "id2label": dict(enumerate(model.classes.names)),
+        "palette": [list(colour) for colour in model.classes.palette],
+        "image": {
+            "range": "RGB in [0, 1]",
+            "mean": network.mean.flatten().tolist(),
+            "std": network.std.flatten().tolist(),
+            "channel_order": network.channel_order,
+            "size": None if model.fit is None else list(model.fit.box),
+            "smallest": network.smallest,
+        },
+        "evaluator": {k: v for k, v in asdict(config.evaluator).items() if k not in ("times", "teacher")},
+        "model": _named(completed(config.model)),
+        "uda_seg": said_in_public(describe(config), content["uda_seg"]),
+    }
+
+
+def _named(node: Any) -> Any:
+    """Replace classes to build by their names, and leave out initial weights."""
+    if isinstance(node, list):
+        return [_named(value) for value in node]
+    if not isinstance(node, Mapping):
+        return node
+    name = {"class": str(node["_target_"]).rpartition(".")[2]} if "_target_" in node else {}
+    return name | {k: _named(v) for k, v in node.items() if k not in ("_target_", "_partial_", "weights")}
+
+
+def said_in_public(now: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """Select what composes the network again: choices and plain overrides, without paths and the machine's settings.
+
+    Args:
+        now: description of the configuration that the network was built with.
+        before: that of its checkpoint.
+    """
+    keys = ("source_images", "source_images_per_step", "target_images_per_step", "ranks", "bits", "seed", "converted")
+    return {
+        **{key: now[key] for key in ("format", "version", "choices", "classes", "class_names", "method", "class")},
+        "overrides": [
+            o for o in now["overrides"] if not is_private(o) and not key_of(o).startswith(tuple(now["described"]))
+        ],
+        "described": {key: _without_paths(value) for key, value in now["described"].items()},
+        **{key: before[key] for key in keys if key in before},
+    }
+
+
+def is_private(override: str) -> bool:
+    """Return whether an override is about a machine or a run: a path, hardware, a command's own key."""
+    key, _, value = override.partition("=")
+    key = key_of(key)
+    own = key in ("checkpoint", "format", "out", "input", "push") or key.startswith(("export", "hydra"))
+    named = _ABSOLUTE.search(value) or _FILE.search(value)
+    return own or key.endswith(".weights") or _PRIVATE.search(key) is not None or named is not None
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _without_paths(v) for k, v in value.items()}
+    return None if isinstance(value, str) and _ABSOLUTE.search(value) else value
+
+
+# ---------------------------------------------------------------------- the card
+
+
+def card(config: ExportConfig, model: TrainedSegmentor, described: Mapping[str, Any], numbers: Numbers) -> str:
+    """Write the model card: YAML header, data, method, numbers, licence, how to load, classes."""
+    front = header(config, described, numbers)
+    parts = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
+        f"# {plain(_title(config, described))}",
+        _about(config, described),
+        f"## Numbers\n\n{_numbers(model, numbers)}",
+        f"## Use\n\n{_use(config, model)}",
+        f"## Classes\n\n{_classes(model, numbers)}",
+        f"## Licence\n\n{_licence(config)}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def header(config: ExportConfig, described: Mapping[str, Any], numbers: Numbers) -> dict[str, Any]:
+    """Build the card's header in the hub's terms."""
+    found: dict[str, Any] = {
+        "library_name": "uda_seg",
+        "pipeline_tag": "image-segmentation",
+        "license": config.export.licence,
+        "tags": ["semantic-segmentation", "domain-adaptation", "uda_seg", _method(described)],
+    }
+    if values := numbers.values():
+        metric = {"type": "mean_iou", "name": "mIoU", "value": round(values[0], 4), "verified": False}
+        data = {"name": config.data.name, "type": config.data.name}
+        result = {"task": {"type": "image-segmentation"}, "dataset": data, "metrics": [metric]}
+        found["model-index"] = [{"name": _title(config, described), "results": [result]}]
+    return found
+
+
+def _method(described: Mapping[str, Any]) -> str:
+    return str(described["uda_seg"]["choices"].get("method", described["uda_seg"]["method"]))
+
+
+def _title(config: ExportConfig, described: Mapping[str, Any]) -> str:
+    return f"{_method(described)} on {config.data.name}"
+
+
+def _about(config: ExportConfig, described: Mapping[str, Any]) -> str:
+    data, said = config.data, described["uda_seg"]
+    sources = ", ".join(plain(domain.dataset) for domain in data.sources.values())
+    targets = ", ".join(plain(domain.dataset) for domain in data.targets.values()) or "none"
+    images = f" {said['source_images']} labelled images seen." if "source_images" in said else ""
+    return (
+        f"A network for semantic segmentation, trained by unsupervised domain adaptation with "
+        f"`uda_seg` {said['version']}: labels of the source alone, images of the target.\n\n"
+        f"| | |\n|---|---|\n| method | {plain(_method(described))} |\n| source, labelled | {sources} |\n"
+        f"| target | {targets} |\n| network | {plain(said['choices'].get('model', '?'))}, "
+        f"{described['weights']['parameters'] / 1e6:.1f} M parameters, the {described['network']} |\n"
+        f"| training | step {described['step']}, seed {said.get('seed', '?')}.{images} |\n"
+        f"| initial weights of the encoder | {plain(start_of(config))} |"
+    )
+
+
+def start_of(config: ExportConfig) -> str:
+    """Name the weights that the encoder started from; a path by its last part."""
+    said = config.pretrained
+    if said is None:
+        return "random"
+    return said if PLAIN.fullmatch(said) else Path(said).name
+
+
+def _numbers(model: TrainedSegmentor, numbers: Numbers) -> str:
+    values, kind = numbers.values(), numbers.kind
+    if not values:
+        return "No scores were found beside the checkpoint."
+    own = numbers.runs[0]
+    score = f"mIoU over {len(own['classes'])} classes on {', '.join(map(plain, own.get('targets') or ['the target']))}"
+    which = {
+        "miou": "the last step; nothing was chosen on labels of the target",
+        "teacher": "the teacher at the last step; nothing was chosen on labels of the target",
+        "best": "the step with the best score, **chosen on labels of the target**, so an optimistic number",
+    }[str(kind)]
+    text = f"{score}, at {which}:\n\n**{_percent(values[0])} %** (this network, seed {own['seed']})."
+    if len(values) > 1:
+        spread = f"{_percent(statistics.mean(values))} ± {_percent(statistics.stdev(values))} %"
+        seeds = ", ".join(str(run["seed"]) for run in numbers.runs)
+        return f"{text}\n\nOver {len(values)} runs (seeds {seeds}): **{spread}**, mean and standard deviation."
+    return f"{text}\n\nOne run: how much this varies between seeds is not known."
+
+
+def _use(config: ExportConfig, model: TrainedSegmentor) -> str:
+    name = config.push or "OWNER/NAME"
+    size = "" if model.fit is None else f" Images are resized to fit {list(model.fit.box)} (height, width) first."
+    return (
+        f"```python\nimport uda_seg\nfrom PIL import Image\n\n"
+        f'model = uda_seg.load("hub:{name}")  # or the path of this folder\n'
+        f'labels = model.predict(Image.open("street.png"))  # class ids, uint8 [H, W]\n```\n\n'
+        f"```\npython -m uda_seg.predict checkpoint=hub:{name} input=photos/ output=segmented/\n"
+        f"python -m uda_seg.train init=hub:{name}  # start from these weights\n```\n\n"
+        f"Images are RGB; the network normalises them itself.{size} The files are read without unpickling anything."
+    )
+
+
+def _classes(model: TrainedSegmentor, numbers: Numbers) -> str:
+    known = numbers.runs[0].get("per_class", {}) if numbers.kind == "miou" else {}
+    rows = ["| id | class | colour | IoU in % |", "|---:|---|---|---:|"]
+    for number, (name, colour) in enumerate(zip(model.classes.names, model.classes.palette, strict=True)):
+        value = known.get(name)
+        rows.append(
+            f"| {number} | {plain(name)} | `#{bytes(colour).hex()}` | {ABSENT if value is None else _percent(value)} |"
+        )
+    return "\n".join(rows)
+
+
+def _licence(config: ExportConfig) -> str:
+    said = f"`{plain(config.export.licence)}`" if config.export.licence != "other" else "not stated by its author"
+    return (
+        f"This network: {said}. The package `uda_seg` is MIT; the training data and the encoder's initial weights have "
+        "licences of their own, which may restrict the use of a network trained with them."
+    )
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def plain(text: str) -> str:
+    """Escape text for a table of Markdown: names from class sets and files are not markup."""
+    escaped = html.escape(" ".join(str(text).split()), quote=False)
+    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", escaped)
