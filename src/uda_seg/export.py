@@ -40,8 +40,8 @@ from uda_seg.exporting.graph import Exported, captured
 from uda_seg.exporting.push import check_name, push
 from uda_seg.exporting.samples import samples
 from uda_seg.runs.checkpoint import read_checkpoint, tensors_at_test
-from uda_seg.runs.published import WEIGHTS
-from uda_seg.runs.trained import TrainedSegmentor, trained
+from uda_seg.runs.published import CONFIG, WEIGHTS
+from uda_seg.runs.trained import TrainedSegmentor, load, trained
 from uda_seg.storage.files import written_whole
 
 log = logging.getLogger(__name__)
@@ -78,6 +78,7 @@ def export(config: ExportConfig, folder: Path) -> Path:
     model = trained(config, content, path, teacher=config.export.teacher)
     if config.format == "hub":
         write_folder(config, model, content, out)
+        _check_folder(model, out)
     elif config.format == "safetensors":
         with written_whole(out, ROOM) as part:
             write_safetensors(tensors_at_test(model.network), part, description(model, config))
@@ -111,6 +112,22 @@ def _check(config: ExportConfig, out: Path) -> None:
         raise UserError(f"out={out} is a folder: name the file to write in it")
     if out.exists() and not config.overwrite and (config.format != "hub" or (out / WEIGHTS).is_file()):
         raise UserError(f"out={out} exists already: choose another or replace it with overwrite=true")
+
+
+def _check_folder(model: TrainedSegmentor, out: Path) -> None:
+    """Read a folder back, and leave it unreadable if it is not the network.
+
+    Raises:
+        UserError: it cannot be rebuilt, or differs.
+    """
+    try:
+        found = tensors_at_test(load(out, device="cpu").network)
+    except UserError as error:
+        (out / CONFIG).unlink()
+        raise UserError(f"{out} cannot be read back ({error}): its {CONFIG} is removed") from error
+    if not all(tensor.equal(found[name]) for name, tensor in tensors_at_test(model.network).items()):
+        (out / CONFIG).unlink()
+        raise UserError(f"{out} does not give the network back: its {CONFIG} is removed")
 
 
 def write_graph(config: ExportConfig, model: TrainedSegmentor, out: Path) -> None:

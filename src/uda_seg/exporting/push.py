@@ -8,7 +8,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
 from uda_seg.errors import UserError
-from uda_seg.models.hub import NAME
+from uda_seg.models.hub import NAME, quiet
 from uda_seg.runs.published import CARD, CONFIG, WEIGHTS
 from uda_seg.storage.files import first_line
 
@@ -28,6 +28,7 @@ def push(folder: Path, repository: str) -> str:
     Raises:
         UserError: no token, no connection, or no right to write there.
     """
+    quiet()
     api, kept = HfApi(), f"the folder {folder} is complete and can be pushed later"
     try:
         if api.token is None and not _has_token():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,6 +72,7 @@ def download(name: str, files: Sequence[str]) -> Path:
     said, found = f"{HUB}{name}", NAME.fullmatch(name)
     if found is None:
         raise UserError(f"{said} is no name on the hub: write hub:owner/repository, or hub:owner/repository@revision")
+    quiet()
     revision = found["revision"]
     folder = Path()
     for file in files:
@@ -102,6 +104,12 @@ def download(name: str, files: Sequence[str]) -> Path:
             raise UserError(f"{said} cannot be fetched ({_first_line(error)}); try again") from error
         revision = folder.name  # the commit: all files of one revision, also if it moves on meanwhile
     return folder
+
+
+def quiet() -> None:
+    """Silence the lines that the hub's client logs for every request."""
+    for name in ("httpx", "httpx2"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _first_line(error: Exception) -> str:

@@ -20,6 +20,7 @@ from uda_seg.data.images import HEAD, may_be_deep
 from uda_seg.errors import UserError
 from uda_seg.options.validate import leaves, shown
 from uda_seg.prediction.outputs import ROOM, Outputs
+from uda_seg.runs.published import weights_of
 from uda_seg.runs.trained import TrainedSegmentor
 from uda_seg.storage.files import open_file, read_text, write_text
 
@@ -33,7 +34,7 @@ def settings_of(config: PredictConfig, model: TrainedSegmentor, outputs: Outputs
     """Describe what a prediction depends on, as plain values."""
     fit = model.fit
     said = {
-        "checkpoint": digest_of(Path(str(config.checkpoint))),
+        "checkpoint": digest_of(weights_of(Path(str(config.checkpoint)))),
         "evaluator": asdict(config.evaluator),
         "size": None
         if (fit := model.fit) is None

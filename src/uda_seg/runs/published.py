@@ -92,8 +92,8 @@ def _read_config(folder: Path, name: str) -> dict[str, Any]:
         raise UserError(f"{name} was published by a newer version of uda_seg: install that one")
     if code := next((key for key in _keys(config) if key in ("_target_", "_partial_", "auto_map")), None):
         raise UserError(f"{name}: {CONFIG} has {code}, which names code: not loaded")
-    said, weights = config.get("uda_seg"), config.get("weights")
-    names = said.get("class_names") if isinstance(said, dict) else None
+    said: Any = config.get("uda_seg")
+    weights, names = config.get("weights"), said.get("class_names") if isinstance(said, dict) else None
     nonsense = {
         "uda_seg": not isinstance(said, dict),
         "uda_seg.class_names": not (isinstance(names, list) and all(isinstance(n, str) for n in names)),
