@@ -87,7 +87,7 @@ def places(official, camvid, tmp_path_factory):
         words = ["data=streets", f"hydra.run.dir={found['<depth>']}", "export=true"]
         run(patch, "depth", *words, *small_words("depth", found, "streets"))
         words = [f"checkpoint={found['<depth>']}/checkpoints/last.ckpt", "data=streets2camvid", "export=true"]
-        run(patch, "depth", *words, *small_words("export", found, "streets2camvid"))
+        run(patch, "depth", *words, *small_words("maps", found, "streets2camvid"))
         found["SHARDS"] = root / "shards"
         words = ["data=gta2cs", f"pack.out={found['SHARDS']}", "pack.images=1", *roots_of("gta2cs", found)]
         run(patch, "prepare", *words)
@@ -150,7 +150,7 @@ def filled_word(word: str, module: str, places) -> str:
         return f"{key}=new/{Path(value).name}"
     if key == "official":
         return f"{key}={places['HRDA' if 'hrda' in value else 'OFFICIAL']}"
-    if key == "checkpoint":
+    if key == "checkpoint" or value.startswith("hub:"):
         return f"{key}={places['<depth>' if module == 'depth' else '<run>']}/checkpoints/last.ckpt"
     if value in places:
         return f"{key}={places[value]}"
@@ -337,7 +337,8 @@ SHORT = {
     "evaluate": ["data.workers=0"],
     "predict": [],
     "convert": [],
-    "export": ["data.workers=0"],
+    "export": [],
+    "maps": ["data.workers=0"],  # of `depth`
     "prepare": ["streets.size=[16,32]", "streets.train=1", "streets.val=1", "streets.workers=1"],
     "depth": [
         "depth.steps=1",
@@ -355,16 +356,16 @@ STREETS = ("streets", "streets_random", "streets2camvid", "streets2dg")
 def small_words(module: str, places, data: str | None) -> list[str]:
     """Overrides by which a line takes seconds; what it says of methods, data sets and files stays."""
     words = [*SHORT[module], "callbacks.progress=false", "trainer=cpu"]
-    if module in ("predict", "convert"):
+    if module in ("predict", "convert", "export"):
         return words
     domains = dict.fromkeys(ROOTS.get(data or "", {}), "[64,128]" if module == "depth" else "[32,64]")
     if data in STREETS:
         names = ["source", "target", "validation.target"] if data != "streets2camvid" else ["source"]
         words += [f"++data.{name}.root={places['STREETS']}" for name in names]
         domains |= dict.fromkeys(("source", "target", "validation.target"), "[64,96]")
-    if module == "export":
+    if module == "maps":
         words += roots_of(data, places)
-    if module in ("evaluate", "prepare", "export"):
+    if module in ("evaluate", "prepare", "maps"):
         return words
     words += ["data.workers=0", "pretrained=null", *NETWORK[:1], *NETWORK[2:], "data.crop=[32,32]"]
     words += ["data.source_batch=2", "data.target_batch=2", "data.rare_class.min_pixels=0"]
@@ -380,7 +381,7 @@ def shortened(line: Line, words: list[str], places) -> list[str]:
         data = "streets"
     short = small_words(module, places, data)
     if module == "depth" and any(word.startswith("checkpoint=") for word in words):
-        short = small_words("export", places, data)
+        short = small_words("maps", places, data)
     own = {key_of(word) for word in words}
     short = [word for word in short if not (".root=" in word and key_of(word) in own)]
     if "experiment=depth" in str(words):  # of one domain, whose root is given

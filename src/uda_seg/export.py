@@ -1,12 +1,12 @@
-"""`python -m uda_seg.export checkpoint=FILE format=onnx|torch_export|safetensors|hub out=PATH`: a network for others.
+"""`python -m uda_seg.export checkpoint=FILE format=onnx out=FILE`: a trained network for other programs and people.
 
-`onnx` and `torch_export` (.pt2) write the network used at test as a graph: `image`, float32 RGB in [0, 1] [N, 3, H, W]
-of any number and size in; `export.output=logits|probabilities|labels` at the images' size out; normalisation inside. It
-is one forward over the whole image: windows and scales of `evaluator`, and the resize of large images, are the
-caller's. The graph is run at once, on the images of `input=` or on rendered streets, at several sizes and batch sizes,
-beside the network; if they differ, nothing is written. `export.size=[H,W]` fixes the size.
+`format=onnx` and `format=torch_export` (.pt2) write the network used at test as a graph: `image`, float32 RGB in
+[0, 1] [N, 3, H, W] of any number and size in; `export.output=logits|probabilities|labels` at the images' size out;
+normalisation inside. It is one forward over the whole image: windows and scales of `evaluator`, and the resize of large
+images, are the caller's. The graph is run at once, on the images of `input=` or on rendered streets, at several sizes
+and batch sizes, beside the network; if they differ, nothing is written. `export.size=[H,W]` fixes the size.
 
-`safetensors` writes the weights. `hub` writes a folder with weights, configuration and model card, which
+`format=safetensors` writes the weights. `format=hub` writes a folder with weights, configuration and model card, which
 `checkpoint=FOLDER`, `init=FOLDER` and `uda_seg.load("FOLDER")` read; `push=OWNER/NAME` uploads it to the Hugging Face
 hub, from where `hub:OWNER/NAME` is read likewise. `export.teacher=true` exports the EMA teacher instead.
 """

@@ -15,7 +15,7 @@ from uda_seg.exporting import formats
 from uda_seg.exporting.compare import Difference, batches, check, difference
 from uda_seg.exporting.graph import Exported, captured
 from uda_seg.methods.base import Plan
-from uda_seg.models.segmentor import Segmentor
+from uda_seg.models.segmentor import Segmentor, resize
 from uda_seg.models.vit_neck import gathered, onto, onto_image
 from uda_seg.models.vit_trunk import _bicubic, _bicubic_in_graph
 from uda_seg.runs.build import instantiate_module
@@ -37,6 +37,7 @@ FAMILIES = {  # name -> overrides
     "lcmsm": ["method=lcmsm", "model=daformer_small", "method.text=file"],
 }
 CHEAP = {"deeplabv2"}
+FIXED = {"hrda": (96, 161)}  # the number of its windows depends on the size
 SIZES = ((1, 96, 160), (3, 101, 67), (2, 64, 64), (1, 131, 98))  # batch, height, width: even, odd, small, large
 
 
@@ -84,12 +85,13 @@ def images(seed: int = 0) -> list[torch.Tensor]:
 def family(request):
     segmentor = network(request.param)
     exported = Exported(segmentor)
-    return segmentor, captured(exported, None)
+    size = FIXED.get(request.param)
+    return segmentor, captured(exported, size), size
 
 
 @pytest.mark.parametrize("kind", ["onnx", "torch_export"])
 def test_graph_is_the_network_at_every_size(family, kind, tmp_path):
-    segmentor, program = family
+    segmentor, program, size = family
     path = tmp_path / "graph"
     if kind == "onnx":
         formats.write_onnx(program, path, "logits", {"classes": ["a"]})
@@ -98,6 +100,7 @@ def test_graph_is_the_network_at_every_size(family, kind, tmp_path):
         formats.write_torch_export(program, path, {})
         run = formats.run_torch_export(path)
     for batch in images():
+        batch = batch if size is None else resize(batch, size)
         with torch.no_grad():
             expected, found = segmentor(batch), run(batch)
         # Convolutions of another library sum in another order; logits of these networks are of the order of 1 to 100.
@@ -175,6 +178,11 @@ def test_batches_are_of_several_sizes():
         (1, 3, 64, 32),
         (3, 3, 64, 32),
     ]
+
+
+def test_hrda_asks_for_a_size():
+    with pytest.raises(UserError, match=r"its graph is of one size: add export\.size"):
+        captured(Exported(network("hrda")), None)
 
 
 def test_a_missing_package_is_one_line(monkeypatch):

@@ -209,7 +209,7 @@ def test_a_pushed_network_comes_back_from_the_hub(hub: Hub, checkpoint, network,
     [
         ("nobody/nothing", "there is no such repository on the hub"),
         ("somebody/encoder", "it is no network that uda_seg has published"),
-        ("somebody/encoder@other", "has no revision other"),
+        ("somebody/encoder@other", "the repository has no revision of that name"),
         ("somebody/../x", "is no name on the hub"),
         ("somebody/x@../../y", "is no name on the hub"),
         ("streets", "is no name on the hub"),

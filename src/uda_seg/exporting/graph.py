@@ -69,6 +69,11 @@ def captured(exported: Exported, size: Size | None) -> ExportedProgram:
     Raises:
         UserError: the network cannot be captured, or for one size alone.
     """
+    if size is None and isinstance(exported.network, HRDASegmentor):
+        raise UserError(
+            "HRDA slides windows over an image, as many as its size needs, so its graph is of one size: add "
+            "export.size=[HEIGHT,WIDTH]"
+        )
     smallest = exported.network.smallest
     # Odd, coarser than a cell at every stage, and different from each other: nothing about them holds by chance.
     height, width = size or (max(97, smallest | 1), max(161, 2 * smallest + 1))

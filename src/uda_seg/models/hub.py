@@ -73,37 +73,34 @@ def download(name: str, files: Sequence[str]) -> Path:
     if found is None:
         raise UserError(f"{said} is no name on the hub: write hub:owner/repository, or hub:owner/repository@revision")
     quiet()
-    revision = found["revision"]
-    folder = Path()
+    revision, folder = found["revision"], Path()
     for file in files:
         try:
             folder = Path(hf_hub_download(found["repository"], file, revision=revision)).parent
-        except LocalEntryNotFoundError as error:
-            raise UserError(
-                f"{said} is neither in the hub's cache nor can it be fetched ({_first_line(error)}); run once with "
-                "network access"
-            ) from error
-        except EntryNotFoundError as error:
-            raise UserError(
-                f"{said} has no {file}: it is no network that uda_seg has published; weights of an encoder alone are "
-                f"given as pretrained={said}"
-            ) from error
-        except HFValidationError as error:
-            raise UserError(f"{said} is no name on the hub: write hub:owner/repository") from error
-        except GatedRepoError as error:
-            raise UserError(
-                f"{said}: its owner has to grant access first, and `hf auth login` to tell who asks"
-            ) from error
-        except RepositoryNotFoundError as error:
-            raise UserError(
-                f"{said}: there is no such repository on the hub; correct the name, or if it is private `hf auth login`"
-            ) from error
-        except RevisionNotFoundError as error:
-            raise UserError(f"{said}: the repository has no revision {revision}; correct what follows the @") from error
         except Exception as error:  # a download fails in as many ways as there are network stacks
-            raise UserError(f"{said} cannot be fetched ({_first_line(error)}); try again") from error
+            raise UserError(f"{said} {_failed(error, said, file)}") from error
         revision = folder.name  # the commit: all files of one revision, also if it moves on meanwhile
     return folder
+
+
+def _failed(error: Exception, said: str, file: str) -> str:
+    """Say why a download failed and what to do, in words that follow the name `said`."""
+    if isinstance(error, LocalEntryNotFoundError):
+        return (
+            f"is neither in the hub's cache nor can it be fetched ({_first_line(error)}); run once with network access"
+        )
+    if isinstance(error, EntryNotFoundError):
+        own = "it is no network that uda_seg has published"
+        return f"has no {file}: {own}; weights of an encoder alone are given as pretrained={said}"
+    if isinstance(error, HFValidationError):
+        return "is no name on the hub: write hub:owner/repository"
+    if isinstance(error, GatedRepoError):
+        return "is not open: its owner has to grant access first, to an account of `hf auth login`"
+    if isinstance(error, RepositoryNotFoundError):
+        return "is wrong: there is no such repository on the hub; correct the name, or if it is private `hf auth login`"
+    if isinstance(error, RevisionNotFoundError):
+        return "is wrong: the repository has no revision of that name; correct what follows the @"
+    return f"cannot be fetched ({_first_line(error)}); try again"
 
 
 def quiet() -> None:

@@ -122,7 +122,9 @@ class ViTEncoder(Encoder):
         """
         height, width = x.shape[-2:]
         below, beside = -height % self.patch, -width % self.patch
-        if torch.compiler.is_exporting():  # without a decision about the size
+        if torch.compiler.is_exporting():  # without a decision about the size, and without negative numbers
+            whole = ((side + self.patch - 1) // self.patch * self.patch for side in (height, width))
+            below, beside = (padded - side for padded, side in zip(whole, (height, width), strict=True))
             return F.pad(x, (0, beside, 0, below), mode="replicate")
         if (below or beside) and not self.pad:
             raise UserError(

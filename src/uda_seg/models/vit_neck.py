@@ -54,7 +54,8 @@ def onto_image(x: Tensor, cell: float, size: Sequence[int], stride: int) -> Tens
         [B, C, ceil(H / stride), ceil(W / stride)], whose cells together cover the image and no more; cut out of the map
         where its cells fit, else interpolated.
     """
-    cells = (-(-size[0] // stride), -(-size[1] // stride))
+    # Without negative numbers, whose quotients are rounded otherwise in some runtimes of exported graphs.
+    cells = ((size[0] + stride - 1) // stride, (size[1] + stride - 1) // stride)
     if torch.compiler.is_exporting():
         return gathered(x, cell, (size[0], size[1]), cells)
     return onto(x, cell, (size[0] / cells[0], size[1] / cells[1]), cells)
