@@ -70,6 +70,8 @@ def test_odd_images_are_segmented_and_what_fails_costs_no_other(predicted, tmp_p
     Image.fromarray(noise(2)).convert("LA").save(folder / "alpha.png")
     pictures = [Image.fromarray(noise(seed)) for seed in (3, 4)]
     pictures[0].save(folder / "moving.gif", save_all=True, append_images=pictures[1:])
+    pictures[0].save(folder / "SCAN.TIF", save_all=True, append_images=pictures[1:])
+    Image.fromarray(noise(2, (9, 11))).convert("RGBA").save(folder / "web.WEBP", lossless=True)
     Image.fromarray(noise(2)).save(folder / "nameless", "PNG")
     save(folder / "cut.png", noise(5, (40, 60)))
     (folder / "cut.png").write_bytes((folder / "cut.png").read_bytes()[:-40])
@@ -96,17 +98,18 @@ def test_odd_images_are_segmented_and_what_fails_costs_no_other(predicted, tmp_p
 
     monkeypatch.setattr(TrainedSegmentor, "batch_logits", batch_logits)
     found, said = predicted(folder)
-    whole = {**sizes, "cmyk.jpg": (8, 12), "palette.png": (8, 12), "alpha.png": (8, 12), "moving.gif": (8, 12),
+    whole = {**sizes, "SCAN.TIF": (8, 12), "web.WEBP": (9, 11),
+             "cmyk.jpg": (8, 12), "palette.png": (8, 12), "alpha.png": (8, 12), "moving.gif": (8, 12),
              "nameless": (8, 12), "more/linked.png": (8, 12)}  # fmt: skip
     assert {name: ids.shape for name, ids in found.items()} == {
         str(Path(name).with_suffix(".png")): size for name, size in whole.items()
     }
     bad = ["cut.jpg", "cut.png", "gone.png", "trouble.png"]
-    assert said == f"4 of 15 images failed: {', '.join(str(folder / name) for name in bad)}"
+    assert said == f"4 of 17 images failed: {', '.join(str(folder / name) for name in bad)}"
     for words in (
         "cut.png is cut off", "cut.jpg is cut off", "gone.png cannot be opened",
         "trouble.png: memory is full with one image of 44 x 33 pixels: predict it in windows",
-        "moving.gif contains 2 frames: only the first is read",
+        "moving.gif contains 2 frames: only the first is read", "SCAN.TIF contains 2 frames: only the first is read",
         "being no images: 2 files (1 .mp4, 1 .txt): film.mp4, notes.txt",
     ):  # fmt: skip
         assert words in caplog.text

@@ -134,6 +134,7 @@ def served(
     from starlette.middleware import Middleware
 
     gradio, port = _gradio(), free_port(host, port)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks the page whether it is there
     theme = gradio.themes.Default(
         primary_hue="blue", neutral_hue="slate", font=FONT, font_mono=["ui-monospace", "monospace"]
     )
