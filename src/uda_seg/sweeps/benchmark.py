@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 # Raised by whoever changes what training computes: results of another number are not taken for finished.
 NUMBERS = 1
 KEY = "benchmark"  # of what is added to a run's result
+_OF_MACHINE = re.compile(r"^trainer$|^trainer\.|\.root$")
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,10 +70,10 @@ class Job:
 def row_of(method: str, overrides: Sequence[str], fixed: Iterable[str]) -> str:
     """Name a row by its method and the overrides that change results, except `fixed` ones, which all rows share.
 
-    Locations of data are left out, and of absolute paths only the last part is named, so that rows of several machines
-    have the same names.
+    Hardware and locations of data are left out, and of absolute paths only the last part is named, so that rows of
+    several machines have the same names.
     """
-    own = [o for o in overrides if key_of(o) not in fixed and not key_of(o).endswith(".root")]
+    own = [o for o in overrides if key_of(o) not in fixed and not _OF_MACHINE.search(key_of(o))]
     named = [o if "=/" not in o else f"{key_of(o)}={Path(o).name}" for o in own]
     network = [f",{o}" for o in named if key_of(o) == "model"]
     return method + "".join(network) + variant(named, [key_of(o) for o in own if is_named(key_of(o))])
