@@ -45,7 +45,7 @@ bench: $(INSTALLED)  ## measure speed and memory, as ratios within one run
 	$(BIN)/python -m uda_seg.bench
 
 clean:  ## remove the environment, caches and runs
-	rm -rf $(VENV) outputs multirun build dist docs/api .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) outputs notebooks/outputs multirun build dist docs/api .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt
