@@ -209,8 +209,8 @@ def test_every_command_line_is_one_that_the_command_takes(line, words_of, cli, m
         words = [*words, "hydra.sweeper.trials=2"]
     if any(word.startswith(("sweep=benchmark", "sweep=ablate")) for word in words):
         # One of its hundreds of jobs, and without its launcher, which would train them.
-        words = [word for word in words if not word.startswith(("seed=", "data=", "method=", "hydra.launcher."))]
-        words += ["hydra/launcher=basic", "seed=0", "data=streets", "method=lcmsm", "method.text=file"]
+        words = [word for word in words if not word.startswith(("-m", "seed=", "data=", "method=", "hydra.launcher."))]
+        words += ["hydra.mode=RUN", "seed=0", "data=streets", "method=lcmsm", "method.text=file"]
     if "trainer=gpu" in words:  # composing asks for no hardware
         assert module == "bench"
     configs = composed(cli, monkeypatch, module, words)
