@@ -59,7 +59,7 @@ class ValidationPanels(pl.Callback):
                 picture = PANELS[name](pl_module, data)
                 if picture is not None:
                     save_png(self.folder / f"{name}_{trainer.global_step:06d}.png", picture)
-                    show(trainer, f"panel/{name}", Picture(picture))
+                    show(trainer, f"panels/{name}", Picture(picture))
 
 
 def disagreement(module: UDAModule, data: UDADataModule) -> RGB | None:
