@@ -30,6 +30,7 @@ from uda_seg.config.settings import (
     EvaluateConfig,
     PredictConfig,
     PrepareConfig,
+    ReportConfig,
     primary,
 )
 
@@ -129,7 +130,7 @@ def forked(work: Callable[[], object]) -> BaseProcess:
 
 
 @dataclass
-class Everything(EvaluateConfig, PredictConfig, DepthConfig, PrepareConfig, ConvertConfig, BenchConfig):
+class Everything(EvaluateConfig, PredictConfig, DepthConfig, PrepareConfig, ConvertConfig, BenchConfig, ReportConfig):
     """The settings of all commands."""
 
 

@@ -93,9 +93,7 @@ def train_in(place: RunFolder, config: Config, *callbacks: pl.Callback) -> float
     failed = True
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-        if trainer.should_stop and trainer.global_step < trainer.max_steps:
-            names = " or ".join(f"callbacks.{name}" for name in may_stop(config))
-            log.info("stopped early after step %d of %d by %s", trainer.global_step, config.steps, names)
+        say_stop(config, trainer)
         if data.validation_names and module.scored_step != trainer.global_step:
             trainer.validate(module, datamodule=data, verbose=False)
         if trainer.is_global_zero:
@@ -115,6 +113,13 @@ def with_start(trainer: pl.Trainer, module: UDAModule, resume: Path | None) -> C
     known = start_digest(module.segmentor) if resume is None else read_checkpoint(resume)["uda_seg"].get("start")
     found.content |= {} if known is None else {"start": known}
     return found
+
+
+def say_stop(config: Config, trainer: pl.Trainer) -> None:
+    """Log that a callback has ended the run early, if one has."""
+    if trainer.should_stop and trainer.global_step < trainer.max_steps:
+        names = " or ".join(f"callbacks.{name}" for name in may_stop(config))
+        log.info("stopped early after step %d of %d by %s", trainer.global_step, config.steps, names)
 
 
 def say_score(folder: Path, module: UDAModule, step: int) -> None:

@@ -67,8 +67,8 @@ def method_options(config: Config) -> dict[str, Any]:
 # Not replayed: paths, launcher, initial weights, and outputs.
 _NOT_REPLAYED = re.compile(
     r"^(init|resume|overwrite|checkpoint|input|output|serve|pretrained|trainer|logger|callbacks|sweep|debug)$"
-    r"|^(submission|export|official|out|fix|unpack|format|push)$"
-    r"|^(hydra|trainer|logger|callbacks|streets|pack|bench|convert|export)[./]"
+    r"|^(submission|export|official|out|runs|report|fix|unpack|format|push)$"
+    r"|^(hydra|trainer|logger|callbacks|streets|pack|bench|convert|export|report)[./]"
     r"|^predict\.(?!(size|bits)$)|^model\..*weights$"
 )
 

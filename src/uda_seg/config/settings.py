@@ -554,6 +554,41 @@ class BenchConfig(Config):
     """The measurements."""
 
 
+@dataclass
+class ReportSettings:
+    """Settings of `report`."""
+
+    against: list[Text] = field(default_factory=lambda: ["source_only"])
+    """Methods, or names of rows, that the others are compared with, besides every control there is."""
+
+    draws: Annotated[int, Interval(100, 1_000_000)] = 2000
+    """Bootstrap samples of an interval."""
+
+    pictures: CountOrZero = 0
+    """Number of the best and of the worst images to show with every method's prediction; 0: none is predicted."""
+
+    title: Text | None = None
+    """Title of the page; null: where the runs are."""
+
+
+@dataclass
+class ReportConfig(Config):
+    """Comparison of many runs."""
+
+    runs: FilePaths | None = None
+    """Folder with runs or with their JSON files, a pattern in quotes, or a list of these."""
+
+    out: FilePath | None = None
+    """Folder of the page and its tables; null: `report` in the folder of the runs."""
+
+    report: ReportSettings = field(default_factory=ReportSettings)
+    """Contents of the page."""
+
+    def places(self) -> dict[str, str | None]:
+        """Return the places that are written besides the run's folder, by key."""
+        return {"out": self.out}
+
+
 # Primary configuration, a file of `conf/` -> its schema. `config` is that of `train`.
 COMMANDS: Mapping[str, type[Config]] = {
     "config": Config,
@@ -564,6 +599,7 @@ COMMANDS: Mapping[str, type[Config]] = {
     "convert": ConvertConfig,
     "bench": BenchConfig,
     "export": ExportConfig,
+    "report": ReportConfig,
 }
 
 

@@ -144,7 +144,7 @@ def check_same(module: UDAModule, path: Path, config: Config) -> None:
 
 # Settings that do not change results.
 _NO_CHANGE = re.compile(
-    r"^callbacks\.(checkpoints|panels|validation_panels|progress)$|^evaluator\.(label_free|label_free_images|choose_by)$|^(resume|overwrite|init|logger|predict|bench|convert|depth|streets|export|fix|unpack|input|output)(\.|$)"
+    r"^callbacks\.(checkpoints|panels|validation_panels|progress)$|^evaluator\.(label_free|label_free_images|choose_by)$|^(resume|overwrite|init|logger|predict|bench|convert|runs|report|depth|streets|export|fix|unpack|input|output)(\.|$)"
     r"|^trainer\.(max_steps|devices|num_nodes|strategy|timeout|profiler)$|\.(root|workers|cache)$"
 )
 
@@ -152,7 +152,7 @@ _NO_CHANGE = re.compile(
 # Locations of data, and hardware, which may differ in a resumed run.
 _MOVED = re.compile(r"^trainer\.|\.(root|depth)$")
 _NOT_IDENTITY = re.compile(
-    r"^callbacks\.(checkpoints|panels|validation_panels|progress)$|^(resume|overwrite|checkpoint|logger|predict|bench|convert|streets|pack|export|fix|unpack|input|output"
+    r"^callbacks\.(checkpoints|panels|validation_panels|progress)$|^(resume|overwrite|checkpoint|logger|predict|bench|convert|runs|report|streets|pack|export|fix|unpack|input|output"
     r"|official|out|submission)(\.|$)|\.(workers|cache)$|^evaluator\.(teacher|windows_per_batch|label_free|label_free_images|choose_by)$"
     r"|^trainer\.(?!(accelerator|devices|num_nodes|precision|sync_batchnorm|overfit)$)"
 )

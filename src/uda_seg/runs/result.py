@@ -101,7 +101,9 @@ def write_run(
             miou=module.miou,
             targets=_targets(data, module),
             best=best,
-            validations=validations_of(series, module.scores),
+            validations=validations_of(
+                series, dict.fromkeys((*module.scores, "target"))
+            ),  # label-free scores: `target`
             start=_start(config, record, checkpoints),
             cost=_cost(data, trainer, checkpoints, seen),
             choices=choices,

@@ -1,0 +1,417 @@
+"""Comparison of runs: groups over seeds, paired differences, costs, and scores that need no labels."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from uda_seg.evaluation.tables import Spread
+from uda_seg.results.intervals import Interval, paired_interval, seeds_interval
+from uda_seg.results.packing import Counts, ImageConfusions
+from uda_seg.results.reading import Run
+from uda_seg.results.result import Result, TargetScores
+
+CONTROLS = ("source_only", "source_only_strong", "adabn")
+ORACLE = "oracle"
+LABEL_FREE = "label_free/"
+# Settings of the data that do not decide what is learnt or scored, or that a method's recipe changes.
+_NO_WORLD = re.compile(
+    r"^data\.(name|reader|cache|workers|val_batch|rare_class|shards)|\.(root|depth\w*|workers|cache)$"
+)
+_WORLD = re.compile(r"^data\.")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in the seed alone.
+
+    Attributes:
+        label: what tells it from the others: the method, and the network or overrides where they differ.
+        runs: one per seed, in their order.
+    """
+
+    label: str
+    runs: Sequence[Run]
+
+    @property
+    def first(self) -> Result:
+        """The result of the first seed."""
+        return self.runs[0].result
+
+    def scores(self, target: str) -> list[TargetScores]:
+        """Scores of the seeds on a target."""
+        return [run.result.targets[target] for run in self.runs]
+
+    def miou(self, target: str) -> Spread:
+        """Mean and standard deviation of mIoU over seeds after the last step."""
+        return Spread.of([scores.miou for scores in self.scores(target)])
+
+    @property
+    def best(self) -> Spread:
+        """Mean and standard deviation of the best validations, chosen on target labels; NaN if one is missing."""
+        return Spread.of([run.result.best.miou if run.result.best else math.nan for run in self.runs])
+
+    def per_class(self, target: str) -> dict[str, Spread]:
+        """Mean and standard deviation of each class's IoU over the seeds in which it occurs."""
+        found = self.scores(target)
+        values = {n: [s.per_class[n] for s in found if not math.isnan(s.per_class[n])] for n in found[0].per_class}
+        return {name: Spread.of(known) for name, known in values.items()}
+
+    def confusion(self, target: str) -> Counts | None:
+        """Confusion matrix summed over seeds; None if a run has none."""
+        found = [scores.confusion for scores in self.scores(target)]
+        return None if any(c is None for c in found) else np.sum([np.array(c) for c in found if c], axis=0)
+
+    def images(self, target: str) -> dict[int, Counts]:
+        """Return counts per image by seed, of the runs that have them."""
+        found = {run.result.seed: run.result.targets[target].unpacked for run in self.runs}
+        return {seed: images.counts for seed, images in found.items() if images is not None}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Groups that are scored on the same target with the same classes, and may be compared.
+
+    Attributes:
+        data: name of the data.
+        target: name of the validation set.
+        classes: names of all classes.
+        counted: names of the classes in the mean.
+        groups: the best mIoU first.
+    """
+
+    data: str
+    target: str
+    classes: tuple[str, ...]
+    counted: tuple[str, ...]
+    groups: Sequence[Group]
+
+    @property
+    def title(self) -> str:
+        """Data, target and number of classes."""
+        return f"{self.data}: {self.target}, {len(self.counted)} classes"
+
+    @property
+    def controls(self) -> list[Group]:
+        """The groups of methods that do not adapt, or adapt statistics alone."""
+        return [group for group in self.groups if group.first.method in CONTROLS]
+
+    @property
+    def oracle(self) -> Group | None:
+        """The first group that was trained on the target's labels."""
+        return next((group for group in self.groups if group.first.method == ORACLE), None)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A group against a reference on one target.
+
+    Attributes:
+        group, reference: labels.
+        interval: the paired difference in mIoU; None if the runs share no seed.
+        unlike: what else differs between the two: steps, learning rate, images, network; the difference is then not
+            one of methods alone.
+        unpaired: why seeds or images cannot be paired, so that there is no interval; "" if they can.
+        gap: share of the gap between the reference and the oracle that is closed; None without an oracle.
+    """
+
+    group: str
+    reference: str
+    interval: Interval | None
+    unlike: Sequence[str]
+    unpaired: str
+    gap: float | None = None
+
+
+def settings_without_seed(result: Result) -> tuple[Any, ...]:
+    """Return what tells groups apart: everything of a run but its seed and its place."""
+    said = {key: value for key, value in result.settings.items() if key not in ("seed", "init")}
+    said = {key: value for key, value in said.items() if not key.endswith((".root", ".workers", ".cache"))}
+    return (result.method, result.model, result.data, result.steps, result.step, repr(sorted(said.items())))
+
+
+def build_tables(runs: Sequence[Run]) -> list[Table]:
+    """Sort runs into tables by data, target and class set, and into groups over seeds within them.
+
+    A repeated seed within a group makes a group of its own, so that no run counts twice.
+    """
+    found: dict[tuple[Any, ...], dict[tuple[Any, ...], list[Run]]] = {}
+    for run in runs:
+        for target, scores in run.result.targets.items():
+            place = (run.result.data, target, tuple(scores.per_class), tuple(scores.classes), _evaluation(run, target))
+            groups, key, again = found.setdefault(place, {}), settings_without_seed(run.result), 0
+            while any(other.result.seed == run.result.seed for other in groups.get((*key, again), ())):
+                again += 1
+            groups.setdefault((*key, again), []).append(run)
+    tables = []
+    for (data, target, classes, counted, _), groups in found.items():
+        labels = _labels([sorted(members, key=lambda run: run.result.seed) for members in groups.values()])
+        labels.sort(key=lambda group: -np.nan_to_num(group.miou(target).mean, nan=-1))
+        tables.append(Table(data, target, classes, counted, labels))
+    return tables
+
+
+def _evaluation(run: Run, target: str) -> str:
+    """Return the settings of the validation set, which have to be equal for scores to be compared."""
+    start = f"data.validation.{target}."
+    skip = (".root", ".cache", ".workers", ".depth")
+    said = {k: v for k, v in run.result.settings.items() if k.startswith(start) and not k.endswith(skip)}
+    images = run.result.targets[target].unpacked
+    return repr((sorted(said.items()), None if images is None else images.names)) if not run.former else repr(said)
+
+
+def _labels(members: Sequence[Sequence[Run]]) -> list[Group]:
+    """Name groups by the method and, where that is not enough, by network, overrides and folder."""
+    firsts = [runs[0].result for runs in members]
+    names = [result.method for result in firsts]
+    for more in (_model, _overrides, _steps, _folder):
+        repeated = {name for name in names if names.count(name) > 1}
+        told = {name: {more(r) for n, r in zip(names, firsts, strict=True) if n == name} for name in repeated}
+        names = [
+            f"{name} {more(result)}".strip() if name in repeated and len(told[name]) > 1 else name
+            for name, result in zip(names, firsts, strict=True)
+        ]
+    return [Group(name, runs) for name, runs in zip(_distinct(names), members, strict=True)]
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    seen: dict[str, int] = {}
+    found = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        found.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return found
+
+
+def _model(result: Result) -> str:
+    return result.model
+
+
+def _overrides(result: Result) -> str:
+    said = (
+        o for o in result.overrides if not re.match(r"(method|model|data|seed|logger|callbacks|hydra|trainer)\b", o)
+    )
+    return " ".join(said)
+
+
+def _steps(result: Result) -> str:
+    return f"{result.step} steps"
+
+
+def _folder(result: Result) -> str:
+    return result.run.rpartition("/")[0]
+
+
+def differences(table: Table, reference: Group, draws: int = 2000) -> list[Difference]:
+    """Compare every other group of a table with a reference."""
+    oracle = table.oracle
+    top = math.nan if oracle is None else oracle.miou(table.target).mean
+    base = reference.miou(table.target).mean
+    found = []
+    for group in table.groups:
+        if group is reference:
+            continue
+        gap = (group.miou(table.target).mean - base) / (top - base) if top > base else None
+        found.append(_difference(table, group, reference, draws, gap))
+    return found
+
+
+def _difference(table: Table, group: Group, reference: Group, draws: int, gap: float | None) -> Difference:
+    pairs = [(mine, other) for mine in group.runs for other in reference.runs if mine.result.seed == other.result.seed]
+    unlike = unlike_settings(group.first, reference.first)
+    if not pairs:
+        return Difference(group.label, reference.label, None, unlike, "no seed in common", gap)
+    unpaired = next((said for mine, other in pairs if (said := _unpaired(mine.result, other.result))), "")
+    interval = _interval(table, pairs, draws)
+    if unpaired:
+        mean = group.miou(table.target).mean - reference.miou(table.target).mean
+        interval = Interval(mean, None, None, len(pairs), 0)
+    return Difference(group.label, reference.label, interval, unlike, unpaired, gap)
+
+
+def _interval(table: Table, pairs: Sequence[tuple[Run, Run]], draws: int) -> Interval:
+    first, second = (
+        {run.result.seed: run.result.targets[table.target] for run in side} for side in zip(*pairs, strict=True)
+    )
+    images = [{seed: scores.unpacked for seed, scores in side.items()} for side in (first, second)]
+    counts = [{seed: found.counts for seed, found in side.items() if found is not None} for side in images]
+    if all(_same_images(images[0][seed], images[1][seed]) for seed in first):
+        return paired_interval(counts[0], counts[1], next(iter(first.values())).subset, draws)
+    return seeds_interval([first[seed].miou - second[seed].miou for seed in first], draws)
+
+
+def _same_images(first: ImageConfusions | None, second: ImageConfusions | None) -> bool:
+    """Tell whether names and labels are the same: the labelled pixels of each class in each image."""
+    if first is None or second is None:
+        return False
+    return first.names == second.names and np.array_equal(first.counts.sum(2), second.counts.sum(2))
+
+
+def _unpaired(first: Result, second: Result) -> str:
+    """Say why runs of one seed have not begun alike; "" if they have, as far as is known."""
+    if first.start.digest and second.start.digest:
+        if first.start.digest != second.start.digest:
+            return "other start weights"
+    elif (first.start.pretrained, first.start.init, first.model) != (
+        second.start.pretrained,
+        second.start.init,
+        second.model,
+    ):
+        return "other start weights"
+    if changed := _changed_world(first, second):
+        return f"other data ({', '.join(changed[:3])})"
+    return ""
+
+
+def _changed_world(first: Result, second: Result) -> list[str]:
+    worlds = [
+        {k: v for k, v in r.settings.items() if _WORLD.search(k) and not _NO_WORLD.search(k)} for r in (first, second)
+    ]
+    common = worlds[0].keys() & worlds[1].keys()
+    return sorted(key for key in common if worlds[0][key] != worlds[1][key] and not key.endswith("_batch"))
+
+
+def unlike_settings(first: Result, second: Result) -> list[str]:
+    """List what differs between two runs besides the method: they are not compared as equals."""
+    told = [
+        ("network", first.model, second.model),
+        ("steps", first.step, second.step),
+        ("source images", first.cost.source_images, second.cost.source_images),
+        ("earlier images", first.cost.source_images_before, second.cost.source_images_before),
+        ("target labels", first.cost.labelled_target_images, second.cost.labelled_target_images),
+        ("learning rate", first.settings.get("optimizer.lr"), second.settings.get("optimizer.lr")),
+    ]
+    return [f"{name} {mine}, not {other}" for name, mine, other in told if mine != other]
+
+
+# ---------------------------------------------------------------------- confusions and images
+
+
+# Pairs that adaptation is known to mix up; shown wherever the class set has them, in both directions.
+KNOWN_PAIRS = (("person", "rider"), ("road", "sidewalk"), ("truck", "bus"), ("truck", "train"), ("bus", "train"))
+
+
+def confusion_pairs(
+    table: Table, reference: Group, most: int = 12
+) -> tuple[list[str], list[tuple[str, str, list[float]]]]:
+    """Tabulate confusions of two classes: the known pairs, then those that change most against a reference.
+
+    A change is the difference of shares times the root of the label's pixels, so that small classes are not drowned.
+
+    Returns:
+        Labels of the groups that have confusion matrices; and label, prediction and, for each of these groups, the
+        share in [0, 1] of the label's pixels that is predicted so, over all seeds.
+    """
+    found = {group.label: c for group in table.groups if (c := group.confusion(table.target)) is not None}
+    if reference.label not in found or len(found) < 2:
+        return [], []
+    shares = {label: c / np.maximum(c.sum(1, keepdims=True), 1) for label, c in found.items()}
+    pixels = np.sqrt(found[reference.label].sum(1, keepdims=True))
+    change = np.max([np.abs(share - shares[reference.label]) for share in shares.values()], axis=0) * pixels
+    np.fill_diagonal(change, 0)
+    names = table.classes
+    pairs = [pair for known in KNOWN_PAIRS for pair in (known, known[::-1]) if set(pair) <= set(names)]
+    order = np.dstack(np.unravel_index(np.argsort(-change, axis=None, kind="stable"), change.shape))[0][:most]
+    pairs += [(names[i], names[j]) for i, j in order if change[i, j] > 0]
+    rows = []
+    for label, taken in dict.fromkeys(pairs):
+        i, j = names.index(label), names.index(taken)
+        if pixels[i, 0] > 0:
+            rows.append((label, taken, [float(share[i, j]) for share in shares.values()]))
+    return list(shares), rows
+
+
+def image_scores(table: Table) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Compute the mIoU of every image by itself, mean over seeds: names, and label -> float64 [N].
+
+    Only groups with counts on the same images as the first such group are in it.
+    """
+    names: tuple[str, ...] = ()
+    found: dict[str, Any] = {}
+    for group in table.groups:
+        images = [scores.unpacked for scores in group.scores(table.target)]
+        if any(i is None for i in images):
+            continue
+        names = names or images[0].names  # type: ignore[union-attr]
+        if all(i.names == names for i in images if i is not None):
+            subset = group.scores(table.target)[0].subset
+            found[group.label] = np.mean([_image_miou(i.counts, subset) for i in images if i is not None], axis=0)
+    return names, found
+
+
+def _image_miou(counts: Counts, subset: Sequence[int]) -> Any:
+    """Compute each image's mIoU over the classes in its label, [N, C, C] -> [N]."""
+    hit = np.diagonal(counts, axis1=1, axis2=2)[:, subset]
+    labels = counts.sum(2)[:, subset]
+    union = labels + counts.sum(1)[:, subset] - hit
+    present = labels > 0
+    return np.where(present, hit / np.maximum(union, 1), 0).sum(1) / np.maximum(present.sum(1), 1)
+
+
+# ---------------------------------------------------------------------- choosing without labels
+
+
+@dataclass(frozen=True)
+class LabelFree:
+    """How well a score that needs no labels ranks the validations of all runs of a table.
+
+    Attributes:
+        score: its name; `last` takes the last validation of each run, `random` any.
+        checkpoints: number of validations with the score.
+        spearman, kendall: rank correlation with the true mIoU over all of them; NaN where there is none to compute.
+        regret: mIoU of the best validation of a run minus that of the one with the highest score, mean over runs.
+    """
+
+    score: str
+    checkpoints: int
+    spearman: float
+    kendall: float
+    regret: float
+
+
+def label_free(table: Table) -> list[LabelFree]:
+    """Rate every score without labels by the true mIoU, beside `last` and `random`."""
+    curves = [_validated(run.result, table.target) for group in table.groups for run in group.runs]
+    names = sorted({name for curve in curves for _, scores in curve for name in scores if name.startswith(LABEL_FREE)})
+    if not names:
+        return []
+    found = [_rated(name, curves) for name in names]
+    curves = [curve for curve in curves if any(names[0] in scores for _, scores in curve)] or curves
+    tops = [max(miou for miou, _ in curve) for curve in curves if curve]
+    last = float(np.mean([top - curve[-1][0] for top, curve in zip(tops, filter(None, curves), strict=True)]))
+    any_one = [
+        top - float(np.mean([m for m, _ in curve])) for top, curve in zip(tops, filter(None, curves), strict=True)
+    ]
+    total = sum(map(len, curves))
+    found.append(LabelFree("last", total, math.nan, math.nan, last))
+    return [*found, LabelFree("random", total, math.nan, math.nan, float(np.mean(any_one)))]
+
+
+def _validated(result: Result, target: str) -> list[tuple[float, Mapping[str, float]]]:
+    entries = [
+        {**_without_labels(v.targets.get("target", {})), **v.targets[target]}  # that is where they are logged
+        for v in result.validations
+        if "miou" in v.targets.get(target, {})
+    ]
+    return [(scores["miou"], scores) for scores in entries if not math.isnan(scores["miou"])]
+
+
+def _without_labels(scores: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in scores.items() if name.startswith(LABEL_FREE)}
+
+
+def _rated(name: str, curves: Sequence[Sequence[tuple[float, Mapping[str, float]]]]) -> LabelFree:
+    having = [[(m, s[name]) for m, s in curve if not math.isnan(s.get(name, math.nan))] for curve in curves]
+    pairs = [pair for curve in having for pair in curve]
+    truth, score = np.array(pairs).reshape(-1, 2).T
+    varied = len(pairs) > 2 and len(set(truth)) > 1 and len(set(score)) > 1
+    rho = float(stats.spearmanr(truth, score).statistic) if varied else math.nan
+    tau = float(stats.kendalltau(truth, score).statistic) if varied else math.nan
+    regrets = [max(m for m, _ in curve) - max(curve, key=lambda p: p[1])[0] for curve in having if curve]
+    return LabelFree(name.removeprefix(LABEL_FREE), len(pairs), rho, tau, float(np.mean(regrets)))

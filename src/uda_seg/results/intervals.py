@@ -1,0 +1,108 @@
+"""Paired differences of mIoU between methods, with intervals over seeds and images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uda_seg.results.packing import Counts
+
+Floats = NDArray[np.float64]
+DRAWS = 2000
+LEVEL = 0.95
+SCHEME = (
+    "Paired bootstrap, {draws} draws: each draw takes as many seeds as there are, with replacement, and, separately, "
+    "as many images of the validation set as there are, with replacement. The same drawn seeds and images are used for "
+    "both methods; the images' confusion matrices are summed, mIoU is computed for each drawn seed and method, and the "
+    "difference averaged over the drawn seeds. The interval holds the middle 95 % of these differences. Images are "
+    "drawn as if independent: for frames of one video the interval is too narrow. With few seeds it is too narrow as "
+    "well, as resampled seeds differ less than new ones would: by about the factor sqrt((n - 1) / n) for n seeds."
+)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean difference and its interval.
+
+    Attributes:
+        mean: of the paired differences of the seeds, in [-1, 1].
+        low, high: bounds; None where nothing can be said: of one seed without counts per image.
+        seeds, images: numbers that were drawn from; no images: the interval covers seeds alone.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    seeds: int
+    images: int
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval excludes 0."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+
+def miou_of(confusion: NDArray[np.float64] | Counts, subset: Sequence[int]) -> Floats:
+    """Compute mIoU over a subset of classes from [..., C, C] pixels; classes without a pixel are skipped."""
+    hit = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.float64)
+    union = confusion.sum(-1) + confusion.sum(-2) - hit
+    known = union[..., subset] > 0
+    iou = np.where(known, hit[..., subset] / np.where(known, union[..., subset], 1), 0)
+    return np.asarray(iou.sum(-1) / np.maximum(known.sum(-1), 1))
+
+
+def paired_interval(
+    first: Mapping[int, Counts],
+    second: Mapping[int, Counts],
+    subset: Sequence[int],
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Interval:
+    """Compute the difference in mIoU of two methods, first minus second, on the same images.
+
+    Each of `draws` bootstrap samples draws seeds and, independently, images, both with replacement and alike for both
+    methods (`SCHEME`); percentile interval.
+
+    Args:
+        first: seed -> int64 [N, C, C], confusion matrices of the images.
+        second: the same of the other method; only common seeds count.
+        subset: ids of the classes in the mean.
+        draws: bootstrap samples.
+        seed: of the draws; the same seed gives the same interval.
+    """
+    seeds = sorted(first.keys() & second.keys())
+    images = len(first[seeds[0]])
+    mean = np.mean([miou_of(first[s].sum(0), subset) - miou_of(second[s].sum(0), subset) for s in seeds])
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(images, np.full(images, 1 / images), draws).astype(np.float64)  # times that each is drawn
+    differences = np.stack([_drawn(first[s], weights, subset) - _drawn(second[s], weights, subset) for s in seeds])
+    chosen = rng.integers(0, len(seeds), (draws, len(seeds)))
+    sample = np.take_along_axis(differences.T, chosen, 1).mean(1)
+    low, high = np.quantile(sample, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(mean), float(low), float(high), len(seeds), images)
+
+
+def _drawn(counts: Counts, weights: Floats, subset: Sequence[int]) -> Floats:
+    """Compute mIoU of each sample: counts [N, C, C] and weights [D, N] -> [D].
+
+    IoU needs each image's hits and sizes of label and prediction only, so 3 C numbers instead of C * C.
+    """
+    chosen = list(subset)
+    hit = weights @ np.diagonal(counts, axis1=1, axis2=2)[:, chosen].astype(np.float64)
+    total = weights @ (counts.sum(1) + counts.sum(2))[:, chosen].astype(np.float64)
+    union, known = total - hit, total > 0
+    iou = np.where(known, hit / np.where(known, union, 1), 0)
+    return np.asarray(iou.sum(1) / np.maximum(known.sum(1), 1))
+
+
+def seeds_interval(differences: Sequence[float], draws: int = DRAWS, seed: int = 0) -> Interval:
+    """Compute the interval over seeds alone, for runs without counts per image; none from one seed."""
+    values = np.array(differences)
+    if len(values) < 2:
+        return Interval(float(values.mean()), None, None, len(values), 0)
+    chosen = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
+    low, high = np.quantile(values[chosen].mean(1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(values.mean()), float(low), float(high), len(values), 0)

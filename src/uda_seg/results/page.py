@@ -1,0 +1,315 @@
+"""Report of many runs: one self-contained HTML page, and its tables as Markdown, CSV and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from uda_seg.evaluation.tables import Spread
+from uda_seg.evaluation.tables import Table as Cells
+from uda_seg.results import charts
+from uda_seg.results.compare import (
+    CONTROLS,
+    ORACLE,
+    Difference,
+    Group,
+    Table,
+    confusion_pairs,
+    differences,
+    image_scores,
+    label_free,
+    unlike_settings,
+)
+from uda_seg.results.intervals import DRAWS, SCHEME
+from uda_seg.results.reading import Found
+
+COLOURS = 10  # of the page's style; further methods repeat them
+SHOWN = 5  # best and worst images each
+
+
+@dataclass(frozen=True)
+class Against:
+    """Differences of all groups to one reference, with what the page needs to draw them."""
+
+    reference: str
+    rows: Sequence[Mapping[str, Any]]
+    low: float
+    high: float
+    gaps: bool
+
+
+@dataclass
+class Section:
+    """What the page shows of one table."""
+
+    table: Table
+    colours: Mapping[str, int]
+    rows: Sequence[Mapping[str, Any]]
+    differences: Sequence[Against]
+    against: str
+    pictures: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    picture_note: str = ""
+
+    @property
+    def teacher(self) -> bool:
+        """Whether any teacher was scored."""
+        return any(not math.isnan(row["teacher"].mean) for row in self.rows)
+
+    @property
+    def curves(self) -> Any:
+        """Validated mIoU over steps."""
+        target = self.table.target
+        lines = {
+            group.label: [
+                [(v.step, 100 * v.targets.get(target, {}).get("miou", math.nan)) for v in run.result.validations]
+                for run in group.runs
+            ]
+            for group in self.table.groups
+        }
+        return charts.curves(lines, self.colours, "mIoU in %")
+
+    @property
+    def classes(self) -> dict[str, list[tuple[str, Spread]]]:
+        """Class -> the groups' IoU, of classes that occur."""
+        found = {group.label: group.per_class(self.table.target) for group in self.table.groups}
+        bars = {name: [(label, scores[name]) for label, scores in found.items()] for name in self.table.classes}
+        return {name: rows for name, rows in bars.items() if any(not math.isnan(s.mean) for _, s in rows)}
+
+    @property
+    def confusions(self) -> tuple[list[str], list[tuple[str, str, list[float]]]]:
+        """Groups, and their confusions of known pairs and of those that change most against the reference."""
+        reference = next((g for g in self.table.groups if g.label == self.against), None)
+        return ([], []) if reference is None else confusion_pairs(self.table, reference)
+
+    @property
+    def image_columns(self) -> list[str]:
+        """Groups with counts per image."""
+        return list(image_scores(self.table)[1])
+
+    @property
+    def images(self) -> list[tuple[str, list[float]]]:
+        """The best and the worst images by their mean over methods, with the groups' mIoU."""
+        names, found = image_scores(self.table)
+        if not found:
+            return []
+        values = np.stack(list(found.values()), 1)
+        order = np.argsort(-values.mean(1), kind="stable")
+        chosen = order if len(order) <= 2 * SHOWN else [*order[:SHOWN], *order[-SHOWN:]]
+        return [(names[i], values[i].tolist()) for i in chosen]
+
+    @property
+    def label_free(self) -> list[Any]:
+        """Ratings of the scores without labels."""
+        return label_free(self.table)
+
+
+def build_section(table: Table, against: Sequence[str], draws: int = DRAWS) -> Section:
+    """Compute what the page shows of a table.
+
+    Args:
+        table: groups of runs.
+        against: methods or labels to compare with; the first one that is there is also that of the confusions. With
+            none of them, every group is compared with the last one.
+        draws: bootstrap samples.
+    """
+    named = [g for name in against for g in table.groups if name in (g.label, g.first.method)]
+    references = list({g.label: g for g in [*named, *table.controls]}.values())
+    if not references and len(table.groups) > 1:
+        references = [table.groups[-1]]
+    found = [_against(table, group, draws) for group in references if len(table.groups) > 1]
+    base = references[0] if references else None
+    return Section(
+        table,
+        {group.label: i % COLOURS for i, group in enumerate(table.groups)},
+        [_row(table, group, base) for group in table.groups],
+        found,
+        base.label if base is not None else "",
+    )
+
+
+def _against(table: Table, reference: Group, draws: int) -> Against:
+    rows = differences(table, reference, draws)
+    ends = [x for r in rows if r.interval for x in (r.interval.low, r.interval.mean, r.interval.high) if x is not None]
+    low, high = math.floor(100 * min([0.0, *ends])) / 100, math.ceil(100 * max([0.01, *ends])) / 100
+    told = [{**vars(row), "said": _said(row)} for row in rows]
+    return Against(reference.label, told, low, high, any(row.gap is not None for row in rows))
+
+
+def _said(row: Difference) -> str:
+    """Tell how two groups were compared, and what speaks against it."""
+    parts = [] if row.interval is None or row.unpaired else [_drawn(row)]
+    if row.unpaired:
+        parts.append(f"not paired: {row.unpaired}")
+    if row.unlike:
+        parts.append(f"not like for like: {', '.join(row.unlike)}")
+    return "; ".join(parts)
+
+
+def _drawn(row: Difference) -> str:
+    assert row.interval is not None
+    if row.interval.images:
+        return (
+            f"over seeds and {row.interval.images} images" if row.interval.seeds > 1 else "over images alone: one seed"
+        )
+    return "over seeds alone: no counts per image" if row.interval.seeds > 1 else "one seed, no counts per image"
+
+
+def _row(table: Table, group: Group, base: Group | None) -> dict[str, Any]:
+    scores, results = group.scores(table.target), [run.result for run in group.runs]
+    costs = [result.cost for result in results]
+    peaks = [cost.peak_memory for cost in costs if cost.peak_memory]
+    minutes = [cost.wall_s / 60 for cost in costs if not math.isnan(cost.wall_s)]
+    teachers = [s.teacher_miou for s in scores if s.teacher_miou is not None]
+    return {
+        "label": group.label,
+        "role": "oracle" if group.first.method == ORACLE else "control" if group.first.method in CONTROLS else "",
+        "miou": group.miou(table.target),
+        "best": group.best if len(group.first.targets) == 1 else Spread(math.nan, math.nan),
+        "teacher": Spread.of(teachers) if len(teachers) == len(scores) else Spread(math.nan, math.nan),
+        "accuracy": Spread.of([s.pixel_accuracy for s in scores]),
+        "step": min(result.step for result in results),
+        "steps": group.first.steps,
+        "seeds": [result.seed for result in results],
+        "remarks": _remarks(group, base),
+        "cost": costs[0],
+        "minutes": f"{np.mean(minutes):.1f}" if minutes else "–",
+        "memory": f"{max(peaks) / 2**30:.2f} GiB ({costs[0].memory_of})" if peaks else "–",
+        "lr": group.first.settings.get("optimizer.lr", "–"),
+        "device": group.first.device,
+    }
+
+
+def _remarks(group: Group, base: Group | None) -> str:
+    first = group.first
+    said = [] if base is None or base is group else unlike_settings(first, base.first)
+    if not first.finished:
+        said.append(f"stopped after step {first.step} of {first.steps}")
+    if any(run.former for run in group.runs):
+        said.append("of an earlier version: no counts per image")
+    return "; ".join(said)
+
+
+def render(title: str, found: Found, sections: Sequence[Section], draws: int = DRAWS) -> str:
+    """Render the page's HTML, without anything from elsewhere; every name is escaped."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False)
+    environment.globals["forest"] = charts.forest
+    template = environment.from_string((Path(__file__).parent / "report.html.j2").read_text())
+    return template.render(
+        title=title,
+        runs=len(found.runs),
+        unfinished=found.unfinished,
+        problems=found.problems,
+        sections=sections,
+        scheme=SCHEME.format(draws=draws),
+    )
+
+
+# ---------------------------------------------------------------------- tables as text
+
+
+def score_cells(section: Section) -> Cells:
+    """Tabulate scores and differences as text, in %."""
+    header = ("method", "seeds", "mIoU", "best*", *(f"gain over {d.reference} [95 %]" for d in section.differences))
+    gains = [{row["group"]: _gain(row["interval"]) for row in d.rows} for d in section.differences]
+    rows = [
+        (r["label"], str(len(r["seeds"])), str(r["miou"]), str(r["best"]), *(g.get(r["label"], "") for g in gains))
+        for r in section.rows
+    ]
+    return Cells(header, tuple(rows), f"{section.table.title}: mIoU in %, last step; *chosen on target labels")
+
+
+def class_cells(section: Section) -> Cells:
+    """Tabulate IoU per class, in %, mean ± standard deviation over seeds."""
+    groups = section.table.groups
+    found = {group.label: group.per_class(section.table.target) for group in groups}
+    rows = [(name, *(str(found[g.label][name]) for g in groups)) for name in section.table.classes]
+    return Cells(("class", *found), tuple(rows), f"{section.table.title}: IoU in %")
+
+
+def _gain(interval: Any) -> str:
+    if interval is None:
+        return "–"
+    if interval.low is None:
+        return f"{100 * interval.mean:+.2f}"
+    return f"{100 * interval.mean:+.2f} [{100 * interval.low:+.2f}, {100 * interval.high:+.2f}]"
+
+
+def markdown(found: Found, sections: Sequence[Section], draws: int = DRAWS) -> str:
+    """Format the tables as Markdown, with what is not in them."""
+    parts = [f"{score_cells(s).markdown()}\n{class_cells(s).markdown()}" for s in sections]
+    left = [f"- {place}: {why}" for place, why in found.unfinished.items()] + [f"- {line}" for line in found.problems]
+    parts += ["Not in the tables:\n\n" + "\n".join(left) + "\n"] if left else []
+    return "\n".join([*parts, SCHEME.format(draws=draws), ""])
+
+
+def table_csv(sections: Sequence[Section]) -> str:
+    """Format all numbers as CSV, one per line: unrounded, in [0, 1]; empty where there is none."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["data", "target", "method", "quantity", "value", "std", "low", "high", "seeds"])
+
+    def write(place: Sequence[str], quantity: str, *values: float | None, seeds: int) -> None:
+        shown = ["" if v is None or math.isnan(v) else repr(float(v)) for v in values]
+        writer.writerow([*place, quantity, *shown, *[""] * (4 - len(shown)), seeds])
+
+    for section in sections:
+        place = (section.table.data, section.table.target)
+        for row, group in zip(section.rows, section.table.groups, strict=True):
+            for name in ("miou", "best", "teacher", "accuracy"):
+                write((*place, row["label"]), name, row[name].mean, row[name].std, seeds=len(row["seeds"]))
+            for name, spread in group.per_class(section.table.target).items():
+                write((*place, row["label"]), f"iou/{name}", spread.mean, spread.std, seeds=len(row["seeds"]))
+        for found in section.differences:
+            for row in found.rows:
+                if (interval := row["interval"]) is not None:
+                    numbers = (interval.mean, None, interval.low, interval.high)
+                    write((*place, row["group"]), f"minus {found.reference}", *numbers, seeds=interval.seeds)
+    return text.getvalue()
+
+
+def latex(sections: Sequence[Section]) -> str:
+    """Format the scores as LaTeX tables for booktabs: classes as columns, mean over seeds, the best in bold."""
+    return "\n".join(_latex(section) for section in sections)
+
+
+def _latex(section: Section) -> str:
+    table = section.table
+    names = [name for name in table.classes if name in table.counted]
+    found = [(g, g.per_class(table.target)) for g in table.groups]
+    contest = [scores for g, scores in found if g.first.method != ORACLE] or [scores for _, scores in found]
+    tops = {n: max((s[n].mean for s in contest if not math.isnan(s[n].mean)), default=math.nan) for n in names}
+    lines = [
+        f"% {table.title}; IoU and mIoU in %, last step, mean over seeds (mIoU: +- standard deviation)".replace(
+            "\n", " "
+        )
+    ]
+    lines += [f"\\begin{{tabular}}{{l{'r' * len(names)}r}}", "\\toprule"]
+    lines.append(" & ".join(["method", *(f"\\rotatebox{{90}}{{{_tex(n)}}}" for n in names), "mIoU"]) + " \\\\")
+    lines.append("\\midrule")
+    for group, scores in found:
+        cells = [_tex_score(scores[n].mean, tops[n]) for n in names]
+        spread = group.miou(table.target)
+        std = "" if math.isnan(spread.std) else f" $\\pm$ {100 * spread.std:.1f}"
+        lines.append(" & ".join([_tex(group.label), *cells, f"{_tex_score(spread.mean, math.nan)}{std}"]) + " \\\\")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+
+
+def _tex_score(value: float, top: float) -> str:
+    if math.isnan(value):
+        return "--"
+    return f"\\textbf{{{100 * value:.1f}}}" if value == top else f"{100 * value:.1f}"
+
+
+def _tex(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return re.sub(r"[\\&%$#_{}~^]", lambda m: special.get(m[0], f"\\{m[0]}"), text)

@@ -1,0 +1,203 @@
+"""Tables and page of many runs: what is compared with what, what is said, and how it looks."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from results.invented import NAMES, invented
+from uda_seg.results.compare import build_tables, differences, image_scores, label_free
+from uda_seg.results.page import build_section, latex, markdown, render, score_cells, table_csv
+from uda_seg.results.reading import Found, Run
+from uda_seg.results.result import Result, Start
+
+EVIL = "<script>alert('x')</script>"
+
+
+def run(method: str, seed: int, quality: float, **changes) -> Run:
+    return Run(invented(method, seed, quality, **changes), Path(f"{method}-{seed}.json"))
+
+
+def runs(methods: dict[str, float], seeds: int = 3) -> list[Run]:
+    return [run(method, seed, quality) for method, quality in methods.items() for seed in range(seeds)]
+
+
+FIELD = {"source_only": 0.5, "dacs": 0.65, "oracle": 0.85}
+
+
+def test_groups_are_averaged_over_seeds_and_compared_with_the_control():
+    found = runs(FIELD)
+    [table] = build_tables(found)
+    assert [group.label for group in table.groups] == ["oracle", "dacs", "source_only"]
+    values = {m: [r.result.miou for r in found if r.result.method == m] for m in FIELD}
+    dacs = table.groups[1].miou("target")
+    assert (dacs.mean, dacs.std) == pytest.approx((np.mean(values["dacs"]), np.std(values["dacs"], ddof=1)))
+    rows = {row.group: row for row in differences(table, table.groups[2], draws=200)}
+    gain = np.mean(values["dacs"]) - np.mean(values["source_only"])
+    assert rows["dacs"].interval.mean == pytest.approx(gain)
+    assert (rows["dacs"].interval.seeds, rows["dacs"].interval.images) == (3, 12)
+    assert rows["dacs"].gap == pytest.approx(gain / (np.mean(values["oracle"]) - np.mean(values["source_only"])))
+    assert rows["dacs"].interval.clear
+
+
+@pytest.mark.parametrize(
+    ("changes", "unpaired", "unlike"),
+    [
+        ({"start": Start("builtin", digest="f" * 64)}, "other start weights", ""),
+        ({"settings": {"data.world_seed": 7, "optimizer.lr": 1e-3}}, "other data", ""),
+        ({"settings": {"data.world_seed": 0, "optimizer.lr": 1e-2}}, "", "learning rate"),
+        ({"step": 300, "steps": 300}, "", "steps 300, not 400"),
+    ],
+)
+def test_what_is_not_equal_is_named(changes, unpaired, unlike):
+    found = [run("source_only", s, 0.5) for s in range(2)] + [run("dacs", s, 0.6, **changes) for s in range(2)]
+    [table] = build_tables(found)
+    [row] = differences(table, table.groups[-1], draws=100)
+    assert unpaired in row.unpaired if unpaired else not row.unpaired
+    assert (row.interval.low is None) == bool(unpaired)
+    assert unlike in " ".join(row.unlike) if unlike else not row.unlike
+
+
+def test_other_seeds_are_not_paired():
+    [table] = build_tables([run("source_only", 0, 0.5), run("dacs", 1, 0.6)])
+    [row] = differences(table, table.groups[-1], draws=100)
+    assert row.interval is None
+    assert row.unpaired == "no seed in common"
+
+
+def test_other_classes_and_targets_have_tables_of_their_own():
+    other = tuple(f"{name}2" for name in NAMES)
+    found = [run("dacs", 0, 0.6), run("dacs", 0, 0.6, names=other), run("dacs", 0, 0.6, data="camvid")]
+    tables = build_tables(found)
+    assert [table.classes for table in tables] == [NAMES, other, NAMES]
+    assert all(len(table.groups) == 1 for table in tables)
+
+
+def test_former_runs_have_intervals_over_seeds_alone():
+    def former(method: str, seed: int, quality: float) -> Run:
+        result = invented(method, seed, quality)
+        targets = {"target": replace(result.targets["target"], images=None, confusion=None)}
+        return Run(replace(result, targets=targets), Path("metrics.json"), former=True)
+
+    found = [former(m, s, q) for m, q in FIELD.items() for s in range(3)]
+    [section] = [build_section(table, ["source_only"], 100) for table in build_tables(found)]
+    assert "over seeds alone: no counts per image" in section.differences[0].rows[0]["said"]
+    page = render("former", Found(found), [section])
+    assert "earlier version" in page
+    one = build_section(build_tables(found[::3])[0], ["source_only"], 100)
+    assert one.differences[0].rows[0]["interval"].low is None
+
+
+def test_images_are_ranked_by_their_own_miou():
+    found = runs({"source_only": 0.5, "dacs": 0.65}, 1)
+    [table] = build_tables(found)
+    names, values = image_scores(table)
+    images = found[1].result.targets["target"].unpacked
+    counts = images.counts[4]
+    present = counts.sum(1) > 0
+    union = counts.sum(0) + counts.sum(1) - np.diag(counts)
+    assert values["dacs"][4] == pytest.approx((np.diag(counts)[present] / union[present]).mean())
+    assert names == images.names
+
+
+def test_scores_without_labels_are_rated():
+    result = invented("dacs", 0, 0.6)
+    told = [0.30, 0.50, 0.45, 0.40]
+    scores = [1.0, 2.0, 4.0, 3.0]
+    validations = [
+        replace(v, miou=m, targets={"target": {"miou": m, "label_free/snd": s}})
+        for v, m, s in zip(result.validations, told, scores, strict=True)
+    ]
+    [table] = build_tables([Run(replace(result, validations=validations), Path("a"))])
+    rows = {row.score: row for row in label_free(table)}
+    assert rows["snd"].regret == pytest.approx(0.05)
+    assert rows["last"].regret == pytest.approx(0.10)
+    assert rows["random"].regret == pytest.approx(0.50 - np.mean(told))
+    assert rows["snd"].spearman == pytest.approx(0.4)  # ranks 1 4 3 2 and 1 2 4 3: 1 - 6 * 6 / (4 * 15)
+    assert rows["snd"].kendall == pytest.approx(1 / 3)  # four pairs in order, two not
+
+
+def evil(result: Result) -> Result:
+    names = (EVIL, *NAMES[1:])
+    return replace(invented(result.method, result.seed, 0.6, names=names), method=EVIL, run=EVIL, device=EVIL)
+
+
+def page_of(found: Found) -> str:
+    sections = [build_section(table, ["source_only"], 100) for table in build_tables(found.runs)]
+    return render("Runs", found, sections)
+
+
+def test_names_are_escaped():
+    found = runs(FIELD, 1) + [Run(evil(invented("dacs", s, 0.6)), Path("x")) for s in range(2)]
+    page = page_of(Found(found, {EVIL: EVIL}, [EVIL]))
+    assert EVIL not in page
+    assert "&lt;script&gt;alert" in page
+    assert page.count("<script>") == 1  # its own
+
+
+def test_the_page_needs_nothing_from_elsewhere():
+    page = page_of(Found(runs(FIELD), {"outputs/x": "failed"}, ["metrics.csv: 1 line"]))
+    assert not re.search(r"""(src|href)=["'](?!data:)|@import|url\(|https?:""", page)
+    assert "outputs/x" in page
+    assert "metrics.csv: 1 line" in page
+
+
+def test_tables_as_text():
+    [table] = build_tables(runs(FIELD))
+    section = build_section(table, ["source_only"], 100)
+    cells = score_cells(section)
+    assert cells.header == ("method", "seeds", "mIoU", "best*", "gain over source_only [95 %]")
+    assert [row[:2] for row in cells.rows] == [("oracle", "3"), ("dacs", "3"), ("source_only", "3")]
+    assert "chosen on target labels" in markdown(Found(table.groups[0].runs), [section])
+    rows = list(csv.DictReader(io.StringIO(table_csv([section]))))
+    mean = next(r for r in rows if (r["method"], r["quantity"]) == ("dacs", "miou"))
+    assert float(mean["value"]) == table.groups[1].miou("target").mean
+    gain = next(r for r in rows if (r["method"], r["quantity"]) == ("dacs", "minus source_only"))
+    assert float(gain["low"]) < float(gain["value"]) < float(gain["high"])
+    tex = latex([section])
+    assert r"source\_only" in tex
+    assert tex.count(r"\\") == 4
+    alone = score_cells(build_section(build_tables(runs({"dacs": 0.6}, 1))[0], [], 100))
+    assert "±" not in alone.rows[0][2]
+    assert math.isnan(build_tables(runs({"dacs": 0.6}, 1))[0].groups[0].miou("target").std)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    executable = shutil.which("chromium") or shutil.which("google-chrome")
+    api = pytest.importorskip("playwright.sync_api")
+    if executable is None:
+        pytest.skip("no Chromium is installed")
+    with api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_in_a_browser(browser, tmp_path, width):
+    found = runs({**FIELD, "a_method_with_quite_a_long_name model.head.width=256": 0.6})
+    (tmp_path / "index.html").write_text(page_of(Found(found, {"outputs/" + "long" * 40: "failed"})))
+    page, said = browser.new_page(viewport={"width": width, "height": 800}), []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto((tmp_path / "index.html").as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    head = page.locator("table.sortable").first.locator("thead th").nth(1)
+    for order, descending in (("descending", True), ("ascending", False)):
+        head.click()
+        cells = page.locator("table.sortable").first.locator("tbody tr td:nth-child(2)").all_inner_texts()
+        values = [float(cell.split()[0]) for cell in cells]
+        assert head.get_attribute("aria-sort") == order
+        assert values == sorted(values, reverse=descending)
+    assert page.screenshot(path=str(tmp_path / "page.png"), full_page=True)
+    assert not said
