@@ -54,6 +54,7 @@ GIVEN = {  # what stands for a value that a person has to choose, by its key
     "data": "gta2cs", "method": "dacs", "model": "daformer_small", "trainer.precision": "32-true",
     "streets.export": "gta", "streets.out": "new/tree", "pack.out": "new/shards", "official": "OFFICIAL",
     "out": "new/last.ckpt", "input": "photos/", "output": "new/pictures", "checkpoint": "<run>/checkpoints/last.ckpt",
+    "runs": "<run>",
 }  # fmt: skip
 WEIGHTS = ("mit_b5.pth", "resnet101_caffe.pth")  # files that nobody here has: `pretrained=null` in their place
 
@@ -148,6 +149,8 @@ def filled_word(word: str, module: str, places) -> str:
         value = GIVEN[key]
     if key in ("out", "output", "streets.out", "pack.out"):
         return f"{key}=new/{Path(value).name}"
+    if key == "runs":
+        return f"{key}={places['<run>']}"
     if key == "official":
         return f"{key}={places['HRDA' if 'hrda' in value else 'OFFICIAL']}"
     if key == "checkpoint" or value.startswith("hub:"):
@@ -352,6 +355,7 @@ SHORT = {
         "depth.val_count=2",
         "depth.crop=[64,64]",
     ],
+    "report": ["report.draws=100"],
     "bench": ["bench.pairs=1", "bench.steps=1", "bench.scenes=1", "statistics_batches=1"],
 }
 STREETS = ("streets", "streets_random", "streets2camvid", "streets2dg")
@@ -360,7 +364,7 @@ STREETS = ("streets", "streets_random", "streets2camvid", "streets2dg")
 def small_words(module: str, places, data: str | None) -> list[str]:
     """Overrides by which a line takes seconds; what it says of methods, data sets and files stays."""
     words = [*SHORT[module], "callbacks.progress=false", "trainer=cpu"]
-    if module in ("predict", "convert", "export"):
+    if module in ("predict", "convert", "export", "report"):
         return words
     domains = dict.fromkeys(ROOTS.get(data or "", {}), "[64,128]" if module == "depth" else "[32,64]")
     if data in STREETS:
