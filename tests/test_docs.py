@@ -8,6 +8,7 @@ fails: it has to be told here how the line is run.
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import runpy
 import subprocess
@@ -257,6 +258,11 @@ def test_other_programs_are_called_with_what_is_there(line, places, cli, monkeyp
         for configuration in line.words[line.words.index("--output") + 2 :]:
             words = [*line.words[at].strip("'\"").split(), *configuration.strip("'\"").split()]
             assert len(composed(cli, monkeypatch, "bench", words)) == 1
+    elif line.program == "python scripts/wandb_workspace.py":
+        view = tmp_path / "view.json"
+        monkeypatch.setattr(sys, "argv", ["script", *line.words, "--output", str(view)])
+        runpy.run_path(str(ROOT / "scripts/wandb_workspace.py"), run_name="__main__")
+        assert json.loads(view.read_text())["entity"] == "TEAM"
     elif line.program == "python scripts/draw_rooms.py":
         assert not line.words  # what it draws is compared with the page in tests/test_rooms.py
     elif line.program == "python scripts/same_numbers.py":

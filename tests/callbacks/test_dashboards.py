@@ -6,6 +6,8 @@ import io
 import json
 import logging
 import math
+import re
+import runpy
 import subprocess
 import sys
 import time
@@ -38,6 +40,7 @@ from uda_seg.methods.source_only import SourceOnly
 from uda_seg.methods.step import Loss
 from uda_seg.runs.loggers import about, build_loggers, wandb_mode
 
+ROOT = Path(__file__).parents[2]
 STEP = "trainer/global_step"
 SHOWN = ("evaluator.times=2", "evaluator.teacher=true", "callbacks.panels=1", "logger.pictures=2")
 
@@ -90,6 +93,7 @@ def test_an_offline_run_of_wandb_holds_all_that_the_dashboard_shows(cli, camvid,
     check_pictures(found, "val/target/images", 2, {"prediction", "label", "teacher"}, (48, 32))
     check_pictures(found, "panels/images", 3, {"prediction", "label", "pseudo-label"}, (32, 32))
     check_tables(found, scores)
+    check_view({name for row in found.history for name in row}, found.summary)
     [artifact] = [a for a in found.artifacts if a.type == "model"]
     assert {*artifact.aliases} == {"best", "latest", f"step-{scores['best']['step']}"}
     [file] = artifact.manifest.contents
@@ -138,6 +142,26 @@ def check_tables(found, scores):
     labelled = sum(row[3] for row in rows) / (1 - scores["pixel_accuracy"])
     assert labelled == pytest.approx(round(labelled), abs=1e-3)
     assert 0.8 * 5 * 32 * 48 < labelled < 5 * 32 * 48  # some pixels have no label
+
+
+def check_view(logged: set[str], summary):
+    """Every panel of the view shows something that the run has logged."""
+    build = runpy.run_path(str(ROOT / "scripts" / "wandb_workspace.py"))["workspace"]
+    view = build("team", "uda_seg", ["target"])
+    panels = [panel for section in view.sections for panel in section.panels]
+    names = [name for panel in panels for key in ("y", "media_keys") for name in getattr(panel, key, ())]
+    names += [panel.table_name for panel in panels if hasattr(panel, "table_name")]
+    names += [panel.query["summaryTable"]["tableKey"] for panel in panels if hasattr(panel, "query")]
+    assert len(names) > 10
+    assert {*names} <= logged
+    for panel in panels:
+        wanted = getattr(panel, "metric_regex", None)
+        if wanted and not re.search("label_free|diagnostic", wanted):  # which this run has none of
+            assert any(re.fullmatch(wanted, name) for name in logged), wanted
+    for name in (metric.name for panel in panels for metric in getattr(panel, "metrics", ())):
+        curve, kind = name.rsplit(".", 1)
+        assert kind in summary[curve]
+    assert view._to_model().model_dump_json().count(f'"x_axis":"{STEP}"') > 5  # what is sent to W&B
 
 
 def test_a_run_at_wandb_ends_with_that_in_its_folder(camvid, tmp_path, monkeypatch):
