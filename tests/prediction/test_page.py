@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import socket
+import sys
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
@@ -105,7 +106,7 @@ def test_a_port_in_use_is_said_with_the_cure():
 
 
 def test_a_missing_extra_is_said(monkeypatch, networks):
-    monkeypatch.setitem(__import__("sys").modules, "gradio", None)
+    monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(UserError, match=r"serve=true needs Gradio: pip install"):
         page.built(networks, ["before"], None)
 
@@ -133,7 +134,7 @@ def test_the_page_in_a_browser(networks, tmp_path, monkeypatch):
         tab.wait_for_selector(".uda-figures figure", timeout=60_000)
         assert tab.locator(".uda-figures figure").count() == 2
         assert STRANGE in tab.locator(".uda-figures figcaption b").nth(1).inner_text()
-        assert STRANGE in tab.locator(".uda-legend, .uda-absent").all_inner_texts().__str__().replace("\\'", "'")
+        assert STRANGE in " ".join(tab.locator(".uda-legend, .uda-absent").all_inner_texts())
         opacity = "getComputedStyle(document.querySelector('.uda-stack .classes')).opacity"
         assert float(tab.evaluate(opacity)) == pytest.approx(0.6)
         tab.locator(".uda-opacity input").fill("0.2")
