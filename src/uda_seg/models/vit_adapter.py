@@ -55,7 +55,7 @@ class Detail:
         """Return the tokens as one map [B, C, h, w] per level."""
         parts = torch.split(self.tokens, [level.count for level in self.levels], dim=1)
         return [
-            part.transpose(1, 2).reshape(len(part), -1, level.rows, level.columns)
+            part.transpose(1, 2).reshape(part.shape[0], -1, level.rows, level.columns)
             for part, level in zip(parts, self.levels, strict=True)
         ]
 

@@ -82,7 +82,7 @@ def global_attention(trunk: nn.Module) -> bool:
 def insert(trunk: Any, tokens: Tensor, queries: Tensor) -> Tensor:
     """Insert queries [Q, C] between the prefix tokens and the patches, to [B, P + Q + h * w, C]."""
     prefix = trunk.num_prefix_tokens
-    return torch.cat([tokens[:, :prefix], queries.expand(len(tokens), -1, -1), tokens[:, prefix:]], dim=1)
+    return torch.cat([tokens[:, :prefix], queries.expand(tokens.shape[0], -1, -1), tokens[:, prefix:]], dim=1)
 
 
 def without_position(extra: tuple[Any, ...], queries: int) -> tuple[Any, ...]:
