@@ -135,7 +135,7 @@ def write_table(outcomes: Sequence[Outcome]) -> None:
     write_text(folder / "table.md", table.markdown() + (f"\n{failed}" if failed else ""))
     write_text(folder / "table.csv", runs_csv(groups))
     table.show()
-    log.info("table: %s", folder / "table.md")
+    log.info("table: %s; on one page, with intervals: python -m uda_seg.report runs='%s'", folder / "table.md", folder)
     if unreadable:
         raise UserError(f"the table lacks {len(unreadable)} of {len(done)} runs: {'; '.join(unreadable)}")
 
