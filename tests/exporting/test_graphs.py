@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from timm.layers.conv2d_same import Conv2dSame
 
 from uda_seg.config.compose import composed
 from uda_seg.data.labels import CITYSCAPES
@@ -14,6 +15,7 @@ from uda_seg.errors import UserError
 from uda_seg.exporting import formats
 from uda_seg.exporting.compare import Difference, batches, check, difference
 from uda_seg.exporting.graph import Exported, captured
+from uda_seg.exporting.same_padding import SameConvolution, without_same_padding
 from uda_seg.methods.base import Plan
 from uda_seg.models.segmentor import Segmentor, resize
 from uda_seg.models.vit_neck import gathered, onto, onto_image
@@ -205,3 +207,17 @@ def test_resampling_in_a_graph_is_that_of_the_network(size, cell, stride):
 def test_bicubic_weights_in_a_graph_are_pytorchs(old, new):
     weights = _bicubic_in_graph(old, new, torch.zeros(1))
     assert torch.allclose(weights, _bicubic(old, new, torch.float32, torch.device("cpu")), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(8, 9), (7, 16), (1, 5)])
+@pytest.mark.parametrize(("kernel", "stride", "dilation"), [(3, 2, 1), (5, 2, 1), (2, 2, 1), (4, 3, 1), (3, 2, 2)])
+def test_constant_padding_and_chosen_rows_are_same_padding(size, kernel, stride, dilation):
+    theirs = Conv2dSame(3, 4, kernel, stride, dilation=dilation)
+    x = torch.rand(2, 3, *size)
+    assert torch.allclose(SameConvolution(theirs)(x), theirs(x), atol=1e-6)
+
+
+def test_windows_with_gaps_are_left_to_timm():
+    network = torch.nn.Sequential(Conv2dSame(3, 3, 1, 2), torch.nn.Sequential(Conv2dSame(3, 3, 3, 2)))
+    without_same_padding(network)
+    assert [type(network[0]), type(network[1][0])] == [Conv2dSame, SameConvolution]

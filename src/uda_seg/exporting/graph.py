@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from uda_seg.errors import UserError
+from uda_seg.exporting.same_padding import without_same_padding
 from uda_seg.models.hrda import HRDASegmentor
 from uda_seg.models.lora import merge_adapters
 from uda_seg.models.segmentor import Segmentor
@@ -50,12 +51,16 @@ def predictions(logits: Tensor, output: Output) -> Tensor:
 
 
 def only_at_test(network: Segmentor) -> Segmentor:
-    """Copy a network without the heads that only training needs, and with adapters merged into their layers."""
+    """Copy a network without the heads that only training needs, with adapters merged into their layers.
+
+    Its results are those of the network; layers that no graph of all sizes can hold are replaced by equal ones.
+    """
     network = shared_copy(network)
     needed = {*heads_at_test(network), *(("main",) if isinstance(network, HRDASegmentor) else ())}  # its attention
     for name in set(network.heads) - needed:
         del network.heads[name]
     merge_adapters(network)
+    without_same_padding(network)
     return network.cpu().eval()
 
 
