@@ -16,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from command_line import configured, in_a_fork, small_run, with_depth
 from data.trees import camvid_tree, save
+from prediction.films import clip
 from uda_seg import evaluate, models, predict, train
 from uda_seg.cli.command import check
 from uda_seg.config.compose import composed
@@ -207,6 +208,21 @@ def test_predict_says_when_there_is_nothing_to_do(cli, runs, tmp_path):
         assert said in cli(predict.main, last(runs), "input=empty", f"output={output}").error
     os.mkfifo(tmp_path / "pipe.png")
     assert "input=pipe.png is a pipe" in cli(predict.main, last(runs), "input=pipe.png", "output=out").error
+
+
+def test_settings_without_effect_are_refused(cli, runs, tmp_path):
+    film = clip(tmp_path / "clip.mp4", sound=None, times=[0])
+    for words, said in (
+        (("input=clip.mp4", "output=out.mp4", "predict.outputs=[ids]"), "predict.outputs= has no effect on a video"),
+        (("input=.", "output=out", "predict.video=beside"), "predict.video= has no effect on images"),
+        (("serve=true", "input=."), "input= has no effect with serve=true"),
+    ):
+        assert said in cli(predict.main, last(runs), *words).error
+    before = film.read_bytes()
+    for place in ("clip.mp4", "."):  # the folder of the video: the same name
+        said = cli(predict.main, last(runs), "input=clip.mp4", f"output={place}", "overwrite=true", "trainer=cpu").error
+        assert "clip.mp4 is the video itself: choose another name" in said
+    assert film.read_bytes() == before
 
 
 def test_the_page_has_students_and_teachers_of_several_checkpoints(cli, runs, monkeypatch):

@@ -192,6 +192,46 @@ def test_what_is_finished_is_kept_and_other_settings_are_refused(predicted, tmp_
     assert not list((tmp_path / "out/npz").iterdir())
 
 
+def test_nothing_of_others_is_replaced_unasked(predicted, tmp_path, caplog):
+    """Neither the pictures of another folder's image, nor files that nobody predicted, such as labels of a data set."""
+    save(tmp_path / "in/a.png", noise(1))
+    save(tmp_path / "other/a.jpg", noise(2))
+    save(tmp_path / "other/b.jpg", noise(3))
+    label = tmp_path / "out/labelIds/a.png"
+    save(label, noise(4))
+    said = predicted(tmp_path / "in", "predict.outputs=[ids]")[1]
+    assert said.startswith(f"output={tmp_path / 'out'} has labelIds/a.png of other origin: choose another output=")
+    assert np.array_equal(read_image(label), noise(4))
+    assert not (tmp_path / "out/predict.jsonl").exists()
+    assert predicted(tmp_path / "in", "predict.outputs=[ids]", "overwrite=true")[1] == ""
+    first = label.read_bytes()
+    assert predicted(tmp_path / "other", "predict.outputs=[ids]")[1].startswith("1 of 2 images failed")
+    assert f"other/a.jpg: output={tmp_path / 'out'} holds the prediction of another image of this name" in caplog.text
+    assert label.read_bytes() == first
+    (tmp_path / "in").rename(tmp_path / "moved")
+    caplog.set_level("INFO")
+    assert predicted(tmp_path / "moved", "predict.outputs=[ids]")[1] == ""
+    assert "1 images, 1 of them before" in caplog.text
+    assert predicted(tmp_path / "other", "predict.outputs=[ids]", "overwrite=true")[1] == ""
+    assert label.read_bytes() != first
+
+
+def test_a_pattern_and_the_folder_of_its_results(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos/a.png", "photos/out/colour/a.png"):
+        save(tmp_path / name, noise(1))
+    assert named_images(Path("photos/**/*.png"), tmp_path / "photos/out") == {Path("photos/a.png"): Path("a.png")}
+    assert list(named_images(Path("photos/*.png"), Path("."))) == [Path("photos/a.png")]
+    with pytest.raises(UserError, match="output=photos is the folder of the images"):
+        named_images(Path("photos/*.png"), Path("photos"))
+
+
+def test_probabilities_need_a_place(predicted, tmp_path):
+    save(tmp_path / "in/a.png", noise(1))
+    said = predicted(tmp_path / "in", "predict.outputs=[ids]", "predict.probabilities=true")[1]
+    assert said == "predict.probabilities=true is of npz files: add them, predict.outputs=[ids,npz]"
+
+
 def test_arrays_are_those_of_the_network(predicted, tmp_path, monkeypatch):
     save(tmp_path / "in/a.jpg", noise(1))
     made: list[TrainedSegmentor] = []

@@ -52,6 +52,9 @@ log = logging.getLogger(__name__)
 
 USAGE = "python -m uda_seg.predict checkpoint=<run>/checkpoints/last.ckpt input=<folder> output=<folder>"
 ELSEWHERE = "choose another output="
+OF_IMAGES = ("predict.outputs", "predict.probabilities")  # keys that other inputs have no use for
+OF_VIDEOS = ("predict.video",)
+OF_PAGE = ("predict.host", "predict.port")
 
 
 def main() -> None:
@@ -63,6 +66,7 @@ def expand(given: list[str]) -> list[str]:
     """Add the checkpoint's configuration below the given overrides, and keep Hydra from creating a folder."""
     serves = any(key_of(o) == "serve" and parsed([o])[0].value() is True for o in given)
     checkpoints = given_checkpoints(given)
+    _refuse_without_effect(given, serves)
     if len(checkpoints) > 1 and not serves:
         raise UserError("checkpoint= has several files: add serve=true to compare them, or give one")
     folder = Path() if serves else results_folder(given)
@@ -71,6 +75,19 @@ def expand(given: list[str]) -> list[str]:
         as_override("hydra.run.dir", str(folder)),
         *replay(read_checkpoint(checkpoints[0]), given, PredictConfig),
     ]
+
+
+def _refuse_without_effect(given: list[str], serves: bool) -> None:
+    """Refuse overrides that this call would ignore."""
+    keys = [key_of(o) for o in given]
+    if serves:
+        kind, unused = "with serve=true", ("input", "output", "overwrite", *OF_IMAGES, *OF_VIDEOS, "predict.batch")
+    elif is_film(given_path(given, "input", USAGE, must_exist=False)):
+        kind, unused = "on a video", (*OF_IMAGES, "predict.bits", *OF_PAGE)
+    else:
+        kind, unused = "on images", (*OF_VIDEOS, *OF_PAGE)
+    if ignored := [key for key in keys if key in unused]:
+        raise UserError(f"{ignored[0]}= has no effect {kind}: leave it out")
 
 
 def given_checkpoints(given: list[str]) -> list[Path]:
@@ -133,6 +150,8 @@ def _serve(config: PredictConfig) -> None:
 
 
 def _predict_video(config: PredictConfig, model: TrainedSegmentor, source: Path, output: Path) -> int:
+    if output.exists() and output.samefile(source):
+        raise UserError(f"output={output} is the video itself: choose another name")
     if output.exists() and not config.overwrite:
         raise UserError(f"output={output} exists: choose another name, or replace it with overwrite=true")
     painter, batches = Painter(model.classes, config.predict.video), Batches(model, config.predict.batch)
@@ -141,12 +160,15 @@ def _predict_video(config: PredictConfig, model: TrainedSegmentor, source: Path,
 
 def _predict_images(config: PredictConfig, model: TrainedSegmentor, images: dict[Path, Path], bits: int | None) -> int:
     settings, output = config.predict, Path(str(config.output))
+    if settings.probabilities and "npz" not in settings.outputs:
+        kinds = ",".join([*settings.outputs, "npz"])
+        raise UserError(f"predict.probabilities=true is of npz files: add them, predict.outputs=[{kinds}]")
     values = label_values(config.data, model.classes)
     for note in values.notes if "ids" in settings.outputs else ():
         log.info("labelIds: %s", note)
     outputs = Outputs(output, settings.outputs, model.classes, values, settings.probabilities)
     with alone_in(output, "a prediction", ELSEWHERE):
-        journal = Journal(outputs, settings_of(config, model, outputs), config.overwrite)
+        journal = Journal(outputs, settings_of(config, model, outputs), images.values(), config.overwrite)
         work = Predictor(Batches(model, settings.batch), outputs, journal, bits)
         work.run(images, progress=config.callbacks.progress)
     kept = f", {work.kept} of them before" if work.kept else ""

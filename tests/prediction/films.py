@@ -19,12 +19,13 @@ def picture(i: int, height: int = 48, width: int = 64) -> np.ndarray:
     return found
 
 
-def clip(path: Path, sound: str | None = "aac", times=TIMES, size=(48, 64), **options) -> Path:
-    """A small video with a tone."""
+def clip(path: Path, sound: str | None = "aac", times=TIMES, size=(48, 64), pixel=1, between=0, **options) -> Path:
+    """A small video with a tone; its pixels are `pixel` times as wide as tall, its B-frames in a row `between`."""
     with av.open(str(path), "w", **options) as out:
-        stream = out.add_stream("libx264", rate=25, options={"crf": "10", "g": "6", "bf": "0"})
+        stream = out.add_stream("libx264", rate=25, options={"crf": "10", "g": "6", "bf": str(between)})
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
         stream.codec_context.time_base = Fraction(1, 25)
+        stream.codec_context.sample_aspect_ratio = Fraction(pixel)
         audio = out.add_stream(sound, rate=16000, layout="mono") if sound else None
         for i, time in enumerate(times):
             frame = av.VideoFrame.from_ndarray(picture(i, *size), format="rgb24")

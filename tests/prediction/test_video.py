@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,45 @@ def test_sound_that_the_container_cannot_hold_is_said(model, tmp_path, caplog):
     assert read(tmp_path / "out.webm")[2] == []
     predicted(model, source, tmp_path / "out.mkv")
     assert read(tmp_path / "out.mkv")[2] == read(source)[2] != []
+
+
+@pytest.mark.parametrize(("turned", "ratio"), [(0, Fraction(4, 3)), (90, Fraction(3, 4)), (-90, Fraction(3, 4))])
+def test_pixels_that_are_not_square_keep_their_shape(model, tmp_path, monkeypatch, turned, ratio):
+    source = clip(tmp_path / "clip.mp4", sound=None, times=[0], pixel=Fraction(4, 3))
+    monkeypatch.setattr(video, "quarters", lambda frame: turned // 90)
+    predicted(model, source, tmp_path / "out.mp4")
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        [stream] = container.streams.video
+        assert (stream.sample_aspect_ratio, stream.width) == (ratio, 48 if turned else 64)
+
+
+def test_frames_that_the_decoder_holds_at_the_end_of_a_broken_file_are_kept(model, tmp_path, monkeypatch):
+    source = clip(tmp_path / "clip.mkv", sound=None, times=range(12), between=3)
+    real = av.container.InputContainer.demux
+
+    def demux(container, *streams):
+        for packet in real(container, *streams):
+            if packet.size == 0:
+                raise av.error.InvalidDataError(1, "invalid data")
+            yield packet
+
+    class Broken:
+        """The file without the packet that ends it."""
+
+        def __init__(self, container):
+            self.container = container
+
+        def __getattr__(self, name):
+            return getattr(self.container, name)
+
+        def demux(self, *streams):
+            return demux(self.container, *streams)
+
+    opened = video.Film.__init__
+    monkeypatch.setattr(video.Film, "__init__", lambda self, c, *rest: opened(self, Broken(c), *rest))
+    with pytest.raises(UserError, match="cut off or damaged"):
+        predicted(model, source, tmp_path / "out.mkv")
+    assert len(read(tmp_path / "out.mkv")[0]) == 12
 
 
 def test_what_a_truncated_video_still_holds_is_written(model, tmp_path):

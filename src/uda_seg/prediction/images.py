@@ -87,12 +87,13 @@ class Predictor:
         """Read an image; None if it is finished.
 
         Raises:
-            UserError: it is damaged.
+            UserError: it is damaged, or another image's pictures have its name.
         """
         content = read_bytes(path)
         digest = content_digest(content, self.bits)
         if self.journal.has(name, digest):
             return None
+        self.journal.refuse_namesake(name, digest, path)
         check_image(content, str(path))  # OpenCV would accept a truncated image
         if (count := frames(content)) > 1:
             log.warning("%s contains %d frames: only the first is read", path, count)
@@ -116,7 +117,7 @@ class Predictor:
             try:
                 segmented = Segmented.of(logits, self.outputs.needs_probabilities)
                 self.outputs.write(read.name, read.image, segmented)
-                self.journal.add(read.name, read.digest)
+                self.journal.add(read.name, read.digest, read.path)
             except Exception as error:
                 self._note(read.path, error)
 

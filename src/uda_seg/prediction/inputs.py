@@ -79,19 +79,28 @@ def named_images(source: Path, output: Path) -> dict[Path, Path]:
     if not source.is_dir():
         raise UserError(f"input={source} is a pipe or a device: give a folder or an image")
     if source.resolve() == output.resolve():
-        raise UserError(f"output={output} is the folder of the images: choose another, or one inside it")
+        raise _same_folder(output)
     names = files_below(source, without=output)
     return _images_among(source, [(source / name, name) for name in names])
 
 
 def _matching(pattern: Path, output: Path) -> dict[Path, Path]:
     """Find the images that a pattern stands for, named relative to the folder before its first wildcard."""
-    found = [Path(name) for name in sorted(glob.glob(str(pattern), recursive=True))]
-    files = [path for path in found if path.is_file() and not is_clutter(path.name) and output not in path.parents]
     fixed = next(i for i, part in enumerate(pattern.parts) if glob.has_magic(part))  # the folder is before it
+    root, results = (Path(os.path.abspath(path)) for path in (Path(*pattern.parts[:fixed]), output))
+    if root == results:
+        raise _same_folder(output)
+    found = [Path(name) for name in sorted(glob.glob(str(pattern), recursive=True))]
+    if results.is_relative_to(root):  # pictures of an earlier call are no images
+        found = [path for path in found if not Path(os.path.abspath(path)).is_relative_to(results)]
+    files = [path for path in found if path.is_file() and not is_clutter(path.name)]
     if not files:
         raise UserError(f"input={pattern} matches no file: check the pattern (** stands for any sub-folders)")
     return _images_among(pattern, [(path, str(Path(*path.parts[fixed:]))) for path in files])
+
+
+def _same_folder(output: Path) -> UserError:
+    return UserError(f"output={output} is the folder of the images: choose another, or one inside it")
 
 
 def _images_among(source: Path, files: Sequence[tuple[Path, str]]) -> dict[Path, Path]:

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -65,15 +65,22 @@ class Journal:
     Args:
         outputs: folder and kinds of files.
         settings: result of `settings_of`.
-        overwrite: remove what was predicted with other settings, instead of refusing it.
+        names: names of the pictures that will be written.
+        overwrite: replace what was predicted with other settings or of other images, and files of other origin, instead
+            of refusing it.
 
     Raises:
-        UserError: the folder has predictions with other settings, or the journal cannot be read or written.
+        UserError: the folder has predictions with other settings, or files of other origin that would be replaced, or
+            the journal cannot be read or written.
     """
 
-    def __init__(self, outputs: Outputs, settings: Mapping[str, Any], overwrite: bool = False) -> None:
-        self.outputs, self.path = outputs, outputs.folder / NAME
+    def __init__(
+        self, outputs: Outputs, settings: Mapping[str, Any], names: Iterable[Path] = (), overwrite: bool = False
+    ) -> None:
+        self.outputs, self.path, self.overwrite = outputs, outputs.folder / NAME, overwrite
         self.finished: dict[str, Mapping[str, Any]] = {}
+        if not self.path.is_file() and not overwrite:
+            self._refuse_others(names)
         first, *lines = self._read() or [{}]
         before = first.get("settings")
         if before == settings:
@@ -111,19 +118,44 @@ class Journal:
                         removed += 1
         log.warning("overwrite=true: %d files predicted by %s are removed", removed, _difference(before, now))
 
+    def _refuse_others(self, names: Iterable[Path]) -> None:
+        """Refuse to replace files of a folder that no prediction was written to, e.g. the labels of a data set."""
+        there = [file for name in names for file in self.outputs.files(name) if file.exists()]
+        if there:
+            more = f" and {len(there) - 1} more files" if len(there) > 1 else ""
+            raise UserError(
+                f"output={self.outputs.folder} has {there[0].relative_to(self.outputs.folder)}{more} of other origin: "
+                "choose another output=, or replace them with overwrite=true"
+            )
+
+    def refuse_namesake(self, name: Path, digest: str, source: Path) -> None:
+        """Refuse to replace the prediction of another image; one whose content has changed is the same image.
+
+        Raises:
+            UserError: the pictures of this name are those of an image elsewhere.
+        """
+        before = self.finished.get(str(name), {})
+        other = before.get("source")
+        if not self.overwrite and other not in (None, str(source.absolute())) and before.get("image") != digest:
+            raise UserError(
+                f"{source}: output={self.outputs.folder} holds the prediction of another image of this name, {other}: "
+                "choose another output=, or replace it with overwrite=true"
+            )
+
     def has(self, name: Path, digest: str) -> bool:
         """Return whether all files of an image with this content are finished."""
         line = self.finished.get(str(name), {})
         same = line.get("image") == digest and {*self.outputs.contents} <= {*line.get("contents", [])}
         return same and all(file.is_file() for file in self.outputs.files(name))
 
-    def add(self, name: Path, digest: str) -> None:
-        """Note that all files of an image are written."""
+    def add(self, name: Path, digest: str, source: Path) -> None:
+        """Note that all files of an image, read from `source`, are written."""
         before = self.finished.get(str(name), {})
         kept = before if before.get("image") == digest else {}
         files = [str(file.relative_to(self.outputs.folder)) for file in self.outputs.files(name)]
         line = {
             "name": str(name),
+            "source": str(source.absolute()),
             "image": digest,
             "contents": sorted({*self.outputs.contents, *kept.get("contents", [])}),
             "files": sorted({*files, *kept.get("files", [])}),

@@ -98,12 +98,12 @@ class Film:
                 self.end = max(self.end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
             yield packet
 
-    def frames_of(self, packet: Packet[Any]) -> Iterator[VideoFrame]:
-        """Decode a packet of pictures; a damaged one has none."""
+    def frames_of(self, packet: Packet[Any] | None) -> Iterator[VideoFrame]:
+        """Decode a packet of pictures; a damaged one has none. None: what the decoder still holds."""
         import av
 
         try:
-            for frame in packet.decode():
+            for frame in self.video.decode(packet):
                 self.read += 1
                 self.damaged += bool(frame.is_corrupt)
                 yield frame
@@ -157,9 +157,9 @@ def opened(source: Path) -> Iterator[Film]:
             "it again, or convert it to MP4"
         ) from error
     with container:
-        if not container.streams.video:
+        video = container.streams.best("video")  # rather than the picture of a cover
+        if video is None:
             raise UserError(f"{source} has no pictures, only {_kinds(container)}: choose a video")
-        video = container.streams.video[0]
         if video.codec_context is None:
             raise UserError(f"{source} has pictures of an unsupported codec: convert it to MP4 with H.264")
         video.thread_type = "AUTO"
@@ -180,11 +180,14 @@ class Recorder:
         container: the open file.
         film: the video that it is made from.
         suffix: of the file to write; decides on the codec.
+        turned: the pictures are the film's turned by a quarter, so that the sides of its pixels are swapped.
+        last: time stamp of the last picture, in units of the film's time base; None before the first.
     """
 
     container: OutputContainer
     film: Film
     suffix: str
+    turned: bool = False
     last: int | None = None
     _video: Any = None
     _sound: dict[int, Any] = field(default_factory=dict)
@@ -199,6 +202,8 @@ class Recorder:
         context = self._video.codec_context
         self._video.width, self._video.height, self._video.pix_fmt = width, height, "yuv420p"
         context.time_base = film.time_base or Fraction(1, 90000)
+        if ratio := film.sample_aspect_ratio:  # of pixels that are not square
+            context.sample_aspect_ratio = 1 / ratio if self.turned else ratio
         context.colorspace = context.color_primaries = context.color_trc = BT709
         context.color_range = LIMITED
         for stream in self.film.sound:
@@ -263,7 +268,12 @@ def _even(picture: Pixels) -> Pixels:
 def upright(frame: VideoFrame) -> Pixels:
     """Return the RGB pixels of a frame as players show it: turned by the file's rotation."""
     pixels = frame.to_ndarray(format="rgb24")
-    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)), np.uint8)
+    return np.ascontiguousarray(np.rot90(pixels, quarters(frame)), np.uint8)
+
+
+def quarters(frame: VideoFrame) -> int:
+    """Return the number of quarters that a frame is turned by, anticlockwise, to be shown."""
+    return round(frame.rotation / 90)
 
 
 @dataclass(frozen=True)
@@ -333,7 +343,7 @@ def _record(film: Film, recorder: Recorder, batches: Batches, paint: Painter, pr
         waiting.clear()
 
     for frame in track(_frames(film, recorder), "predict", film.total, disable=not progress):
-        image = upright(frame)
+        image, recorder.turned = upright(frame), quarters(frame) % 2 == 1
         if waiting and image.shape != waiting[0][0].shape:
             flush()
         waiting.append((image, frame.pts))
@@ -349,6 +359,8 @@ def _frames(film: Film, recorder: Recorder) -> Iterator[VideoFrame]:
             yield from film.frames_of(packet)
         else:
             recorder.copy(packet)
+    if film.broken is not None:  # otherwise the last packet has emptied the decoder
+        yield from film.frames_of(None)
 
 
 @contextlib.contextmanager
