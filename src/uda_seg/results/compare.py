@@ -118,7 +118,8 @@ class Difference:
         unlike: what else differs between the two: steps, learning rate, images, network; the difference is then not
             one of methods alone.
         unpaired: why seeds or images cannot be paired, so that there is no interval; "" if they can.
-        gap: share of the gap between the reference and the oracle that is closed; None without an oracle.
+        gap: share of the gap between the reference and the oracle that is closed, over the seeds that all three have
+            as far as there are any; None without an oracle.
     """
 
     group: str
@@ -210,16 +211,25 @@ def _folder(result: Result) -> str:
 
 def differences(table: Table, reference: Group, draws: int = 2000) -> list[Difference]:
     """Compare every other group of a table with a reference."""
-    oracle = table.oracle
-    top = math.nan if oracle is None else oracle.miou(table.target).mean
-    base = reference.miou(table.target).mean
-    found = []
-    for group in table.groups:
-        if group is reference:
-            continue
-        gap = (group.miou(table.target).mean - base) / (top - base) if top > base else None
-        found.append(_difference(table, group, reference, draws, gap))
-    return found
+    return [
+        _difference(table, group, reference, draws, _gap(table, group, reference))
+        for group in table.groups
+        if group is not reference
+    ]
+
+
+def _gap(table: Table, group: Group, reference: Group) -> float | None:
+    """Return the share of the gap to the oracle that a group closes, paired by seeds as far as seeds are shared."""
+    if table.oracle is None:
+        return None
+    found = [
+        {run.result.seed: run.result.targets[table.target].miou for run in g.runs}
+        for g in (group, reference, table.oracle)
+    ]
+    pairs = found[0].keys() & found[1].keys()
+    pairs = pairs & found[2].keys() or pairs
+    mine, base, top = (float(np.mean([scores[s] for s in (pairs & scores.keys()) or scores])) for scores in found)
+    return (mine - base) / (top - base) if top > base else None
 
 
 def _difference(table: Table, group: Group, reference: Group, draws: int, gap: float | None) -> Difference:
@@ -376,21 +386,23 @@ class LabelFree:
 
 
 def label_free(table: Table) -> list[LabelFree]:
-    """Rate every score without labels by the true mIoU, beside `last` and `random`."""
+    """Rate every score without labels by the true mIoU, beside `last` and `random`.
+
+    These two are there without such scores as well; nothing is where no run was validated twice.
+    """
     curves = [_validated(run.result, table.target) for group in table.groups for run in group.runs]
     names = sorted({name for curve in curves for _, scores in curve for name in scores if name.startswith(LABEL_FREE)})
-    if not names:
+    if all(len(curve) < 2 for curve in curves):
         return []
     found = [_rated(name, curves) for name in names]
-    curves = [curve for curve in curves if any(names[0] in scores for _, scores in curve)] or curves
-    tops = [max(miou for miou, _ in curve) for curve in curves if curve]
-    last = float(np.mean([top - curve[-1][0] for top, curve in zip(tops, filter(None, curves), strict=True)]))
-    any_one = [
-        top - float(np.mean([m for m, _ in curve])) for top, curve in zip(tops, filter(None, curves), strict=True)
-    ]
+    # Beside scores, over the same runs as the first of them.
+    curves = [curve for curve in curves if curve and (not names or any(names[0] in scores for _, scores in curve))]
+    truth = [np.array([miou for miou, _ in curve]) for curve in curves]
+    last = float(np.mean([m.max() - m[-1] for m in truth]))
+    any_one = float(np.mean([m.max() - m.mean() for m in truth]))
     total = sum(map(len, curves))
     found.append(LabelFree("last", total, math.nan, math.nan, last))
-    return [*found, LabelFree("random", total, math.nan, math.nan, float(np.mean(any_one)))]
+    return [*found, LabelFree("random", total, math.nan, math.nan, any_one)]
 
 
 def _validated(result: Result, target: str) -> list[tuple[float, Mapping[str, float]]]:
