@@ -28,7 +28,7 @@ ENOUGH = 6  # seeds of a row that a claim is made of
 
 
 def tables(results: Path) -> str:
-    """Write the tables of every benchmark and setting: one for each target, mIoU in %, and ratings of label-free scores."""
+    """Write the tables of every benchmark and setting, one for each target, and of scores without labels."""
     found: dict[tuple[str, str], dict[str, list[Run]]] = {}
     for path in sorted(results.glob("*/*/*/seed*.json")):
         benchmark, setting, row = path.parts[-4:-1]
@@ -45,9 +45,10 @@ def _setting(benchmark: str, setting: str, rows: Mapping[str, Sequence[Run]]) ->
     intro = (
         f"`sweep={benchmark}`, `data={setting}`, {len(results)} runs of {_range([r.steps for r in results])} steps on "
         f"{' and '.join(sorted({r.device for r in results}))}: mIoU in %, last iterate, mean ± standard deviation over "
-        f"seeds; paired differences with 95 % intervals ({DRAWS} bootstrap draws of seeds and images); the share of the "
-        "gap between `source_only` and the oracle that is closed. Differences and shares are over the seeds that both "
-        f"have, whose number follows where it is not the row's. Fewer than {ENOUGH} seeds: {', '.join(few) or 'none'}."
+        f"seeds; paired differences with 95 % intervals ({DRAWS} bootstrap draws of seeds and images); the share of "
+        "the gap between `source_only` and the oracle that is closed. Differences and shares are over the seeds that "
+        "both have, whose number follows where it is not the row's. "
+        f"Fewer than {ENOUGH} seeds: {', '.join(few) or 'none'}."
     )
     targets = dict.fromkeys(name for result in results for name in result.targets)
     seen = [_table(name, [g for g in groups if all(name in run.result.targets for run in g.runs)]) for name in targets]
@@ -112,8 +113,9 @@ def _percent(value: float) -> str:
 
 
 def _gain(interval: Interval, seeds: int) -> str:
-    ends = "" if interval.low is None or interval.high is None else f" [{_signed(interval.low)}, {_signed(interval.high)}]"
-    return f"{_signed(interval.mean)}{ends}{'' if interval.seeds == seeds else f' ({interval.seeds})'}"
+    ends = [_signed(end) for end in (interval.low, interval.high) if end is not None]
+    parts = [_signed(interval.mean), f"[{', '.join(ends)}]" if ends else "", f"({interval.seeds})"]
+    return " ".join(part for part in parts[: 2 if interval.seeds == seeds else 3] if part)
 
 
 def _signed(value: float) -> str:
@@ -125,8 +127,8 @@ def _label_free(setting: str, found: Sequence[Table]) -> str:
     rated = {table.target: label_free(table) for table in found}
     scored = {rating.score for ratings in rated.values() for rating in ratings} - {"last", "random"}
     intro = (
-        f"Choosing among the validations of `data={setting}` without labels: rank correlation with the true mIoU over all "
-        "of them, and regret, the points lost against the best validation of a run, mean over runs."
+        f"Choosing among the validations of `data={setting}` without labels: rank correlation with the true mIoU over "
+        "all of them, and regret, the points lost against the best validation of a run, mean over runs."
         + ("" if scored else " None of these runs logged scores without labels (`evaluator.label_free`).")
     )
     lines = [

@@ -291,7 +291,8 @@ def words_of_wandb(file: Path) -> list[str]:
 
 
 def test_every_line_of_code_in_the_documents_is_known():
-    starts = tuple({line.program for line in LINES} | {"make ", "#", "bench", "$ ", "docker ", "sbatch ", "tensorboard "})
+    others = {"make ", "#", "bench", "$ ", "docker ", "sbatch ", "tensorboard "}
+    starts = tuple({line.program for line in LINES} | others)
     *_, script = [(w, text) for w, text in code_lines() if text.startswith('common="')]
     page, first = script[0].split(":")
     last = max(int(w.split(":")[1]) for w, text in code_lines() if w.startswith(page) and text.startswith("bench "))
