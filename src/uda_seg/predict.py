@@ -79,15 +79,14 @@ def expand(given: list[str]) -> list[str]:
 
 def _refuse_without_effect(given: list[str], serves: bool) -> None:
     """Refuse overrides that this call would ignore."""
-    keys = [key_of(o) for o in given]
     if serves:
-        kind, unused = "with serve=true", ("input", "output", "overwrite", *OF_IMAGES, *OF_VIDEOS, "predict.batch")
+        place, ignored = "with serve=true", {"input", "output", "overwrite", "predict.batch", *OF_IMAGES, *OF_VIDEOS}
     elif is_film(given_path(given, "input", USAGE, must_exist=False)):
-        kind, unused = "on a video", (*OF_IMAGES, "predict.bits", *OF_PAGE)
+        place, ignored = "on a video", {"predict.bits", *OF_IMAGES, *OF_PAGE}
     else:
-        kind, unused = "on images", (*OF_VIDEOS, *OF_PAGE)
-    if ignored := [key for key in keys if key in unused]:
-        raise UserError(f"{ignored[0]}= has no effect {kind}: leave it out")
+        place, ignored = "on images", {*OF_VIDEOS, *OF_PAGE}
+    for key in filter(ignored.__contains__, map(key_of, given)):
+        raise UserError(f"{key}= has no effect {place}: leave it out")
 
 
 def given_checkpoints(given: list[str]) -> list[Path]:

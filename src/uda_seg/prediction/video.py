@@ -157,9 +157,10 @@ def opened(source: Path) -> Iterator[Film]:
             "it again, or convert it to MP4"
         ) from error
     with container:
-        video = container.streams.best("video")  # rather than the picture of a cover
-        if video is None:
+        if not container.streams.video:
             raise UserError(f"{source} has no pictures, only {_kinds(container)}: choose a video")
+        best = container.streams.best("video")  # rather than the picture of a cover
+        video = next((stream for stream in container.streams.video if stream is best), container.streams.video[0])
         if video.codec_context is None:
             raise UserError(f"{source} has pictures of an unsupported codec: convert it to MP4 with H.264")
         video.thread_type = "AUTO"
