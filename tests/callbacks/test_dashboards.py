@@ -83,6 +83,10 @@ def test_an_offline_run_of_wandb_holds_all_that_the_dashboard_shows(cli, camvid,
     assert {m.step_metric for name, m in found.metrics.items() if name != STEP} == {STEP}
     best = max(row["val/miou"] for row in found.rows("val/miou"))
     assert found.summary["val/miou"] == {"max": best, "last": scores["miou"]}
+    [result] = found.rows("result/miou")  # once, for sweeps, which take the best of all values
+    assert (result["result/miou"], result["result/best"]) == (scores["miou"], best)
+    sweep = yaml.safe_load((ROOT / "sweeps" / "wandb.yaml").read_text())
+    assert found.summary[sweep["metric"]["name"]] == scores["miou"]
     losses = [row["train/mix/ce"] for row in found.rows("train/mix/ce")]
     assert found.summary["train/mix/ce"] == {"min": min(losses), "last": losses[-1]}
     assert isinstance(found.summary["train/lr"], float)
@@ -291,6 +295,13 @@ def test_a_failure_loses_one_thing_alone(tmp_path, monkeypatch, caplog):
         logger.log_metrics({"train/lr": 0.1}, step)
     assert [values[STEP] for values in run.told] == [1, 2, 4, 5, 7, 8]
     assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 2
+
+
+def test_a_checkpoint_that_is_not_there_is_said(tmp_path, caplog):
+    board = WandbLog(tmp_path, "offline", "best")
+    board._experiment = SimpleNamespace(finish=lambda exit_code: None, id="x")
+    board.close(Ending(False, {}, {"last": (tmp_path / "last.ckpt", 1)}))
+    assert "logger.artifacts=best: the run has no such checkpoint" in caplog.text
 
 
 @pytest.mark.parametrize(

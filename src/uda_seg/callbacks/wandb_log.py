@@ -130,10 +130,18 @@ class WandbLog(WandbLogger):
         self.send(lambda run: run.alert(title=title[:63], text=text, level="ERROR"))
 
     def close(self, ending: Ending) -> None:
-        """Keep the chosen checkpoint, and end the run, so that the next one in this process gets its own."""
+        """Log the result, keep the chosen checkpoint, and end the run: the next one in this process gets its own.
+
+        A sweep of W&B takes the best of all values that it finds of its metric, so the last iterate's mIoU needs a name
+        under which there is no other.
+        """
         if self._experiment is None:
             return
-        if not ending.failed and self.artifacts in ending.checkpoints:
+        if not ending.failed and ending.scores:
+            self._log(lambda: {f"result/{name}": value for name, value in ending.scores.items()}, None)
+        if not ending.failed and self.artifacts not in ("none", *ending.checkpoints):
+            log.warning("logger.artifacts=%s: the run has no such checkpoint, W&B keeps none", self.artifacts)
+        elif not ending.failed and self.artifacts != "none":
             self.send(lambda run: self._keep(run, *ending.checkpoints[self.artifacts], ending.scores))
         self.failures = 0  # whatever happened before, try
         self.send(lambda run: run.finish(exit_code=int(ending.failed)))
