@@ -28,12 +28,12 @@ from uda_seg.config.replay import replay
 from uda_seg.config.settings import EvaluateConfig, ReportConfig
 from uda_seg.data.domains import open_domain
 from uda_seg.errors import UserError
-from uda_seg.results.compare import build_tables
-from uda_seg.results.page import Section, build_section, latex, markdown, render, score_cells, table_csv
-from uda_seg.results.reading import Found, Run, find_results
+from uda_seg.results.page import Section, score_cells
+from uda_seg.results.reading import Run, find_results
+from uda_seg.results.writing import build_sections, write_report
 from uda_seg.runs.checkpoint import read_checkpoint
 from uda_seg.runs.trained import load
-from uda_seg.storage.files import write_text
+from uda_seg.storage.files import first_line
 from uda_seg.visualize.pictures import colorize
 
 USAGE = "python -m uda_seg.report runs=outputs/streets"
@@ -65,48 +65,44 @@ def report(config: ReportConfig, folder: Path) -> Path:
     first = Path(places[0]).expanduser()
     out = Path(config.out).expanduser() if config.out else (first if first.is_dir() else Path("outputs")) / "report"
     settings = config.report
-    sections = [build_section(table, settings.against, settings.draws) for table in build_tables(found.runs)]
+    sections = build_sections(found, settings.against, settings.draws)
     if settings.pictures:
         for section in sections:
             add_pictures(section, settings.pictures)
-    title = settings.title or f"Runs in {', '.join(places)}"
-    page = out / "index.html"
-    write_text(page, render(title, found, sections, settings.draws))
-    write_text(out / "report.md", markdown(found, sections, settings.draws))
-    write_text(out / "report.csv", table_csv(sections))
-    write_text(out / "report.tex", latex(sections))
-    tell(found, sections, page)
-    return page
-
-
-def tell(found: Found, sections: list[Section], page: Path) -> None:
-    """Print the tables, and log what is not in them."""
     for section in sections:
         score_cells(section).show()
-    for place, why in found.unfinished.items():
-        log.warning("%s: %s", place, why)
-    for line in found.problems:
-        log.warning("%s", line)
-    log.info("written: %s", page)
+    title = settings.title or f"Runs in {', '.join(places)}"
+    return write_report(out, title, found, sections, settings.draws)
 
 
 # ---------------------------------------------------------------------- pictures
 
 
 def add_pictures(section: Section, number: int) -> None:
-    """Add the best and worst images with their labels and predictions, from the first seed's last checkpoint."""
+    """Add the best and worst images with their labels and predictions, from the first seed's last checkpoint.
+
+    What cannot be shown, for whatever reason, is told on the page.
+    """
     images = [name for name, _ in section.images]
     chosen = list(dict.fromkeys([*images[:number], *images[::-1][:number]]))
     missing = []
     for group in section.table.groups:
+        left = set(chosen)
         try:
             for name, shown in _predicted(group.runs[0], section.table.target, chosen):
                 pictures = section.pictures.setdefault(name, [])
                 pictures += [(caption, _uri(p)) for caption, p in shown[: 2 if not pictures else 0]]
                 pictures.append((group.label, _uri(shown[-1][1])))
-        except UserError as error:
-            missing.append(f"{group.label} ({error})")
+                left.discard(name)
+            if left:
+                missing.append(f"{group.label} ({len(left)} of {len(chosen)} images are not in its data)")
+        except Exception as error:  # pictures are an addition, without which the report is to be written
+            log.debug("pictures of %s", group.label, exc_info=True)
+            said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
+            missing.append(f"{group.label} ({said})")
     section.picture_note = f"No pictures of {'; '.join(missing)}." if missing else ""
+    if missing:
+        log.warning("%s: %s", section.table.title, section.picture_note)
 
 
 def _predicted(run_: Run, target: str, names: list[str]) -> Iterator[tuple[str, list[tuple[str, NDArray[np.uint8]]]]]:

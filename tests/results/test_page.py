@@ -125,6 +125,29 @@ def test_scores_without_labels_are_rated():
     assert rows["snd"].kendall == pytest.approx(1 / 3)  # four pairs in order, two not
 
 
+def test_last_and_random_are_rated_without_scores_too():
+    def of(result: Result, first: int) -> Result:
+        kept = [replace(v, targets={"target": {"miou": v.miou}}) for v in result.validations[first:]]
+        return replace(result, validations=kept)
+
+    found = [replace(r, result=of(r.result, 0)) for r in runs({"dacs": 0.6}, 2)]
+    assert [row.score for row in label_free(build_tables(found)[0])] == ["last", "random"]
+    assert "logged no scores without labels" in page_of(Found(found))
+    once = [replace(r, result=of(r.result, -1)) for r in found]
+    assert label_free(build_tables(once)[0]) == []
+
+
+def test_losses_are_drawn_of_runs_with_a_log():
+    steps = [(step, 3.0 - step / 1000) for step in range(1, 1001)]
+    found = [replace(r, log={"train/source/ce": steps, "train/lr": steps, "val/miou": steps}) for r in runs(FIELD, 1)]
+    section = build_section(build_tables(found)[0], [], 100)
+    [(name, chart)] = section.losses
+    assert name == "source/ce"
+    lines = re.findall(r'points="([^"]*)"', chart)
+    assert [len(line.split()) for line in lines] == [100, 100, 100]
+    assert not build_section(build_tables(runs(FIELD, 1))[0], [], 100).losses
+
+
 def evil(result: Result) -> Result:
     names = (EVIL, *NAMES[1:])
     return replace(invented(result.method, result.seed, 0.6, names=names), method=EVIL, run=EVIL, device=EVIL)

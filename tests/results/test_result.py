@@ -110,6 +110,16 @@ def test_runs_and_files_are_found_and_the_rest_is_named(tmp_path):
     assert len(find_results(tmp_path / "alone", str(tmp_path / "al*" / "*.json"), done).runs) == 2
 
 
+def test_a_run_and_a_copy_of_its_result_are_one(tmp_path):
+    result = invented("dacs", 0, 0.7)
+    for place in ("a.json", "z/copy.json"):  # before and behind the run
+        write_result(tmp_path / place, replace(result, miou=float("nan")))
+    folder = run_folder(tmp_path / "run")
+    write_result(folder / RESULT, replace(result, miou=float("nan")))
+    write_result(tmp_path / "other.json", replace(result, seed=1))
+    assert [(run.result.seed, run.folder) for run in find_results(tmp_path).runs] == [(0, folder), (1, None)]
+
+
 def test_nothing_there_is_told_in_a_line(tmp_path):
     with pytest.raises(UserError, match="there is no such folder"):
         find_results(tmp_path / "nowhere")

@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from results.invented import invented
 from uda_seg.cli.command import compose
 from uda_seg.config.schema import Config, resolved
 from uda_seg.errors import Damaged
+from uda_seg.results.result import write_result
 from uda_seg.sweeps import benchmark
 from uda_seg.sweeps.benchmark import Job, expected, is_finished, keep, read_stored, row_of, table
+from uda_seg.sweeps.launcher import write_kept
 from uda_seg.sweeps.workers import Workers, choose
 
 Make = Callable[..., Job]
@@ -130,6 +133,24 @@ def test_after_its_minutes_it_ends_its_processes_and_tells_what_is_left(make: Ma
     workers = Scripted(1, 1, minutes=0.001, line="import time; time.sleep(60)")
     assert workers.run(jobs) == jobs
     assert not workers.failed
+
+
+def test_the_report_is_of_all_kept_results_and_lies_with_the_runs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    results, runs = tmp_path / "results" / "benchmark", tmp_path / "outputs" / "benchmark"
+    caplog.set_level("INFO", "uda_seg")
+    write_kept(results, runs)
+    assert "no report:" in caplog.text
+    for method, quality in (("source_only", 0.5), ("dacs", 0.7)):
+        write_result(results / "streets" / method / "seed0.json", invented(method, 0, quality))
+    (results / "streets" / "dacs" / "seed1.json").write_text('{\n"run": "x"')
+    write_kept(results, runs)
+    page = (runs / "report" / "index.html").read_text()
+    assert "Difference to source_only" in page
+    assert "seed1.json" in page
+    assert f"report: {runs / 'report' / 'index.html'}" in caplog.text
+    assert [path.name for path in results.iterdir()] == ["streets"]
 
 
 def test_time_is_expected_from_the_nearest_jobs_that_were_timed(make: Make) -> None:

@@ -33,6 +33,8 @@ from uda_seg.results.reading import Found
 
 COLOURS = 10  # of the page's style; further methods repeat them
 SHOWN = 5  # best and worst images each
+POINTS = 100  # of a line of losses
+_LOSS = re.compile(r"train/(?!lr$|gradient_norm$)")
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,11 @@ class Section:
         return any(not math.isnan(row["teacher"].mean) for row in self.rows)
 
     @property
+    def best(self) -> bool:
+        """Whether any best validation is known, which is of runs with one target alone."""
+        return any(not math.isnan(row["best"].mean) for row in self.rows)
+
+    @property
     def curves(self) -> Any:
         """Validated mIoU over steps."""
         target = self.table.target
@@ -75,6 +82,17 @@ class Section:
             for group in self.table.groups
         }
         return charts.curves(lines, self.colours, "mIoU in %")
+
+    @property
+    def losses(self) -> list[tuple[str, Any]]:
+        """Losses over steps, of runs with a folder, by name."""
+        names = {n for g in self.table.groups for run in g.runs for n in run.log if _LOSS.match(n)}
+        found = []
+        for name in sorted(names):
+            short = name.removeprefix("train/")
+            lines = {g.label: [_thinned(run.log.get(name, [])) for run in g.runs] for g in self.table.groups}
+            found.append((short, charts.curves(lines, self.colours, short)))
+        return [(name, chart) for name, chart in found if chart]
 
     @property
     def classes(self) -> dict[str, list[tuple[str, Spread]]]:
@@ -109,6 +127,13 @@ class Section:
     def label_free(self) -> list[Any]:
         """Ratings of the scores without labels."""
         return label_free(self.table)
+
+
+def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Average neighbours so that at most `POINTS` are drawn, each at the last of its steps."""
+    size = math.ceil(len(points) / POINTS)
+    parts = [points[i : i + size] for i in range(0, len(points), size)] if points else []
+    return [(part[-1][0], float(np.mean([value for _, value in part]))) for part in parts]
 
 
 def build_section(table: Table, against: Sequence[str], draws: int = DRAWS) -> Section:

@@ -6,7 +6,7 @@ import glob
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,8 @@ def find_results(*places: str | Path) -> Found:
             these (`outputs/*/lcmsm*`).
 
     Returns:
-        Every result once, and what could not be read, line by line: a damaged file does not hide the others.
+        Every result once, of a folder rather than of a copy of its JSON file, and what could not be read, line by line:
+        a damaged file does not hide the others.
 
     Raises:
         UserError: a place does not exist, or there is no run in all of them.
@@ -83,10 +84,21 @@ def find_results(*places: str | Path) -> Found:
                 if (real := candidate.resolve()) not in seen:
                     seen.add(real)
                     _add(found, candidate, named=candidate == path)
+    found.runs[:] = _once(found.runs)
     if not (found.runs or found.unfinished or found.problems):
         said = ", ".join(str(place) for place in places)
         raise UserError(f"{said}: no run and no {RESULT} in it; give the folder that runs were written to")
     return found
+
+
+def _once(runs: Sequence[Run]) -> list[Run]:
+    """Keep one of equal results, in the place of the first: the one with a folder, which knows most."""
+    kept: dict[str, Run] = {}
+    for run in runs:
+        same = repr(run.result)  # in which, unlike in a comparison, NaN is NaN
+        if same not in kept or (kept[same].folder is None and run.folder is not None):
+            kept[same] = run
+    return list(kept.values())
 
 
 def _matches(place: str) -> list[Path]:

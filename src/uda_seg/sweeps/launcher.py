@@ -17,6 +17,8 @@ from uda_seg.config.schema import Config, key_of, parse
 from uda_seg.data.parallel import cores
 from uda_seg.errors import UserError
 from uda_seg.errors.ending import fail
+from uda_seg.results.reading import find_results
+from uda_seg.results.writing import build_sections, write_report
 from uda_seg.sweeps.benchmark import Job, is_finished, row_of, table
 from uda_seg.sweeps.speed import images_per_second
 from uda_seg.sweeps.workers import Workers, budget, choose
@@ -50,7 +52,7 @@ def launch(
         processes: number of runs at once, or `auto`: measured.
         threads: PyTorch's threads of each, or `auto`: an equal share of the cores.
         minutes: minutes after which running jobs are saved, to be continued by the same command; None: no limit.
-        report: write the report at the end.
+        report: write the report of all kept results at the end, into `report` in the folder of the sweep.
     """
     setup_globals()
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
@@ -64,7 +66,7 @@ def launch(
         late = workers.run(left)
         table(jobs).show()
         if report:
-            _report(Path(results) / name, Path(str(config.hydra.sweep.dir)))
+            write_kept(Path(results) / name, Path(str(config.hydra.sweep.dir)))
     except UserError as error:
         fail(error)
     if late:
@@ -147,6 +149,10 @@ def _more(config: DictConfig) -> list[str]:
     return [*sources, *(str(o) for o in hydra.overrides.hydra if not key_of(str(o)).startswith(_OF_JOBS))]
 
 
-def _report(results: Path, folder: Path) -> None:
-    """Write the report of the kept results, if there are any."""
-    log.info("results: %s", results)
+def write_kept(results: Path, folder: Path) -> None:
+    """Write the report of all kept results of a benchmark into `report` in the folder of its runs, if there are any."""
+    try:
+        found = find_results(results)
+        write_report(folder / "report", f"Results in {results}", found, build_sections(found))
+    except UserError as error:  # the jobs' own outcome is still to be told
+        log.warning("no report: %s", error)
