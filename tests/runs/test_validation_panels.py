@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,7 @@ from PIL import Image
 
 from command_line import configured, small_run
 from uda_seg import train as command
+from uda_seg.callbacks import validation_panels
 from uda_seg.callbacks.validation_panels import PANELS
 from uda_seg.config.settings import VALIDATION_PANELS
 
@@ -23,6 +27,21 @@ def run(camvid, folder, *overrides):
 
 def test_the_settings_name_what_there_is():
     assert tuple(PANELS) == VALIDATION_PANELS
+
+
+def test_a_panel_that_draws_takes_no_random_number_of_the_training(tmp_path, monkeypatch):
+    """As HRDA's window is drawn wherever a supervised forward is computed."""
+    drawn = []
+    monkeypatch.setitem(PANELS, "features", lambda module, data: drawn.append(torch.rand(1)))
+    monkeypatch.setattr(validation_panels, "UDAModule", SimpleNamespace)
+    monkeypatch.setattr(validation_panels, "as_written", nullcontext)
+    plugin = SimpleNamespace(val_step_context=nullcontext)
+    trainer = SimpleNamespace(is_global_zero=True, datamodule=None, precision_plugin=plugin)
+    before = torch.get_rng_state()
+    panels = validation_panels.ValidationPanels(["features"], tmp_path)
+    panels.on_validation_epoch_end(trainer, SimpleNamespace(segmentor=torch.nn.Identity()))
+    assert len(drawn) == 1
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,9 @@ class ValidationPanels(pl.Callback):
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         network = pl_module.segmentor
-        with evaluating(network), trainer.precision_plugin.val_step_context(), as_written(network):
+        # HRDA draws its window with the random numbers of the training, which must not notice.
+        kept = torch.random.fork_rng(devices=())
+        with kept, evaluating(network), trainer.precision_plugin.val_step_context(), as_written(network):
             for name in self.names:
                 picture = PANELS[name](pl_module, data)
                 if picture is not None:
