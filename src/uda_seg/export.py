@@ -14,13 +14,13 @@ hub, from where `hub:OWNER/NAME` is read likewise. `export.teacher=true` exports
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from uda_seg.cli.arguments import as_override, given_path
+from uda_seg.cli.arguments import as_override, given_path, text_of
 from uda_seg.cli.command import run
 from uda_seg.config.replay import replay
 from uda_seg.config.schema import key_of
@@ -40,13 +40,14 @@ from uda_seg.exporting.graph import Exported, captured
 from uda_seg.exporting.push import check_name, push
 from uda_seg.exporting.samples import samples
 from uda_seg.runs.checkpoint import read_checkpoint, tensors_at_test
-from uda_seg.runs.published import CONFIG, WEIGHTS
+from uda_seg.runs.published import CONFIG, WEIGHTS, is_published
 from uda_seg.runs.trained import TrainedSegmentor, load, trained
 from uda_seg.storage.files import written_whole
 
 log = logging.getLogger(__name__)
 
 USAGE = f"python -m uda_seg.export checkpoint=<run>/checkpoints/last.ckpt format={'|'.join(FORMATS)} out=..."
+SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors", "hub": "_hub"}
 
 
 def main() -> None:
@@ -57,13 +58,28 @@ def main() -> None:
 def expand(given: list[str]) -> list[str]:
     """Add the checkpoint's configuration below the given overrides, and keep Hydra from creating a folder."""
     path = given_path(given, "checkpoint", USAGE)
-    out = given_path(given, "out", USAGE, must_exist=False)
     if not any(key_of(o) == "format" for o in given):
         raise UserError(f"format= is missing, one of {', '.join(FORMATS)}: {USAGE}")
     if any(key_of(o) == "input" for o in given):
         given_path(given, "input", USAGE)
+    if not any(key_of(o) == "out" for o in given):
+        given = [*given, as_override("out", str(default_out(path, given)))]
+    out = given_path(given, "out", USAGE, must_exist=False)
     folder = as_override("hydra.run.dir", str(out.parent))
     return ["hydra/job_logging=stdout", folder, *replay(read_checkpoint(path), given, ExportConfig)]
+
+
+def default_out(checkpoint: Path, given: Sequence[str]) -> Path:
+    """Name what is written after the checkpoint, in the folder `export` of its run.
+
+    Raises:
+        UserError: the checkpoint is not in a run's folder.
+    """
+    said = {key_of(o): text_of(o) for o in given if key_of(o) in ("format", "export.teacher")}
+    if is_published(checkpoint) or checkpoint.resolve().parent.name != "checkpoints":
+        raise UserError(f"out= is missing, and {checkpoint} is in no run's folder that could have it: {USAGE}")
+    name = checkpoint.stem + ("_teacher" if said.get("export.teacher", "").lower() == "true" else "")
+    return checkpoint.resolve().parent.parent / "export" / (name + SUFFIXES.get(said["format"], ""))
 
 
 def export(config: ExportConfig, folder: Path) -> Path:

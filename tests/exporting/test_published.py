@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -17,6 +18,7 @@ from huggingface_hub import constants
 import uda_seg
 from command_line import configured, small_run
 from exporting.hub import TOKEN, Hub, serving
+from results.invented import scores
 from uda_seg import evaluate, export
 from uda_seg.config.compose import composed
 from uda_seg.config.replay import describe
@@ -24,7 +26,9 @@ from uda_seg.config.settings import EvaluateConfig, ExportConfig
 from uda_seg.data.custom import classes_of
 from uda_seg.errors import UserError
 from uda_seg.exporting.card import is_private, plain
+from uda_seg.exporting.scores import Numbers, numbers_of
 from uda_seg.methods.base import Plan
+from uda_seg.results.result import Best, Result, TargetScores, Validation, write_result
 from uda_seg.runs.build import instantiate_module
 from uda_seg.runs.checkpoint import load_weights
 from uda_seg.runs.trained import TrainedSegmentor
@@ -33,8 +37,17 @@ SEED = 7
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 52, 3), dtype=np.uint8)
 
 
+def counted(miou: float, names: tuple[str, ...], images: int = 8) -> TargetScores:
+    """Scores of images with 40 pixels of each class, whose errors are of the next class: IoU is hits / (80 - hits)."""
+    hits = 80 * miou / (1 + miou) + np.where(np.arange(images) % 2, 4, -4)  # on average over the images
+    counts, ids = np.zeros((images, len(names), len(names)), np.int64), np.arange(len(names))
+    counts[:, ids, ids] = np.round(hits)[:, None]
+    counts[:, ids, np.roll(ids, -1)] = 40 - np.round(hits)[:, None]
+    return scores(counts, names)
+
+
 def a_run(folder: Path, camvid: Path, *overrides: str, seed: int = SEED, miou: float = 0.25) -> Path:
-    """What a short run would leave: a checkpoint after step 3, and metrics."""
+    """What a short run would leave: a checkpoint after step 3, and its result."""
     config = composed([*small_run(camvid), "method=dacs", f"seed={seed}", *overrides])
     plan = Plan(steps=4, seed=seed, classes=classes_of(config.data), eval_classes=tuple(range(11)), crop=(32, 32))
     torch.manual_seed(seed)
@@ -47,16 +60,10 @@ def a_run(folder: Path, camvid: Path, *overrides: str, seed: int = SEED, miou: f
     path = folder / "checkpoints" / "last.ckpt"
     path.parent.mkdir(parents=True)
     torch.save(content, path)
-    names = list(plan.classes.names)
-    metrics = {
-        "miou": miou,
-        "step": 3,
-        "steps": 4,
-        "seed": seed,
-        "classes": names,
-        "per_class": dict.fromkeys(names, miou),
-    }
-    (folder / "metrics.json").write_text(json.dumps(metrics | {"targets": {"target": miou}, "teacher": miou / 2}))
+    write_result(
+        folder / "result.json",
+        Result("a", "dacs", "camvid", "small", seed, 3, 4, miou, {"target": counted(miou, plan.classes.names)}),
+    )
     return path
 
 
@@ -138,8 +145,9 @@ def test_the_folder_says_what_a_reader_wants_and_nothing_of_this_machine(card, c
     front = yaml.safe_load((card / "README.md").read_text().split("---")[1])
     assert (front["library_name"], front["license"]) == ("uda_seg", "other")
     assert front["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.25
-    assert "**25.0 %** (this network, seed 7)" in text
-    assert "how much this varies between seeds is not known" in text
+    assert re.search(r"\| target \| \*\*25.0\*\* \(19\.\d to 31\.\d\) \|", text)
+    assert "bootstrap over 8 images" in text
+    assert "how much the score varies between seeds is not known" in text
     assert "| 1 | building | `#800000` | 25.0 |" in text
     config = json.loads((card / "config.json").read_text())
     assert config["uda_seg"]["class_names"] == list(config["id2label"].values())
@@ -148,15 +156,73 @@ def test_the_folder_says_what_a_reader_wants_and_nothing_of_this_machine(card, c
 
 
 @pytest.mark.slow
-def test_several_runs_give_mean_and_deviation(checkpoint, camvid, tmp_path):
-    other = a_run(tmp_path / "other", camvid, seed=8, miou=0.35)
-    exported(f"checkpoint={checkpoint}", "format=hub", f"out={tmp_path}/card", f"export.runs=[{other.parents[1]}]")
-    assert "Over 2 runs (seeds 7, 8): **30.0 ± 7.1 %**" in (tmp_path / "card" / "README.md").read_text()
+def test_several_runs_give_mean_deviation_and_interval(checkpoint, camvid, tmp_path):
+    other = a_run(tmp_path / "other", camvid, seed=8, miou=1 / 3).parents[1]
+    third = a_run(tmp_path / "third", camvid, seed=9, miou=1 / 3).parents[1] / "result.json"
+    words = (f"checkpoint={checkpoint}", "format=hub", f"out={tmp_path}/card")
+    exported(*words, f"export.runs=[{other},{third},{checkpoint.parents[1]}]")
+    text = (tmp_path / "card" / "README.md").read_text()
+    assert "3 runs (seeds 7, 8, 9), mean ± standard deviation" in text
+    found = re.search(r"\| \*\*30\.6 ± 4\.8\*\* \(([\d.]+) to ([\d.]+)\) \|", text)
+    assert found is not None
+    assert 20 < float(found[1]) < 30.6 < float(found[2]) < 40
     with pytest.raises(UserError, match="has the seed of another run, 8"):
-        exported(
-            f"checkpoint={checkpoint}", "format=hub", f"out={tmp_path}/again",
-            f"export.runs=[{other.parents[1]},{other.parents[1]}]",
-        )  # fmt: skip
+        exported(*words, "overwrite=true", f"export.runs=[{other},{shutil.copytree(other, tmp_path / 'copy')}]")
+
+
+def result(seed: int = 7, **changes) -> Result:
+    told = {"run": "a", "method": "dacs", "data": "camvid", "model": "small", "seed": seed, "step": 4, "steps": 4}
+    target = counted(0.25, ("road", "car"))
+    return Result(**({**told, "miou": 0.25, "targets": {"target": target}, "best": Best(0.5, 2)} | changes))
+
+
+def test_the_scores_are_those_of_the_checkpoints_step():
+    target = dataclasses.replace(counted(0.25, ("road", "car")), teacher_miou=0.75)
+    runs = [result(targets={"target": target}, validations=[Validation(3, 0.125)])]
+    found = {
+        "last": Numbers(runs, 4, False),
+        "teacher": Numbers(runs, 4, True),
+        "best": Numbers(runs, 2, False, "best"),
+        "unsupervised": Numbers(runs, 3, False, "best_unsupervised"),
+        "unknown": Numbers(runs, 1, False),
+        "teacher at an unknown step": Numbers(runs, 2, True, "best"),
+    }
+    own = {name: [score.own for score in numbers.scores()] for name, numbers in found.items()}
+    assert own.pop("last") == pytest.approx([0.25])
+    assert own == {
+        "teacher": [0.75],
+        "best": [0.5],
+        "unsupervised": [0.125],
+        "unknown": [],
+        "teacher at an unknown step": [],
+    }
+    assert (
+        found["best"].kind == Numbers([result(step=2)], 2, False, "best").kind == "best"
+    )  # chosen on labels all the same
+    assert Numbers([result(step=2)], 2, False, "last").kind == "student"
+
+
+def test_runs_of_other_settings_or_without_an_end_are_refused(tmp_path):
+    checkpoint = tmp_path / "own" / "checkpoints" / "last.ckpt"
+    for name, changes in {"own": {}, "longer": {"steps": 8, "step": 8, "seed": 8}}.items():
+        (tmp_path / name).mkdir()
+        write_result(tmp_path / name / "result.json", result(**changes))
+    with pytest.raises(UserError, match=r"longer/result.json has not the settings and steps of"):
+        numbers_of(checkpoint, 4, [str(tmp_path / "longer")], False)
+    (tmp_path / "stopped").mkdir()
+    (tmp_path / "stopped" / "run.yaml").write_text("{}")
+    with pytest.raises(UserError, match="stopped is not finished"):
+        numbers_of(checkpoint, 4, [str(tmp_path / "stopped")], False)
+    with pytest.raises(UserError, match=r"has no result.json: leave export\.runs out"):
+        numbers_of(tmp_path / "new" / "checkpoints" / "last.ckpt", 4, [str(tmp_path / "own")], False)
+
+
+def test_what_is_written_goes_to_the_run_by_default(checkpoint, tmp_path):
+    words = [f"checkpoint={checkpoint}", "format=safetensors", "export.teacher=true"]
+    assert f"out='{checkpoint.parents[1]}/export/last_teacher.safetensors'" in export.expand(words)
+    (tmp_path / "a.ckpt").touch()
+    with pytest.raises(UserError, match=r"out= is missing, and .*a.ckpt is in no run's folder"):
+        export.expand([f"checkpoint={tmp_path}/a.ckpt", "format=onnx"])
 
 
 def test_weights_of_the_teacher_are_the_teachers(checkpoint, tmp_path):
@@ -324,7 +390,6 @@ def test_what_exists_is_kept(checkpoint, card, tmp_path):
         (["format=safetensors", f"out={tmp_path / 'new'}", "push=a/b"], "say format=hub"),
         (["format=hub", f"out={tmp_path / 'new'}", "push=ab"], "is no name on the hub"),
         ([f"out={tmp_path / 'new'}"], "format= is missing, one of onnx"),
-        (["format=hub"], "out= is missing"),
     ):
         with pytest.raises(UserError, match=said):
             exported(f"checkpoint={checkpoint}", *words)

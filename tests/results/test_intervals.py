@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from results.invented import confusions, iou_of, world
-from uda_seg.results.intervals import _drawn, miou_of, paired_interval, seeds_interval
+from uda_seg.results.intervals import _drawn, mean_interval, miou_of, paired_interval, seeds_interval
 
 
 def counts(quality: float, seed: int, images: int = 12, classes: int = 4) -> np.ndarray:
@@ -78,3 +78,18 @@ def test_seeds_alone():
     assert 0.1 <= found.low < found.high < 0.2 + 1e-9
     alone = seeds_interval([0.1])
     assert (alone.low, alone.high, alone.images, alone.clear) == (None, None, 0, False)
+
+
+def test_the_interval_of_a_mean_is_that_of_the_difference_from_what_is_wrong_everywhere():
+    runs = {seed: counts(0.5 + 0.1 * seed, seed) for seed in range(3)}
+    subset = [0, 1, 3]
+    nothing = counts(0.5, 0)
+    nothing[:, range(4), range(4)] = 0  # an mIoU of 0, whatever is drawn
+    found, expected = mean_interval(runs, subset), paired_interval(runs, dict.fromkeys(runs, nothing), subset)
+    assert (found.mean, found.low, found.high) == pytest.approx((expected.mean, expected.low, expected.high))
+    assert (found.seeds, found.images) == (3, 12)
+    assert (
+        mean_interval({0: runs[0]}, subset).low
+        < miou_of(runs[0].sum(0), subset)
+        < mean_interval({0: runs[0]}, subset).high
+    )

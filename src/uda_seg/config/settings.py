@@ -262,7 +262,8 @@ class ExportSettings:
     initial weights."""
 
     runs: list[FilePath] = field(default_factory=list)
-    """Folders of runs of the same settings with other seeds, for the mean and deviation in the model card."""
+    """Folders or `result.json` files of runs of the same settings with other seeds, for mean, deviation and interval in
+    the model card."""
 
 
 @dataclass

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
-import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,13 @@ import yaml
 from uda_seg.config.replay import describe
 from uda_seg.config.schema import completed, key_of
 from uda_seg.config.settings import ExportConfig
-from uda_seg.errors import UserError
 from uda_seg.evaluation.tables import ABSENT
 from uda_seg.exporting.formats import write_safetensors
+from uda_seg.exporting.scores import Kind, Numbers, Score, mean_of, numbers_of
 from uda_seg.methods.frozen_trunk import PLAIN
+from uda_seg.results.intervals import Interval
 from uda_seg.runs.checkpoint import tensors_at_test
 from uda_seg.runs.published import CARD, CONFIG, FORMAT, WEIGHTS
-from uda_seg.runs.record import read_metrics
 from uda_seg.runs.trained import TrainedSegmentor
 from uda_seg.storage.files import write_text, written_whole
 
@@ -33,58 +33,6 @@ _PRIVATE = re.compile(
 )
 _ABSOLUTE = re.compile(r"^[\"']?(~|\.{0,2}/|[A-Za-z]:\\)")
 _FILE = re.compile(r"\.(ya?ml|npz|pt|pth|ckpt|safetensors|json)[\"']?$")
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """What is known about a network's scores.
-
-    Attributes:
-        runs: metrics of runs with the same settings and different seeds, the network's own first; may be empty.
-        step: of the network.
-        teacher: the network is the teacher.
-    """
-
-    runs: Sequence[Mapping[str, Any]]
-    step: int
-    teacher: bool
-
-    @property
-    def kind(self) -> str | None:
-        """Return which of a run's scores are the network's: `miou`, `teacher` or `best`; None if none are."""
-        if not self.runs:
-            return None
-        own = self.runs[0]
-        if self.step == own["step"]:
-            return "teacher" if self.teacher else "miou"
-        best = own.get("best")
-        return "best" if best and best.get("step") == self.step and not self.teacher else None
-
-    def values(self) -> list[float]:
-        """Return the network's mIoU in [0, 1], and that of the other runs."""
-        kind = self.kind
-        found = [run["best"]["miou"] if kind == "best" else run.get(kind) for run in self.runs] if kind else []
-        return [value for value in found if isinstance(value, float)]
-
-
-def numbers_of(checkpoint: Path, step: int, others: Sequence[str], teacher: bool) -> Numbers:
-    """Collect the metrics of a checkpoint's run, where it has some, and of other runs.
-
-    Raises:
-        UserError: one of the other runs has no metrics, or has other classes or steps.
-    """
-    own = checkpoint.resolve().parent.parent
-    found = [read_metrics(own)] if (own / "metrics.json").is_file() else []
-    for folder in (Path(other) for other in others):
-        if folder.resolve() == own:
-            continue
-        metrics = read_metrics(folder)
-        if not found or any(metrics.get(key) != found[0].get(key) for key in ("classes", "steps")):
-            raise UserError(f"export.runs: {folder} has not the classes and steps of {own}: leave it out")
-        if metrics["seed"] in [each["seed"] for each in found]:
-            raise UserError(f"export.runs: {folder} has the seed of another run, {metrics['seed']}: leave it out")
-        found.append(metrics)
-    return Numbers(found, step, teacher)
 
 
 def write_folder(config: ExportConfig, model: TrainedSegmentor, content: Mapping[str, Any], folder: Path) -> None:
@@ -185,8 +133,8 @@ def card(config: ExportConfig, model: TrainedSegmentor, described: Mapping[str, 
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
         f"# {plain(_title(config, described))}",
         _about(config, described),
-        f"## Numbers\n\n{_numbers(model, numbers)}",
-        f"## Use\n\n{_use(config, model)}",
+        f"## Numbers\n\n{_numbers(numbers)}",
+        f"## Use\n\n{_use(config, model, described['uda_seg']['version'])}",
         f"## Classes\n\n{_classes(model, numbers)}",
         f"## Licence\n\n{_licence(config)}",
     ]
@@ -201,8 +149,8 @@ def header(config: ExportConfig, described: Mapping[str, Any], numbers: Numbers)
         "license": config.export.licence,
         "tags": ["semantic-segmentation", "domain-adaptation", "uda_seg", _method(described)],
     }
-    if values := numbers.values():
-        metric = {"type": "mean_iou", "name": "mIoU", "value": round(values[0], 4), "verified": False}
+    if scores := numbers.scores():
+        metric = {"type": "mean_iou", "name": "mIoU", "value": round(mean_of(scores), 4), "verified": False}
         data = {"name": config.data.name, "type": config.data.name}
         result = {"task": {"type": "image-segmentation"}, "dataset": data, "metrics": [metric]}
         found["model-index"] = [{"name": _title(config, described), "results": [result]}]
@@ -221,14 +169,14 @@ def _about(config: ExportConfig, described: Mapping[str, Any]) -> str:
     data, said = config.data, described["uda_seg"]
     sources = ", ".join(plain(domain.dataset) for domain in data.sources.values())
     targets = ", ".join(plain(domain.dataset) for domain in data.targets.values()) or "none"
-    images = f" {said['source_images']} labelled images seen." if "source_images" in said else ""
+    images = f"; {said['source_images']} labelled images read, repetitions included" if "source_images" in said else ""
     return (
         f"A network for semantic segmentation, trained by unsupervised domain adaptation with "
         f"`uda_seg` {said['version']}: labels of the source alone, images of the target.\n\n"
         f"| | |\n|---|---|\n| method | {plain(_method(described))} |\n| source, labelled | {sources} |\n"
         f"| target | {targets} |\n| network | {plain(said['choices'].get('model', '?'))}, "
-        f"{described['weights']['parameters'] / 1e6:.1f} M parameters, the {described['network']} |\n"
-        f"| training | step {described['step']}, seed {said.get('seed', '?')}.{images} |\n"
+        f"{_count(described['weights']['parameters'])} parameters, the {described['network']} |\n"
+        f"| training | step {described['step']}, seed {said.get('seed', '?')}{images} |\n"
         f"| initial weights of the encoder | {plain(start_of(config))} |"
     )
 
@@ -241,29 +189,68 @@ def start_of(config: ExportConfig) -> str:
     return said if PLAIN.fullmatch(said) else Path(said).name
 
 
-def _numbers(model: TrainedSegmentor, numbers: Numbers) -> str:
-    values, kind = numbers.values(), numbers.kind
-    if not values:
-        return "No scores were found beside the checkpoint."
+CHOICE: Mapping[Kind, str] = {
+    "student": "at the last step; nothing was chosen on labels of the target",
+    "teacher": "of the teacher at the last step; nothing was chosen on labels of the target",
+    "best": "at the step with the best score, **chosen on labels of the target**, so an optimistic number",
+    "unsupervised": "at the step that a score without labels chose; nothing was chosen on labels of the target",
+}
+
+
+def _numbers(numbers: Numbers) -> str:
+    scores, kind = numbers.scores(), numbers.kind
+    if not scores or kind is None:
+        return "No scores of this network were found beside the checkpoint."
     own = numbers.runs[0]
-    score = f"mIoU over {len(own['classes'])} classes on {', '.join(map(plain, own.get('targets') or ['the target']))}"
-    which = {
-        "miou": "the last step; nothing was chosen on labels of the target",
-        "teacher": "the teacher at the last step; nothing was chosen on labels of the target",
-        "best": "the step with the best score, **chosen on labels of the target**, so an optimistic number",
-    }[str(kind)]
-    text = f"{score}, at {which}:\n\n**{_percent(values[0])} %** (this network, seed {own['seed']})."
-    if len(values) > 1:
-        spread = f"{_percent(statistics.mean(values))} ± {_percent(statistics.stdev(values))} %"
-        seeds = ", ".join(str(run["seed"]) for run in numbers.runs)
-        return f"{text}\n\nOver {len(values)} runs (seeds {seeds}): **{spread}**, mean and standard deviation."
-    return f"{text}\n\nOne run: how much this varies between seeds is not known."
+    counted = next(iter(own.targets.values())).classes
+    several = any(score.runs is not None for score in scores)
+    header = ["validation set", f"this network (seed {own.seed})"]
+    if several:
+        seeds = ", ".join(str(run.seed) for run in numbers.runs)
+        header.append(f"{len(numbers.runs)} runs (seeds {seeds}), mean ± standard deviation")
+    rows = [header, ["---", *["---:"] * (len(header) - 1)], *(_row(score, several) for score in scores)]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    said = [f"mIoU in % over {len(counted)} classes, {CHOICE[kind]}.", table, _uncertainty(scores, several)]
+    return "\n\n".join(said)
 
 
-def _use(config: ExportConfig, model: TrainedSegmentor) -> str:
+def _row(score: Score, several: bool) -> list[str]:
+    row = [plain(score.target), f"**{_percent(score.own)}**{_bounds(score.images)}"]
+    if several:
+        spread = score.runs
+        mean = ABSENT if spread is None else f"**{_percent(spread.mean)} ± {_percent(spread.std)}**"
+        row.append(f"{mean}{_bounds(score.interval)}")
+    return row
+
+
+def _bounds(interval: Interval | None) -> str:
+    if interval is None or interval.low is None or interval.high is None:
+        return ""
+    return f" ({_percent(interval.low)} to {_percent(interval.high)})"
+
+
+def _uncertainty(scores: Sequence[Score], several: bool) -> str:
+    """Say what the brackets mean, and what they leave out."""
+    counted = next((score.images.images for score in scores if score.images is not None), 0)
+    alone = "This is one run: how much the score varies between seeds is not known."
+    if not several:
+        narrow = (
+            f"In brackets: the 95 % interval of a bootstrap over {counted} images, too narrow for frames of one video."
+        )
+        return f"{narrow} {alone}" if counted else alone
+    if not counted:
+        return "In brackets: the 95 % interval of a bootstrap over seeds, too narrow where they are few."
+    return (
+        f"In brackets: 95 % intervals of a bootstrap, of this network over {counted} images, of the runs' mean over "
+        "seeds and images; too narrow where seeds are few, and for frames of one video."
+    )
+
+
+def _use(config: ExportConfig, model: TrainedSegmentor, version: str) -> str:
     name = config.push or "OWNER/NAME"
     size = "" if model.fit is None else f" Images are resized to fit {list(model.fit.box)} (height, width) first."
     return (
+        f"With the package `uda_seg`, {version} or newer:\n\n"
         f"```python\nimport uda_seg\nfrom PIL import Image\n\n"
         f'model = uda_seg.load("hub:{name}")  # or the path of this folder\n'
         f'labels = model.predict(Image.open("street.png"))  # class ids, uint8 [H, W]\n```\n\n'
@@ -274,13 +261,12 @@ def _use(config: ExportConfig, model: TrainedSegmentor) -> str:
 
 
 def _classes(model: TrainedSegmentor, numbers: Numbers) -> str:
-    known = numbers.runs[0].get("per_class", {}) if numbers.kind == "miou" else {}
+    known = next(iter(numbers.runs[0].targets.values())).per_class if numbers.kind == "student" else {}
     rows = ["| id | class | colour | IoU in % |", "|---:|---|---|---:|"]
     for number, (name, colour) in enumerate(zip(model.classes.names, model.classes.palette, strict=True)):
-        value = known.get(name)
-        rows.append(
-            f"| {number} | {plain(name)} | `#{bytes(colour).hex()}` | {ABSENT if value is None else _percent(value)} |"
-        )
+        iou = known.get(name, math.nan)
+        shown = ABSENT if math.isnan(iou) else _percent(iou)
+        rows.append(f"| {number} | {plain(name)} | `#{bytes(colour).hex()}` | {shown} |")
     return "\n".join(rows)
 
 
@@ -290,6 +276,10 @@ def _licence(config: ExportConfig) -> str:
         f"This network: {said}. The package `uda_seg` is MIT; the training data and the encoder's initial weights have "
         "licences of their own, which may restrict the use of a network trained with them."
     )
+
+
+def _count(value: int) -> str:
+    return f"{value / 1e6:.1f} M" if value >= 1e5 else f"{value:,}"
 
 
 def _percent(value: float) -> str:

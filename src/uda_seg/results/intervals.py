@@ -1,4 +1,4 @@
-"""Paired differences of mIoU between methods, with intervals over seeds and images."""
+"""Intervals over seeds and images: of mIoU, and of its paired differences between methods."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ SCHEME = (
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean difference and its interval.
+    """A mean, of differences or of scores, and its interval.
 
     Attributes:
-        mean: of the paired differences of the seeds, in [-1, 1].
+        mean: over the seeds, of the paired differences in [-1, 1], or of the scores in [0, 1].
         low, high: bounds; None where nothing can be said: of one seed without counts per image.
         seeds, images: numbers that were drawn from; no images: the interval covers seeds alone.
     """
@@ -79,10 +79,32 @@ def paired_interval(
     rng = np.random.default_rng(seed)
     weights = rng.multinomial(images, np.full(images, 1 / images), draws).astype(np.float64)  # times that each is drawn
     differences = np.stack([_drawn(first[s], weights, subset) - _drawn(second[s], weights, subset) for s in seeds])
-    chosen = rng.integers(0, len(seeds), (draws, len(seeds)))
-    sample = np.take_along_axis(differences.T, chosen, 1).mean(1)
+    return _interval(float(mean), differences, rng, images)
+
+
+def mean_interval(counts: Mapping[int, Counts], subset: Sequence[int], draws: int = DRAWS, seed: int = 0) -> Interval:
+    """Compute the mean mIoU of a method's runs on the same images, with the interval of `paired_interval`.
+
+    Args:
+        counts: seed -> int64 [N, C, C], confusion matrices of the images; of one seed the interval is over images.
+        subset: ids of the classes in the mean.
+        draws: bootstrap samples.
+        seed: of the draws.
+    """
+    images = len(next(iter(counts.values())))
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(images, np.full(images, 1 / images), draws).astype(np.float64)
+    mean = np.mean([miou_of(found.sum(0), subset) for found in counts.values()])
+    return _interval(float(mean), np.stack([_drawn(c, weights, subset) for c in counts.values()]), rng, images)
+
+
+def _interval(mean: float, drawn: Floats, rng: np.random.Generator, images: int) -> Interval:
+    """Draw seeds for each column of values [seeds, draws], and take the percentiles of their means."""
+    seeds, draws = drawn.shape
+    chosen = rng.integers(0, seeds, (draws, seeds))
+    sample = np.take_along_axis(drawn.T, chosen, 1).mean(1)
     low, high = np.quantile(sample, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(mean), float(low), float(high), len(seeds), images)
+    return Interval(mean, float(low), float(high), seeds, images)
 
 
 def _drawn(counts: Counts, weights: Floats, subset: Sequence[int]) -> Floats:

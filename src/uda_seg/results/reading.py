@@ -212,7 +212,10 @@ def _former_targets(metrics: Mapping[str, Any]) -> dict[str, TargetScores]:
         per_class = {key: _number(value) if i == 0 else math.nan for key, value in metrics["per_class"].items()}
         means = {key: _number(value) for key, value in metrics["miou_over"].items()} if i == 0 else {}
         accuracy = _number(metrics.get("pixel_accuracy")) if i == 0 else math.nan
-        found[name] = TargetScores(_number(miou), per_class, list(metrics["classes"]), accuracy, means=means)
+        teacher = metrics.get("teacher") if len(metrics["targets"]) == 1 else None
+        found[name] = TargetScores(
+            _number(miou), per_class, list(metrics["classes"]), accuracy, means=means, teacher_miou=teacher
+        )
     return found
 
 
