@@ -114,7 +114,7 @@ def test_a_failed_job_is_named_and_does_not_stop_the_others(make: Make) -> None:
     assert {job.stored.parent.name: error for job, error in workers.failed.items()} == {"bad": "no such thing (code 1)"}
     assert [is_finished(job) for job in jobs] == [True, False, True, True]
     shown = {row[0]: row[1] for row in table(jobs).rows}
-    assert shown == {"dacs": "25.0 (1)", "mic": "25.0 ± 0.0 (2)"}
+    assert shown == {"dacs": "25.00 (1)", "mic": "25.00 ± 0.00 (2)"}
 
 
 def test_a_stopped_run_is_continued_and_one_of_other_settings_is_not(make: Make) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 from uda_seg.config.naming import is_named, variant
 from uda_seg.config.schema import Config, key_of, resolved
 from uda_seg.errors import Damaged, UserError
-from uda_seg.evaluation.tables import ABSENT, Table
+from uda_seg.evaluation.tables import ABSENT, Spread, Table
 from uda_seg.runs.checkpoint import settings_of
 from uda_seg.runs.record import digests_of_files
 from uda_seg.storage.files import read_json, write_text
@@ -167,14 +167,8 @@ def table(jobs: Sequence[Job]) -> Table:
             continue
         if isinstance(miou, float) and math.isfinite(miou):
             setting, row = job.stored.parts[-3:-1]
-            scores.setdefault(row, {}).setdefault(setting, []).append(100 * miou)
+            scores.setdefault(row, {}).setdefault(setting, []).append(miou)
     settings = list(dict.fromkeys(job.stored.parts[-3] for job in jobs))
-    rows = [(row, *(_cell(found.get(setting, [])) for setting in settings)) for row, found in scores.items()]
+    cells = {row: {s: f"{Spread.of(v)} ({len(v)})" for s, v in found.items()} for row, found in scores.items()}
+    rows = [(row, *(own.get(setting, ABSENT) for setting in settings)) for row, own in cells.items()]
     return Table(("run", *settings), tuple(rows), "mIoU in %, last iterate, mean over validation sets (runs)")
-
-
-def _cell(values: Sequence[float]) -> str:
-    if not values:
-        return ABSENT
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread} ({len(values)})"
