@@ -196,7 +196,7 @@ def test_predict_takes_odd_sizes_and_names_what_it_cannot_read(cli, runs, tmp_pa
             assert cv2.imread(str(images / "out" / folder / name)).shape == (*size, 3)
     assert len(list((images / "out").rglob("*.png"))) == 16
     again = cli(predict.main, last(runs), "input=images", "output=images/out", "predict.size=null")
-    assert "4 images, 4 of them before" in again.out  # and not its own pictures
+    assert "4 images, 4 of them already there" in again.out  # and not its own pictures
     assert "1 of 5 images" in again.error
 
 

@@ -179,7 +179,7 @@ def test_what_is_finished_is_kept_and_other_settings_are_refused(predicted, tmp_
     journal.write_text(journal.read_text()[:-9])  # killed while it wrote the last line
     first = predicted(tmp_path / "in")[0]
     assert sum(seen) == 7
-    assert "4 images, 1 of them before" in caplog.text
+    assert "4 images, 1 of them already there" in caplog.text
     assert predicted(tmp_path / "in", "predict.outputs=[npz,ids]", "predict.batch=3")[1] == ""
     assert seen[-2:] == [3, 1]
     said = predicted(tmp_path / "in", "evaluator.flip=true")[1]

@@ -50,7 +50,7 @@ from uda_seg.runs.trained import TrainedSegmentor, trained, trained_domain
 
 log = logging.getLogger(__name__)
 
-USAGE = "python -m uda_seg.predict checkpoint=<run>/checkpoints/last.ckpt input=<folder> output=<folder>"
+USAGE = "python -m uda_seg.predict checkpoint=<run>/checkpoints/last.ckpt input=photos/ output=segmented/"
 ELSEWHERE = "choose another output="
 OF_IMAGES = ("predict.outputs", "predict.probabilities")  # keys that other inputs have no use for
 OF_VIDEOS = ("predict.video",)
@@ -170,8 +170,8 @@ def _predict_images(config: PredictConfig, model: TrainedSegmentor, images: dict
         journal = Journal(outputs, settings_of(config, model, outputs), images.values(), config.overwrite)
         work = Predictor(Batches(model, settings.batch), outputs, journal, bits)
         work.run(images, progress=config.callbacks.progress)
-    kept = f", {work.kept} of them before" if work.kept else ""
-    log.info("%d images%s: %s", len(images) - len(work.failed), kept, output)
+    kept = f", {work.kept} of them already there" if work.kept else ""
+    log.info("written: %s (%d images%s)", output, len(images) - len(work.failed), kept)
     if work.failed:
         raise UserError(f"{len(work.failed)} of {len(images)} images failed: {', '.join(map(str, work.failed))}")
     return len(images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -158,6 +159,13 @@ def test_a_file_without_pictures_is_refused(model, tmp_path):
     with pytest.raises(UserError, match=r"output=out\.avi: a video is written as \.mp4"):
         video_output(tmp_path / "clip.mp4", Path("out.avi"))
     assert video_output(Path("x/clip.mov"), tmp_path) == tmp_path / "clip.mp4"
+
+
+def test_without_pyav_the_extra_is_named(model, tmp_path, monkeypatch):
+    source = clip(tmp_path / "clip.mp4", times=[0, 1])
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(UserError, match=r"a video needs PyAV: pip install '\.\[video\]'"):
+        predicted(model, source, tmp_path / "out.mp4")
 
 
 def test_an_interrupted_video_is_kept_under_a_name_that_says_so(model, tmp_path, monkeypatch):

@@ -202,8 +202,7 @@ KNOWN = (
     Known(
         r"ModuleNotFoundError",
         r"No module named '(?P<name>(?!uda_seg)[^'.]+)",
-        "{name} is not installed: pip install {name}, or the extra that has it: pip install '.[sweep,tensorboard]' in "
-        "the checkout",
+        "{name} is not installed: pip install {name}, or the extra that has it (docs/usage.md, Install)",
     ),
     Known(
         r"omegaconf\.errors\.|hydra\.errors\.(?!InstantiationException)",

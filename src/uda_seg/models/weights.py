@@ -69,8 +69,8 @@ class LoadReport:
         """Summarise the loading in one line."""
         unused = f", {len(self.unused)} unused (first: {self.unused[0]})" if self.unused else ""
         fresh = f", {len(self.allowed)} LEFT UNTRAINED as allowed: {_first(self.allowed)}" if self.allowed else ""
-        source = f"encoder weights: {self.loaded} tensors from {self.path}"
-        return f"{source}, {self.dropped} of a classifier dropped{unused}{fresh}"
+        dropped = f", {self.dropped} of a classifier dropped" if self.dropped else ""
+        return f"encoder weights: {self.loaded} tensors from {self.path}{dropped}{unused}{fresh}"
 
 
 def load_encoder(

@@ -308,10 +308,10 @@ def predict_video(source: Path, output: Path, batches: Batches, paint: Painter, 
     Raises:
         UserError: it cannot be read or written, or not completely (raised after the rest has been written).
     """
-    import av
-
     part, suffix = part_of(output), output.suffix.lower()
     with opened(source) as film, _kept_if_partial(output, part, film):
+        import av
+
         remove_parts(output.parent.glob(f".{output.name}.*.tmp"))
         try:
             with av.open(str(part), "w", format=WRITTEN[suffix][0]) as container:
@@ -325,7 +325,7 @@ def predict_video(source: Path, output: Path, batches: Batches, paint: Painter, 
         if film.read == 0:
             raise UserError(f"{source} has no picture that can be decoded: copy it again, or convert it to MP4")
         os.replace(part, output)
-        log.info("%d frames, %.1f s: %s", film.read, film.seconds, output)
+        log.info("written: %s (%d frames, %.1f s)", output, film.read, film.seconds)
         said = film.complaint()
     if said is not None:
         raise UserError(f"{source} {said}, and is in {output}: copy it again")
