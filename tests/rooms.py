@@ -52,6 +52,14 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def imported_at_once(path: Path) -> set[str]:
+    """The top-level packages that a file imports when it is imported itself."""
+    found = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = [a.name for n in found if isinstance(n, ast.Import) for a in n.names]
+    names += [n.module for n in found if isinstance(n, ast.ImportFrom) and n.module and not n.level]
+    return {name.partition(".")[0] for name in names}
+
+
 def graph() -> dict[str, set[str]]:
     """Module -> the modules of the package that it imports."""
     known = modules()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import statistics
+import tomllib
 
 import pytest
 
-from rooms import PACKAGE, ROOMS, cycle, functions, graph, imports, modules, room, upward
+from rooms import PACKAGE, ROOMS, cycle, functions, graph, imported_at_once, imports, modules, room, upward
 
 # Networks and maths are of use without a trainer and without a configuration.
 FREE = {"ops": ("pytorch_lightning", "hydra", "omegaconf"), "models": ("pytorch_lightning", "hydra", "omegaconf")}
@@ -52,6 +54,17 @@ def test_networks_and_operations_know_no_framework(place: str, frameworks: tuple
 
 def test_data_knows_no_method() -> None:
     assert not [(a, b) for a, others in graph().items() for b in others if room(a) == "data" and room(b) == "methods"]
+
+
+def test_a_plain_install_and_a_start_need_neither_extras_nor_what_is_slow_to_import() -> None:
+    project = tomllib.loads((PACKAGE.parents[1] / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    later = {re.split(r"[^\w-]", name)[0].replace("-", "_") for packages in extras.values() for name in packages}
+    later.remove(project["name"])  # `dev` has the other extras by it
+    assert {"av", "gradio", "onnx", "onnxruntime", "nbclient", "tensorboard"} <= later
+    later |= {"matplotlib", "sklearn", "wandb", "jinja2"}  # of a plain install, but needed by few commands
+    early = {name: found for name, path in modules().items() if (found := imported_at_once(path) & later)}
+    assert early.keys() == {"uda_seg.sweeps.search"}, early  # which Hydra's plugin imports when a search begins
 
 
 def test_what_prepare_alone_needs_is_imported_by_prepare_alone() -> None:
