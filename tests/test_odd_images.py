@@ -211,7 +211,7 @@ def test_nothing_of_others_is_replaced_unasked(predicted, tmp_path, caplog):
     (tmp_path / "in").rename(tmp_path / "moved")
     caplog.set_level("INFO")
     assert predicted(tmp_path / "moved", "predict.outputs=[ids]")[1] == ""
-    assert "1 images, 1 of them before" in caplog.text
+    assert "1 images, 1 of them already there" in caplog.text
     assert predicted(tmp_path / "other", "predict.outputs=[ids]", "overwrite=true")[1] == ""
     assert label.read_bytes() != first
 
