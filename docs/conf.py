@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 project = "uda_seg"
-author = "the developers of uda_seg"
+author = project_copyright = "the developers of uda_seg"
 version = release = uda_seg.__version__
 extensions = [
     "myst_parser",
