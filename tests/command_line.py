@@ -110,7 +110,7 @@ def in_a_fork(folder: Path, module: str, *arguments: str) -> Finished:
 
     def run() -> None:
         for number, name in ((1, "stdout"), (2, "stderr")):
-            os.dup2(os.open(f"{folder}.{name}", os.O_WRONLY | os.O_CREAT), number)
+            os.dup2(os.open(f"{folder}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
             setattr(sys, name, os.fdopen(number, "w", buffering=1, closefd=False))
         os.chdir(folder)
         sys.argv = [module, *arguments]
