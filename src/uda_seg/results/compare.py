@@ -304,7 +304,15 @@ def unlike_settings(first: Result, second: Result) -> list[str]:
 
 
 # Pairs that adaptation is known to mix up; shown wherever the class set has them, in both directions.
-KNOWN_PAIRS = (("person", "rider"), ("road", "sidewalk"), ("truck", "bus"), ("truck", "train"), ("bus", "train"))
+KNOWN_PAIRS = (
+    ("person", "rider"),
+    ("road", "sidewalk"),
+    ("truck", "bus"),
+    ("truck", "train"),
+    ("bus", "train"),
+    ("road", "pavement"),  # as CamVid calls them
+    ("pedestrian", "bicyclist"),
+)
 
 
 def confusion_pairs(
