@@ -364,13 +364,13 @@ class HRDASegmentor(Segmentor):
         height, width = min(self.detail[0], whole[0]), min(self.detail[1], whole[1])
         rows, columns = window_starts(whole[0], height, self.stride[0]), window_starts(whole[1], width, self.stride[1])
         boxes = [Box(top, left, height, width, whole) for top in rows for left in columns]
-        total = torch.zeros(len(image), self.num_classes, *size, device=image.device)
+        total = torch.zeros(image.shape[0], self.num_classes, *size, device=image.device)
         count = torch.zeros(size, device=image.device)
         step = self.windows or len(boxes)
         for group in (boxes[first : first + step] for first in range(0, len(boxes), step)):
             windows = torch.cat([box.cut(image) for box in group])
             logits = self.decode(Features(self.encoder(self.normalize(windows))), head, **context)[0].float()
-            for box, part in zip(group, logits.chunk(len(group)), strict=True):
+            for box, part in zip(group, logits.unflatten(0, (len(group), -1)), strict=True):
                 there = box.at(size)
                 total[(..., *there)] += resize(part, count[there].shape)
                 count[there] += 1
