@@ -230,7 +230,7 @@ def test_what_is_composed_without_any_file_is_the_schema(kind):
         ("bench.pairs=3", "bench.pairs is read by uda_seg.bench, not by uda_seg.train"),
         ("+depth.steps=3", "depth.steps is read by uda_seg.depth, not by uda_seg.train"),
         ("fix=true", "fix is read by uda_seg.prepare, not by uda_seg.train"),
-        ("checkpoint=x", "uda_seg.depth, not by uda_seg.train: to begin with its weights say init="),
+        ("checkpoint=x", "uda_seg.export, not by uda_seg.train: to begin with its weights say init="),
         ("text=file", "text is now method.text"),
         ("masking.ratio=0.5", "masking.ratio is now method.mask_ratio"),
         ("masking={ratio: 0.5}", "masking is now method.mask_weight and method.mask_ratio"),

@@ -135,12 +135,12 @@ class DataSettings:
     """A class set of `uda_seg.data.labels`, or custom; every domain's labels are mapped to it."""
     class_set: Any = None
     """With `classes=custom`: `uda_seg.data.custom.CustomClasses` as a mapping, or a YAML file with it."""
+    eval_classes: Text = "19"
+    """Subset of classes for the reported mean."""
     merge: Any = None
     """With `classes=custom`: classes of Cityscapes (those of streets, GTA, SYNTHIA, ...) -> the custom class that each
     becomes, or `ignore`, as a mapping; or custom class -> list of them. Every class has to be named once. Without a
     `class_set` the custom classes are those named here, in that order. null: only custom data sets can be read."""
-    eval_classes: Text = "19"
-    """Subset of classes for the reported mean."""
     world_seed: CountOrZero = 0
     """Seed of the rendered world (streets), independent of the seed of training."""
     crop: Size = field(default_factory=lambda: [512, 512])

@@ -125,7 +125,7 @@ def _holds_instead(folder: Path) -> str:
         return "is no folder: correct the path"
     if (last := folder / "checkpoints" / "last.ckpt").is_file():
         return f"is a run's folder: name its checkpoint, {last}"
-    return f"has no {CONFIG}: it is no network that uda_seg has published; {ABSENT}"
+    return f"has no {CONFIG}: it is no network that uda_seg has published; name a checkpoint, or {ABSENT}"
 
 
 def _read_tensors(path: Path, name: str, weights: Mapping[str, Any]) -> dict[str, Tensor]:
