@@ -24,6 +24,8 @@ from uda_seg.models.language import LanguageHead, correlate
 from uda_seg.models.norm import frozen_statistics
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.models.text import TextEmbeddings, text_embeddings
+from uda_seg.ops.losses import IGNORE
+from uda_seg.ops.prototypes import nearest
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +50,8 @@ class LCMSM(SourceTerms):
         dilations: Sequence[int] = main.dilations if isinstance(main, DAFormerHead) else DILATIONS
         width = options.width or (main.width if isinstance(main, DAFormerHead) else 512)
         channels, classes, tau = segmentor.encoder.channels, len(plan.classes), options.temperature
-        head = LanguageHead(channels, classes, width, dilations, temperature=tau, correlation=correlation)
+        start = options.spatial_start
+        head = LanguageHead(channels, classes, width, dilations, 0.1, tau, correlation, start)
         segmentor.attach("language", head)
         super().__init__(segmentor, plan, options)
         self.embed = class_text(options, plan.seed)
@@ -75,14 +78,17 @@ class LCMSM(SourceTerms):
 
         The projection has no EMA copy: student and teacher use the same text, as in the released code.
         """
-        return None if self.projection is None else self.projection(self.embeddings)
+        if self.projection is None:
+            return None
+        text: Tensor = self.projection(self.embeddings)
+        return text - text.mean(dim=0) if self.options.centre_text else text
 
     def losses(self, batch: Batch) -> Iterator[Loss | tuple[Loss, ...]]:
         """Yield CE(x_s) + FD, CE_L(mask x_s), CE(mix), CE_L(mask mix), with labels of the teacher's language head."""
         source, target = labelled(batch["source"]), batch["target"]
         yield self.source_terms(source)
         yield from self.target_terms(target)
-        yield Loss("source/masked_ce", self.masked(source), self.options.mask_weight)
+        yield Loss("source/masked_ce", self.masked(source, diagnose=True), self.options.mask_weight)
         with torch.no_grad():
             text = self.text()
         mixed = self.mix(source, self.label_target(target, head="language", text=text))
@@ -92,8 +98,13 @@ class LCMSM(SourceTerms):
         del result
         yield Loss("mix/masked_ce", self.masked(mixed), self.options.mask_weight)
 
-    def masked(self, images: Labelled) -> Tensor:
-        """Compute the language head's cross-entropy on jittered, blurred and block-masked images, 0-dim."""
+    def masked(self, images: Labelled, diagnose: bool = False) -> Tensor:
+        """Compute the language head's cross-entropy on jittered, blurred and block-masked images, 0-dim.
+
+        Args:
+            images: of the source or mixed.
+            diagnose: log the health of the correlation (`diagnose`), if the step logs.
+        """
         image, text = self.augment(images.image, together=True), self.text()
         masked = mask_blocks(image, self.segmentor, self.plan, self.options)
         with frozen_statistics(self.segmentor.encoder):
@@ -104,7 +115,34 @@ class LCMSM(SourceTerms):
             tau, names = self.options.temperature, self.plan.classes.names
             maps = correlate(result.fused, text, tau)
             self.log_images(**{f"correlation_{name}": maps[:, i] * tau for i, name in enumerate(names)})
+        if text is not None and diagnose and self.logs_at(self.trainer.global_step + 1):
+            self.diagnose(result.fused, text, images.label)
         return result.loss
+
+    @torch.no_grad()
+    def diagnose(self, fused: Tensor, text: Tensor, label: Tensor) -> None:
+        """Log whether the correlation passes the spatial block and tells classes apart.
+
+        - `lcmsm/passed`: share of g(C) that the block's ReLU passes; where it is 0, no gradient reaches the text.
+        - `lcmsm/spread`, `lcmsm/refined_spread`: standard deviation over classes, mean over pixels, of C and of C'.
+        - `lcmsm/accuracy`: share of labelled pixels whose class has the largest C, which no loss asks for.
+
+        Args:
+            fused: the language head's map [B, D, h, w].
+            text: projected [K, D].
+            label: uint8 [B, H, W].
+        """
+        head = self.segmentor.head("language")
+        assert isinstance(head, LanguageHead)
+        maps = correlate(fused, text, self.options.temperature)
+        label = nearest(label, maps.shape[-2:])
+        values = {
+            "passed": (head.spatial_block.apply_once(maps) > 0).float().mean(),
+            "spread": maps.std(dim=1).mean(),
+            "refined_spread": head.spatial_block(maps).std(dim=1).mean(),
+            "accuracy": (maps.argmax(dim=1) == label).sum() / (label != IGNORE).sum(),
+        }
+        self.log_diagnostics(**{f"lcmsm/{name}": value for name, value in values.items()})
 
 
 def class_text(options: LCMSMOptions, seed: int) -> Callable[[Sequence[str]], TextEmbeddings] | None:

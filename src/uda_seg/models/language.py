@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from uda_seg.models.daformer import DAFormerHead, classifier
 from uda_seg.options.constraints import Channels, Dilations, FractionBelowOne, Temperature
+
+KernelStart = Literal["random", "identity"]
 
 
 class LanguageHead(DAFormerHead):
@@ -23,6 +26,7 @@ class LanguageHead(DAFormerHead):
         dropout: as in `DAFormerHead`, over fused channels and correlations together.
         temperature: divides cosine similarities. Constant: the released code never trains it.
         correlation: False leaves out text entirely, the control for the contribution of text.
+        spatial_start: initial kernel of the spatial block, see `SpatialBlock`.
     """
 
     def __init__(
@@ -34,12 +38,13 @@ class LanguageHead(DAFormerHead):
         dropout: FractionBelowOne = 0.1,
         temperature: Temperature = 0.07,
         correlation: bool = True,
+        spatial_start: KernelStart = "random",
     ) -> None:
         super().__init__(channels, num_classes, width, dilations, dropout)
         self.temperature = temperature
         self.correlation = correlation
         if correlation:
-            self.spatial_block = SpatialBlock()
+            self.spatial_block = SpatialBlock(spatial_start)
             self.conv_seg = classifier(width + num_classes, num_classes)
 
     @torch.no_grad()
@@ -90,17 +95,27 @@ def correlate(fused: Tensor, text: Tensor, temperature: float) -> Tensor:
 class SpatialBlock(nn.Module):
     """A smoothing of the correlation maps C: g(relu(g(C))) with g(X) = conv3x3(X) + max over classes of X.
 
-    It has ten weights: one single-channel kernel with bias, shared by all classes and both applications.
+    It has ten weights: one single-channel kernel with bias, shared by all classes and both applications. Differences
+    between classes pass only through the kernel, twice: on smooth maps they are multiplied by its squared sum.
+
+    Args:
+        start: initial kernel: "random" is PyTorch's default, whose sum has mean 0 and standard deviation 0.6;
+            "identity" passes the maps unchanged.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, start: KernelStart = "random") -> None:
         super().__init__()
-        self.depthwise = nn.ModuleDict({"depthwise": nn.Conv2d(1, 1, 3, padding=1)})
+        convolution = nn.Conv2d(1, 1, 3, padding=1)
+        if start == "identity":
+            nn.init.dirac_(convolution.weight)
+            nn.init.zeros_(cast(Tensor, convolution.bias))
+        self.depthwise = nn.ModuleDict({"depthwise": convolution})
 
     def forward(self, correlation: Tensor) -> Tensor:
         """Map [B, C, h, w] to [B, C, h, w]."""
-        return self._apply_once(F.relu(self._apply_once(correlation)))
+        return self.apply_once(F.relu(self.apply_once(correlation)))
 
-    def _apply_once(self, x: Tensor) -> Tensor:
+    def apply_once(self, x: Tensor) -> Tensor:
+        """Compute g(X) of [B, C, h, w]."""
         smoothed: Tensor = self.depthwise["depthwise"](x.flatten(0, 1).unsqueeze(1))
         return smoothed.reshape(x.shape) + x.amax(dim=1, keepdim=True)

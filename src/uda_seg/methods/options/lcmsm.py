@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from uda_seg.methods.options.self_training import MaskingOptions, SourceOptions
+from uda_seg.models.language import KernelStart
 from uda_seg.models.text import SOURCES
 from uda_seg.options.constraints import Channels, FilePath, Fraction, LossWeight, OneOf, Temperature, Text
 
@@ -33,6 +34,15 @@ class LCMSMOptions(SourceOptions, MaskingOptions):
 
     temperature: Temperature = 0.07
     """Divisor of the cosine similarity (released)."""
+
+    centre_text: bool = False
+    """Subtract the mean over classes from the projected texts (ours; released: false). Texts of one prompt have a large
+    common part, so that without it all correlations of a pixel are nearly one number, and where that is negative the
+    spatial block's ReLU passes none."""
+
+    spatial_start: KernelStart = "random"
+    """Initial kernel of the spatial block: `random`, PyTorch's default (no other is known of the released code), or
+    `identity` (ours). What differs between classes is scaled by the kernel's sum, twice, and a random one is near 0."""
 
     mask_weight: LossWeight = 1.0
     """Weight of the two masked terms (released)."""

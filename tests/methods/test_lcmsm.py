@@ -1,0 +1,56 @@
+"""What keeps LC-MSM's correlation alive, and the diagnostics that show whether it is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_steps import fit
+
+from uda_seg.methods.lcmsm import LCMSM
+from uda_seg.methods.options.lcmsm import LCMSMOptions
+from uda_seg.models.language import correlate
+
+
+def opposed(make_segmentor, make_plan, **options):
+    """A module whose texts all point away from every feature, which follows a ReLU: by the projection's bias."""
+    torch.manual_seed(0)
+    module = LCMSM(
+        make_segmentor(), make_plan(), LCMSMOptions(text="file", width=8, spatial_start="identity", **options)
+    )
+    module.setup("fit")
+    with torch.no_grad():
+        module.projection.bias.fill_(-1000.0)
+    return module
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_centred_texts_cannot_all_be_opposed_to_a_pixel(centred, make_segmentor, make_plan, make_batch):
+    module = opposed(make_segmentor, make_plan, centre_text=centred)
+    text = module.text().detach()
+    rows = list(module.projection(module.embeddings).detach())
+    mean = sum(rows) / len(rows)
+    tolerance = 1e-3  # next to a bias of 1000, float32 keeps 6e-5
+    assert torch.allclose(text, torch.stack([row - mean for row in rows]), atol=tolerance) == centred
+    maps = correlate(torch.rand(2, 8, 4, 4), text, 0.07)
+    assert (maps.amax(dim=1) > -tolerance).all() == centred
+    fit(module, [make_batch()])
+    assert module.projection.weight.grad.any() == centred
+    recorded = module.recorded
+    assert (recorded["diagnostic/lcmsm/passed"] > 0.2) == centred
+    assert (recorded["diagnostic/lcmsm/refined_spread"] > 0.1) == centred
+    assert 0 <= recorded["diagnostic/lcmsm/accuracy"] <= 1
+    assert recorded["diagnostic/lcmsm/spread"] > 0
+
+
+def test_diagnostics_are_of_steps_that_log(make_segmentor, make_plan, make_batch, monkeypatch):
+    seen = []
+    monkeypatch.setattr(LCMSM, "diagnose", lambda self, *_: seen.append(self.trainer.global_step))
+    module = LCMSM(make_segmentor(), make_plan(steps=3, log_every=3), LCMSMOptions(text="file", width=8))
+    fit(module, [make_batch(seed) for seed in range(3)])
+    assert seen == [0, 2]
+
+
+def test_the_control_without_text_has_none(make_segmentor, make_plan, make_batch):
+    module = LCMSM(make_segmentor(), make_plan(), LCMSMOptions(text="none", width=8, centre_text=True))
+    fit(module, [make_batch()])
+    assert not [name for name in module.recorded if name.startswith("diagnostic/lcmsm")]
