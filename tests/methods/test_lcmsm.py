@@ -6,9 +6,12 @@ import pytest
 import torch
 from test_steps import fit
 
+from uda_seg.config.compose import composed
+from uda_seg.config.schema import resolved
 from uda_seg.methods.lcmsm import LCMSM
 from uda_seg.methods.options.lcmsm import LCMSMOptions
 from uda_seg.models.language import correlate
+from uda_seg.runs.checkpoint import settings_of
 
 
 def opposed(make_segmentor, make_plan, **options):
@@ -54,3 +57,13 @@ def test_the_control_without_text_has_none(make_segmentor, make_plan, make_batch
     module = LCMSM(make_segmentor(), make_plan(), LCMSMOptions(text="none", width=8, centre_text=True))
     fit(module, [make_batch()])
     assert not [name for name in module.recorded if name.startswith("diagnostic/lcmsm")]
+
+
+def test_runs_of_versions_without_the_options_count_as_the_same():
+    def settings(*overrides):
+        return settings_of(resolved(composed(["method=lcmsm", "data=streets", *overrides])))
+
+    older = {k: v for k, v in settings().items() if k not in ("method.centre_text", "method.spatial_start")}
+    assert settings() == older
+    assert settings("method.centre_text=true") == older | {"method.centre_text": True}
+    assert settings("method.spatial_start=identity") == older | {"method.spatial_start": "identity"}

@@ -156,6 +156,8 @@ _NOT_IDENTITY = re.compile(
     r"|official|out|submission)(\.|$)|\.(workers|cache)$|^evaluator\.(teacher|windows_per_batch|label_free|label_free_images|choose_by)$"
     r"|^trainer\.(?!(accelerator|devices|num_nodes|precision|sync_batchnorm|overfit)$)"
 )
+# Settings of later versions and the values at which a run is what it was without them, so that older runs still count.
+_ADDED = {"method.centre_text": False, "method.spatial_start": "random"}
 
 
 def settings_of(config: Mapping[str, Any], moved: bool = False) -> dict[str, Any]:
@@ -166,6 +168,7 @@ def settings_of(config: Mapping[str, Any], moved: bool = False) -> dict[str, Any
         moved: leave out locations of data and the hardware.
     """
     found = {k: v for k, v in leaves(config) if not isinstance(v, Mapping) and not _NOT_IDENTITY.search(k)}
+    found = {k: v for k, v in found.items() if k not in _ADDED or v != _ADDED[k]}
     return {k: v for k, v in found.items() if not (moved and _MOVED.search(k))}
 
 
