@@ -58,7 +58,7 @@ def markdown(path: Path) -> Iterator[Line]:
     text = path.read_text()
     text = re.sub(r"(?<!`)`([^`]+)`(?!`)", lambda span: f"`{span[1].replace(chr(10), chr(0))}`", text)
     yield from found_in(text, path.name)
-    for match in re.finditer(r"`\.\.\. (\w[^`]*=[^`]*)`", text):  # in tables, below a whole command
+    for match in re.finditer(r"`\.\.\. ([\w./]+=[^`]*)`", text):  # in tables, below a whole command
         program = "python -m uda_seg.train" if "experiment=" in match[1] else "python -m uda_seg.prepare"
         number = 1 + len(re.findall("[\n\x00]", text[: match.start()]))
         yield Line(f"{path.name}:{number}", program, ("...", *match[1].split()))

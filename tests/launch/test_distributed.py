@@ -300,7 +300,7 @@ def test_stopping_and_going_on_changes_nothing_on_two_ranks(train, tmp_path, cap
     assert "resumed on 1 rank(s) instead of 2" in caplog.text
 
 
-@pytest.mark.parametrize("end", ["raise", "kill", "stand still"])
+@pytest.mark.parametrize("end", ["raise", "kill", pytest.param("stand still", marks=pytest.mark.slow)])
 def test_a_rank_that_ends_stops_the_others_and_is_heard_once(end, cli, camvid, monkeypatch):
     losses = SourceOnly.losses
 
@@ -516,6 +516,7 @@ def test_slurm_saves_a_run_that_it_stops_and_goes_on_with_it(camvid, tmp_path, m
     assert metrics(tmp_path / "run")["step"] == 4
 
 
+@pytest.mark.slow  # half a minute of starting processes; what it joins is tested piece by piece
 def test_the_command_itself(camvid, tmp_path):
     """As a person starts it, twice: ranks from a fork server, in a sweep."""
     jobs = ["-m", *overrides_on(2, camvid), "method=source_only,dacs", "steps=1", "callbacks.progress=true"]
