@@ -370,7 +370,7 @@ class HRDASegmentor(Segmentor):
         for group in (boxes[first : first + step] for first in range(0, len(boxes), step)):
             windows = torch.cat([box.cut(image) for box in group])
             logits = self.decode(Features(self.encoder(self.normalize(windows))), head, **context)[0].float()
-            for box, part in zip(group, logits.unflatten(0, (len(group), -1)), strict=True):
+            for box, part in zip(group, logits.reshape(len(group), -1, *logits.shape[1:]), strict=True):
                 there = box.at(size)
                 total[(..., *there)] += resize(part, count[there].shape)
                 count[there] += 1
