@@ -8,6 +8,7 @@ from test_steps import fit
 
 from uda_seg.config.compose import composed
 from uda_seg.config.schema import resolved
+from uda_seg.methods import lcmsm
 from uda_seg.methods.lcmsm import LCMSM
 from uda_seg.methods.options.lcmsm import LCMSMOptions
 from uda_seg.models.language import correlate
@@ -47,8 +48,8 @@ def test_centred_texts_cannot_all_be_opposed_to_a_pixel(centred, make_segmentor,
 
 def test_diagnostics_are_of_steps_that_log(make_segmentor, make_plan, make_batch, monkeypatch):
     seen = []
-    monkeypatch.setattr(LCMSM, "diagnose", lambda self, *_: seen.append(self.trainer.global_step))
     module = LCMSM(make_segmentor(), make_plan(steps=3, log_every=3), LCMSMOptions(text="file", width=8))
+    monkeypatch.setattr(lcmsm, "correlation_health", lambda *_: seen.append(module.trainer.global_step) or {})
     fit(module, [make_batch(seed) for seed in range(3)])
     assert seen == [0, 2]
 

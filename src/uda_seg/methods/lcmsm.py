@@ -20,12 +20,10 @@ from uda_seg.methods.masking import mask_blocks
 from uda_seg.methods.options.lcmsm import LCMSMOptions
 from uda_seg.methods.source_terms import SourceTerms
 from uda_seg.models.daformer import DILATIONS, DAFormerHead
-from uda_seg.models.language import LanguageHead, correlate
+from uda_seg.models.language import LanguageHead, correlate, correlation_health
 from uda_seg.models.norm import frozen_statistics
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.models.text import TextEmbeddings, text_embeddings
-from uda_seg.ops.losses import IGNORE
-from uda_seg.ops.prototypes import nearest
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +101,7 @@ class LCMSM(SourceTerms):
 
         Args:
             images: of the source or mixed.
-            diagnose: log the health of the correlation (`diagnose`), if the step logs.
+            diagnose: log the health of the correlation, if the step logs.
         """
         image, text = self.augment(images.image, together=True), self.text()
         masked = mask_blocks(image, self.segmentor, self.plan, self.options)
@@ -116,33 +114,10 @@ class LCMSM(SourceTerms):
             maps = correlate(result.fused, text, tau)
             self.log_images(**{f"correlation_{name}": maps[:, i] * tau for i, name in enumerate(names)})
         if text is not None and diagnose and self.logs_at(self.trainer.global_step + 1):
-            self.diagnose(result.fused, text, images.label)
+            head = self.segmentor.head("language")
+            assert isinstance(head, LanguageHead)
+            self.log_diagnostics(**correlation_health(head, result.fused, text, images.label))
         return result.loss
-
-    @torch.no_grad()
-    def diagnose(self, fused: Tensor, text: Tensor, label: Tensor) -> None:
-        """Log whether the correlation passes the spatial block and tells classes apart.
-
-        - `lcmsm/passed`: share of g(C) that the block's ReLU passes; where it is 0, no gradient reaches the text.
-        - `lcmsm/spread`, `lcmsm/refined_spread`: standard deviation over classes, mean over pixels, of C and of C'.
-        - `lcmsm/accuracy`: share of labelled pixels whose class has the largest C, which no loss asks for.
-
-        Args:
-            fused: the language head's map [B, D, h, w].
-            text: projected [K, D].
-            label: uint8 [B, H, W].
-        """
-        head = self.segmentor.head("language")
-        assert isinstance(head, LanguageHead)
-        maps = correlate(fused, text, self.options.temperature)
-        label = nearest(label, maps.shape[-2:])
-        values = {
-            "passed": (head.spatial_block.apply_once(maps) > 0).float().mean(),
-            "spread": maps.std(dim=1).mean(),
-            "refined_spread": head.spatial_block(maps).std(dim=1).mean(),
-            "accuracy": (maps.argmax(dim=1) == label).sum() / (label != IGNORE).sum(),
-        }
-        self.log_diagnostics(**{f"lcmsm/{name}": value for name, value in values.items()})
 
 
 def class_text(options: LCMSMOptions, seed: int) -> Callable[[Sequence[str]], TextEmbeddings] | None:

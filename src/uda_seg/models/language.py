@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uda_seg.models.daformer import DAFormerHead, classifier
+from uda_seg.ops.losses import IGNORE
+from uda_seg.ops.prototypes import nearest
 from uda_seg.options.constraints import Channels, Dilations, FractionBelowOne, Temperature
 
 KernelStart = Literal["random", "identity"]
@@ -90,6 +92,31 @@ def correlate(fused: Tensor, text: Tensor, temperature: float) -> Tensor:
     with torch.autocast(fused.device.type, enabled=False):  # bfloat16 would be off by 0.03 at this scale
         pixels = F.normalize(fused.float(), dim=1)
         return torch.einsum("bdhw,cd->bchw", pixels, F.normalize(text.float(), dim=1)) / temperature
+
+
+@torch.no_grad()
+def correlation_health(head: LanguageHead, fused: Tensor, text: Tensor, label: Tensor) -> dict[str, Tensor]:
+    """Measure whether the correlation C passes the spatial block and tells classes apart.
+
+    Args:
+        head: the language head.
+        fused: its map [B, D, h, w].
+        text: projected [K, D].
+        label: uint8 [B, H, W].
+
+    Returns:
+        0-dim values by name: `lcmsm/passed`, share of g(C) that the block's ReLU passes (where it is 0, no gradient
+        reaches the text); `lcmsm/spread` and `lcmsm/refined_spread`, standard deviation over classes, mean over pixels,
+        of C and of C'; `lcmsm/accuracy`, share of labelled pixels whose class has the largest C (no loss asks for it).
+    """
+    maps = correlate(fused, text, head.temperature)
+    label = nearest(label, maps.shape[-2:])
+    return {
+        "lcmsm/passed": (head.spatial_block.apply_once(maps) > 0).float().mean(),
+        "lcmsm/spread": maps.std(dim=1).mean(),
+        "lcmsm/refined_spread": head.spatial_block(maps).std(dim=1).mean(),
+        "lcmsm/accuracy": (maps.argmax(dim=1) == label).sum() / (label != IGNORE).sum(),
+    }
 
 
 class SpatialBlock(nn.Module):
