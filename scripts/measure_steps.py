@@ -24,7 +24,7 @@ import torch
 
 from uda_seg.bench.measure import synchronize
 from uda_seg.bench.session import WARM_UP, prepare
-from uda_seg.bench.turns import Trained
+from uda_seg.bench.turns import Trained, seconds_per_step
 from uda_seg.config.compose import composed
 from uda_seg.config.settings import BenchConfig
 from uda_seg.methods.base import UDAModule
@@ -69,7 +69,7 @@ def measure(overrides: list[str], block: int) -> dict[str, Any]:
         side.warm_up()
         synchronize()
         ready = time.perf_counter() - start
-        seconds = [_seconds(side, block) for _ in range(BLOCKS)]
+        seconds = [seconds_per_step(side, block) for _ in range(BLOCKS)]
     step = statistics.median(seconds)
     return {
         "device": torch.cuda.get_device_name() if gpu else "cpu",
@@ -90,14 +90,6 @@ def parameters(module: UDAModule) -> dict[str, float]:
     weights = list(module.segmentor.parameters())
     trained = sum(w.numel() for w in weights if w.requires_grad)
     return {"trained_m": round(trained / 1e6, 1), "weights_m": round(sum(w.numel() for w in weights) / 1e6, 1)}
-
-
-def _seconds(side: Trained, steps: int) -> float:
-    synchronize()
-    start = time.perf_counter()
-    side.advance(steps)
-    synchronize()
-    return (time.perf_counter() - start) / steps
 
 
 if __name__ == "__main__":

@@ -218,12 +218,13 @@ class Turns:
     def compare(self, labels: tuple[str, str], pairs: int, block: int) -> Comparison:
         """Time `pairs` blocks of `block` steps of each."""
         a, b = self.sides
-        seconds = [(_seconds(a, block), _seconds(b, block)) for _ in range(pairs)]
+        seconds = [(seconds_per_step(a, block), seconds_per_step(b, block)) for _ in range(pairs)]
         timed = Pairs([pair[0] for pair in seconds], [pair[1] for pair in seconds])
         return Comparison(*labels, timed, (a.images, b.images), (self.peaks[0], self.peaks[1]))
 
 
-def _seconds(side: Side, steps: int) -> float:
+def seconds_per_step(side: Side, steps: int) -> float:
+    """Time some steps of a training, the work queued on a GPU included, in seconds per step."""
     synchronize()
     start = time.perf_counter()
     side.advance(steps)

@@ -1,4 +1,4 @@
-"""What dashboards are shown besides numbers: one protocol of pictures, tables, bars and alerts.
+"""Contents of dashboards besides numbers: one protocol of pictures, tables, bars and alerts.
 
 A callback calls `show` (or asks `dashboards` first, where drawing itself takes time); the logger of each dashboard says
 how it looks there. The CSV log is no dashboard: without `logger=wandb` or `logger=tensorboard` there is none, and
@@ -49,7 +49,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Ending:
-    """How a run ended.
+    """End of a run.
 
     Attributes:
         failed: it ended by an error or a signal.
@@ -64,7 +64,7 @@ class Ending:
 
 @runtime_checkable
 class Dashboard(Protocol):
-    """What a logger implements to show more than numbers; `step` counts completed optimiser steps."""
+    """Interface of a logger that shows more than numbers; `step` counts completed optimiser steps."""
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Draw numbers as curves, as every logger does."""

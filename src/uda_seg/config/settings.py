@@ -484,7 +484,7 @@ class ExportConfig(Config):
     """`owner/repository` on the hub that the folder is uploaded to."""
 
     export: ExportSettings = field(default_factory=ExportSettings)
-    """What is exported and how it is checked."""
+    """Format, contents and check of an export."""
 
     predict: PredictSettings = field(default_factory=PredictSettings)
     """Reading of images."""

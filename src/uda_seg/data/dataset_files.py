@@ -24,7 +24,7 @@ from uda_seg.errors import UserError
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a split lies: its folders of images and labels under the root, and patterns of their first sub-folders."""
+    """Folders of a split: those of images and labels under the root, and patterns of their first sub-folders."""
 
     images: str
     labels: str
@@ -32,7 +32,7 @@ class _Place:
 
     @property
     def prefix(self) -> str:
-        """What names of its images begin with if several splits are joined."""
+        """Prefix of its images' names if several splits are joined."""
         return f"{self.images}/"
 
     def folders(self, root: Path) -> tuple[Path, Path]:

@@ -33,7 +33,7 @@ _CURE = "train the run to its end again with resume=last"
 
 @dataclass(frozen=True)
 class Predicted:
-    """What the scores need of the predictions of N images; an image's part does not depend on the others.
+    """Statistics of the predictions of N images that the scores need; an image's part does not depend on the others.
 
     Attributes:
         mean: float32 [N, K], mean over pixels of the softmax.

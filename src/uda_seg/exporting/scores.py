@@ -1,4 +1,4 @@
-"""What is known about a network's scores, with its uncertainty, from the results beside its checkpoint."""
+"""Scores of a network with their uncertainty, from the results beside its checkpoint."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Numbers:
-    """What is known about a network's scores.
+    """Scores of a network, as far as they are known.
 
     Attributes:
         runs: results of runs with the same settings and different seeds, the network's own first; may be empty.
