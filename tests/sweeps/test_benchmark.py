@@ -62,6 +62,17 @@ def test_a_kept_result_counts_as_long_as_settings_and_numbers_are_the_same(
     assert not is_finished(make()), "the code computes other numbers now"
 
 
+def test_the_same_run_under_another_sweep_is_copied_not_trained_again(make: Make, tmp_path: Path) -> None:
+    base = make(row="dacs")
+    finish(base)
+    keep(base)
+    again = replace(base, stored=tmp_path / "results" / "ablate_statistics" / "streets" / "a,b=1" / "seed0.json")
+    other = replace(again, config=replace(base.config, steps=base.config.steps + 1))
+    assert not is_finished(replace(other, folder=tmp_path / "runs" / "other"))
+    assert is_finished(replace(again, folder=tmp_path / "runs" / "again"))
+    assert again.stored.read_bytes() == base.stored.read_bytes()
+
+
 def test_a_file_that_is_no_result_is_trained_again_and_never_taken(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -112,7 +123,7 @@ def test_a_failed_job_is_named_and_does_not_stop_the_others(make: Make) -> None:
     workers = Scripted(2, 1, line=WRITE)
     assert workers.run(jobs) == []
     assert {job.stored.parent.name: error for job, error in workers.failed.items()} == {"bad": "no such thing (code 1)"}
-    assert [is_finished(job) for job in jobs] == [True, False, True, True]
+    assert [job.stored.is_file() for job in jobs] == [True, False, True, True]
     shown = {row[0]: row[1] for row in table(jobs).rows}
     assert shown == {"dacs": "25.00 (1)", "mic": "25.00 ± 0.00 (2)"}
 

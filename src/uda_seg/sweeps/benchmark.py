@@ -6,6 +6,7 @@ which are committed, so that another machine goes on where this one stopped.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import logging
@@ -90,10 +91,26 @@ def is_finished(job: Job) -> bool:
         if kept[KEY].get("digest") == job.digest:
             return True
         log.warning("%s is of other settings or of another version: it will be replaced", job.stored)
+    if (same := _kept_elsewhere(job)) is not None:
+        log.info("%s: the same run as %s", job.name, same)
+        write_text(job.stored, same.read_text(encoding="utf-8"))
+        return True
     if not finished(job.folder, job.config) or not (job.folder / "result.json").is_file():
         return False
     keep(job)
     return True
+
+
+def _kept_elsewhere(job: Job) -> Path | None:
+    """Find the result of the same run under another row or sweep: an ablation's base is a row of the benchmark."""
+    setting, seed = job.stored.parts[-3], job.stored.name
+    for path in sorted(job.stored.parents[3].glob(f"*/{glob.escape(setting)}/*/{seed}")):
+        try:
+            if read_stored(path)[KEY].get("digest") == job.digest:
+                return path
+        except (Damaged, UserError):
+            continue  # whoever reads its own sweep is told
+    return None
 
 
 def keep(job: Job) -> dict[str, Any]:
