@@ -12,8 +12,9 @@ from typing import Any
 import yaml
 
 from uda_seg.cli.explain import plain
+from uda_seg.config.commands import COMMANDS
 from uda_seg.config.schema import groups
-from uda_seg.config.settings import COMMANDS, CONF
+from uda_seg.config.settings import CONF
 from uda_seg.data.custom import CustomClasses, CustomData
 from uda_seg.options.describe import Option, describe, describe_class
 from uda_seg.options.validate import class_of, options_dataclass

@@ -25,8 +25,8 @@ import torch
 from uda_seg.bench.measure import synchronize
 from uda_seg.bench.session import WARM_UP, prepare
 from uda_seg.bench.turns import Trained, seconds_per_step
+from uda_seg.config.commands import BenchConfig
 from uda_seg.config.compose import composed
-from uda_seg.config.settings import BenchConfig
 from uda_seg.methods.base import UDAModule
 
 BLOCKS = 3  # the median of three is not moved by a single disturbance

@@ -22,8 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from data.trees import save
 from uda_seg.cli import command
-from uda_seg.config.schema import CONF, Config, Parsed, groups, key_of, parse
-from uda_seg.config.settings import (
+from uda_seg.config.commands import (
     BenchConfig,
     ConvertConfig,
     DepthConfig,
@@ -33,6 +32,7 @@ from uda_seg.config.settings import (
     ReportConfig,
     primary,
 )
+from uda_seg.config.schema import CONF, Config, Parsed, groups, key_of, parse
 
 
 @dataclass

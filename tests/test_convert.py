@@ -14,8 +14,8 @@ import torch
 from command_line import configured
 from models import released
 from uda_seg import convert, evaluate, predict
+from uda_seg.config.commands import ConvertConfig, EvaluateConfig
 from uda_seg.config.schema import CONF, Config
-from uda_seg.config.settings import ConvertConfig, EvaluateConfig
 from uda_seg.data.labels import CAMVID, CITYSCAPES
 from uda_seg.errors import UserError
 from uda_seg.methods.base import Plan

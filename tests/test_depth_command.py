@@ -22,9 +22,9 @@ from data.trees import blocks, camvid_tree, save, sequence_tree
 from ranks import on_ranks
 from uda_seg import depth as command
 from uda_seg import train
+from uda_seg.config.commands import DepthConfig
 from uda_seg.config.replay import replay
 from uda_seg.config.schema import CONF
-from uda_seg.config.settings import DepthConfig
 from uda_seg.data.domains import open_domain
 from uda_seg.data.labels import CAMVID, CITYSCAPES
 from uda_seg.errors import UserError

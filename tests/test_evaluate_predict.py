@@ -19,10 +19,10 @@ from data.trees import camvid_tree, save
 from prediction.films import clip
 from uda_seg import evaluate, models, predict, train
 from uda_seg.cli.command import check
+from uda_seg.config.commands import DepthConfig, EvaluateConfig, PredictConfig
 from uda_seg.config.compose import composed
 from uda_seg.config.former import PLAIN_BICL, RELEASED_BICL
 from uda_seg.config.replay import replay
-from uda_seg.config.settings import DepthConfig, EvaluateConfig, PredictConfig
 from uda_seg.data.labels import CAMVID, CITYSCAPES
 from uda_seg.errors import UserError
 from uda_seg.evaluation.servers import raw_ids

@@ -15,7 +15,7 @@ from PIL import Image
 from command_line import configured, small_run
 from data.trees import noise, save
 from uda_seg import predict, train
-from uda_seg.config.settings import PredictConfig
+from uda_seg.config.commands import PredictConfig
 from uda_seg.data.images import read_image
 from uda_seg.errors import UserError
 from uda_seg.prediction import outputs

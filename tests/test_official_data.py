@@ -11,8 +11,8 @@ import pytest
 from command_line import NETWORK, configured
 from data.trees import EXPORTED_SIZE
 from uda_seg import depth, prepare, train
+from uda_seg.config.commands import DepthConfig
 from uda_seg.config.schema import CONF
-from uda_seg.config.settings import DepthConfig
 from uda_seg.data.streets.layouts import LAYOUTS
 from uda_seg.errors import UserError
 

@@ -17,7 +17,7 @@ from PIL import Image
 import uda_seg
 from command_line import NETWORK, small_run
 from uda_seg import predict, train
-from uda_seg.config.settings import PrepareConfig
+from uda_seg.config.commands import PrepareConfig
 from uda_seg.errors import UserError
 from uda_seg.visualize.pictures import colorize
 

@@ -20,9 +20,9 @@ from torch import Tensor
 from uda_seg.callbacks.checkpoint import AtomicCheckpointIO
 from uda_seg.cli.arguments import as_override, given_path
 from uda_seg.cli.command import run
+from uda_seg.config.commands import ConvertConfig
 from uda_seg.config.replay import describe
 from uda_seg.config.schema import key_of
-from uda_seg.config.settings import ConvertConfig
 from uda_seg.data.custom import classes_of
 from uda_seg.errors import UserError
 from uda_seg.evaluation.tables import Table

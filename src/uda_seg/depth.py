@@ -39,9 +39,9 @@ from uda_seg.callbacks.progress import ProgressBar
 from uda_seg.callbacks.stop import Stop
 from uda_seg.cli.arguments import as_override, given_path
 from uda_seg.cli.command import run
+from uda_seg.config.commands import DepthConfig
 from uda_seg.config.naming import plain_name
 from uda_seg.config.replay import describe, replay
-from uda_seg.config.settings import DepthConfig
 from uda_seg.data.sequence_module import SequenceData
 from uda_seg.data.sequences import SequenceDataset, stack
 from uda_seg.errors import UserError

@@ -25,9 +25,9 @@ import pytorch_lightning as pl
 
 from uda_seg.cli.arguments import as_override, given_path
 from uda_seg.cli.command import run
+from uda_seg.config.commands import EvaluateConfig
 from uda_seg.config.naming import plain_name
 from uda_seg.config.replay import replay
-from uda_seg.config.settings import EvaluateConfig
 from uda_seg.data.datamodule import UDADataModule
 from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.domains import open_domain

@@ -22,9 +22,9 @@ import torch
 
 from uda_seg.cli.arguments import as_override, given_path, text_of
 from uda_seg.cli.command import run
+from uda_seg.config.commands import FORMATS, ExportConfig
 from uda_seg.config.replay import replay
 from uda_seg.config.schema import key_of
-from uda_seg.config.settings import FORMATS, ExportConfig
 from uda_seg.errors import UserError
 from uda_seg.exporting.card import ROOM, write_folder
 from uda_seg.exporting.compare import batches, check, difference

@@ -30,9 +30,9 @@ from pathlib import Path
 
 from uda_seg.cli.arguments import as_override, given_path, parsed
 from uda_seg.cli.command import run
+from uda_seg.config.commands import PredictConfig
 from uda_seg.config.replay import replay
 from uda_seg.config.schema import key_of
-from uda_seg.config.settings import PredictConfig
 from uda_seg.errors import UserError
 from uda_seg.evaluation.label_values import label_values
 from uda_seg.launch.ranks import one_device

@@ -24,7 +24,7 @@ from hydra.utils import get_class
 from numpy.typing import NDArray
 
 from uda_seg.cli.command import run
-from uda_seg.config.settings import PrepareConfig
+from uda_seg.config.commands import PrepareConfig
 from uda_seg.data.class_files import official_pixels
 from uda_seg.data.custom import classes_of
 from uda_seg.data.dataset_files import splits_of

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from uda_seg.cli.arguments import as_override
 from uda_seg.cli.command import run
+from uda_seg.config.commands import EvaluateConfig, ReportConfig
 from uda_seg.config.compose import composed
 from uda_seg.config.replay import replay
-from uda_seg.config.settings import EvaluateConfig, ReportConfig
 from uda_seg.data.domains import open_domain
 from uda_seg.errors import UserError
 from uda_seg.results.page import Section, score_cells

@@ -28,7 +28,7 @@ from uda_seg.bench.parts import measure_ema, measure_evaluator, measure_mixing, 
 from uda_seg.bench.phases import profile_step
 from uda_seg.bench.reading import measure_reading
 from uda_seg.bench.session import BICL, DACS, SOURCE_ONLY
-from uda_seg.config.settings import BenchConfig
+from uda_seg.config.commands import BenchConfig
 from uda_seg.errors import UserError
 from uda_seg.methods.bicl import BiCL
 from uda_seg.methods.lcmsm import LCMSM

@@ -26,7 +26,7 @@ from uda_seg.bench.precision import losses, measure_precision, without_dropout
 from uda_seg.bench.session import prepare, steps_of
 from uda_seg.bench.tf32 import arithmetic, stepped
 from uda_seg.bench.turns import Comparison, Looped, Trained, Turns
-from uda_seg.config.settings import BenchConfig
+from uda_seg.config.commands import BenchConfig
 from uda_seg.errors import UserError
 from uda_seg.methods.step import StepModule
 

@@ -11,8 +11,8 @@ from omegaconf import open_dict
 
 from command_line import configured
 from uda_seg.config import compose as composing
+from uda_seg.config.commands import DepthConfig
 from uda_seg.config.schema import CONF, Config, completed, parse
-from uda_seg.config.settings import DepthConfig
 from uda_seg.data.transforms import fit_inside
 
 GTA, SYNTHIA, CITYSCAPES, ACDC = (1052, 1914), (760, 1280), (1024, 2048), (1080, 1920)

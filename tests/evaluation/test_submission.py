@@ -18,7 +18,7 @@ from command_line import NETWORK
 from command_line import configured as configured_for
 from data.trees import cityscapes_splits, image_of, save
 from uda_seg import evaluate, train
-from uda_seg.config.settings import EvaluateConfig
+from uda_seg.config.commands import EvaluateConfig
 from uda_seg.data.labels import CITYSCAPES, CITYSCAPES_RAW
 from uda_seg.errors import UserError
 from uda_seg.evaluation import submission

@@ -20,9 +20,9 @@ from command_line import configured, small_run
 from exporting.hub import TOKEN, Hub, serving
 from results.invented import scores
 from uda_seg import evaluate, export
+from uda_seg.config.commands import EvaluateConfig, ExportConfig
 from uda_seg.config.compose import composed
 from uda_seg.config.replay import describe
-from uda_seg.config.settings import EvaluateConfig, ExportConfig
 from uda_seg.data.custom import classes_of
 from uda_seg.errors import UserError
 from uda_seg.exporting.card import is_private, plain

@@ -38,8 +38,8 @@ from uda_seg.bench.precision import measure_precision
 from uda_seg.bench.reading import measure_reading
 from uda_seg.bench.tf32 import arithmetic
 from uda_seg.cli.command import run
+from uda_seg.config.commands import BenchConfig
 from uda_seg.config.schema import key_of
-from uda_seg.config.settings import BenchConfig
 from uda_seg.errors import UserError
 from uda_seg.evaluation.tables import Table
 from uda_seg.options.validate import nearest

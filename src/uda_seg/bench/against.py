@@ -13,9 +13,9 @@ from uda_seg.bench.measure import Row
 from uda_seg.bench.session import prepare, steps_of
 from uda_seg.bench.turns import Trained, Turns
 from uda_seg.cli.command import check
+from uda_seg.config.commands import BenchConfig
 from uda_seg.config.compose import composed
 from uda_seg.config.schema import groups, key_of
-from uda_seg.config.settings import BenchConfig
 from uda_seg.errors import UserError
 
 PREFIX = "against."

@@ -17,7 +17,7 @@ import pytorch_lightning as pl
 
 from uda_seg.bench.measure import Pairs, Row, synchronize
 from uda_seg.bench.session import WARM_UP, prepare
-from uda_seg.config.settings import BenchConfig
+from uda_seg.config.commands import BenchConfig
 
 # Number of neighbours, and the limit of a step's time relative to a step alone: on two cores, two threads and k
 # neighbours each get 2 / (2 + k) of a core. More cores leave more room.

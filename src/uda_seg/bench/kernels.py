@@ -13,7 +13,7 @@ from torch.profiler import DeviceType, ProfilerActivity, profile
 
 from uda_seg.bench.measure import synchronize
 from uda_seg.bench.session import WARM_UP, prepare
-from uda_seg.config.settings import BenchConfig
+from uda_seg.config.commands import BenchConfig
 from uda_seg.launch.ranks import on_gpu
 
 MATRIX = ("linear", "convolution", "conv", "conv2d", "attention")  # in names of operators, besides mm, addmm, bmm ...

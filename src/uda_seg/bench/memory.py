@@ -17,7 +17,7 @@ from torch import Tensor
 
 from uda_seg.bench.measure import Row
 from uda_seg.bench.session import MIC, SOURCE_ONLY, prepare
-from uda_seg.config.settings import BenchConfig
+from uda_seg.config.commands import BenchConfig
 
 
 def measure_memory(config: BenchConfig) -> list[Row]:

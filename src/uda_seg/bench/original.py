@@ -16,7 +16,7 @@ from uda_seg.bench.overhead import bare_loop
 from uda_seg.bench.session import DACS, prepare, shortened, steps_of
 from uda_seg.bench.tf32 import stepped
 from uda_seg.bench.turns import Comparison, Looped, Side, Trained, Turns
-from uda_seg.config.settings import BenchConfig
+from uda_seg.config.commands import BenchConfig
 from uda_seg.data.datamodule import UDADataModule
 from uda_seg.launch.ranks import on_gpu
 from uda_seg.methods.base import UDAModule

@@ -18,7 +18,7 @@ import torch
 from uda_seg.bench.baselines import BareLoop
 from uda_seg.bench.measure import Pairs, Row, synchronize
 from uda_seg.bench.session import BICL, CORDA, DACS, SOURCE_ONLY, T2SDA, WARM_UP, prepare
-from uda_seg.config.settings import BenchConfig
+from uda_seg.config.commands import BenchConfig
 from uda_seg.data.datamodule import UDADataModule
 from uda_seg.methods.base import UDAModule
 from uda_seg.runs.build import build_data, build_module

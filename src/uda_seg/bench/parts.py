@@ -12,7 +12,7 @@ from torchmetrics import JaccardIndex
 
 from uda_seg.bench.baselines import average_each, blend_classes, draw_half, paste_classes
 from uda_seg.bench.measure import Pairs, Row, alternate
-from uda_seg.config.settings import BenchConfig
+from uda_seg.config.commands import BenchConfig
 from uda_seg.data.labels import CITYSCAPES, IGNORE
 from uda_seg.evaluation.evaluator import SegmentationEvaluator
 from uda_seg.models.mit import MixVisionTransformer

@@ -17,7 +17,7 @@ from uda_seg.bench.kernels import matrix_ms
 from uda_seg.bench.measure import synchronize
 from uda_seg.bench.memory import saved_peak
 from uda_seg.bench.session import WARM_UP, prepare
-from uda_seg.config.settings import BenchConfig
+from uda_seg.config.commands import BenchConfig
 from uda_seg.methods.base import Batch, Loss, UDAModule
 
 

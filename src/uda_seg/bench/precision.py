@@ -15,7 +15,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from uda_seg.bench.measure import Row
 from uda_seg.bench.session import prepare
-from uda_seg.config.settings import BenchConfig
+from uda_seg.config.commands import BenchConfig
 
 
 def measure_precision(config: BenchConfig) -> list[Row]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from uda_seg.bench.measure import Row, alternate
 from uda_seg.bench.parts import faster
-from uda_seg.config.settings import BenchConfig
+from uda_seg.config.commands import BenchConfig
 from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.labels import CITYSCAPES
 from uda_seg.data.specs import SPECS

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 
-from uda_seg.config.settings import BenchConfig
+from uda_seg.config.commands import BenchConfig
 from uda_seg.data.datamodule import UDADataModule
 from uda_seg.methods.base import UDAModule
 from uda_seg.runs.build import build_data, build_module, build_trainer

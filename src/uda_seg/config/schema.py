@@ -13,8 +13,9 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from uda_seg.config.commands import RENAMED, DepthConfig, belongs_to, renamed
 from uda_seg.config.settings import CONF as CONF
-from uda_seg.config.settings import RENAMED, CallbackSettings, DepthConfig, belongs_to, renamed
+from uda_seg.config.settings import CallbackSettings
 from uda_seg.config.settings import Config as Config
 from uda_seg.config.settings import Origin as Origin
 from uda_seg.config.settings import groups as groups

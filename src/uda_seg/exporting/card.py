@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
+from uda_seg.config.commands import ExportConfig
 from uda_seg.config.replay import describe
 from uda_seg.config.schema import completed, key_of
-from uda_seg.config.settings import ExportConfig
 from uda_seg.evaluation.tables import ABSENT
 from uda_seg.exporting.formats import write_safetensors
 from uda_seg.exporting.scores import Kind, Numbers, Score, mean_of, numbers_of

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from uda_seg.config.settings import PredictConfig
+from uda_seg.config.commands import PredictConfig
 from uda_seg.data.folders import ends_in, files_below, is_clutter, kinds_of
 from uda_seg.data.images import (
     HEAD,

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from uda_seg.config.settings import PredictConfig
+from uda_seg.config.commands import PredictConfig
 from uda_seg.data.images import HEAD, may_be_deep
 from uda_seg.errors import UserError
 from uda_seg.options.validate import leaves, shown

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from uda_seg.config.commands import PredictConfig
 from uda_seg.config.compose import composed
 from uda_seg.config.replay import replay
-from uda_seg.config.settings import PredictConfig
 from uda_seg.runs.checkpoint import read_checkpoint
 from uda_seg.runs.trained import TrainedSegmentor, trained
 

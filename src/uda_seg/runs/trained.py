@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import Tensor
 
+from uda_seg.config.commands import ExportConfig, PredictConfig
 from uda_seg.config.compose import composed
 from uda_seg.config.replay import replay
-from uda_seg.config.settings import ExportConfig, PredictConfig
 from uda_seg.data.batch import Sample
 from uda_seg.data.custom import classes_of
 from uda_seg.data.labels import ClassSet

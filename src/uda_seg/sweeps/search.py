@@ -30,9 +30,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from uda_seg.config.commands import kind_of
 from uda_seg.config.replay import method_options
 from uda_seg.config.schema import Config, key_of, parse
-from uda_seg.config.settings import kind_of
 from uda_seg.errors import Damaged, UserError
 from uda_seg.errors.ending import fail
 from uda_seg.evaluation.tables import ABSENT, Table

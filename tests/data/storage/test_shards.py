@@ -25,7 +25,7 @@ from trees import streets_tree
 
 from command_line import configured, forked
 from uda_seg import prepare
-from uda_seg.config.settings import PrepareConfig
+from uda_seg.config.commands import PrepareConfig
 from uda_seg.data.datamodule import UDADataModule
 from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.domains import open_domain
