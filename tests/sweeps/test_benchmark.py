@@ -93,8 +93,8 @@ def test_a_file_that_is_no_result_is_trained_again_and_never_taken(
         (["sweep=benchmark", "method=dacs", "data=camvid_all", "seed=1"], "dacs"),
         (["method=dacs", "model=hrda_small", "data.target.root=/photos", "steps=50"], "dacs,model=hrda_small,steps=50"),
         (["method=dacs", "trainer=gpu", "trainer.precision=32-true", "data.workers=0"], "dacs"),
-        (["method=lcmsm", "method.text=none"], "lcmsm,method.text=none"),
-        (["method=lcmsm", "method.text_file=/here/clip.npz"], "lcmsm,method.text_file=clip.npz"),
+        (["method=lcmsm", "method.text=none"], "lcmsm,text=none"),
+        (["method=lcmsm", "method.text_file=/here/clip.npz"], "lcmsm,text_file=clip.npz"),
     ],
 )
 def test_a_row_is_named_by_its_method_and_by_what_changes_results(overrides: list[str], row: str) -> None:

@@ -72,12 +72,13 @@ def row_of(method: str, overrides: Sequence[str], fixed: Iterable[str]) -> str:
     """Name a row by its method and the overrides that change results, except `fixed` ones, which all rows share.
 
     Hardware and locations of data are left out, and of absolute paths only the last part is named, so that rows of
-    several machines have the same names.
+    several machines have the same names. Options of the method are named without `method.`.
     """
     own = [o for o in overrides if key_of(o) not in fixed and not _OF_MACHINE.search(key_of(o))]
     named = [o if "=/" not in o else f"{key_of(o)}={Path(o).name}" for o in own]
     network = [f",{o}" for o in named if key_of(o) == "model"]
-    return method + "".join(network) + variant(named, [key_of(o) for o in own if is_named(key_of(o))])
+    row = [o.removeprefix("method.") for o in named]
+    return method + "".join(network) + variant(row, [key_of(o) for o in row if is_named(key_of(o))])
 
 
 def is_finished(job: Job) -> bool:
