@@ -36,9 +36,7 @@ def settings_of(config: PredictConfig, model: TrainedSegmentor, outputs: Outputs
     said = {
         "checkpoint": digest_of(weights_of(Path(str(config.checkpoint)))),
         "evaluator": asdict(config.evaluator),
-        "size": None
-        if (fit := model.fit) is None
-        else [*fit.box, "inside" if fit.keep_ratio else "stretched", fit.filter],
+        "size": None if fit is None else [*fit.box, "inside" if fit.keep_ratio else "stretched", fit.filter],
         "classes": list(model.classes.names),
         "palette": model.palette.tolist(),
         "ids": outputs.values.table.tolist(),
