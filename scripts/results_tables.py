@@ -1,4 +1,4 @@
-"""Write the tables of docs/results.md from the kept results of the benchmarks, between its two marks.
+"""Write the tables of docs/results.md from the kept results of benchmarks and ablations, between its two marks.
 
     python scripts/results_tables.py
 
@@ -12,8 +12,20 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from uda_seg.results.compare import CONTROLS, Group, Table, differences, label_free
-from uda_seg.results.intervals import DRAWS, Interval
+from uda_seg.config.base_rows import base_rows
+from uda_seg.errors import UserError
+from uda_seg.errors.ending import fail
+from uda_seg.results.compare import (
+    CONTROLS,
+    ORACLE,
+    Difference,
+    Group,
+    Table,
+    differences,
+    label_free,
+    label_groups,
+)
+from uda_seg.results.intervals import DRAWS
 from uda_seg.results.reading import Run
 from uda_seg.results.result import read_result
 from uda_seg.storage.files import write_text
@@ -24,36 +36,71 @@ BEGIN, END = "<!-- results: begin, by scripts/results_tables.py -->", "<!-- resu
 NONE = "No results of a benchmark are in this checkout yet."
 # Rows in the order of the page; others follow by name.
 FIRST = ("source_only", "source_only_strong", "adabn", "adabn_strong", "dacs", "daformer", "mic", "lcmsm", "bicl")
-ENOUGH = 6  # seeds of a row that a claim is made of
+ENOUGH, FEW = 6, "†"  # seeds of a row that a claim is made of, and the mark of one with fewer
 
 
 def tables(results: Path) -> str:
-    """Write the tables of every benchmark and setting, one for each target, and of scores without labels."""
-    found: dict[tuple[str, str], dict[str, list[Run]]] = {}
+    """Write the tables of every sweep and setting, one for each target, and of scores without labels.
+
+    Raises:
+        UserError: a result that cannot be read, or seeds of a row that differ in more than the seed.
+    """
+    found: dict[str, dict[str, dict[str, list[Run]]]] = {}
     for path in sorted(results.glob("*/*/*/seed*.json")):
-        benchmark, setting, row = path.parts[-4:-1]
-        found.setdefault((benchmark, setting), {}).setdefault(row, []).append(Run(read_result(path), path))
-    parts = [_setting(benchmark, setting, rows) for (benchmark, setting), rows in found.items()]
+        sweep, setting, row = path.parts[-4:-1]
+        found.setdefault(sweep, {}).setdefault(setting, {}).setdefault(row, []).append(Run(read_result(path), path))
+    parts = []
+    for sweep in sorted(found, key=lambda name: (not name.startswith("benchmark"), name)):
+        parts.append(f"#### `sweep={sweep}`")
+        parts += [_setting(sweep, setting, rows) for setting, rows in found[sweep].items()]
     return "\n\n".join(parts) if parts else NONE
 
 
-def _setting(benchmark: str, setting: str, rows: Mapping[str, Sequence[Run]]) -> str:
-    order = sorted(rows, key=lambda row: (_place(row), row))
-    groups = [Group(row, sorted(rows[row], key=lambda run: run.result.seed)) for row in order]
+def _setting(sweep: str, setting: str, rows: Mapping[str, Sequence[Run]]) -> str:
+    base = base_rows().get(sweep, "")
+    groups = _groups(rows, base)
     results = [run.result for group in groups for run in group.runs]
-    few = [f"{g.label} ({len(g.runs)})" for g in groups if len(g.runs) < ENOUGH]
     intro = (
-        f"`sweep={benchmark}`, `data={setting}`, {len(results)} runs of {_range([r.steps for r in results])} steps on "
+        f"`data={setting}`, {len(results)} runs of {_range([r.steps for r in results])} steps on "
         f"{' and '.join(sorted({r.device for r in results}))}: mIoU in %, last iterate, mean ± standard deviation over "
-        f"seeds; paired differences with 95 % intervals ({DRAWS} bootstrap draws of seeds and images); the share of "
-        "the gap between `source_only` and the oracle that is closed. Differences and shares are over the seeds that "
-        "both have, whose number follows where it is not the row's. "
-        f"Fewer than {ENOUGH} seeds: {', '.join(few) or 'none'}."
+        f"seeds; paired differences with 95 % intervals ({DRAWS} bootstrap draws of seeds and images), over the seeds "
+        "that both have, whose number follows where it is not the row's."
     )
+    if any(group.first.method == ORACLE for group in groups):
+        intro += f" The share is that of the gap between `{CONTROLS[0]}` and the oracle that is closed."
+    if any(len(group.runs) < ENOUGH for group in groups):
+        intro += f" {FEW} marks rows of fewer than {ENOUGH} seeds, which no claim is made of."
     targets = dict.fromkeys(name for result in results for name in result.targets)
-    seen = [_table(name, [g for g in groups if all(name in run.result.targets for run in g.runs)]) for name in targets]
+    seen = [
+        _table(name, [g for g in groups if all(name in run.result.targets for run in g.runs)], base) for name in targets
+    ]
+    if base and not any(table.references() for table in seen):
+        intro += f" The row to compare with, `{base}`, has no result yet."
     shown = [f"**{table.target}**{_kind(table)}\n\n{_scores(table)}\n\n{_classes(table)}" for table in seen]
     return "\n\n".join([_filled(intro), *shown, _label_free(setting, seen)])
+
+
+def _groups(rows: Mapping[str, Sequence[Run]], base: str) -> list[Group]:
+    """Name rows, by what they differ in where they have a base row, and sort them: the base row and controls first."""
+    order = sorted(rows, key=lambda row: (_place(row), row))
+    members = [sorted(rows[row], key=lambda run: run.result.seed) for row in order]
+    for runs in members:
+        _check_alike(runs)
+    if not base:
+        return [Group(row, runs) for row, runs in zip(order, members, strict=True)]
+    table = Table("", "", (), (), label_groups(members), base=base)
+    first = table.references()
+    return [*first, *(group for group in table.groups if group not in first)]
+
+
+def _check_alike(runs: Sequence[Run]) -> None:
+    """Raise UserError if the runs of a row differ in more than their seed; older ones may lack settings."""
+    first = runs[0]
+    for run in runs[1:]:
+        told = [{"steps": r.result.steps, "data": r.result.data} | r.result.settings for r in (first, run)]
+        keys = sorted(k for k in told[0].keys() & told[1].keys() if told[0][k] != told[1][k] and k != "seed")
+        if keys:
+            raise UserError(f"{run.file} and {first.file} differ in {', '.join(keys[:3])}: one of them is out of date")
 
 
 def _filled(text: str) -> str:
@@ -69,22 +116,23 @@ def _range(steps: Sequence[int]) -> str:
     return f"{min(steps)}" if min(steps) == max(steps) else f"{min(steps)} to {max(steps)}"
 
 
-def _table(target: str, groups: Sequence[Group]) -> Table:
+def _table(target: str, groups: Sequence[Group], base: str) -> Table:
     scores = groups[0].scores(target)[0]
-    return Table("", target, tuple(scores.per_class), tuple(scores.classes), groups)
+    return Table("", target, tuple(scores.per_class), tuple(scores.classes), groups, base=base)
 
 
 def _scores(table: Table) -> str:
-    references = [group for group in table.groups if group.label in CONTROLS]
-    found = {group.label: {d.group: d for d in differences(table, group)} for group in references}
-    heads = ["run", "seeds", "mIoU", *(f"minus {name}" for name in found), "of the oracle's gap"]
+    found = {group.label: {d.group: d for d in differences(table, group)} for group in table.references()}
+    gaps = found.get(CONTROLS[0], {}) if table.oracle else {}
+    heads = ["run", "seeds", "mIoU", *(f"minus {name}" for name in found), *(["of the oracle's gap"] if gaps else [])]
     lines = [_line(heads), "|---|" + "---:|" * (len(heads) - 1)]
     for group in table.groups:
         own = [found[name].get(group.label) for name in found]
-        base = found.get(CONTROLS[0], {}).get(group.label)
-        share = "" if base is None or base.gap is None else f"{100 * base.gap:.0f} %"
-        cells = ["" if d is None or d.interval is None else _gain(d.interval, len(group.runs)) for d in own]
-        lines.append(_line([group.label, str(len(group.runs)), str(group.miou(table.target)), *cells, share]))
+        seeds = f"{len(group.runs)}{f' {FEW}' if len(group.runs) < ENOUGH else ''}"
+        cells = ["" if d is None else _gain(d, len(group.runs)) for d in own]
+        share = gaps[group.label].gap if group.label in gaps else None
+        cells += ["" if share is None else f"{100 * share:.0f} %"] if gaps else []
+        lines.append(_line([group.label, seeds, str(group.miou(table.target)), *cells]))
     return "\n".join(lines)
 
 
@@ -112,7 +160,12 @@ def _percent(value: float) -> str:
     return "" if math.isnan(value) else f"{100 * value:.1f}"
 
 
-def _gain(interval: Interval, seeds: int) -> str:
+def _gain(found: Difference, seeds: int) -> str:
+    interval = found.interval
+    if interval is None:
+        return found.unpaired
+    if found.unpaired:
+        return f"{_signed(interval.mean)}, not paired: {found.unpaired}"
     ends = [_signed(end) for end in (interval.low, interval.high) if end is not None]
     parts = [_signed(interval.mean), f"[{', '.join(ends)}]" if ends else "", f"({interval.seeds})"]
     return " ".join(part for part in parts[: 2 if interval.seeds == seeds else 3] if part)
@@ -158,4 +211,7 @@ def page(text: str, generated: str) -> str:
 
 
 if __name__ == "__main__":
-    write_text(PAGE, page(PAGE.read_text(), tables(RESULTS)))
+    try:
+        write_text(PAGE, page(PAGE.read_text(), tables(RESULTS)))
+    except UserError as error:
+        fail(error)

@@ -24,6 +24,7 @@ class WorkersConf:
     threads: Any = "auto"
     minutes: Any = None
     report: bool = True
+    base: str | None = None
 
 
 class WorkersLauncher(Launcher):

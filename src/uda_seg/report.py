@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from uda_seg.cli.arguments import as_override
 from uda_seg.cli.command import run
+from uda_seg.config.base_rows import base_rows
 from uda_seg.config.commands import EvaluateConfig, ReportConfig
 from uda_seg.config.compose import composed
 from uda_seg.config.replay import replay
@@ -65,7 +66,7 @@ def report(config: ReportConfig, folder: Path) -> Path:
     first = Path(places[0]).expanduser()
     out = Path(config.out).expanduser() if config.out else (first if first.is_dir() else Path("outputs")) / "report"
     settings = config.report
-    sections = build_sections(found, settings.against, settings.draws)
+    sections = build_sections(found, base_rows(), settings.against, settings.draws)
     if settings.pictures:
         for section in sections:
             add_pictures(section, settings.pictures)

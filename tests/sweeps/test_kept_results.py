@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 import runpy
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import yaml
 
+from results.invented import invented
+from uda_seg.config.base_rows import base_rows
+from uda_seg.config.schema import CONF
 from uda_seg.errors import UserError
-from uda_seg.results.result import Result, TargetScores, write_result
+from uda_seg.results.reading import find_results
+from uda_seg.results.result import Result, TargetScores, read_result, write_result
+from uda_seg.results.writing import build_sections
 
 ROOT = Path(__file__).resolve().parents[2]
 MERGE = runpy.run_path(str(ROOT / "scripts" / "merge_results.py"))["merge"]
@@ -24,6 +33,29 @@ def keep(results: Path, row: str, seed: int, miou: float, setting: str = "street
     content = json.loads(path.read_text()) | {"benchmark": {"digest": "0", "numbers": 1}}
     path.write_text(json.dumps(content))
     return path
+
+
+ROWS = {  # of an ablation: a text, and its gain over the text `none`
+    ("none", "0.3"): 0.0,
+    ("file", "0.3"): 0.02,
+    ("file", "0"): -0.05,
+}
+
+
+def keep_ablation(results: Path, seeds: int) -> None:
+    """Keep runs of an ablation as `sweep=ablate_lcmsm` does, which see the same images."""
+    for (text, weight), gain in ROWS.items():
+        for seed in range(seeds if text == "none" else 6):
+            overrides = [f"seed={seed}", "data=streets", "method=lcmsm", f"method.text={text}"]
+            overrides += [f"method.mask_weight={weight}", "sweep=ablate_lcmsm", "trainer=gpu"]
+            result = invented("lcmsm", seed, 0.6 + gain, overrides=overrides, choices={"sweep": "ablate_lcmsm"})
+            settings = {**result.settings, "method.text": text, "method.mask_weight": float(weight)}
+            write_result(place_of(results, text, weight, seed), replace(result, settings=settings))
+
+
+def place_of(results: Path, text: str, weight: str, seed: int) -> Path:
+    row = f"lcmsm,mask_weight={weight},text={text}"
+    return results / "ablate_lcmsm" / "streets" / row / f"seed{seed}.json"
 
 
 def test_results_of_another_machine_are_brought_in_and_none_is_overwritten(tmp_path: Path) -> None:
@@ -54,15 +86,62 @@ def test_the_tables_have_every_row_with_its_seeds_and_paired_differences(tmp_pat
     rows = [line for line in text.partition("**b**")[0].splitlines() if line.startswith("| ")]
     assert rows[:6] == [
         "| run | seeds | mIoU | minus source_only | of the oracle's gap |",
-        "| source_only | 2 | 35.00 ± 7.07 |  |  |",
-        "| dacs | 3 | 50.00 ± 10.00 | +10.0 [+10.0, +10.0] (2) | 20 % |",  # both seeds gain 10; of seed 1's gap of 50
-        "| another | 1 | 20.00 | -10.0 | -17 % |",  # no seed in common with the oracle: of 90 - 30
-        "| oracle | 1 | 90.00 | +50.0 | 100 % |",
+        "| source_only | 2 † | 35.00 ± 7.07 |  |  |",
+        "| dacs | 3 † | 50.00 ± 10.00 | +10.0 [+10.0, +10.0] (2) | 20 % |",  # both seeds gain 10; of seed 1's gap of 50
+        "| another | 1 † | 20.00 | -10.0 | -17 % |",  # no seed in common with the oracle: of 90 - 30
+        "| oracle | 1 † | 90.00 | +50.0 | 100 % |",
         "| IoU in % | road |",
     ]
     said = " ".join(text.split())
-    assert "Fewer than 6 seeds: source_only (2), dacs (3), another (1), oracle (1)." in said
+    assert "† marks rows of fewer than 6 seeds" in said
     assert "None of these runs logged scores without labels" in said
+
+
+def test_an_ablation_is_compared_with_its_own_base_row(tmp_path: Path) -> None:
+    keep_ablation(tmp_path, seeds=5)
+    text = TABLES["tables"](tmp_path)
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    assert rows[0] == ["| run", "seeds", "mIoU", "minus lcmsm text=none mask_weight=0.3 |"]
+    assert [row[:2] for row in rows[1:4]] == [
+        ["| lcmsm text=none mask_weight=0.3", "5 †"],
+        ["| lcmsm text=file mask_weight=0", "6"],
+        ["| lcmsm text=file mask_weight=0.3", "6"],
+    ]
+    scores = {
+        (text, weight): [read_result(place_of(tmp_path, text, weight, seed)).miou for seed in range(5)]
+        for text, weight in ROWS
+    }
+    for row, of in ((rows[2], ("file", "0")), (rows[3], ("file", "0.3"))):
+        gain = 100 * np.mean(np.subtract(scores[of], scores["none", "0.3"]))
+        assert row[3].startswith(f"{gain:+.1f} [")
+        assert row[3].endswith("] (5) |")  # the seeds that both have
+    [section] = build_sections(find_results(tmp_path), base_rows(), draws=100)
+    assert section.table.title == "ablate_lcmsm, streets: target, 5 classes"
+    assert [d.reference for d in section.differences] == ["lcmsm text=none mask_weight=0.3"]
+
+
+def test_an_ablation_without_its_base_row_says_so_and_a_row_of_several_settings_is_refused(tmp_path: Path) -> None:
+    keep_ablation(tmp_path, seeds=0)
+    said = " ".join(TABLES["tables"](tmp_path).split())
+    assert "The row to compare with, `method.text=none method.mask_weight=0.3`, has no result yet." in said
+    place = place_of(tmp_path, "file", "0", 3)
+    other = read_result(place)
+    write_result(place, replace(other, settings={**other.settings, "optimizer.lr": 1.0}))
+    with pytest.raises(UserError, match=r"seed3.json and .*seed0.json differ in optimizer.lr: one of them is out of"):
+        TABLES["tables"](tmp_path)
+
+
+def params_of(sweep: str) -> Mapping[str, Any]:
+    content = yaml.safe_load((CONF / "sweep" / f"{sweep}.yaml").read_text())
+    params: Mapping[str, Any] = content["hydra"]["sweeper"]["params"]
+    return params
+
+
+def test_every_base_row_is_one_that_its_sweep_trains() -> None:
+    assert {path.stem for path in (CONF / "sweep").glob("ablate_*.yaml")} == {*base_rows(), "ablate_dg"}
+    for sweep, base in base_rows().items():
+        for key, value in (override.split("=") for override in base.split()):
+            assert value in str(params_of(sweep)[key]).split(","), f"{sweep}: {key}={value}"
 
 
 def test_the_page_has_the_tables_of_the_committed_results() -> None:

@@ -18,7 +18,7 @@ _NOT_IN_NAME = re.compile(
     r"|^evaluator\.(windows_per_batch|teacher|label_free|label_free_images|choose_by)$|^(logger|hydra|bench|predict)[./]"
     r"|^callbacks\.(checkpoints|panels|validation_panels|progress)$"
 )
-
+_OF_MACHINE = re.compile(r"^trainer$|^trainer\.|\.root$")
 
 _IN_PATH = {"method", "model", "data", "seed"}
 _PLAIN = (("trainer", "auto"), ("callbacks", "default"))  # choices that say nothing
@@ -45,6 +45,11 @@ def variant(overrides: Sequence[str], swept: Sequence[str] = ()) -> str:
 def is_named(key: str) -> bool:
     """Return whether the value of this key is part of a run folder's name."""
     return not _NOT_IN_NAME.search(key)
+
+
+def changes_results(key: str) -> bool:
+    """Return whether results depend on this key, besides the path's parts; they do not on hardware and locations."""
+    return is_named(key) and not _OF_MACHINE.search(key)
 
 
 def _in_name(key: str, value: str) -> str:

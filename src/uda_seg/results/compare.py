@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
+from uda_seg.config.naming import changes_results
+from uda_seg.config.schema import key_of
 from uda_seg.evaluation.tables import Spread
 from uda_seg.results.intervals import Interval, paired_interval, seeds_interval
 from uda_seg.results.packing import Counts, ImageConfusions
@@ -84,6 +89,8 @@ class Table:
         classes: names of all classes.
         counted: names of the classes in the mean.
         groups: the best mIoU first.
+        sweep: sweep that all runs are of, if it has a base row of its own; "" otherwise.
+        base: overrides of that row, separated by blanks.
     """
 
     data: str
@@ -91,11 +98,22 @@ class Table:
     classes: tuple[str, ...]
     counted: tuple[str, ...]
     groups: Sequence[Group]
+    sweep: str = ""
+    base: str = ""
 
     @property
     def title(self) -> str:
-        """Data, target and number of classes."""
-        return f"{self.data}: {self.target}, {len(self.counted)} classes"
+        """Sweep, data, target and number of classes."""
+        return f"{self.sweep + ', ' if self.sweep else ''}{self.data}: {self.target}, {len(self.counted)} classes"
+
+    def references(self, against: Sequence[str] = ()) -> list[Group]:
+        """List the groups that others are compared with: base rows, those given, and all controls.
+
+        Args:
+            against: methods, labels, or overrides separated by blanks, of which a group has to have all.
+        """
+        named = [group for said in (self.base, *against) if said for group in self.groups if _is_named(group, said)]
+        return list({group.label: group for group in [*named, *self.controls]}.values())
 
     @property
     def controls(self) -> list[Group]:
@@ -106,6 +124,23 @@ class Table:
     def oracle(self) -> Group | None:
         """The first group that was trained on the target's labels."""
         return next((group for group in self.groups if group.first.method == ORACLE), None)
+
+
+def _is_named(group: Group, said: str) -> bool:
+    by_overrides = "=" in said and all(_has(group.first, override) for override in said.split())
+    return said in (group.label, group.first.method) or by_overrides
+
+
+def _has(result: Result, override: str) -> bool:
+    """Tell whether a run has a setting, whether or not its command line gave it."""
+    key, _, said = override.partition("=")
+    if key not in result.settings:
+        return override in result.overrides
+    value = result.settings[key]
+    try:
+        return bool(float(said) == value)
+    except ValueError:
+        return said == (value if isinstance(value, str) else json.dumps(value))
 
 
 @dataclass(frozen=True)
@@ -137,24 +172,30 @@ def settings_without_seed(result: Result) -> tuple[Any, ...]:
     return (result.method, result.model, result.data, result.steps, result.step, repr(sorted(said.items())))
 
 
-def build_tables(runs: Sequence[Run]) -> list[Table]:
+def build_tables(runs: Sequence[Run], bases: Mapping[str, str] = MappingProxyType({})) -> list[Table]:
     """Sort runs into tables by data, target and class set, and into groups over seeds within them.
 
     A repeated seed within a group makes a group of its own, so that no run counts twice.
+
+    Args:
+        runs: the runs.
+        bases: sweep -> overrides of its base row, separated by blanks. Each of these sweeps has tables of its own.
     """
     found: dict[tuple[Any, ...], dict[tuple[Any, ...], list[Run]]] = {}
     for run in runs:
         for target, scores in run.result.targets.items():
-            place = (run.result.data, target, tuple(scores.per_class), tuple(scores.classes), _evaluation(run, target))
+            sweep = run.result.choices.get("sweep", "")
+            scored = (tuple(scores.per_class), tuple(scores.classes), _evaluation(run, target))
+            place = (sweep if sweep in bases else "", run.result.data, target, *scored)
             groups, key, again = found.setdefault(place, {}), settings_without_seed(run.result), 0
             while any(other.result.seed == run.result.seed for other in groups.get((*key, again), ())):
                 again += 1
             groups.setdefault((*key, again), []).append(run)
     tables = []
-    for (data, target, classes, counted, _), groups in found.items():
-        labels = _labels([sorted(members, key=lambda run: run.result.seed) for members in groups.values()])
+    for (sweep, data, target, classes, counted, _), groups in found.items():
+        labels = label_groups([sorted(members, key=lambda run: run.result.seed) for members in groups.values()])
         labels.sort(key=lambda group: -np.nan_to_num(group.miou(target).mean, nan=-1))
-        tables.append(Table(data, target, classes, counted, labels))
+        tables.append(Table(data, target, classes, counted, labels, sweep, bases.get(sweep, "")))
     return tables
 
 
@@ -167,18 +208,26 @@ def _evaluation(run: Run, target: str) -> str:
     return repr((sorted(said.items()), None if images is None else images.names)) if not run.former else repr(said)
 
 
-def _labels(members: Sequence[Sequence[Run]]) -> list[Group]:
-    """Name groups by the method and, where that is not enough, by network, overrides and folder."""
+def label_groups(members: Sequence[Sequence[Run]]) -> list[Group]:
+    """Name groups by the method and, where that is not enough, by network, overrides, steps and folder."""
     firsts = [runs[0].result for runs in members]
     names = [result.method for result in firsts]
-    for more in (_model, _overrides, _steps, _folder):
-        repeated = {name for name in names if names.count(name) > 1}
-        told = {name: {more(r) for n, r in zip(names, firsts, strict=True) if n == name} for name in repeated}
-        names = [
-            f"{name} {more(result)}".strip() if name in repeated and len(told[name]) > 1 else name
-            for name, result in zip(names, firsts, strict=True)
-        ]
+    for more in (_models, _overrides, _steps, _folders):
+        names = _told_apart(names, firsts, more)
     return [Group(name, runs) for name, runs in zip(_distinct(names), members, strict=True)]
+
+
+def _told_apart(
+    names: Sequence[str], results: Sequence[Result], more: Callable[[Sequence[Result]], list[str]]
+) -> list[str]:
+    """Add to each repeated name what tells its results apart, if it does."""
+    found = list(names)
+    for name in {name for name in names if names.count(name) > 1}:
+        places = [i for i, other in enumerate(names) if other == name]
+        added = more([results[i] for i in places])
+        for i, text in zip(places, added if len({*added}) > 1 else [], strict=False):
+            found[i] = f"{name} {text}".strip()
+    return found
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
@@ -190,23 +239,32 @@ def _distinct(names: Sequence[str]) -> list[str]:
     return found
 
 
-def _model(result: Result) -> str:
-    return result.model
+def _models(results: Sequence[Result]) -> list[str]:
+    return [result.model for result in results]
 
 
-def _overrides(result: Result) -> str:
-    said = (
-        o for o in result.overrides if not re.match(r"(method|model|data|seed|logger|callbacks|hydra|trainer)\b", o)
-    )
-    return " ".join(said)
+def _overrides(results: Sequence[Result]) -> list[str]:
+    """Say the overrides that not all results have: `text=none mask_weight=0` for options of the method."""
+    given = [dict(o.partition("=")[::2] for o in result.overrides if changes_results(key_of(o))) for result in results]
+    keys = [k for k in dict.fromkeys(k for own in given for k in own) if len({own.get(k) for own in given}) > 1]
+    short = {key: _short_paths({own[key] for own in given if key in own}) for key in keys}
+    said = [{k: short[k].get(own[k], own[k]) for k in keys if k in own} for own in given]
+    return [" ".join(f"{key.removeprefix('method.')}={value}" for key, value in own.items()) for own in said]
 
 
-def _steps(result: Result) -> str:
-    return f"{result.step} steps"
+def _short_paths(values: Collection[str]) -> dict[str, str]:
+    """Shorten paths to the parts that not all of them have, a single one to its last part."""
+    parts = {value: Path(value).parts for value in values if "/" in value}
+    common = set.intersection(*map(set, parts.values())) if parts else set()
+    return {value: "/".join(part for part in own if part not in common) or own[-1] for value, own in parts.items()}
 
 
-def _folder(result: Result) -> str:
-    return result.run.rpartition("/")[0]
+def _steps(results: Sequence[Result]) -> list[str]:
+    return [f"{result.step} steps" for result in results]
+
+
+def _folders(results: Sequence[Result]) -> list[str]:
+    return [result.run.rpartition("/")[0] for result in results]
 
 
 def differences(table: Table, reference: Group, draws: int = 2000) -> list[Difference]:

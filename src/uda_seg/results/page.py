@@ -141,12 +141,11 @@ def build_section(table: Table, against: Sequence[str], draws: int = DRAWS) -> S
 
     Args:
         table: groups of runs.
-        against: methods or labels to compare with; the first one that is there is also that of the confusions. With
-            none of them, every group is compared with the last one.
+        against: what to compare with besides the table's own base rows, see `Table.references`; the first one that is
+            there is also that of the confusions. With none of them, every group is compared with the last one.
         draws: bootstrap samples.
     """
-    named = [g for name in against for g in table.groups if name in (g.label, g.first.method)]
-    references = list({g.label: g for g in [*named, *table.controls]}.values())
+    references = table.references(against)
     if not references and len(table.groups) > 1:
         references = [table.groups[-1]]
     found = [_against(table, group, draws) for group in references if len(table.groups) > 1]

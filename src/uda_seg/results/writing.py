@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from uda_seg.results.compare import CONTROLS, build_tables
@@ -15,15 +15,18 @@ from uda_seg.storage.files import write_text
 log = logging.getLogger(__name__)
 
 
-def build_sections(found: Found, against: Sequence[str] = CONTROLS[:1], draws: int = DRAWS) -> list[Section]:
+def build_sections(
+    found: Found, bases: Mapping[str, str], against: Sequence[str] = CONTROLS[:1], draws: int = DRAWS
+) -> list[Section]:
     """Compute what the report shows of every table of the runs.
 
     Args:
         found: the runs.
-        against: methods or labels that the others are compared with, besides all controls.
+        bases: sweep -> overrides of its base row, see `build_tables`.
+        against: methods, labels or overrides of rows that the others are compared with, besides these and all controls.
         draws: bootstrap samples of an interval.
     """
-    return [build_section(table, against, draws) for table in build_tables(found.runs)]
+    return [build_section(table, against, draws) for table in build_tables(found.runs, bases)]
 
 
 def write_report(out: Path, title: str, found: Found, sections: Sequence[Section], draws: int = DRAWS) -> Path:

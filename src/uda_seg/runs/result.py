@@ -107,8 +107,8 @@ def write_run(
             start=_start(config, record, checkpoints),
             cost=_cost(data, trainer, checkpoints, seen),
             choices=choices,
-            overrides=[o for o in map(_movable, record.get("overrides", [])) if not o.startswith("hydra.")],
-            settings={key: _movable(value) for key, value in settings_of(resolved(config), moved=True).items()},
+            overrides=[o for o in map(movable, record.get("overrides", [])) if not o.startswith("hydra.")],
+            settings={key: movable(value) for key, value in settings_of(resolved(config), moved=True).items()},
             versions={**record.get("versions", {}), "uda_seg": str(record.get("uda_seg", ""))},
             git=str(record.get("git", "unknown")),
             device=f"{_device(trainer.strategy.root_device)}, {trainer.precision}",
@@ -144,8 +144,8 @@ def _scores(scores: Scores, names: list[str], teacher: float | None) -> TargetSc
 
 def _start(config: Config, record: Mapping[str, Any], checkpoints: Checkpoints) -> Start:
     return Start(
-        pretrained=None if config.pretrained is None else _movable(config.pretrained),
-        init=None if config.init is None else _movable(config.init),
+        pretrained=None if config.pretrained is None else movable(config.pretrained),
+        init=None if config.init is None else movable(config.init),
         digest=checkpoints.content.get("start"),
         files=dict(record.get("files", {})),
     )
@@ -172,7 +172,7 @@ def _device(device: torch.device) -> str:
     return f"{device.type} {platform.machine()}, {cores} cores, {torch.get_num_threads()} threads"
 
 
-def _movable(value: Any) -> Any:
+def movable(value: Any) -> Any:
     """Leave out the folders of an absolute path, also as the value of an override: they are those of one machine."""
     if not isinstance(value, str):
         return value

@@ -12,7 +12,6 @@ import json
 import logging
 import math
 import os
-import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,12 +19,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from uda_seg.config.naming import is_named, variant
+from uda_seg.config.naming import changes_results, variant
 from uda_seg.config.schema import Config, key_of, resolved
 from uda_seg.errors import Damaged, UserError
 from uda_seg.evaluation.tables import ABSENT, Spread, Table
 from uda_seg.runs.checkpoint import settings_of
 from uda_seg.runs.record import digests_of_files
+from uda_seg.runs.result import movable
 from uda_seg.storage.files import read_json, write_text
 from uda_seg.sweeps.table import finished
 
@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 # Raised by whoever changes what training computes: results of another number are not taken for finished.
 NUMBERS = 1
 KEY = "benchmark"  # of what is added to a run's result
-_OF_MACHINE = re.compile(r"^trainer$|^trainer\.|\.root$")
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,11 +73,11 @@ def row_of(method: str, overrides: Sequence[str], fixed: Iterable[str]) -> str:
     Hardware and locations of data are left out, and of absolute paths only the last part is named, so that rows of
     several machines have the same names. Options of the method are named without `method.`.
     """
-    own = [o for o in overrides if key_of(o) not in fixed and not _OF_MACHINE.search(key_of(o))]
-    named = [o if "=/" not in o else f"{key_of(o)}={Path(o).name}" for o in own]
-    network = [f",{o}" for o in named if key_of(o) == "model"]
+    own = [o for o in overrides if key_of(o) not in fixed]
+    named = [o if "=/" not in o else f"{key_of(o)}={Path(o).name}" for o in own if changes_results(key_of(o))]
+    network = [f",{o}" for o in own if key_of(o) == "model"]
     row = [o.removeprefix("method.") for o in named]
-    return method + "".join(network) + variant(row, [key_of(o) for o in row if is_named(key_of(o))])
+    return method + "".join(network) + variant(row, [key_of(o) for o in row])
 
 
 def is_finished(job: Job) -> bool:
@@ -87,14 +86,14 @@ def is_finished(job: Job) -> bool:
         try:
             kept = read_stored(job.stored)
         except Damaged as error:
-            log.warning("%s; it is trained again", error)
-            return False
-        if kept[KEY].get("digest") == job.digest:
-            return True
-        log.warning("%s is of other settings or of another version: it will be replaced", job.stored)
+            log.warning("%s; it is made again", error)
+        else:
+            if kept[KEY].get("digest") == job.digest:
+                return True
+            log.warning("%s is of other settings or of another version: it will be replaced", job.stored)
     if (same := _kept_elsewhere(job)) is not None:
         log.info("%s: the same run as %s", job.name, same)
-        write_text(job.stored, same.read_text(encoding="utf-8"))
+        _write(job.stored, _as_of(job, read_stored(same)))
         return True
     if not finished(job.folder, job.config) or not (job.folder / "result.json").is_file():
         return False
@@ -125,9 +124,20 @@ def keep(job: Job) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("miou"), int | float | None):
         raise Damaged(f"{path} holds no result of a run; train the run again with overwrite=true")
     content[KEY] = {"digest": job.digest, "numbers": NUMBERS}
-    lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
-    write_text(job.stored, "{\n" + ",\n".join(lines) + "\n}\n")
+    _write(job.stored, content)
     return content
+
+
+def _as_of(job: Job, content: dict[str, Any]) -> dict[str, Any]:
+    """Return the result of the same run as this job's: it is of the job's sweep, and named by its overrides."""
+    overrides = [movable(o) for o in job.overrides if not o.startswith("hydra.")]
+    choices = {key: value for key, _, value in (o.partition("=") for o in overrides) if key == "sweep"}
+    return content | {"overrides": overrides, "choices": {**content.get("choices", {}), **choices}}
+
+
+def _write(place: Path, content: Mapping[str, Any]) -> None:
+    lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
+    write_text(place, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def read_stored(path: Path) -> dict[str, Any]:

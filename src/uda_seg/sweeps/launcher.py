@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ def launch(
     threads: Any,
     minutes: Any,
     report: bool,
+    base: str | None = None,
 ) -> list[JobReturn]:
     """Run the jobs that are not finished, keep their results, and end with the table and the report.
 
@@ -53,6 +54,7 @@ def launch(
         threads: PyTorch's threads of each, or `auto`: an equal share of the cores.
         minutes: minutes after which running jobs are saved, to be continued by the same command; None: no limit.
         report: write the report of all kept results at the end, into `report` in the folder of the sweep.
+        base: overrides of the row that the report compares the others with, separated by blanks; None: controls alone.
     """
     setup_globals()
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
@@ -66,7 +68,8 @@ def launch(
         late = workers.run(left)
         table(jobs).show()
         if report:
-            write_kept(Path(results) / name, Path(str(config.hydra.sweep.dir)))
+            sweep = str(config.hydra.runtime.choices.get("sweep"))
+            write_kept(Path(results) / name, Path(str(config.hydra.sweep.dir)), {sweep: base} if base else {})
     except UserError as error:
         fail(error)
     if late:
@@ -149,10 +152,16 @@ def _more(config: DictConfig) -> list[str]:
     return [*sources, *(str(o) for o in hydra.overrides.hydra if not key_of(str(o)).startswith(_OF_JOBS))]
 
 
-def write_kept(results: Path, folder: Path) -> None:
-    """Write the report of all kept results of a benchmark into `report` in the folder of its runs, if there are any."""
+def write_kept(results: Path, folder: Path, bases: Mapping[str, str]) -> None:
+    """Write the report of all kept results of a benchmark into `report` in the folder of its runs, if there are any.
+
+    Args:
+        results: folder of the results.
+        folder: folder of the runs.
+        bases: sweep -> overrides of its base row, see `build_tables`.
+    """
     try:
         found = find_results(results)
-        write_report(folder / "report", f"Results in {results}", found, build_sections(found))
+        write_report(folder / "report", f"Results in {results}", found, build_sections(found, bases))
     except UserError as error:  # the jobs' own outcome is still to be told
         log.warning("no report: %s", error)
