@@ -44,13 +44,12 @@ def test_full_fine_tuning_is_that_of_vfm_uda(recipe):
 def test_adapters_are_those_of_soma():
     config = configured("experiment=source_only_gta2dg_dinov2l_lora")
     lora, said = config.model["encoder"]["lora"], config.optimizer
-    assert (lora["rank"], lora["init"], list(lora["blocks"])) == (16, "minor", list(range(8, 24)))
+    assert (lora["rank"], lora["alpha"], lora["init"], list(lora["blocks"])) == (16, 16, "minor", list(range(8, 24)))
+    assert (lora["separate"], lora["bias"]) == (True, True)
     assert list(config.model["encoder"]["taps"]) == [7, 11, 15, 23]
-    assert (said.lr, said.weight_decay, config.schedule.weight_decay, config.schedule.power) == (
-        1e-4,
-        0.05,
-        "cosine",
-        0.9,
-    )
+    # The release's rate of the network is 1e-4, with a multiplier of 0.5 for the backbone, which holds the adapters.
+    assert (said.lr, said.lr * said.head_lr_multiplier) == (0.5 * 1e-4, 1e-4)
+    assert (said.weight_decay, config.schedule.weight_decay, config.schedule.power) == (0.05, "cosine", 0.9)
+    assert (config.data.source_batch, config.data.rare_class.enabled, config.steps) == (4, False, 40_000)
     assert (config.data.crop, config.evaluator.window, config.evaluator.stride) == ([512, 512], [512, 512], [341, 341])
     assert config.data.target is None

@@ -52,6 +52,8 @@ def disturbed(network: nn.Module) -> None:
             if isinstance(module, Adapter):
                 module.a.add_(torch.randn_like(module.a) * 0.1)
                 module.b.add_(torch.randn_like(module.b) * 0.1)
+                if module.bias is not None:
+                    module.bias.add_(torch.randn_like(module.bias) * 0.1)
 
 
 # Rows split as these families have them: one qkv; q, k, v with a gated MLP; qkv whose bias is kept apart.
@@ -65,13 +67,16 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize("init", ["gaussian", "minor"])
+SOMA = {"init": "minor", "separate": True, "bias": True}
+
+
+@pytest.mark.parametrize("options", [{"init": "gaussian"}, {"init": "minor"}, SOMA], ids=["gaussian", "minor", "soma"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_adapters_start_as_the_network_learn_and_merge_into_it(name, init) -> None:
+def test_adapters_start_as_the_network_learn_and_merge_into_it(name, options) -> None:
     plain = small_vit(name, **FAMILIES[name])
     image = torch.randn(2, 3, 32, 32)
     before = plain(image)
-    encoder = Trunk(plain, lora={"rank": 4, "alpha": 8, "init": init})
+    encoder = Trunk(plain, lora={"rank": 4, "alpha": 8, **options})
     adapters = [module for module in plain.modules() if isinstance(module, Adapter)]
     # EVA's and BEiT's bias of qkv is now added after the product: rounding alone.
     torch.testing.assert_close(plain(image), before, atol=2e-6, rtol=1e-5)
@@ -96,13 +101,39 @@ def test_adapters_start_as_the_network_learn_and_merge_into_it(name, init) -> No
 def test_an_adapter_computes_its_formula() -> None:
     torch.manual_seed(0)
     base = nn.Linear(6, 5)
-    layer = LoRALinear(base, rank=2, alpha=3.0)
+    layer = LoRALinear(base, LoRASettings(rank=2, alpha=3.0))
     nn.init.normal_(layer.lora.b)
     x = torch.randn(4, 6)
     wanted = x @ base.weight.T + base.bias + 3.0 / 2 * (x @ layer.lora.a.T) @ layer.lora.b.T
     torch.testing.assert_close(layer(x), wanted)
     assert layer.weight is base.weight
     assert set(layer.state_dict()) == {"weight", "bias", "lora.a", "lora.b"}
+
+
+def test_adapters_of_q_k_and_v_apart_are_those_of_three_layers_with_trained_biases() -> None:
+    """SoMA has a layer each: the joint one starts and moves as they do, and its update has three times the rank."""
+    torch.manual_seed(0)
+    base, x = nn.Linear(6, 15), torch.randn(4, 6)
+    three = [nn.Linear(6, 5) for _ in range(3)]
+    with torch.no_grad():
+        for part, weight, bias in zip(three, base.weight.chunk(3), base.bias.chunk(3), strict=True):
+            part.weight.copy_(weight)
+            part.bias.copy_(bias)
+    settings = LoRASettings(rank=2, alpha=3.0, **SOMA)
+    joint, apart = LoRALinear(base, settings, parts=3), [LoRALinear(layer, settings) for layer in three]
+    disturbed(joint)
+    with torch.no_grad():
+        for index, layer in enumerate(apart):
+            for name in ("a", "b", "bias"):
+                own = getattr(joint.lora, name).chunk(3)[index]
+                start = getattr(joint.lora, f"{name}0", torch.zeros(15)).chunk(3)[index]
+                getattr(layer.lora, name).add_(own - start)
+    wanted = torch.cat([layer(x) for layer in apart], -1)
+    torch.testing.assert_close(joint(x), wanted)
+    torch.testing.assert_close(joint.merged()(x), wanted, atol=1e-5, rtol=1e-5)
+    assert not base.bias.requires_grad
+    assert joint.bias is base.bias
+    assert torch.linalg.matrix_rank(joint.lora.delta(), atol=1e-4) > 2 * 2
 
 
 def test_minor_components_are_those_of_the_smallest_singular_values() -> None:

@@ -6,6 +6,9 @@ layer (`blocks.0.attn.qkv.weight`), the adapter's are beside them (`blocks.0.att
 `init="minor"` starts A and B from the components of W with the smallest singular values, A0 and B0 (SoMA, Yun et al.
 2025), and trains W - B0 A0 + B A. Here W stays untouched and B A - B0 A0 is added, which is the same function: its
 start is W bit for bit, W can be shared and has the digest of its file, and loading needs no decomposition.
+
+SoMA's release has a layer each for q, k and v, and so for each of them an adapter and components of its own
+(`separate`), and it trains the biases of the adapted layers (`bias`). Both are off by default, as in peft.
 """
 
 from __future__ import annotations
@@ -55,6 +58,12 @@ class LoRASettings:
     init: Annotated[str, OneOf(("gaussian", "minor"))] = "gaussian"
     """`gaussian`: A is drawn, B is zero; `minor`: the components of W with the smallest singular values (SoMA)."""
 
+    separate: bool = False
+    """Where q, k and v are one layer, give each of them an adapter of this rank (SoMA)."""
+
+    bias: bool = False
+    """Also train the biases of the adapted layers (SoMA's release); the change is kept beside the adapter."""
+
 
 def lora_settings(given: Mapping[str, Any]) -> LoRASettings:
     """Convert plain values to settings.
@@ -75,52 +84,83 @@ class Adapter(nn.Module):
         rank: rank r, at most min(out, in).
         alpha: the update is scaled by alpha / r.
         init: see `LoRASettings`.
+        parts: number p of layers that the weight holds one below the other (q, k and v), each with a rank of its own.
+        bias: also learn a change of the bias, without `scale`.
+
+    Attributes:
+        a: [p * r, in].
+        b: [out, r].
+        bias: [out], or None.
     """
 
     a: nn.Parameter
     b: nn.Parameter
+    bias: nn.Parameter | None
     a0: Tensor | None
     b0: Tensor | None
 
-    def __init__(self, weight: Tensor, rank: int, alpha: float, init: str = "gaussian") -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        rank: int,
+        alpha: float,
+        init: str = "gaussian",
+        parts: int = 1,
+        bias: bool = False,
+    ) -> None:
         super().__init__()
-        self.scale = alpha / rank
+        self.scale, self.parts = alpha / rank, parts
         if init == "minor":
-            a, b = (part / math.sqrt(self.scale) for part in minor_components(weight, rank))
+            found = zip(*(minor_components(part, rank) for part in weight.chunk(parts)), strict=True)
+            a, b = (torch.cat(each) / math.sqrt(self.scale) for each in found)
             self.register_buffer("a0", a.clone())
             self.register_buffer("b0", b.clone())
         else:
             # Hu et al. draw A from a Gaussian; its deviation is peft's.
-            a = torch.randn(rank, weight.shape[1], dtype=weight.dtype, device=weight.device) / rank
+            a = torch.randn(parts * rank, weight.shape[1], dtype=weight.dtype, device=weight.device) / rank
             b = torch.zeros(weight.shape[0], rank, dtype=weight.dtype, device=weight.device)
             self.a0 = self.b0 = None
         self.a, self.b = nn.Parameter(a), nn.Parameter(b)
+        self.bias = nn.Parameter(torch.zeros_like(b[:, 0])) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the update's share of the output, [..., in] -> [..., out]."""
-        update = F.linear(F.linear(x, self.a), self.b)
+        update = self._through(x, self.a, self.b)
         if self.a0 is not None and self.b0 is not None:
-            update = update - F.linear(F.linear(x, self.a0), self.b0)
-        return self.scale * update
+            update = update - self._through(x, self.a0, self.b0)
+        update = self.scale * update
+        return update if self.bias is None else update + self.bias
 
     def delta(self) -> Tensor:
         """Compute the update of the weight, [out, in]."""
-        delta: Tensor = self.b @ self.a
+        delta = self._product(self.a, self.b)
         if self.a0 is not None and self.b0 is not None:
-            delta = delta - self.b0 @ self.a0
-        scaled: Tensor = self.scale * delta
-        return scaled
+            delta = delta - self._product(self.a0, self.b0)
+        return self.scale * delta
+
+    def _through(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        inner = F.linear(x, a)
+        if self.parts == 1:
+            return F.linear(inner, b)
+        pairs = zip(inner.chunk(self.parts, -1), b.chunk(self.parts), strict=True)
+        return torch.cat([F.linear(part, own) for part, own in pairs], -1)
+
+    def _product(self, a: Tensor, b: Tensor) -> Tensor:
+        if self.parts == 1:
+            return b @ a
+        return torch.cat([own @ part for own, part in zip(b.chunk(self.parts), a.chunk(self.parts), strict=True)])
 
 
 class LoRALinear(nn.Linear):
     """A linear layer with an adapter; it has the tensors of `base` itself, which need no gradient any more."""
 
-    def __init__(self, base: nn.Linear, rank: int, alpha: float, init: str = "gaussian") -> None:
+    def __init__(self, base: nn.Linear, settings: LoRASettings, parts: int = 1) -> None:
         # Without values: the next lines replace both tensors.
         super().__init__(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
         base.requires_grad_(False)
         self.weight, self.bias = base.weight, base.bias
-        self.lora = Adapter(self.weight.detach(), rank, alpha, init)
+        bias = settings.bias and self.bias is not None
+        self.lora = Adapter(self.weight.detach(), settings.rank, settings.alpha, settings.init, parts, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer and its adapter, [..., in] -> [..., out]."""
@@ -129,10 +169,11 @@ class LoRALinear(nn.Linear):
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """Return a plain layer with the update in its weight; the shared weight is left as it is."""
+        """Return a plain layer with the update in its weight and bias; the shared ones are left as they are."""
         plain = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
         plain.weight = nn.Parameter(self.weight + self.lora.delta())
-        plain.bias = None if self.bias is None else nn.Parameter(self.bias.clone())
+        if self.bias is not None:
+            plain.bias = nn.Parameter(self.bias.clone() if self.lora.bias is None else self.bias + self.lora.bias)
         return plain.train(self.training)
 
 
@@ -172,12 +213,13 @@ def _linear(block: nn.Module, name: str) -> nn.Linear | None:
 def _adapt(block: nn.Module, name: str, settings: LoRASettings) -> None:
     layer = _linear(block, name)
     assert layer is not None
-    most = min(layer.in_features, layer.out_features)
+    parts = 3 if settings.separate and name == "attn.qkv" else 1
+    most = min(layer.in_features, layer.out_features // parts)
     if settings.rank > most:
         raise UserError(f"{KEY}.rank={settings.rank} is more than the {most} of {name}: make it smaller")
     parent, _, child = name.rpartition(".")
     owner = block.get_submodule(parent)
-    setattr(owner, child, LoRALinear(layer, settings.rank, settings.alpha, settings.init))
+    setattr(owner, child, LoRALinear(layer, settings, parts))
     if hasattr(owner, "qkv_bias_separate"):
         # EVA and BEiT would otherwise read the weight of `qkv` themselves, past its adapter.
         vars(owner)["qkv_bias_separate"] = True
