@@ -119,6 +119,12 @@ def test_a_mean_that_contradicts_the_weights_is_told_and_used(caplog: Any) -> No
     assert torch.equal(other.std, same.std)
 
 
+@pytest.mark.parametrize(("name", "told"), [("test_vit", "all have stride 16"), ("test_resnet", "")])
+def test_maps_of_one_stride_are_told(name: str, told: str, caplog: Any) -> None:
+    TimmEncoder(name)
+    assert [told in record.getMessage() for record in caplog.records] == [True] * bool(told)
+
+
 def test_a_tag_of_another_normalisation_has_to_be_in_the_name() -> None:
     """A checkpoint knows the name alone: with the tag only in `pretrained` it would normalise in another way."""
     one = timm.get_pretrained_cfg("vit_base_patch16_224")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from pathlib import Path
@@ -14,9 +15,12 @@ from huggingface_hub import constants
 from models import released
 from uda_seg.errors import UserError
 from uda_seg.models.deeplab import ResNet101
+from uda_seg.models.hub import described, fetch
 from uda_seg.models.mit import MixVisionTransformer
+from uda_seg.models.segmentor import IMAGENET_MEAN, IMAGENET_STD
 from uda_seg.models.small import ResidualEncoder
 from uda_seg.models.timm_encoder import TimmEncoder
+from uda_seg.models.timm_weights import _refuse_other_images
 from uda_seg.models.weights import load_encoder
 
 
@@ -289,6 +293,27 @@ def test_timm_tags_are_found_in_the_cache_and_checked(hub: Path) -> None:
     with pytest.raises(UserError, match=r"resnet18.*run once with network access") as caught:
         TimmEncoder("resnet18", weights="timm:a1_in1k")
     assert "\n" not in str(caught.value)
+
+
+def test_a_repository_of_another_normalisation_is_refused(hub: Path) -> None:
+    """The checkpoint knows the model's name alone, and would normalise images by it."""
+    name = "somebody/resnet10t.mae"
+    in_hub_cache(hub, name, {"x": torch.ones(1)})
+    weights = fetch(name)
+    config = weights.with_name("config.json")
+    about = {"architecture": "resnet10t", "pretrained_cfg": {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}}
+    for said in (None, about, {}, ["nonsense"], {"pretrained_cfg": "nonsense"}):
+        if said is not None:
+            config.write_text(json.dumps(said))
+        _refuse_other_images("resnet10t", f"hub:{name}", described(name, weights))
+    config.write_text(json.dumps({"mean": [0.5] * 3, "std": [0.5] * 3}))  # as older ones are
+    with pytest.raises(
+        UserError, match=r"mean \[0.5, 0.5, 0.5\] .*those of resnet10t: say pretrained=FILE, model.mean"
+    ):
+        TimmEncoder("resnet10t", weights=f"hub:{name}")  # type: ignore[arg-type]
+    config.write_text(json.dumps(about))
+    with pytest.raises(UserError, match=r"say model\.encoder\.name=vit_base_patch16_224\.mae, whose are"):
+        TimmEncoder("vit_base_patch16_224", weights=f"hub:{name}")  # type: ignore[arg-type]
 
 
 def test_timm_weights_may_lack_what_is_allowed(tmp_path: Path) -> None:

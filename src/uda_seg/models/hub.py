@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
@@ -55,6 +57,24 @@ def fetch(name: str) -> Path:
         f"{said} is neither in the hub's cache nor can it be fetched ({reason}); run once with network access, or say "
         "pretrained=FILE"
     )
+
+
+def described(name: str, weights: Path) -> Mapping[str, Any]:
+    """Return what a hub repository says of its weights in `config.json`.
+
+    Args:
+        name: as for `fetch`.
+        weights: what `fetch` returned; the description is of the same commit, and cached with it.
+
+    Returns:
+        Its contents; empty if there is none, or neither cached nor a connection.
+    """
+    try:
+        file = hf_hub_download(name.partition("@")[0], "config.json", revision=weights.parent.name)
+        content = json.loads(Path(file).read_bytes())
+    except Exception:  # most repositories describe nothing, and without a connection the weights have to do
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def download(name: str, files: Sequence[str]) -> Path:

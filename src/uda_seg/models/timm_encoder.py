@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +18,8 @@ from uda_seg.models.segmentor import Encoder
 from uda_seg.models.timm_weights import created, describe_images
 from uda_seg.models.trunk import adapt
 from uda_seg.options.constraints import CountOrZero, FilePath, Text
+
+log = logging.getLogger(__name__)
 
 
 class TimmEncoder(Encoder):
@@ -54,6 +57,11 @@ class TimmEncoder(Encoder):
         self._kept = [index for index, stride in enumerate(info.reduction()) if stride >= 4]
         self.channels = tuple(info.channels()[index] for index in self._kept)
         self.strides = tuple(info.reduction()[index] for index in self._kept)
+        if len(set(self.strides)) == 1:
+            log.warning(
+                "model.encoder.name=%s: timm's maps of it all have stride %d, as the head's then; model=vit makes a "
+                "pyramid of a plain vision transformer", name, self.strides[0],
+            )  # fmt: skip
         self.smallest = max(self.strides)  # some models down-sample without padding
         adapt(self, freeze, lora)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from uda_seg.errors import UserError
-from uda_seg.models.hub import fetch
+from uda_seg.models.hub import described, fetch
 from uda_seg.models.segmentor import Encoder
 from uda_seg.models.weights import check_tensors, read_tensors, split_missing
 
@@ -50,6 +50,7 @@ def created(name: str, weights: str | Path | None, allow_missing: Sequence[str],
         name, own = _tagged(name, said.removeprefix("timm:")), True
     elif said.startswith("hub:"):
         weights = fetch(said.removeprefix("hub:"))
+        _refuse_other_images(name, said, described(said.removeprefix("hub:"), weights))
     try:
         start = {} if weights is None or own else _checked(name, str(weights), allow_missing)
         with redirect_stdout(io.StringIO()):  # the filter of DINOv3's files prints what they do not need
@@ -114,6 +115,32 @@ def _tagged(name: str, tag: str) -> str:
             "pretrained=imagenet, so that the checkpoint knows them too"
         )
     return full
+
+
+def _refuse_other_images(name: str, said: str, about: Mapping[str, Any]) -> None:
+    """Raise UserError if a hub repository's images are normalised in another way than those of `name`.
+
+    Args:
+        name: timm model, by which a checkpoint builds the network again.
+        said: `hub:OWNER/REPOSITORY`.
+        about: the repository's description as timm writes it; others say nothing of the images.
+    """
+    own, theirs = timm.get_pretrained_cfg(name), about.get("pretrained_cfg", about)
+    wanted = [theirs.get(key) for key in ("mean", "std")] if isinstance(theirs, Mapping) else [None]
+    if own is None or None in wanted or wanted == [list(own.mean), list(own.std)]:
+        return
+    model = name.split(".")[0]
+    alike = [
+        tag
+        for tag in timm.list_pretrained(f"{model}.*")
+        if (cfg := timm.get_pretrained_cfg(tag)) is not None and [list(cfg.mean), list(cfg.std)] == wanted
+    ]
+    near = difflib.get_close_matches(said.rpartition("/")[2], alike, n=1, cutoff=0)
+    cure = f"say model.encoder.name={near[0]}, whose are," if near else "say pretrained=FILE, model.mean and model.std"
+    raise UserError(
+        f"pretrained={said}: its images have mean {wanted[0]} and std {wanted[1]}, which are not those of {name}: "
+        f"{cure} so that the checkpoint knows them too"
+    )
 
 
 def _checked(name: str, path: str, allow_missing: Sequence[str]) -> dict[str, Any]:
