@@ -41,13 +41,23 @@ MANY = [line for line in OURS if "(script)" in line.where and "method=source_onl
 
 LAYOUTS = {  # what the documents call the official data sets
     name: name.lower()
-    for name in ("GTA", "SYNTHIA", "CITYSCAPES", "ACDC", "DARKZURICH", "BDD100K", "MAPILLARY", "VIPER", "SYNTHIA_SEQS")
-}
+    for name in (
+        "GTA", "SYNTHIA", "URBANSYN", "CITYSCAPES", "ACDC", "DARKZURICH", "BDD100K", "MAPILLARY", "VIPER",
+        "SYNTHIA_SEQS",
+    )
+}  # fmt: skip
 ROOTS = {  # what "..." and "the same roots" stand for
     "gta2cs": {"source": "GTA", "target": "CITYSCAPES"},
     "gta2cs_hr": {"source": "GTA", "target": "CITYSCAPES"},
     "synthia2cs": {"source": "SYNTHIA", "target": "CITYSCAPES"},
     "gta_synthia2cs": {"source": "GTA", "more_sources.synthia": "SYNTHIA", "target": "CITYSCAPES"},
+    "synthetic2real": {
+        "source": "GTA",
+        "more_sources.synthia": "SYNTHIA",
+        "more_sources.urbansyn": "URBANSYN",
+        "target": "CITYSCAPES",
+        "more_targets.mapillary": "MAPILLARY",
+    },
     "cs2acdc": {"source": "CITYSCAPES", "target": "ACDC"},
     "cs2darkzurich": {"source": "CITYSCAPES", "target": "DARKZURICH"},
     "gta2dg": {"source": "GTA", **{f"validation.{n.lower()}": n for n in ("CITYSCAPES", "BDD100K", "MAPILLARY")}},

@@ -28,6 +28,13 @@ ROOTS = {
     "gta2cs": {"source": "gta", "target": "cityscapes"},
     "synthia2cs": {"source": "synthia", "target": "cityscapes"},
     "gta_synthia2cs": {"source": "gta", "more_sources.synthia": "synthia", "target": "cityscapes"},
+    "synthetic2real": {
+        "source": "gta",
+        "more_sources.synthia": "synthia",
+        "more_sources.urbansyn": "urbansyn",
+        "target": "cityscapes",
+        "more_targets.mapillary": "mapillary",
+    },
     "cs2acdc": {"source": "cityscapes", "target": "acdc"},
     "cs2darkzurich": {"source": "cityscapes", "target": "darkzurich"},
     "gta2dg": {"source": "gta"} | {f"validation.{name}": name for name in ("cityscapes", "bdd100k", "mapillary")},
@@ -52,7 +59,9 @@ def run(tmp_path, *given):
     return json.loads((folder / "metrics.json").read_text())
 
 
-@pytest.mark.parametrize("data", ROOTS)
+@pytest.mark.parametrize(
+    "data", [pytest.param(name, marks=[pytest.mark.slow] if name == "synthetic2real" else []) for name in ROOTS]
+)
 def test_every_pair_trains_and_is_scored(data, official, tmp_path):
     method = "source_only_strong" if data == "gta2dg" else "dacs"
     found = run(tmp_path, *overrides(data, official, f"data={data}", f"method={method}", *NETWORK))

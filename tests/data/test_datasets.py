@@ -6,12 +6,22 @@ import cv2
 import numpy as np
 import pytest
 from torch.utils.data import DataLoader
-from trees import blocks, camvid_tree, cityscapes_tree, gta_tree, image_of, save, streets_tree, synthia_tree
+from trees import (
+    blocks,
+    camvid_tree,
+    cityscapes_tree,
+    gta_tree,
+    image_of,
+    save,
+    streets_tree,
+    synthia_tree,
+    urbansyn_tree,
+)
 
 from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.domains import open_domain
 from uda_seg.data.images import read_image
-from uda_seg.data.labels import CAMVID, CAMVID_RAW, CITYSCAPES, CITYSCAPES_RAW, SYNTHIA_RAW
+from uda_seg.data.labels import CAMVID, CAMVID_RAW, CITYSCAPES, CITYSCAPES_RAW, SYNTHIA_RAW, URBANSYN_RAW
 from uda_seg.data.settings import DataSettings, DomainSettings
 from uda_seg.data.specs import SPECS
 from uda_seg.errors import UserError
@@ -43,12 +53,24 @@ def test_reads_images_as_rgb_in_the_order_of_their_names(tmp_path):
         ("cityscapes", cityscapes_tree, CITYSCAPES_RAW),
         ("gta", gta_tree, CITYSCAPES_RAW),
         ("synthia", synthia_tree, SYNTHIA_RAW),
+        ("urbansyn", urbansyn_tree, URBANSYN_RAW),
     ],
 )
 def test_official_encodings_become_train_ids(tmp_path, name, write, table):
     raw = blocks(3, (32, 48), [i for i in table if i != 255], 4)
     data = open_tree(name, write(tmp_path, raw))
     np.testing.assert_array_equal(data.read(0).label, mapped(raw, table))
+
+
+def test_a_label_whose_name_begins_otherwise_is_missed_and_found_by_its_image(tmp_path):
+    root = urbansyn_tree(tmp_path, np.full((8, 8), 19, np.uint8))
+    assert set(open_tree("urbansyn", root).read(0).label.ravel()) == {255}
+    (root / "ss/ss_0001.png").rename(root / "ss/rgb_0001.png")
+    with pytest.raises(UserError, match=r"rgb/rgb_0001.png without \S+/ss/ss_0001.png"):
+        open_tree("urbansyn", root)
+    urbansyn_tree(tmp_path, np.zeros((8, 8), np.uint8))
+    with pytest.raises(UserError, match=r"1 labels have no image, the first is \S+/ss/rgb_0001.png"):
+        open_tree("urbansyn", root)
 
 
 @pytest.mark.parametrize("classes", [CAMVID, CITYSCAPES], ids=lambda c: c.name)

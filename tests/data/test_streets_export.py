@@ -29,7 +29,7 @@ from uda_seg.data.streets.layouts import LAYOUTS
 from uda_seg.data.streets.world import BASELINE, render
 from uda_seg.errors import UserError
 
-SEGMENTED = ("gta", "synthia", "cityscapes", "acdc", "darkzurich", "bdd100k", "mapillary")
+SEGMENTED = ("gta", "synthia", "urbansyn", "cityscapes", "acdc", "darkzurich", "bdd100k", "mapillary")
 
 
 @pytest.fixture(scope="module")
@@ -302,7 +302,7 @@ def test_sizes_and_names_that_cannot_be_are_told():
     assert check(StreetsSettings("cityscapes", "x"))[1] == (256, 512)
     assert check(StreetsSettings("gta", "x", size="official"))[1] == (1052, 1914)
     for changes, said in (
-        ({"export": "kitti"}, "streets.export=kitti is unknown; choose one of gta, synthia, cityscapes, acdc"),
+        ({"export": "kitti"}, "streets.export=kitti is unknown; choose one of gta, synthia, urbansyn, cityscapes"),
         ({"out": None}, "streets.out is not set: set streets.out=FOLDER"),
         ({"size": [8, 8]}, "give small, official, or [height,width] of at least 16 pixels"),
         ({"size": "large"}, "give small, official"),

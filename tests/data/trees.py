@@ -73,6 +73,13 @@ def cityscapes_splits(root: Path, size: tuple[int, int] = (64, 128)) -> Path:
     return root
 
 
+def urbansyn_tree(root: Path, label: np.ndarray) -> Path:
+    """Image and label of one number, which have prefixes of their own."""
+    save(root / "rgb/rgb_0001.png", image_of(label))
+    save(root / "ss/ss_0001.png", label)
+    return root
+
+
 def gta_tree(root: Path, label: np.ndarray) -> Path:
     """GTA's palette PNG: the raw ids are indices into a colour table."""
     save(root / "images/00001.png", image_of(label))

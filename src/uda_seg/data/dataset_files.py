@@ -177,6 +177,9 @@ class DatasetFiles:
     def label_name(self, image_name: str, encoding: LabelEncoding) -> str:
         """Return the name of an image's label in this encoding, relative to the labels' folder."""
         name = without_end(image_name, self.spec.image_suffix) + encoding.suffix
+        (theirs, own), (folder, slash, base) = encoding.prefix, name.rpartition("/")
+        if base.startswith(theirs):
+            name = f"{folder}{slash}{own}{base.removeprefix(theirs)}"
         if len(self._places) > 1:
             place = next(place for place in self._places if name.startswith(place.prefix))
             name = f"{place.labels}/{name.removeprefix(place.prefix)}"

@@ -112,6 +112,7 @@ MAPILLARY_RAW: dict[int, int] = dict.fromkeys(range(66), IGNORE) | {
     20: 12, 21: 12, 22: 12, 55: 13, 61: 14, 54: 15, 58: 16, 57: 17, 52: 18,
 } | _UNLABELLED  # fmt: skip
 CITYSCAPES_TRAIN: dict[int, int] = {c: c for c in range(19)} | _UNLABELLED
+URBANSYN_RAW: dict[int, int] = CITYSCAPES_TRAIN | {19: IGNORE}  # some loaders' tools write 255 over the 19
 CAMVID_RAW: dict[int, int] = {c: c for c in range(11)} | {11: IGNORE} | _UNLABELLED
 
 # wall -> building, terrain -> tree, traffic light -> sign, truck / bus / train -> car,

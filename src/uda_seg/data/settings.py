@@ -209,8 +209,8 @@ class StreetsSettings:
     """Export by `python -m uda_seg.prepare data=streets streets.export=NAME streets.out=FOLDER`."""
 
     export: Text | None = None
-    """The data set whose layout to write: gta, synthia, cityscapes, acdc, darkzurich, bdd100k, mapillary, viper or
-    synthia_seqs; null: no export."""
+    """The data set whose layout to write: gta, synthia, urbansyn, cityscapes, acdc, darkzurich, bdd100k, mapillary,
+    viper or synthia_seqs; null: no export."""
     out: FilePath | None = None
     """Root of the tree; an existing one must be an export with the same settings, which is completed."""
     size: Annotated[Any, PixelSize(("small", "official"))] = "small"

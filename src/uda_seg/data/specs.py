@@ -17,6 +17,7 @@ from uda_seg.data.labels import (
     IGNORE,
     MAPILLARY_RAW,
     SYNTHIA_RAW,
+    URBANSYN_RAW,
     ClassSet,
 )
 from uda_seg.data.settings import DomainSettings
@@ -36,6 +37,7 @@ class LabelEncoding:
         rest: Train id of all ids that are not in `table`; None: such an id is an error.
         described: `label_format` of a custom data set; empty for public data sets.
         mapped: True if the table is a custom `label_map`.
+        prefix: What names of images begin with, and what replaces it in the label's.
     """
 
     suffix: str
@@ -44,6 +46,7 @@ class LabelEncoding:
     rest: int | None = None
     described: str = ""
     mapped: bool = False
+    prefix: tuple[str, str] = ("", "")
 
     @property
     def is_color(self) -> bool:
@@ -108,9 +111,9 @@ class DatasetSpec:
             yield images.format(split=folder), labels.format(split=folder)
 
 
-# Folders and suffixes of BDD100K, Mapillary, VIPER and SYNTHIA-SEQS follow public loaders of these sets; except for
-# CamVid (SegNet's edition), no official file has been read. Counts of test splits, BDD100K and Mapillary are from their
-# publications; streets has as many images as were rendered.
+# Folders and suffixes of BDD100K, Mapillary, UrbanSyn, VIPER and SYNTHIA-SEQS follow public loaders of these sets;
+# except for CamVid (SegNet's edition), no official file has been read. Counts of test splits, BDD100K and Mapillary are
+# from their publications, that of UrbanSyn from statistics of VFM-UDA++; streets has as many images as were rendered.
 SPECS: dict[str, DatasetSpec] = {
     "streets": DatasetSpec("streets", CITYSCAPES, "image", "label", ".png", (LabelEncoding(".png", CITYSCAPES_TRAIN),)),
     "camvid": DatasetSpec(
@@ -149,6 +152,17 @@ SPECS: dict[str, DatasetSpec] = {
         splits=("train",),
         counts={"train": 9400},
         size=(760, 1280),
+    ),
+    "urbansyn": DatasetSpec(
+        "UrbanSyn",
+        CITYSCAPES,
+        "rgb",
+        "ss",
+        ".png",
+        (LabelEncoding(".png", URBANSYN_RAW, prefix=("rgb_", "ss_")),),
+        splits=("train",),
+        counts={"train": 7539},
+        size=(1024, 2048),
     ),
     "cityscapes": DatasetSpec(
         "Cityscapes",

@@ -203,6 +203,17 @@ def synthia(split: str, index: int, frames: Frames) -> Files:
     yield f"GT/LABELS/{name}", png(np.dstack([ids, instances(frame.label), np.zeros_like(ids)]))
 
 
+def _urbansyn_image(split: str, index: int) -> str:
+    return f"rgb/rgb_{index + 1:04d}.png"
+
+
+def urbansyn(split: str, index: int, frames: Frames) -> Files:
+    """Yield UrbanSyn (Gomez et al. 2023): labels in train ids, of which 19 is unlabelled."""
+    label, number = frames["left"].label, f"{index + 1:04d}"
+    yield f"ss_color/ss_color_{number}.png", png(colours(label))
+    yield f"ss/ss_{number}.png", png(np.where(label == IGNORE, np.uint8(19), label))
+
+
 CITIES = {"train": ("aachen", "bochum", "bremen", "cologne"), "val": ("frankfurt", "lindau", "munster")}
 
 
@@ -341,6 +352,7 @@ BOTH, EVERY = ("train", "val"), ("right", "previous", "next")
 LAYOUTS = {
     "gta": Layout("GTA", (1052, 1914), ("game",), _gta_image, gta),
     "synthia": Layout("SYNTHIA-RAND-CITYSCAPES", (760, 1280), ("random:0.3",), _synthia_image, synthia),
+    "urbansyn": Layout("UrbanSyn", (1024, 2048), ("game:0.5",), _urbansyn_image, urbansyn),
     "cityscapes": Layout("Cityscapes", (1024, 2048), ("camera",), _cityscapes_image, cityscapes, BOTH, EVERY),
     # One domain per condition, in their order.
     "acdc": Layout(
