@@ -74,6 +74,15 @@ def test_sharing_what_is_frozen_changes_no_bit(way, method, make_plan, make_batc
     assert any(".lora." in n for n in moved) == ("lora" in WAYS[way])
 
 
+@pytest.mark.parametrize(("neck", "told"), [("simple", False), ("adapter", True)])
+def test_holding_features_to_an_adapters_random_start_is_told(neck, told, make_plan, caplog):
+    encoder = ViTEncoder("test_vit2", taps=[0], neck=neck)
+    encoder.pretrained = True
+    network = Segmentor(encoder, partial(DAFormerHead, width=8, dilations=[1]), num_classes=19)
+    SelfTraining(network, make_plan(), SelfTrainingOptions(distillation=0.1))
+    assert told == ("distillation: the initial encoder's last map contains the stem of" in caplog.text)
+
+
 def trained_on_ranks(make_plan, batches):
     rank, world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     from test_distributed import fit_on_ranks, share_of, without_batch_norm

@@ -59,6 +59,11 @@ class SourceTerms(ClassMixing):
         names = " and no ".join(name for name, weight in wanted.items() if weight > 0)
         if names and segmentor.encoder.pretrained:
             self.reference = FrozenReference(segmentor.encoder)
+            if untrained := segmentor.encoder.untrained:
+                log.warning(
+                    "%s: the initial encoder's last map contains %s, which starts at random, so features are held to "
+                    "noise as well: leave it out, or choose neck=simple", names.replace(" no ", " "), untrained,
+                )  # fmt: skip
         elif names:
             log.info("differs from the paper: no encoder pretrained on natural images, so no %s", names)
 

@@ -37,6 +37,7 @@ class Encoder(nn.Module):
         smallest: minimum height and width of the input in pixels.
         pretrained: true if weights trained on natural images were loaded, that is any but the built-in ones, which were
             trained on renderings (set by `weights.load_encoder`). DAFormer's feature distance requires it.
+        untrained: what starts at random and is part of the last map, in words for a message; empty if nothing does.
         imagenet: name of the file that `pretrained=imagenet` loads, None if there is none.
         builtin: the file that `pretrained=builtin` loads, None if there is none.
         first_stage: dotted names of the modules that compute the first map; empty if they cannot be separated.
@@ -56,6 +57,7 @@ class Encoder(nn.Module):
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     pretrained: bool = False
+    untrained: str = ""
     imagenet: str | None = None
     builtin: Path | None = None
     first_stage: tuple[str, ...] = ()

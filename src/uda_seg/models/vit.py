@@ -85,6 +85,7 @@ class ViTEncoder(Encoder):
         self.neck: SimplePyramid | Adapter
         if neck == "adapter":
             self.neck = Adapter(self.width, self.patch, len(set(self.taps)))
+            self.untrained = "the stem of model.encoder.neck=adapter"
         else:
             self.neck = SimplePyramid(self.width, self.patch)
         self.channels = self.neck.channels
