@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from uda_seg.config.base_rows import base_rows
@@ -60,8 +60,9 @@ def _setting(sweep: str, setting: str, rows: Mapping[str, Sequence[Run]]) -> str
     base = base_rows().get(sweep, "")
     groups = _groups(rows, base)
     results = [run.result for group in groups for run in group.runs]
+    of = ", ".join(f"`{part}`" for part in (f"data={setting}", *_shared(rows)))
     intro = (
-        f"`data={setting}`, {len(results)} runs of {_range([r.steps for r in results])} steps on "
+        f"{of}, {len(results)} runs of {_range([r.steps for r in results])} steps on "
         f"{' and '.join(sorted({r.device for r in results}))}: mIoU in %, last iterate, mean ± standard deviation over "
         f"seeds; paired differences with 95 % intervals ({DRAWS} bootstrap draws of seeds and images), over the seeds "
         "that both have, whose number follows where it is not the row's."
@@ -87,10 +88,17 @@ def _groups(rows: Mapping[str, Sequence[Run]], base: str) -> list[Group]:
     for runs in members:
         _check_alike(runs)
     if not base:
-        return [Group(row, runs) for row, runs in zip(order, members, strict=True)]
+        names = [",".join(part for part in row.split(",") if part not in _shared(order)) for row in order]
+        return [Group(name, runs) for name, runs in zip(names, members, strict=True)]
     table = Table("", "", (), (), label_groups(members), base=base)
     first = table.references()
     return [*first, *(group for group in table.groups if group not in first)]
+
+
+def _shared(rows: Iterable[str]) -> list[str]:
+    """List the overrides in the names of all rows: they tell none from another."""
+    parts = [row.split(",")[1:] for row in rows]
+    return [part for part in parts[0] if len(parts) > 1 and all(part in own for own in parts)]
 
 
 def _check_alike(runs: Sequence[Run]) -> None:
