@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import os
-from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
-from hydra._internal import config_loader_impl
-from hydra._internal.defaults_list import Overrides
-from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
 
 from command_line import CommandLine
 from data.trees import camvid_tree, exported
 from numerics import in_float64
-from uda_seg.config import installed
-from uda_seg.config.schema import CONF
+from once import ONCE
 from uda_seg.data.batch import DomainBatch
 from uda_seg.data.labels import CITYSCAPES
 from uda_seg.data.streets.export import export
@@ -28,7 +21,6 @@ from uda_seg.methods.settings import OptimizerSettings, Plan, TeacherSettings
 from uda_seg.models.daformer import DAFormerHead
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.models.small import ResidualEncoder
-from uda_seg.runs import build
 
 CROP = (32, 64)
 
@@ -54,62 +46,10 @@ def double():
 
 
 @pytest.fixture(autouse=True, scope="session")
-def files_of_the_configuration_are_read_once():
-    """Reading YAML is a third of the time of a composition, and there are hundreds of compositions."""
-    load, read = OmegaConf.load, {}
-
-    def load_once(file):
-        name = file if isinstance(file, str | os.PathLike) else file.name
-        key = (str(name), os.stat(name).st_mtime_ns)
-        if key not in read:
-            read[key] = load(file)
-        return copy.deepcopy(read[key])
-
+def what_tests_have_in_common_is_done_once():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OmegaConf, "load", load_once)
-        yield
-
-
-@pytest.fixture(autouse=True, scope="session")
-def files_of_the_configuration_are_chosen_once():
-    """Finding the files of a configuration is a third of the time of its composition: once for the same choices.
-
-    Only among the package's own files, which no test changes.
-    """
-    own = {"pkg://hydra.conf", f"file://{CONF}", "structured://"}
-    choose, chosen = config_loader_impl.create_defaults_list, {}
-
-    def choose_once(repo, config_name, overrides_list, prepend_hydra, skip_missing):
-        arguments = (repo, config_name, overrides_list, prepend_hydra, skip_missing)
-        if {source.full_path() for source in repo.get_sources()} != own:
-            return choose(*arguments)
-        values = Overrides(repo, overrides_list).config_overrides
-        asked = [o.input_line for o in overrides_list if o not in values]
-        # The package's files ask what is installed, and tests pretend that something is not.
-        there = (installed.find_spec, *ConfigStore.instance().repo["hydra"]["launcher"])
-        key = (config_name, *asked, prepend_hydra, skip_missing, *there)
-        if key not in chosen:
-            chosen[key] = choose(*arguments)
-        return replace(chosen[key], config_overrides=values)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(config_loader_impl, "create_defaults_list", choose_once)
-        yield
-
-
-@pytest.fixture(autouse=True, scope="session")
-def networks_are_tried_out_once():
-    """A dry run before training takes a third of a small run, and hundreds of runs have the same network and sizes."""
-    try_out, passed = build.try_out, set()
-
-    def try_out_once(network, work, images, size):
-        key = (repr(network), network.training, work.__name__, images, *size)
-        if key not in passed:
-            try_out(network, work, images, size)
-            passed.add(key)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "try_out", try_out_once)
+        for (owner, name), once in ONCE.items():
+            patch.setattr(owner, name, once(getattr(owner, name)))
         yield
 
 

@@ -31,13 +31,12 @@ def describe(config: Config) -> dict[str, Any]:
     origin = config.origin
     if origin is None:
         origin = Origin.of(HydraConfig.get()) if HydraConfig.initialized() else Origin({}, [])
-    resolved = OmegaConf.create(asdict(config))
     for override in origin.overrides:
         key = key_of(override)
         if key not in groups():
             # Interpolations may refer to this machine's environment, so their values are stored.
             named = "${" in override
-            overrides.append(f"{key}={OmegaConf.select(resolved, key)}" if named else override)
+            overrides.append(f"{key}={OmegaConf.select(OmegaConf.create(asdict(config)), key)}" if named else override)
     return {
         "format": FORMAT,
         "version": importlib.metadata.version("uda_seg"),

@@ -220,11 +220,13 @@ def read_yaml(path: Path, what: str = "") -> Any:
             raise UserError(f"{name} is no configuration: it has more than {LARGEST_YAML} bytes")
         text = content.decode("utf-8-sig")
         node = yaml.compose(text, yaml.SafeLoader)
-        if node is not None and _count(node, {}, name, 0) > MOST_NODES:
+        if node is None:
+            return None
+        if _count(node, {}, name, 0) > MOST_NODES:
             raise UserError(
                 f"{name} grows to more than {MOST_NODES} values through its aliases: write out what is meant"
             )
-        return yaml.safe_load(text)
+        return yaml.SafeLoader("").construct_document(node)
     except OSError as error:
         raise UserError(f"{name} cannot be opened: {error.strerror}") from error
     except UserError:
