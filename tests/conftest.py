@@ -29,6 +29,9 @@ CROP = (32, 64)
 # whatever the machine, and a fork of a process whose OpenMP threads have worked would wait for them for ever.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+# A loader that is found as garbage, as an error's frames hold it, tells workers to end that no longer hear it, and
+# terminates them after five seconds.
+torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.2
 gc.disable()  # while modules are imported, which make a million objects and no garbage
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import itertools
 import textwrap
-import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from uda_seg.config.commands import belongs_to
 from uda_seg.config.schema import Config, groups, has_target
 from uda_seg.errors import UserError
 from uda_seg.options.describe import Option, describe, describe_class, nested_in
-from uda_seg.options.validate import class_of, nearest, shown
+from uda_seg.options.validate import class_of, nearest, plain_hints, shown
 
 WIDTH = 100  # columns of a page
 ALLOWED = 46  # column at which the allowed values begin
@@ -42,7 +41,7 @@ def explain(config: Config, topic: str) -> str:
 def parts(config: Any, where: str = "") -> Iterator[str]:
     """Yield the dotted keys of a configuration's parts and of the options that are in none."""
     for field in fields(config):
-        value, hint = getattr(config, field.name), typing.get_type_hints(type(config))[field.name]
+        value, hint = getattr(config, field.name), plain_hints(type(config))[field.name]
         key = f"{where}{field.name}"
         if not where or nested_in(hint) is not None:
             yield key

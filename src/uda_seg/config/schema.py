@@ -34,6 +34,7 @@ from uda_seg.options.validate import (
     leaves,
     nearest,
     options,
+    plain_hints,
     read,
     shown,
 )
@@ -194,7 +195,7 @@ def accepted(tree: Mapping[str, Any], asked: str = "", kind: type[Config] = Conf
 
 
 def _keys(kind: type, where: str, asked: Sequence[str], tree: Any) -> Iterator[str]:
-    for name, hint in typing.get_type_hints(kind).items():
+    for name, hint in plain_hints(kind).items():
         node = tree.get(name) if isinstance(tree, Mapping) else None
         rest = asked[1:] if asked[:1] == [name] else []
         yield f"{where}{name}"

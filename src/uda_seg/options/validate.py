@@ -116,7 +116,14 @@ def _signature(function: Any) -> Mapping[str, inspect.Parameter]:
         return {"self": _ANYTHING, "options": _ANYTHING}
 
 
-def _hints(function: Any) -> dict[str, Any]:
+@functools.cache
+def plain_hints(kind: type) -> Mapping[str, Any]:
+    """Return field -> type of a dataclass, without constraints; cached, as evaluating annotations takes long."""
+    return typing.get_type_hints(kind)
+
+
+@functools.cache
+def _hints(function: Any) -> Mapping[str, Any]:
     try:
         return typing.get_type_hints(function, include_extras=True)
     except Exception:  # of another package: names that it imports for type checkers alone
@@ -257,7 +264,7 @@ def _place(tree: Any, loc: Sequence[int | str]) -> tuple[str, Any]:
 
 
 def _keys(kind: type, where: str = "") -> Iterator[str]:
-    for name, hint in typing.get_type_hints(kind).items():
+    for name, hint in plain_hints(kind).items():
         yield f"{where}{name}"
         for option in (hint, *typing.get_args(hint)):
             if is_dataclass(option):
@@ -273,7 +280,7 @@ def expand_home(settings: Any, where: str = "") -> None:
         UserError: `~name` of an unknown user.
     """
     if is_dataclass(settings):
-        hints = typing.get_type_hints(type(settings), include_extras=True)
+        hints = _hints(type(settings))
         values = vars(settings)
     elif isinstance(settings, dict) and "_target_" in settings:
         hints, values = options(settings["_target_"], where), settings
