@@ -432,6 +432,8 @@ def shortened(line: Line, words: list[str], places) -> list[str]:
         short += [word.partition(".root=")[0] + ".size=[64,128]" for word in words if ".root=" in word]
     if data not in STREETS and re.search("method=lcmsm|experiment=lcmsm", str(words)):
         short.append("method.text=file")  # OpenCLIP has gigabytes
+    if any(word.startswith("model.encoder.name=") for word in words):  # a network of timm's, which has keys of its own
+        short = [*(word for word in short if word not in NETWORK), "model.encoder.name=vit_tiny_patch16_224"]
     if "sweep=optuna" in words:
         short.append("hydra.sweeper.trials=2")
     if "submission=cityscapes" in words:  # a split that Cityscapes keeps without labels
