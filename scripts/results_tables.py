@@ -2,11 +2,12 @@
 
     python scripts/results_tables.py
 
-`tests/sweeps/test_kept_results.py` compares the page with what this writes.
+The page says which results it is of, by which `tests/sweeps/test_kept_results.py` tells whether it is up to date.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -189,24 +190,34 @@ def _label_free(setting: str, found: Sequence[Table]) -> str:
     scored = {rating.score for ratings in rated.values() for rating in ratings} - {"last", "random"}
     intro = (
         f"Choosing among the validations of `data={setting}` without labels: rank correlation with the true mIoU over "
-        "all of them, and regret, the points lost against the best validation of a run, mean over runs."
+        "all of them; regret, the points lost against the best validation of a run, mean over runs; among runs, the "
+        "points lost by choosing one of them after its last step, oracles aside."
         + ("" if scored else " None of these runs logged scores without labels (`evaluator.label_free`).")
     )
     lines = [
         _filled(intro),
         "",
-        _line(["target", "score", "validations", "Spearman", "Kendall", "regret"]),
-        "|---|---|---:|---:|---:|---:|",
+        _line(["target", "score", "validations", "Spearman", "Kendall", "regret", "among runs"]),
+        "|---|---|---:|---:|---:|---:|---:|",
     ]
     for target, ratings in rated.items():
         for r in ratings:
             ranks = ["" if math.isnan(v) else f"{v:.2f}" for v in (r.spearman, r.kendall)]
-            lines.append(_line([target, r.score, str(r.checkpoints), *ranks, f"{100 * r.regret:.1f}"]))
+            among = "" if math.isnan(r.among_runs) else f"{100 * r.among_runs:.1f}"
+            lines.append(_line([target, r.score, str(r.checkpoints), *ranks, f"{100 * r.regret:.1f}", among]))
     return "\n".join(lines)
 
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def told(results: Path) -> str:
+    """Return the line of the page that says which results it is of."""
+    digest, files = hashlib.sha256(), sorted(results.glob("*/*/*/seed*.json"))
+    for path in files:
+        digest.update(path.relative_to(results).as_posix().encode() + path.read_bytes())
+    return f"<!-- {len(files)} results, sha256 {digest.hexdigest()} -->"
 
 
 def page(text: str, generated: str) -> str:
@@ -220,6 +231,6 @@ def page(text: str, generated: str) -> str:
 
 if __name__ == "__main__":
     try:
-        write_text(PAGE, page(PAGE.read_text(), tables(RESULTS)))
+        write_text(PAGE, page(PAGE.read_text(), f"{told(RESULTS)}\n\n{tables(RESULTS)}"))
     except UserError as error:
         fail(error)

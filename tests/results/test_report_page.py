@@ -125,6 +125,30 @@ def test_scores_without_labels_are_rated():
     assert rows["snd"].kendall == pytest.approx(1 / 3)  # four pairs in order, two not
 
 
+def test_a_run_is_chosen_among_those_that_are_no_oracle():
+    ends = {("dacs", 0): (0.40, 3.0), ("dacs", 1): (0.50, 1.0), ("mic", 0): (0.45, 2.0), ("oracle", 0): (0.90, 9.0)}
+    found = []
+    for (method, seed), (miou, score) in ends.items():
+        result = invented(method, seed, 0.6)
+        told = [(miou + 0.1, score + 7), (miou, score)]  # what came before is no choice any more
+        validations = [
+            replace(v, miou=m, targets={"target": {"miou": m, "label_free/snd": s}})
+            for v, (m, s) in zip(result.validations, told, strict=False)
+        ]
+        found.append(Run(replace(result, validations=validations), Path("a")))
+    rows = {row.score: row for row in label_free(build_tables(found)[0])}
+    assert rows["snd"].among_runs == pytest.approx(0.50 - 0.40)
+    assert rows["random"].among_runs == pytest.approx(0.50 - (0.40 + 0.50 + 0.45) / 3)
+    assert math.isnan(rows["last"].among_runs)
+    # Over all eight validations: the pairs in order less those that are not, ties aside (tau-b).
+    miou = [0.5, 0.6, 0.55, 1.0, 0.4, 0.5, 0.45, 0.9]
+    snd = [10, 8, 9, 16, 3, 1, 2, 9]
+    signs = [np.sign(miou[i] - miou[j]) * np.sign(snd[i] - snd[j]) for i in range(8) for j in range(i)]
+    tied = [sum(v[i] == v[j] for i in range(8) for j in range(i)) for v in (miou, snd)]
+    assert rows["snd"].kendall == pytest.approx(sum(signs) / np.sqrt((28 - tied[0]) * (28 - tied[1])))
+    assert math.isnan(label_free(build_tables(found[:1])[0])[0].among_runs)
+
+
 def test_last_and_random_are_rated_without_scores_too():
     def of(result: Result, first: int) -> Result:
         kept = [replace(v, targets={"target": {"miou": v.miou}}) for v in result.validations[first:]]

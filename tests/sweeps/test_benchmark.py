@@ -14,12 +14,12 @@ import yaml
 from results.invented import invented
 from uda_seg.cli.command import compose
 from uda_seg.config.schema import Config, resolved
-from uda_seg.errors import Damaged
+from uda_seg.errors import Damaged, Interrupted
 from uda_seg.results.result import write_result
 from uda_seg.sweeps import benchmark
-from uda_seg.sweeps.benchmark import Job, expected, is_finished, keep, read_stored, row_of, table
-from uda_seg.sweeps.launcher import write_kept
-from uda_seg.sweeps.workers import Workers, choose
+from uda_seg.sweeps.benchmark import Job, expected, is_finished, is_kept, keep, read_stored, row_of, table
+from uda_seg.sweeps.launcher import said_of, write_kept
+from uda_seg.sweeps.workers import Workers, choose, claimed, ended_with
 
 Make = Callable[..., Job]
 
@@ -76,6 +76,41 @@ def test_the_same_run_under_another_sweep_is_copied_not_trained_again(make: Make
     assert mine == other | own, "otherwise it would be a row of the benchmark, under the benchmark's name"
 
 
+def test_a_result_of_other_photographs_is_never_taken(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    job = replace(make(), files="one")
+    finish(job)
+    keep(job)
+    assert is_finished(job)
+    assert not is_kept(replace(job, files="two"))
+    assert not is_finished(replace(job, files="two")), "the run in the folder may be of the first ones too"
+    assert "is of other images or labels: it will be replaced" in caplog.text
+    assert "overwrite=true" in Workers(1, 1).command(replace(job, files="two"))
+    assert "overwrite=true" not in Workers(1, 1).command(job)
+
+
+def test_a_job_that_another_benchmark_trains_or_has_trained_is_left_to_it(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "uda_seg")
+    jobs = [make(row="dacs"), make(row="mic"), make(row="bad")]
+    claim = claimed(jobs[0])
+    assert claim is not None
+    finish(jobs[2])
+    keep(jobs[2])
+    with claim:
+        assert Scripted(1, 1, line=WRITE).run(jobs) == [jobs[0]]
+    assert "streets/dacs/seed0 is left to another benchmark: " in caplog.text
+    assert [is_kept(job) for job in jobs] == [False, True, True]
+    assert Scripted(1, 1, line=WRITE).run(jobs[:1]) == []
+    assert not list(jobs[0].folder.parent.glob(".*")), "claims are given back"
+
+
+def test_equal_errors_are_told_once(make: Make) -> None:
+    one, two, three = make(seed=0), make(seed=1), make(row="mic")
+    said = said_of({one: "no root", two: "no root", three: "full"})
+    assert said == "streets/dacs/seed0, streets/dacs/seed1: no root; streets/mic/seed0: full"
+
+
 def test_a_file_that_is_no_result_is_trained_again_and_never_taken(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -97,6 +132,7 @@ def test_a_file_that_is_no_result_is_trained_again_and_never_taken(
         (["method=dacs", "model=hrda_small", "data.target.root=/photos", "steps=50"], "dacs,model=hrda_small,steps=50"),
         (["method=dacs", "trainer=gpu", "trainer.precision=32-true", "data.workers=0"], "dacs"),
         (["method=lcmsm", "method.text=none"], "lcmsm,text=none"),
+        (["method=dacs", "data.merge={a:[road]}", "data.target.custom.label_map={1:a}", "data.name=mine"], "dacs"),
         (["method=lcmsm", "method.text_file=/here/clip.npz"], "lcmsm,text_file=clip.npz"),
     ],
 )
@@ -147,6 +183,12 @@ def test_after_its_minutes_it_ends_its_processes_and_tells_what_is_left(make: Ma
     workers = Scripted(1, 1, minutes=0.001, line="import time; time.sleep(60)")
     assert workers.run(jobs) == jobs
     assert not workers.failed
+
+
+def test_after_ctrl_c_it_says_how_to_go_on() -> None:
+    with pytest.raises(Interrupted) as caught, ended_with([]):
+        raise Interrupted
+    assert caught.value.line == "interrupted: runs are saved, the same command continues"
 
 
 def test_the_report_is_of_all_kept_results_and_lies_with_the_runs(

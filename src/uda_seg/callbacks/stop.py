@@ -116,7 +116,7 @@ class Stop(pl.Callback):
     def _take_leave(self, number: int, step: int) -> None:
         """Report the stop, and requeue the job if the signal was SLURM's."""
         name = signal.Signals(number).name
-        print(f"stopped by {name} after step {step}and saved its state; continue with resume=last", file=sys.stderr)
+        print(f"stopped by {name} after step {step} and saved its state; continue with resume=last", file=sys.stderr)
         job = slurm_job()
         if job is not None and number == requeue_signal():
             done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)

@@ -25,6 +25,7 @@ from uda_seg.results.result import Result, TargetScores
 CONTROLS = ("source_only", "source_only_strong", "adabn")
 ORACLE = "oracle"
 LABEL_FREE = "label_free/"
+Curve = list[tuple[float, Mapping[str, float]]]  # of a run: mIoU and scores of each validation
 # Settings of the data that do not decide what is learnt or scored, or that a method's recipe changes.
 _NO_WORLD = re.compile(
     r"^data\.(name|reader|cache|workers|val_batch|rare_class|shards)|\.(root|depth\w*|workers|cache)$"
@@ -442,6 +443,8 @@ class LabelFree:
         checkpoints: number of validations with the score.
         spearman, kendall: rank correlation with the true mIoU over all of them; NaN where there is none to compute.
         regret: mIoU of the best validation of a run minus that of the one with the highest score, mean over runs.
+        among_runs: mIoU of the best run after its last step minus that of the run whose score is then the highest;
+            oracles are no choice. Of `random`, minus the mean; NaN with fewer than two runs.
     """
 
     score: str
@@ -449,6 +452,7 @@ class LabelFree:
     spearman: float
     kendall: float
     regret: float
+    among_runs: float = math.nan
 
 
 def label_free(table: Table) -> list[LabelFree]:
@@ -456,22 +460,26 @@ def label_free(table: Table) -> list[LabelFree]:
 
     These two are there without such scores as well; nothing is where no run was validated twice.
     """
-    curves = [_validated(run.result, table.target) for group in table.groups for run in group.runs]
-    names = sorted({name for curve in curves for _, scores in curve for name in scores if name.startswith(LABEL_FREE)})
-    if all(len(curve) < 2 for curve in curves):
+    every = [(_validated(r.result, table.target), r.result.method != ORACLE) for g in table.groups for r in g.runs]
+    names = sorted({n for curve, _ in every for _, scores in curve for n in scores if n.startswith(LABEL_FREE)})
+    if all(len(curve) < 2 for curve, _ in every):
         return []
-    found = [_rated(name, curves) for name in names]
     # Beside scores, over the same runs as the first of them.
-    curves = [curve for curve in curves if curve and (not names or any(names[0] in scores for _, scores in curve))]
-    truth = [np.array([miou for miou, _ in curve]) for curve in curves]
+    same = [e for e in every if e[0] and (not names or any(names[0] in scores for _, scores in e[0]))]
+    truth = [np.array([miou for miou, _ in curve]) for curve, _ in same]
     last = float(np.mean([m.max() - m[-1] for m in truth]))
     any_one = float(np.mean([m.max() - m.mean() for m in truth]))
-    total = sum(map(len, curves))
-    found.append(LabelFree("last", total, math.nan, math.nan, last))
-    return [*found, LabelFree("random", total, math.nan, math.nan, any_one)]
+    ends = [m[-1] for m, (_, is_choice) in zip(truth, same, strict=True) if is_choice]
+    any_run = float(max(ends) - np.mean(ends)) if len(ends) > 1 else math.nan
+    total = sum(map(len, truth))
+    return [
+        *(_rated(name, every) for name in names),
+        LabelFree("last", total, math.nan, math.nan, last),
+        LabelFree("random", total, math.nan, math.nan, any_one, any_run),
+    ]
 
 
-def _validated(result: Result, target: str) -> list[tuple[float, Mapping[str, float]]]:
+def _validated(result: Result, target: str) -> Curve:
     entries = [
         {**_without_labels(v.targets.get("target", {})), **v.targets[target]}  # that is where they are logged
         for v in result.validations
@@ -484,12 +492,19 @@ def _without_labels(scores: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in scores.items() if name.startswith(LABEL_FREE)}
 
 
-def _rated(name: str, curves: Sequence[Sequence[tuple[float, Mapping[str, float]]]]) -> LabelFree:
-    having = [[(m, s[name]) for m, s in curve if not math.isnan(s.get(name, math.nan))] for curve in curves]
-    pairs = [pair for curve in having for pair in curve]
+def _rated(name: str, curves: Sequence[tuple[Curve, bool]]) -> LabelFree:
+    every = [([(m, s[name]) for m, s in c if not math.isnan(s.get(name, math.nan))], choice) for c, choice in curves]
+    having = [pairs for pairs, _ in every if pairs]
+    pairs = [pair for own in having for pair in own]
     truth, score = np.array(pairs).reshape(-1, 2).T
     varied = len(pairs) > 2 and len(set(truth)) > 1 and len(set(score)) > 1
     rho = float(stats.spearmanr(truth, score).statistic) if varied else math.nan
     tau = float(stats.kendalltau(truth, score).statistic) if varied else math.nan
-    regrets = [max(m for m, _ in curve) - max(curve, key=lambda p: p[1])[0] for curve in having if curve]
-    return LabelFree(name.removeprefix(LABEL_FREE), len(pairs), rho, tau, float(np.mean(regrets)))
+    ends = [own[-1] for own, is_choice in every if own and is_choice]
+    among = _lost(ends) if len(ends) > 1 else math.nan
+    return LabelFree(name.removeprefix(LABEL_FREE), len(pairs), rho, tau, float(np.mean([*map(_lost, having)])), among)
+
+
+def _lost(pairs: Sequence[tuple[float, float]]) -> float:
+    """Return the best mIoU of (mIoU, score) minus that with the highest score."""
+    return max(miou for miou, _ in pairs) - max(pairs, key=lambda pair: pair[1])[0]

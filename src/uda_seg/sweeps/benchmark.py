@@ -6,12 +6,14 @@ which are committed, so that another machine goes on where this one stopped.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import json
 import logging
 import math
 import os
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +36,7 @@ log = logging.getLogger(__name__)
 # Raised by whoever changes what training computes: results of another number are not taken for finished.
 NUMBERS = 1
 KEY = "benchmark"  # of what is added to a run's result
+_OF_SETTING = re.compile(r"^data\.(name|merge|class_set|classes|eval_classes)$|^data\..*\.(dataset|custom)(\.|$)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,12 +48,14 @@ class Job:
         config: its configuration.
         folder: folder of the run.
         stored: the JSON file that is kept of it.
+        files: digest of the files of custom data sets; empty without any.
     """
 
     overrides: tuple[str, ...]
     config: Config
     folder: Path
     stored: Path
+    files: str = ""
 
     @property
     def name(self) -> str:
@@ -71,9 +76,10 @@ def row_of(method: str, overrides: Sequence[str], fixed: Iterable[str]) -> str:
     """Name a row by its method and the overrides that change results, except `fixed` ones, which all rows share.
 
     Hardware and locations of data are left out, and of absolute paths only the last part is named, so that rows of
-    several machines have the same names. Options of the method are named without `method.`.
+    several machines have the same names. Options of the method are named without `method.`. What describes custom data
+    is left out, as all rows of a setting share it.
     """
-    own = [o for o in overrides if key_of(o) not in fixed]
+    own = [o for o in overrides if key_of(o) not in fixed and not _OF_SETTING.search(key_of(o))]
     named = [o if "=/" not in o else f"{key_of(o)}={Path(o).name}" for o in own if changes_results(key_of(o))]
     network = [f",{o}" for o in own if key_of(o) == "model"]
     row = [o.removeprefix("method.") for o in named]
@@ -88,9 +94,12 @@ def is_finished(job: Job) -> bool:
         except Damaged as error:
             log.warning("%s; it is made again", error)
         else:
-            if kept[KEY].get("digest") == job.digest:
+            if _is_of(kept, job):
                 return True
-            log.warning("%s is of other settings or of another version: it will be replaced", job.stored)
+            what = "images or labels" if _of_other_files(kept, job) else "settings or of another version"
+            log.warning("%s is of other %s: it will be replaced", job.stored, what)
+            if _of_other_files(kept, job):
+                return False  # and so may be the run in the folder
     if (same := _kept_elsewhere(job)) is not None:
         log.info("%s: the same run as %s", job.name, same)
         _write(job.stored, _as_of(job, read_stored(same)))
@@ -101,12 +110,34 @@ def is_finished(job: Job) -> bool:
     return True
 
 
+def is_kept(job: Job) -> bool:
+    """Return whether a job's result is kept by now, which another process may have done."""
+    with contextlib.suppress(Damaged, UserError):
+        return _is_of(read_stored(job.stored), job)
+    return False
+
+
+def is_of_other_files(job: Job) -> bool:
+    """Return whether the kept result is of the same settings, but of other images or labels than there are now."""
+    with contextlib.suppress(Damaged, UserError):
+        return _of_other_files(read_stored(job.stored), job)
+    return False
+
+
+def _is_of(kept: Mapping[str, Any], job: Job) -> bool:
+    return kept[KEY].get("digest") == job.digest and kept[KEY].get("files", "") == job.files
+
+
+def _of_other_files(kept: Mapping[str, Any], job: Job) -> bool:
+    return kept[KEY].get("digest") == job.digest and kept[KEY].get("files", "") != job.files
+
+
 def _kept_elsewhere(job: Job) -> Path | None:
     """Find the result of the same run under another row or sweep: an ablation's base is a row of the benchmark."""
     setting, seed = job.stored.parts[-3], job.stored.name
     for path in sorted(job.stored.parents[3].glob(f"*/{glob.escape(setting)}/*/{seed}")):
         try:
-            if read_stored(path)[KEY].get("digest") == job.digest:
+            if _is_of(read_stored(path), job):
                 return path
         except (Damaged, UserError):
             continue  # whoever reads its own sweep is told
@@ -123,7 +154,7 @@ def keep(job: Job) -> dict[str, Any]:
     content = read_json(path, "train the run again with overwrite=true")
     if not isinstance(content, dict) or not isinstance(content.get("miou"), int | float | None):
         raise Damaged(f"{path} holds no result of a run; train the run again with overwrite=true")
-    content[KEY] = {"digest": job.digest, "numbers": NUMBERS}
+    content[KEY] = {"digest": job.digest, "numbers": NUMBERS, **({"files": job.files} if job.files else {})}
     _write(job.stored, content)
     return content
 

@@ -14,6 +14,7 @@ from hydra.core.utils import JobReturn, configure_log, setup_globals
 from omegaconf import DictConfig, open_dict
 
 from uda_seg.config.schema import Config, key_of, parse
+from uda_seg.data.own_files import digest_of_own_files
 from uda_seg.data.parallel import cores
 from uda_seg.errors import UserError
 from uda_seg.errors.ending import fail
@@ -75,20 +76,28 @@ def launch(
     if late:
         log.info("%d of %d runs are left: the same command continues", len(late), len(jobs))
     if workers.failed:
-        said = "; ".join(f"{job.name}: {error}" for job, error in workers.failed.items())
-        fail(UserError(f"{len(workers.failed)} job(s) failed: {said}"))
+        fail(UserError(f"{len(workers.failed)} job(s) failed: {said_of(workers.failed)}"))
     return []
+
+
+def said_of(failed: Mapping[Job, str]) -> str:
+    """Tell each error once, with the jobs that have failed with it."""
+    names: dict[str, list[str]] = {}
+    for job, error in failed.items():
+        names.setdefault(error, []).append(job.name)
+    return "; ".join(f"{', '.join(those)}: {error}" for error, those in names.items())
 
 
 def jobs_of(loader: ConfigLoader, config: DictConfig, overrides: Sequence[Sequence[str]], results: Path) -> list[Job]:
     """Compose the jobs; those that differ in their seed alone are composed once.
 
     Raises:
-        UserError: two jobs would be kept in one file, or a configuration that cannot be.
+        UserError: two jobs would be kept in one file, a configuration that cannot be, or custom data that is not there.
     """
     fixed = {key for job in overrides[:1] for key in map(key_of, job) if len(_values(key, overrides)) == 1}
     given = {key_of(str(o)) for o in config.hydra.overrides.task}
     composed: dict[tuple[str, ...], tuple[DictConfig, Config]] = {}
+    files: dict[str, str] = {}
     found: dict[Path, Job] = {}
     for own in overrides:
         without = tuple(o for o in own if key_of(o) != "seed")
@@ -103,7 +112,9 @@ def jobs_of(loader: ConfigLoader, config: DictConfig, overrides: Sequence[Sequen
         row = row_of(choices["method"], own, {*fixed} - given)
         place = results / settings.data.name / row / f"seed{seed}.json"
         folder = Path(str(hydra.sweep.dir)) / str(hydra.sweep.subdir)
-        job = Job(tuple(own), replace(settings, seed=seed), folder, place)
+        if (data := repr(settings.data)) not in files:
+            files[data] = digest_of_own_files(settings.data)
+        job = Job(tuple(own), replace(settings, seed=seed), folder, place, files[data])
         if place in found:
             raise UserError(f"two jobs would both be kept as {place}: give each value once")
         found[place] = job

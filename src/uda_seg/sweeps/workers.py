@@ -9,14 +9,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from uda_seg.errors import Damaged, UserError, interrupt
+from uda_seg.errors import Damaged, Interrupted, UserError, interrupt
 from uda_seg.runs.folder import checkpoints_in, same_run
-from uda_seg.sweeps.benchmark import Job, duration, expected, keep, seconds_of
+from uda_seg.storage.lock import FolderLock
+from uda_seg.storage.owner import Owner
+from uda_seg.sweeps.benchmark import Job, duration, expected, is_kept, is_of_other_files, keep, seconds_of
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +34,13 @@ class Process:
         job: the job.
         running: the process.
         output: file of what it prints.
+        claim: holds the job against other benchmarks.
     """
 
     job: Job
     running: subprocess.Popen[bytes]
     output: IO[bytes]
+    claim: ExitStack
     begun: float = field(default_factory=time.monotonic)
 
     def error(self) -> str | None:
@@ -68,33 +72,40 @@ class Workers:
     failed: dict[Job, str] = field(default_factory=dict)
 
     def run(self, jobs: Sequence[Job]) -> list[Job]:
-        """Run jobs in their order, and return those that were not begun or not finished in time."""
-        waiting, running = list(jobs), list[Process]()
+        """Run jobs in their order, and return those that are not finished: out of time, or another process has them."""
+        waiting, running, elsewhere = list(jobs), list[Process](), list[Job]()
         until = None if self.minutes is None else time.monotonic() + 60 * self.minutes
-        with _ended_with(running):
+        with ended_with(running):
             while waiting or running:
                 while waiting and len(running) < self.processes:
-                    running.append(self._start(waiting.pop(0)))
-                time.sleep(POLL)
+                    job = waiting.pop(0)
+                    if (claim := claimed(job)) is None:
+                        elsewhere.append(job)
+                    elif is_kept(job):  # by another benchmark, since this one looked
+                        claim.close()
+                    else:
+                        running.append(self._start(job, claim))
+                if running:
+                    time.sleep(POLL)
                 for process in [p for p in running if p.running.poll() is not None]:
                     running.remove(process)
                     self._finish(process, [*(p.job for p in running), *waiting])
                 if until is not None and time.monotonic() > until:
                     break
             stopped = [process.job for process in running]
-        return [*stopped, *waiting]
+        return [*stopped, *waiting, *(job for job in elsewhere if not is_kept(job))]
 
     def command(self, job: Job) -> list[str]:
         """Build the command that trains a job, or continues it; a run of other settings is in its way, and stays."""
+        stale = is_of_other_files(job)
         begun = bool(checkpoints_in(job.folder)) and not job.config.overwrite and same_run(job.folder, job.config)
-        resume = ["resume=last"] if begun else []
+        resume = ["overwrite=true"] if stale else ["resume=last"] if begun else []
         place = str(job.folder).replace("\\", "\\\\").replace("'", "\\'")
         own = [*job.overrides, *resume, *self.more, "hydra.mode=RUN", f"hydra.run.dir='{place}'"]
         return [sys.executable, "-m", "uda_seg.train", *own]
 
-    def _start(self, job: Job) -> Process:
+    def _start(self, job: Job, claim: ExitStack) -> Process:
         """Start a job, or go on with one that was stopped."""
-        job.folder.parent.mkdir(parents=True, exist_ok=True)
         output = (job.folder.parent / f"{job.folder.name}.log").open("wb")
         # In a session of its own: Ctrl-C is for this process, which tells the others.
         running = subprocess.Popen(
@@ -105,17 +116,18 @@ class Workers:
             env=os.environ | {"OMP_NUM_THREADS": str(self.threads)},
             start_new_session=True,
         )
-        return Process(job, running, output)
+        return Process(job, running, output, claim)
 
     def _finish(self, process: Process, left: Sequence[Job]) -> None:
         """Keep the result of a job that has ended, and say what is left."""
         job, error, said = process.job, process.error(), ""
-        if error is None:
-            try:
-                miou = keep(job).get("miou")
-                said = "no scores" if miou is None else f"mIoU {100 * miou:.1f} %"
-            except (Damaged, UserError) as damage:
-                error = str(damage)
+        with process.claim:
+            if error is None:
+                try:
+                    miou = keep(job).get("miou")
+                    said = "no scores" if miou is None else f"mIoU {100 * miou:.1f} %"
+                except (Damaged, UserError) as damage:
+                    error = str(damage)
         if error is not None:
             self.failed[job] = error
             log.error("%s failed: %s", job.name, error)
@@ -126,19 +138,42 @@ class Workers:
         log.info("%s: %s in %s%s", job.name, said, duration(self.took[job]), then)
 
 
+def claimed(job: Job) -> ExitStack | None:
+    """Claim a job among benchmarks that run at the same time, until the stack is closed; None if another one has it.
+
+    Raises:
+        UserError: the folder of runs cannot be written.
+    """
+    name = f".{job.folder.name}.lock"
+    claim = FolderLock(job.folder.parent, Owner("a benchmark"), "train other runs here", name)
+    closing = ExitStack()
+    try:
+        closing.enter_context(claim)
+    except UserError as error:
+        if not claim.path.exists():
+            raise
+        log.info("%s is left to another benchmark: %s", job.name, error)
+        return None
+    return closing
+
+
 @contextmanager
-def _ended_with(running: Sequence[Process]) -> Iterator[None]:
+def ended_with(running: Sequence[Process]) -> Iterator[None]:
     """End the processes with the block, also when this process is told to end; each saves its run first."""
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
+    except Interrupted as end:
+        end.line = "interrupted: runs are saved, the same command continues"
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
         for process in running:
             process.running.terminate()
         for process in running:
-            _wait(process.running)
-            process.output.close()
+            with process.claim:
+                _wait(process.running)
+                process.output.close()
 
 
 def _wait(process: subprocess.Popen[bytes]) -> None:
