@@ -14,6 +14,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import textwrap
 import tomllib
 from pathlib import Path
 from string import Template
@@ -96,6 +97,13 @@ def places(official, camvid, tmp_path_factory):
             streets = streets_tree(root / "streets" / split, 4)
             (streets / made).rename(root / "mine" / kind / split)
     found["PHOTOS"] = photographs(root / "photographs", root / "mine")
+    found["my"] = root / "my"  # a folder of YAML files, of which data.md shows one
+    (found["my"] / "data").mkdir(parents=True)
+    said = re.search(
+        r"`my/data/gardens.yaml`:\n\n +```yaml\n(.*?)```", (ROOT / "docs" / "data.md").read_text(), re.DOTALL
+    )
+    assert said is not None
+    (found["my"] / "data" / "gardens.yaml").write_text(textwrap.dedent(said[1]))
     found["STREETS"] = sequence_tree(streets_tree(root / "streets", 6, (64, 96)), 6, (64, 96))
     found["TEST"] = cityscapes_splits(root / "test")
     for name, table in (("OFFICIAL", released.daformer), ("HRDA", released.hrda)):
@@ -223,7 +231,7 @@ def composed(cli, monkeypatch, module: str, words: list[str]) -> list[Config]:
 
 
 @pytest.mark.parametrize("line", [pytest.param(x, marks=[pytest.mark.slow] * (x in MANY), id=str(x)) for x in OURS])
-def test_every_command_line_is_one_that_the_command_takes(line, words_of, cli, monkeypatch):
+def test_every_command_line_is_one_that_the_command_takes(line, words_of, places, cli, monkeypatch):
     module, words = line.program.rpartition(".")[2], words_of(line)
     if "--help" in words:
         finished = cli(importlib.import_module(f"uda_seg.{module}").main, *words)
@@ -233,10 +241,12 @@ def test_every_command_line_is_one_that_the_command_takes(line, words_of, cli, m
         module = "train"  # which gets its overrides
     if "sweep=optuna" in words:
         words = [*words, "hydra.sweeper.trials=2"]
+    own = "data=gardens" in words
     if any(word.startswith(("sweep=benchmark", "sweep=ablate")) for word in words):
         # One of its hundreds of jobs, and without its launcher, which would train them.
         words = [word for word in words if not word.startswith(("-m", "seed=", "data=", "method=", "hydra.launcher."))]
-        words += ["hydra.mode=RUN", "seed=0", "data=streets", "method=lcmsm", "method.text=file"]
+        words += ["hydra.mode=RUN", "seed=0", "method=lcmsm", "method.text=file"]
+        words += ["data=gardens", f"data.target.root={places['PHOTOS']}"] if own else ["data=streets"]
     if "trainer=gpu" in words:  # composing asks for no hardware
         assert module == "bench"
     configs = composed(cli, monkeypatch, module, words)

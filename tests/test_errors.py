@@ -271,7 +271,7 @@ def test_ctrl_c_saves_the_run_after_the_step(cli, camvid, failing, tmp_path):
     finished = cli(train.main, *small_run(camvid), "method=source_only", "hydra.run.dir=run")
     assert finished.code == 130
     assert "Traceback" not in finished.err + finished.out
-    assert "stopped by SIGINT after step 2and saved its state; continue with resume=last" in finished.err
+    assert "stopped by SIGINT after step 2 and saved its state; continue with resume=last" in finished.err
     assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
     assert signal.getsignal(signal.SIGINT) == before
 

@@ -125,11 +125,11 @@ def is_of_other_files(job: Job) -> bool:
 
 
 def _is_of(kept: Mapping[str, Any], job: Job) -> bool:
-    return kept[KEY].get("digest") == job.digest and kept[KEY].get("files", "") == job.files
+    return bool(kept[KEY].get("digest") == job.digest and kept[KEY].get("files", "") == job.files)
 
 
 def _of_other_files(kept: Mapping[str, Any], job: Job) -> bool:
-    return kept[KEY].get("digest") == job.digest and kept[KEY].get("files", "") != job.files
+    return bool(kept[KEY].get("digest") == job.digest and kept[KEY].get("files", "") != job.files)
 
 
 def _kept_elsewhere(job: Job) -> Path | None:
