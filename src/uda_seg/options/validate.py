@@ -116,16 +116,20 @@ def _signature(function: Any) -> Mapping[str, inspect.Parameter]:
         return {"self": _ANYTHING, "options": _ANYTHING}
 
 
-@functools.cache
-def plain_hints(kind: type) -> Mapping[str, Any]:
-    """Return field -> type of a dataclass, without constraints; cached, as evaluating annotations takes long."""
-    return typing.get_type_hints(kind)
+def plain_hints(kind: Any) -> Mapping[str, Any]:
+    """Return field -> type of a dataclass, without constraints."""
+    return _evaluated(kind, constraints=False)
 
 
 @functools.cache
+def _evaluated(annotated: Any, constraints: bool) -> Mapping[str, Any]:
+    """Evaluate the annotations of a class or function, which takes long."""
+    return typing.get_type_hints(annotated, include_extras=constraints)
+
+
 def _hints(function: Any) -> Mapping[str, Any]:
     try:
-        return typing.get_type_hints(function, include_extras=True)
+        return _evaluated(function, constraints=True)
     except Exception:  # of another package: names that it imports for type checkers alone
         return {}
 
