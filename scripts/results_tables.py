@@ -64,7 +64,7 @@ def _setting(sweep: str, setting: str, rows: Mapping[str, Sequence[Run]]) -> str
     of = ", ".join(f"`{part}`" for part in (f"data={setting}", *_shared(rows)))
     intro = (
         f"{of}, {len(results)} runs of {_range([r.steps for r in results])} steps on "
-        f"{' and '.join(sorted({r.device for r in results}))}: mIoU in %, last iterate, mean ± standard deviation over "
+        f"{_devices(groups)}: mIoU in %, last iterate, mean ± standard deviation over "
         f"seeds; paired differences with 95 % intervals ({DRAWS} bootstrap draws of seeds and images), over the seeds "
         "that both have, whose number follows where it is not the row's."
     )
@@ -94,6 +94,15 @@ def _groups(rows: Mapping[str, Sequence[Run]], base: str) -> list[Group]:
     table = Table("", "", (), (), label_groups(members), base=base)
     first = table.references()
     return [*first, *(group for group in table.groups if group not in first)]
+
+
+def _devices(groups: Sequence[Group]) -> str:
+    """Name the devices, of several each with its rows: two rows of one seed differ by theirs too."""
+    found: dict[str, dict[str, None]] = {}
+    for group in groups:
+        for run in group.runs:
+            found.setdefault(run.result.device, {})[group.label] = None
+    return " and ".join(f"{d} ({', '.join(rows)})" if len(found) > 1 else d for d, rows in sorted(found.items()))
 
 
 def _shared(rows: Iterable[str]) -> list[str]:

@@ -141,7 +141,12 @@ def _has(result: Result, override: str) -> bool:
     try:
         return bool(float(said) == value)
     except ValueError:
-        return said == (value if isinstance(value, str) else json.dumps(value))
+        return said == _shown(value)
+
+
+def _shown(value: Any) -> str:
+    """Show a setting as the command line would give it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 @dataclass(frozen=True)
@@ -245,8 +250,14 @@ def _models(results: Sequence[Result]) -> list[str]:
 
 
 def _overrides(results: Sequence[Result]) -> list[str]:
-    """Say the overrides that not all results have: `text=none mask_weight=0` for options of the method."""
+    """Say the overrides that not all results have: `text=none mask_weight=0` for options of the method.
+
+    A result that was not given one of them has a value of it all the same.
+    """
     given = [dict(o.partition("=")[::2] for o in result.overrides if changes_results(key_of(o))) for result in results]
+    every = dict.fromkeys(key for own in given for key in own)
+    for own, result in zip(given, results, strict=True):
+        own.update({k: _shown(result.settings[k]) for k in every if k not in own and k in result.settings})
     keys = [k for k in dict.fromkeys(k for own in given for k in own) if len({own.get(k) for own in given}) > 1]
     short = {key: _short_paths({own[key] for own in given if key in own}) for key in keys}
     said = [{k: short[k].get(own[k], own[k]) for k in keys if k in own} for own in given]
