@@ -20,6 +20,7 @@ from uda_seg.methods.base import Plan
 from uda_seg.models.segmentor import Segmentor, resize
 from uda_seg.models.vit_neck import gathered, onto, onto_image
 from uda_seg.models.vit_trunk import _bicubic, _bicubic_in_graph
+from uda_seg.options.validate import class_of, defaults
 from uda_seg.runs.build import instantiate_module
 
 FAMILIES = {  # name -> overrides
@@ -55,7 +56,7 @@ TINY = {
 def tiny(config):
     encoder, head = config.model["encoder"], config.model["head"]
     encoder.update(TINY.get(encoder["_target_"].rpartition(".")[2], {}))
-    if "width" in head:
+    if "width" in defaults(class_of(head["_target_"], "model.head")):  # 256 or 768 where no file says it
         head["width"] = 8
     if "detail" in config.model:
         config.model.update(detail=[32, 64], attention_width=8)

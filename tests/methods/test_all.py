@@ -17,6 +17,7 @@ from uda_seg.config.schema import CONF
 from uda_seg.methods.bicl import BiCL
 from uda_seg.methods.options.bicl import Ablation
 from uda_seg.methods.settings import OptimizerSettings
+from uda_seg.options.validate import class_of, defaults
 from uda_seg.runs.build import instantiate_module
 
 METHODS = sorted(p.stem for p in (CONF / "method").glob("*.yaml"))
@@ -37,7 +38,7 @@ TINY = {
 def tiny(config):
     encoder, head = config.model["encoder"], config.model["head"]
     encoder.update(TINY[encoder["_target_"].rpartition(".")[2]])
-    if "width" in head:
+    if "width" in defaults(class_of(head["_target_"], "model.head")):  # 256 or 768 where no file says it
         head["width"] = 8
     if "detail" in config.model:
         config.model.update(detail=[32, 64], attention_width=8)
