@@ -24,7 +24,6 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from pytorch_lightning.utilities import rank_zero_only
 from test_train import metrics
-from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 import slurm_tools
 from command_line import configured, small_run
@@ -354,6 +353,8 @@ def expanded(command: list[str], values: dict[str, object]) -> list[str]:
 
 @pytest.mark.parametrize("last", [False, True])
 def test_what_a_sweep_of_wandb_calls_is_a_run(last):
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command_args  # takes a second, which not all tests pay
+
     sweep = yaml.safe_load((CONF.parent / "sweeps" / "wandb.yaml").read_text())
     values = drawn(sweep["parameters"], last)
     called = expanded(sweep["command"], values)
