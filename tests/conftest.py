@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from command_line import CommandLine
 from data.trees import camvid_tree, exported
@@ -29,9 +30,10 @@ CROP = (32, 64)
 # whatever the machine, and a fork of a process whose OpenMP threads have worked would wait for them for ever.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
-# A loader that is found as garbage, as an error's frames hold it, tells workers to end that no longer hear it, and
-# terminates them after five seconds.
+# Torch looks every five seconds whether a loader's workers live. One that another thread hears of, or whose loader was
+# found as garbage and can tell it nothing any more, is waited for so long.
 torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.2
+_MultiProcessingDataLoaderIter._try_get_data.__defaults__ = (0.2,)
 gc.disable()  # while modules are imported, which make a million objects and no garbage
 
 
