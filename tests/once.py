@@ -1,4 +1,4 @@
-"""What hundreds of tests have in common is done once, and each of them gets a copy of its own.
+"""Do once what hundreds of tests have in common, and give each of them a copy of its own.
 
 Most of the time of a small run goes into composing its configuration, and most of that into files and choices that all
 runs share. `tests/config/test_once.py` compares what is kept with what is made anew.
@@ -33,7 +33,7 @@ from uda_seg.runs import build
 
 
 class Copies:
-    """Results by key, of which each caller gets a copy: an unpickled one, in a quarter of the time of `deepcopy`."""
+    """Keep results by key and give each caller a copy: an unpickled one, in a quarter of the time of `deepcopy`."""
 
     def __init__(self) -> None:
         self.kept: dict[Hashable, bytes] = {}
@@ -45,7 +45,7 @@ class Copies:
 
 
 def reading(load: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Files of YAML, each once as long as it does not change."""
+    """Read a file of YAML once as long as it does not change."""
     read = Copies()
 
     @functools.wraps(load)
@@ -57,13 +57,13 @@ def reading(load: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def of_the_package(repo: Any) -> bool:
-    """Whether a configuration has no other files than the package's own, which no test changes."""
+    """Tell whether a configuration has only the package's own files, which no test changes."""
     own = {"pkg://hydra.conf", f"file://{CONF}", "structured://"}
     return {source.full_path() for source in repo.get_sources()} == own
 
 
 def choosing(choose: Callable[..., Any]) -> Callable[..., Any]:
-    """The list of the files of a configuration, once for the same choices."""
+    """List the files of a configuration once for the same choices."""
     chosen: dict[Hashable, Any] = {}
 
     @functools.wraps(choose)
@@ -83,7 +83,7 @@ def choosing(choose: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def merging(merge: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
-    """What the files of a list say together, before values are overridden."""
+    """Merge the files of a list once, before values are overridden."""
     merged = Copies()
 
     @functools.wraps(merge)
@@ -97,7 +97,7 @@ def merging(merge: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
 
 
 def repository(begin: Callable[..., None]) -> Callable[..., None]:
-    """The places of files, which Hydra replaces as a whole and copies all the same for every composition."""
+    """Copy the places of files shallowly, as Hydra replaces them as a whole; it copies all that they hold each time."""
 
     @functools.wraps(begin)
     def once(self: CachingConfigRepository, delegate: Any) -> None:
@@ -107,7 +107,7 @@ def repository(begin: Callable[..., None]) -> Callable[..., None]:
 
 
 def parsing(parse: Callable[..., Any]) -> Callable[..., Any]:
-    """An override, once for the same text."""
+    """Parse an override once for the same text."""
     parsed = Copies()
 
     @functools.wraps(parse)
@@ -118,7 +118,7 @@ def parsing(parse: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def trying(try_out: Callable[..., None]) -> Callable[..., None]:
-    """The dry run before training, once for a network and sizes."""
+    """Try a network out before training once for the same sizes."""
     passed: set[Hashable] = set()
 
     @functools.wraps(try_out)

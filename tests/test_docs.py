@@ -242,6 +242,7 @@ def test_every_command_line_is_one_that_the_command_takes(line, words_of, places
     if "sweep=optuna" in words:
         words = [*words, "hydra.sweeper.trials=2"]
     own = "data=gardens" in words
+    words = [word for word in words if word != "hydra/launcher=uda_seg_workers"]  # whose processes would train
     if any(word.startswith(("sweep=benchmark", "sweep=ablate")) for word in words):
         # One of its hundreds of jobs, and without its launcher, which would train them.
         words = [word for word in words if not word.startswith(("-m", "seed=", "data=", "method=", "hydra.launcher."))]
@@ -454,7 +455,7 @@ def shortened(line: Line, words: list[str], places) -> list[str]:
         short += [word for word in ("bench.what=[mixing]",) if not any("what=" in w or "against" in w for w in words)]
     if module == "prepare" and any(word.startswith("streets.export") for word in words):
         short = SHORT["prepare"]
-    keys = {key_of(word) for word in short}
+    keys = {key_of(word) for word in short} | {"hydra/launcher"}  # in this process
     return [*(word for word in words if key_of(word) not in keys), *short]
 
 

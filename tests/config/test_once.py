@@ -1,4 +1,4 @@
-"""What tests have in common and do once is what each of them would make anew."""
+"""Compare what tests share, as `once` keeps it, with what each of them would compose anew."""
 
 from __future__ import annotations
 

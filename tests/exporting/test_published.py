@@ -47,7 +47,7 @@ def counted(miou: float, names: tuple[str, ...], images: int = 8) -> TargetScore
 
 
 def a_run(folder: Path, camvid: Path, *overrides: str, seed: int = SEED, miou: float = 0.25) -> Path:
-    """What a short run would leave: a checkpoint after step 3, and its result."""
+    """Make what a short run leaves: a checkpoint after step 3, and its result."""
     config = composed([*small_run(camvid), "method=dacs", f"seed={seed}", *overrides])
     plan = Plan(steps=4, seed=seed, classes=classes_of(config.data), eval_classes=tuple(range(11)), crop=(32, 32))
     torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""What keeps LC-MSM's correlation alive, and the diagnostics that show whether it is."""
+"""Test the options that keep LC-MSM's correlation alive, and the diagnostics of whether it is."""
 
 from __future__ import annotations
 

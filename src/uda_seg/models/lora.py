@@ -59,7 +59,7 @@ class LoRASettings:
     """`gaussian`: A is drawn, B is zero; `minor`: the components of W with the smallest singular values (SoMA)."""
 
     separate: bool = False
-    """Where q, k and v are one layer, give each of them an adapter of this rank (SoMA)."""
+    """Give q, k and v an adapter of this rank each where they are one layer (SoMA)."""
 
     bias: bool = False
     """Also train the biases of the adapted layers (SoMA's release); the change is kept beside the adapter."""

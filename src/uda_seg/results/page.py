@@ -67,7 +67,7 @@ class Section:
 
     @property
     def best(self) -> bool:
-        """Whether any best validation is known, which is of runs with one target alone."""
+        """Tell whether a best validation is known; only runs with one target have one."""
         return any(not math.isnan(row["best"].mean) for row in self.rows)
 
     @property
