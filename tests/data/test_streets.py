@@ -145,6 +145,22 @@ def test_source_and_target_differ_at_a_glance() -> None:
     assert game > half > camera
 
 
+def test_in_alike_styles_only_context_tells_the_classes_of_the_ground_apart() -> None:
+    def apart(domain: str, ground: int) -> float:
+        """Distance between the mean colours of road and another ground, over the road's own deviation."""
+        ratios = []
+        for frame in (render(0, domain, i, SIZE) for i in range(6)):
+            road, other = (frame.image[frame.label == k].astype(float) for k in (0, ground))
+            if len(other) > 20:
+                ratios.append(np.abs(road.mean(0) - other.mean(0)).max() / road.std(0).max())
+        return float(np.median(ratios))
+
+    for domain in ("game", "camera"):
+        for ground in (1, 9):  # pavement, terrain
+            assert apart(f"{domain}_alike", ground) < 0.5 * apart(domain, ground)
+            assert apart(f"{domain}_alike", ground) < 0.5
+
+
 def test_strength_interpolates_styles() -> None:
     assert style_of("camera:0") == GAME
     assert style_of("camera:1") == CAMERA

@@ -39,7 +39,7 @@ class DomainSettings:
     root: FilePath | None = None
     """The data set's folder; null renders streets into the cache, all others need it."""
     domain: Text | None = None
-    """streets only: game, camera, night_rain, or another style of streets."""
+    """streets only: game, camera, night_rain, or another style of streets, such as camera_alike."""
     split: Text = "train"
     """train or val, or both joined: `train+val`."""
     include: list[Text] = field(default_factory=list)

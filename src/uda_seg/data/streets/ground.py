@@ -22,13 +22,23 @@ LABELS = np.array([ROAD, SIDEWALK, TERRAIN, SIDEWALK], np.uint8)
 
 @dataclass(frozen=True)
 class GroundPaint:
-    """Colours of asphalt, paving, grass and kerb [4, 3], of the markings [3], and tileable noise [256, 256]."""
+    """Look of the ground.
+
+    Attributes:
+        tones: colours of asphalt, paving, grass and kerb [4, 3].
+        marking: colour of the markings [3].
+        grain: tileable noise [256, 256].
+        roughness: contrast of the noise on each of the four materials [4].
+        paver: side of a paving stone in metres.
+        joint: how much darker joints of paving are, in [0, 1].
+    """
 
     tones: Plane
     marking: Plane
     grain: Plane
-    roughness: float
+    roughness: Plane
     paver: float
+    joint: float
 
 
 def ground_paint(style: Style, grain: Plane, rng: np.random.Generator) -> GroundPaint:
@@ -37,9 +47,13 @@ def ground_paint(style: Style, grain: Plane, rng: np.random.Generator) -> Ground
     yellow = max(0.0, draw(rng, style.marking_yellow))
     white = np.array([0.92, 0.92, 0.9], np.float32)
     marking = white + (np.array([0.95, 0.75, 0.12], np.float32) - white) * np.float32(yellow)
-    roughness = 0.06 * draw(rng, style.texture)
+    roughness = 0.06 * draw(rng, style.texture) * np.array([1, 1, 2.2, 1], np.float32)
     paver = float(rng.uniform(0.6, 1.6))
-    return GroundPaint(np.stack([*tones, tones[1] * np.float32(1.12)]), marking, grain, roughness, paver)
+    for material in (PAVING, GRASS):  # of a style whose ground classes look alike
+        tones[material] += (tones[ASPHALT] - tones[material]) * np.float32(style.alike)
+        roughness[material] += (roughness[ASPHALT] - roughness[material]) * np.float32(style.alike)
+    stones = np.stack([*tones, tones[PAVING] * np.float32(1.12)])
+    return GroundPaint(stones, marking, grain, roughness, paver, 0.18 * (1 - style.alike))
 
 
 def draw_ground(
@@ -147,8 +161,8 @@ def relief(across: Plane, z: Plane, depth: Plane, material: NDArray[np.uint8], p
     bright = grain(14.0)
     bright /= 1 + depth * np.float32(1 / 14)
     bright += np.float32(0.6) * grain(1.7)
-    bright *= by_material(paint.roughness * np.array([1, 1, 2.2, 1], np.float32), material)
+    bright *= by_material(paint.roughness, material)
     bright += 1
     joint = (phase(across, paint.paver) < 0.05 / paint.paver) | (phase(z, paint.paver) < 0.07 / paint.paver)
-    bright *= 1 - np.float32(0.18) * (joint & (material == PAVING) & (depth < 18))
+    bright *= 1 - np.float32(paint.joint) * (joint & (material == PAVING) & (depth < 18))
     return bright

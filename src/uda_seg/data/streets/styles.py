@@ -72,6 +72,7 @@ class Style:
     neutral_cars: Range = (0.2, 0.2)
     texture: Range = (0.5, 0.9)  # contrast of surface noise
     marking_yellow: Range = (0.5, 1.0)
+    alike: float = 0.0  # in [0, 1]: how far pavement and grass take the road's colour and texture
     sky_top: Palette = ((0.53, 0.6), (0.5, 0.75), (0.75, 0.95))
     sky_low: Palette = ((0.5, 0.58), (0.12, 0.35), (0.9, 1.0))
     asphalt: Palette = ((0.04, 0.12), (0.05, 0.2), (0.24, 0.36))
@@ -212,7 +213,14 @@ RANDOM = Style(
     metal=((0.0, 1.0), (0.0, 0.4), (0.2, 0.7)),
 )
 
-STYLES = {"game": GAME, "camera": CAMERA, "night_rain": NIGHT_RAIN, "random": RANDOM}
+STYLES = {
+    "game": GAME,
+    "camera": CAMERA,
+    "night_rain": NIGHT_RAIN,
+    "random": RANDOM,
+    "game_alike": replace(GAME, alike=1.0),
+    "camera_alike": replace(CAMERA, alike=1.0),
+}
 DOMAINS = tuple(STYLES)
 
 

@@ -48,7 +48,8 @@ def render(seed: int, domain: str, index: int, size: tuple[int, int], view: str 
 
     Args:
         seed: seed of the world.
-        domain: game, camera, night_rain, random; or `name:t` for strength t in [0, 1] between game and that domain.
+        domain: game, camera, night_rain, random; game_alike and camera_alike, where road, pavement and grass have one
+            look; or `name:t` for strength t in [0, 1] between game and that domain.
         index: index of the scene, >= 0.
         size: height and width in pixels.
         view: `left`; `right`, its stereo partner; `previous` and `next`, one frame earlier or later.
