@@ -16,16 +16,8 @@ from pathlib import Path
 from uda_seg.config.base_rows import base_rows
 from uda_seg.errors import UserError
 from uda_seg.errors.ending import fail
-from uda_seg.results.compare import (
-    CONTROLS,
-    ORACLE,
-    Difference,
-    Group,
-    Table,
-    differences,
-    label_free,
-    label_groups,
-)
+from uda_seg.results.choosing import label_free
+from uda_seg.results.compare import CONTROLS, ORACLE, Difference, Group, Table, differences, label_groups
 from uda_seg.results.intervals import DRAWS
 from uda_seg.results.reading import Run
 from uda_seg.results.result import read_result

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from results.invented import NAMES, invented
-from uda_seg.results.compare import build_tables, differences, image_scores, label_free
+from uda_seg.results.choosing import label_free
+from uda_seg.results.compare import build_tables, differences
+from uda_seg.results.confusions import image_scores
 from uda_seg.results.page import build_section, latex, markdown, render, score_cells, table_csv
 from uda_seg.results.reading import Found, Run
 from uda_seg.results.result import Result, Start

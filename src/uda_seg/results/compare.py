@@ -1,4 +1,4 @@
-"""Comparison of runs: groups over seeds, paired differences, costs, and scores that need no labels."""
+"""Comparison of runs: groups over seeds, tables of those that may be compared, and paired differences."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from uda_seg.config.naming import changes_results
 from uda_seg.config.schema import key_of
@@ -24,8 +23,6 @@ from uda_seg.results.result import Result, TargetScores
 
 CONTROLS = ("source_only", "source_only_strong", "adabn")
 ORACLE = "oracle"
-LABEL_FREE = "label_free/"
-Curve = list[tuple[float, Mapping[str, float]]]  # of a run: mIoU and scores of each validation
 # Settings of the data that do not decide what is learnt or scored, or that a method's recipe changes.
 _NO_WORLD = re.compile(
     r"^data\.(name|reader|cache|workers|val_batch|rare_class|shards)|\.(root|depth\w*|workers|cache)$"
@@ -368,154 +365,3 @@ def unlike_settings(first: Result, second: Result) -> list[str]:
         ("learning rate", first.settings.get("optimizer.lr"), second.settings.get("optimizer.lr")),
     ]
     return [f"{name} {mine}, not {other}" for name, mine, other in told if mine != other]
-
-
-# ---------------------------------------------------------------------- confusions and images
-
-
-# Pairs that adaptation is known to mix up; shown wherever the class set has them, in both directions.
-KNOWN_PAIRS = (
-    ("person", "rider"),
-    ("road", "sidewalk"),
-    ("truck", "bus"),
-    ("truck", "train"),
-    ("bus", "train"),
-    ("road", "pavement"),  # as CamVid calls them
-    ("pedestrian", "bicyclist"),
-)
-
-
-def confusion_pairs(
-    table: Table, reference: Group, most: int = 12
-) -> tuple[list[str], list[tuple[str, str, list[float]]]]:
-    """Tabulate confusions of two classes: the known pairs, then those that change most against a reference.
-
-    A change is the difference of shares times the root of the label's pixels, so that small classes are not drowned.
-
-    Returns:
-        Labels of the groups that have confusion matrices; and label, prediction and, for each of these groups, the
-        share in [0, 1] of the label's pixels that is predicted so, over all seeds.
-    """
-    found = {group.label: c for group in table.groups if (c := group.confusion(table.target)) is not None}
-    if reference.label not in found or len(found) < 2:
-        return [], []
-    shares = {label: c / np.maximum(c.sum(1, keepdims=True), 1) for label, c in found.items()}
-    pixels = np.sqrt(found[reference.label].sum(1, keepdims=True))
-    change = np.max([np.abs(share - shares[reference.label]) for share in shares.values()], axis=0) * pixels
-    np.fill_diagonal(change, 0)
-    names = table.classes
-    pairs = [pair for known in KNOWN_PAIRS for pair in (known, known[::-1]) if set(pair) <= set(names)]
-    order = np.dstack(np.unravel_index(np.argsort(-change, axis=None, kind="stable"), change.shape))[0][:most]
-    pairs += [(names[i], names[j]) for i, j in order if change[i, j] > 0]
-    rows = []
-    for label, taken in dict.fromkeys(pairs):
-        i, j = names.index(label), names.index(taken)
-        if pixels[i, 0] > 0:
-            rows.append((label, taken, [float(share[i, j]) for share in shares.values()]))
-    return list(shares), rows
-
-
-def image_scores(table: Table) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """Compute the mIoU of every image by itself, mean over seeds: names, and label -> float64 [N].
-
-    Only groups with counts on the same images as the first such group are in it.
-    """
-    names: tuple[str, ...] = ()
-    found: dict[str, Any] = {}
-    for group in table.groups:
-        images = [scores.unpacked for scores in group.scores(table.target)]
-        if any(i is None for i in images):
-            continue
-        names = names or images[0].names  # type: ignore[union-attr]
-        if all(i.names == names for i in images if i is not None):
-            subset = group.scores(table.target)[0].subset
-            found[group.label] = np.mean([_image_miou(i.counts, subset) for i in images if i is not None], axis=0)
-    return names, found
-
-
-def _image_miou(counts: Counts, subset: Sequence[int]) -> Any:
-    """Compute each image's mIoU over the classes in its label, [N, C, C] -> [N]."""
-    hit = np.diagonal(counts, axis1=1, axis2=2)[:, subset]
-    labels = counts.sum(2)[:, subset]
-    union = labels + counts.sum(1)[:, subset] - hit
-    present = labels > 0
-    return np.where(present, hit / np.maximum(union, 1), 0).sum(1) / np.maximum(present.sum(1), 1)
-
-
-# ---------------------------------------------------------------------- choosing without labels
-
-
-@dataclass(frozen=True)
-class LabelFree:
-    """How well a score that needs no labels ranks the validations of all runs of a table.
-
-    Attributes:
-        score: its name; `last` takes the last validation of each run, `random` any.
-        checkpoints: number of validations with the score.
-        spearman, kendall: rank correlation with the true mIoU over all of them; NaN where there is none to compute.
-        regret: mIoU of the best validation of a run minus that of the one with the highest score, mean over runs.
-        among_runs: mIoU of the best run after its last step minus that of the run whose score is then the highest;
-            oracles are no choice. Of `random`, minus the mean; NaN with fewer than two runs.
-    """
-
-    score: str
-    checkpoints: int
-    spearman: float
-    kendall: float
-    regret: float
-    among_runs: float = math.nan
-
-
-def label_free(table: Table) -> list[LabelFree]:
-    """Rate every score without labels by the true mIoU, beside `last` and `random`.
-
-    These two are there without such scores as well; nothing is where no run was validated twice.
-    """
-    every = [(_validated(r.result, table.target), r.result.method != ORACLE) for g in table.groups for r in g.runs]
-    names = sorted({n for curve, _ in every for _, scores in curve for n in scores if n.startswith(LABEL_FREE)})
-    if all(len(curve) < 2 for curve, _ in every):
-        return []
-    # Beside scores, over the same runs as the first of them.
-    same = [e for e in every if e[0] and (not names or any(names[0] in scores for _, scores in e[0]))]
-    truth = [np.array([miou for miou, _ in curve]) for curve, _ in same]
-    last = float(np.mean([m.max() - m[-1] for m in truth]))
-    any_one = float(np.mean([m.max() - m.mean() for m in truth]))
-    ends = [m[-1] for m, (_, is_choice) in zip(truth, same, strict=True) if is_choice]
-    any_run = float(max(ends) - np.mean(ends)) if len(ends) > 1 else math.nan
-    total = sum(map(len, truth))
-    return [
-        *(_rated(name, every) for name in names),
-        LabelFree("last", total, math.nan, math.nan, last),
-        LabelFree("random", total, math.nan, math.nan, any_one, any_run),
-    ]
-
-
-def _validated(result: Result, target: str) -> Curve:
-    entries = [
-        {**_without_labels(v.targets.get("target", {})), **v.targets[target]}  # that is where they are logged
-        for v in result.validations
-        if "miou" in v.targets.get(target, {})
-    ]
-    return [(scores["miou"], scores) for scores in entries if not math.isnan(scores["miou"])]
-
-
-def _without_labels(scores: Mapping[str, float]) -> dict[str, float]:
-    return {name: value for name, value in scores.items() if name.startswith(LABEL_FREE)}
-
-
-def _rated(name: str, curves: Sequence[tuple[Curve, bool]]) -> LabelFree:
-    every = [([(m, s[name]) for m, s in c if not math.isnan(s.get(name, math.nan))], choice) for c, choice in curves]
-    having = [pairs for pairs, _ in every if pairs]
-    pairs = [pair for own in having for pair in own]
-    truth, score = np.array(pairs).reshape(-1, 2).T
-    varied = len(pairs) > 2 and len(set(truth)) > 1 and len(set(score)) > 1
-    rho = float(stats.spearmanr(truth, score).statistic) if varied else math.nan
-    tau = float(stats.kendalltau(truth, score).statistic) if varied else math.nan
-    ends = [own[-1] for own, is_choice in every if own and is_choice]
-    among = _lost(ends) if len(ends) > 1 else math.nan
-    return LabelFree(name.removeprefix(LABEL_FREE), len(pairs), rho, tau, float(np.mean([*map(_lost, having)])), among)
-
-
-def _lost(pairs: Sequence[tuple[float, float]]) -> float:
-    """Return the best mIoU of (mIoU, score) minus that with the highest score."""
-    return max(miou for miou, _ in pairs) - max(pairs, key=lambda pair: pair[1])[0]

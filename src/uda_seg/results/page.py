@@ -16,18 +16,9 @@ import numpy as np
 from uda_seg.evaluation.tables import Spread
 from uda_seg.evaluation.tables import Table as Cells
 from uda_seg.results import charts
-from uda_seg.results.compare import (
-    CONTROLS,
-    ORACLE,
-    Difference,
-    Group,
-    Table,
-    confusion_pairs,
-    differences,
-    image_scores,
-    label_free,
-    unlike_settings,
-)
+from uda_seg.results.choosing import label_free
+from uda_seg.results.compare import CONTROLS, ORACLE, Difference, Group, Table, differences, unlike_settings
+from uda_seg.results.confusions import confusion_pairs, image_scores
 from uda_seg.results.intervals import DRAWS, SCHEME
 from uda_seg.results.reading import Found
 
