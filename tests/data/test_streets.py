@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from uda_seg.data.streets import DOMAINS, Frame, render, world
+from uda_seg.data.streets.ground import ground_paint
 from uda_seg.data.streets.styles import CAMERA, GAME, interpolate, style_of
 from uda_seg.errors import UserError
 
@@ -156,6 +157,10 @@ def test_in_alike_styles_only_context_tells_the_classes_of_the_ground_apart() ->
         return float(np.median(ratios))
 
     for domain in ("game", "camera"):
+        paint = ground_paint(style_of(f"{domain}_alike"), np.zeros((256, 256), np.float32), np.random.default_rng(0))
+        assert np.allclose(paint.tones[:3], paint.tones[0], atol=1e-6)  # rounding of a float32 below 1
+        assert np.allclose(paint.roughness[:3], paint.roughness[0], atol=1e-6)
+        assert paint.joint == 0
         for ground in (1, 9):  # pavement, terrain
             assert apart(f"{domain}_alike", ground) < 0.5 * apart(domain, ground)
             assert apart(f"{domain}_alike", ground) < 0.5

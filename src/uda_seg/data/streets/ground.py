@@ -42,18 +42,18 @@ class GroundPaint:
 
 
 def ground_paint(style: Style, grain: Plane, rng: np.random.Generator) -> GroundPaint:
-    """Sample the ground's colours."""
+    """Sample the look of the ground."""
     tones = [np.array(colour(rng, p), np.float32) for p in (style.asphalt, style.paving, style.grass)]
     yellow = max(0.0, draw(rng, style.marking_yellow))
     white = np.array([0.92, 0.92, 0.9], np.float32)
     marking = white + (np.array([0.95, 0.75, 0.12], np.float32) - white) * np.float32(yellow)
     roughness = 0.06 * draw(rng, style.texture) * np.array([1, 1, 2.2, 1], np.float32)
     paver = float(rng.uniform(0.6, 1.6))
-    for material in (PAVING, GRASS):  # of a style whose ground classes look alike
+    for material in (PAVING, GRASS):  # no change unless the style is alike
         tones[material] += (tones[ASPHALT] - tones[material]) * np.float32(style.alike)
         roughness[material] += (roughness[ASPHALT] - roughness[material]) * np.float32(style.alike)
-    stones = np.stack([*tones, tones[PAVING] * np.float32(1.12)])
-    return GroundPaint(stones, marking, grain, roughness, paver, 0.18 * (1 - style.alike))
+    kerb = tones[PAVING] * np.float32(1.12)
+    return GroundPaint(np.stack([*tones, kerb]), marking, grain, roughness, paver, 0.18 * (1 - style.alike))
 
 
 def draw_ground(

@@ -22,7 +22,10 @@ Colour = tuple[float, float, float]  # RGB in [0, 1]
 
 @dataclass(frozen=True)
 class Style:
-    """Ranges of a domain's parameters, sampled uniformly per scene. Lengths in metres, angles in degrees."""
+    """Ranges of a domain's parameters, sampled uniformly per scene; `alike` is one number for all scenes.
+
+    Lengths in metres, angles in degrees.
+    """
 
     # camera
     field_of_view: Range = (58.0, 70.0)
