@@ -60,7 +60,7 @@ def _setting(sweep: str, setting: str, rows: Mapping[str, Sequence[Run]]) -> str
         f"seeds; paired differences with 95 % intervals ({DRAWS} bootstrap draws of seeds and images), over the seeds "
         "that both have, whose number follows where it is not the row's."
     )
-    if any(group.first.method == ORACLE for group in groups):
+    if {CONTROLS[0], ORACLE} <= {group.first.method for group in groups}:
         intro += f" The share is that of the gap between `{CONTROLS[0]}` and the oracle that is closed."
     if any(len(group.runs) < ENOUGH for group in groups):
         intro += f" {FEW} marks rows of fewer than {ENOUGH} seeds, which no claim is made of."
