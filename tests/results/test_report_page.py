@@ -83,6 +83,15 @@ def test_other_classes_and_targets_have_tables_of_their_own():
     assert all(len(table.groups) == 1 for table in tables)
 
 
+def test_a_run_that_another_sweep_keeps_as_well_counts_once():
+    copy = run("dacs", 0, 0.6, overrides=["a=1", "sweep=ablate_x"], choices={"sweep": "ablate_x"})
+    [table] = build_tables([run("dacs", 0, 0.6), copy])
+    assert [len(group.runs) for group in table.groups] == [1]
+    assert [table.sweep for table in build_tables([run("dacs", 0, 0.6), copy], {"ablate_x": "a=1"})] == ["", "ablate_x"]
+    [table] = build_tables([run("dacs", 0, 0.6), run("dacs", 0, 0.7)])
+    assert [len(group.runs) for group in table.groups] == [1, 1], "another run of the same seed"
+
+
 def test_former_runs_have_intervals_over_seeds_alone():
     def former(method: str, seed: int, quality: float) -> Run:
         result = invented(method, seed, quality)

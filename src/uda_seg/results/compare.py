@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -178,7 +178,8 @@ def settings_without_seed(result: Result) -> tuple[Any, ...]:
 def build_tables(runs: Sequence[Run], bases: Mapping[str, str] = MappingProxyType({})) -> list[Table]:
     """Sort runs into tables by data, target and class set, and into groups over seeds within them.
 
-    A repeated seed within a group makes a group of its own, so that no run counts twice.
+    A repeated seed within a group makes a group of its own, so that no run counts twice. The very same run, of which
+    another sweep keeps a copy, is left out.
 
     Args:
         runs: the runs.
@@ -190,16 +191,28 @@ def build_tables(runs: Sequence[Run], bases: Mapping[str, str] = MappingProxyTyp
             sweep = run.result.choices.get("sweep", "")
             scored = (tuple(scores.per_class), tuple(scores.classes), _evaluation(run, target))
             place = (sweep if sweep in bases else "", run.result.data, target, *scored)
-            groups, key, again = found.setdefault(place, {}), settings_without_seed(run.result), 0
-            while any(other.result.seed == run.result.seed for other in groups.get((*key, again), ())):
-                again += 1
-            groups.setdefault((*key, again), []).append(run)
+            _place(run, found.setdefault(place, {}))
     tables = []
     for (sweep, data, target, classes, counted, _), groups in found.items():
         labels = label_groups([sorted(members, key=lambda run: run.result.seed) for members in groups.values()])
         labels.sort(key=lambda group: -np.nan_to_num(group.miou(target).mean, nan=-1))
         tables.append(Table(data, target, classes, counted, labels, sweep, bases.get(sweep, "")))
     return tables
+
+
+def _place(run: Run, groups: dict[tuple[Any, ...], list[Run]]) -> None:
+    """Add a run to the first group of its settings that lacks its seed, unless one of them has the very same run."""
+    key, again = settings_without_seed(run.result), 0
+    while twin := next((r for r in groups.get((*key, again), ()) if r.result.seed == run.result.seed), None):
+        if unnamed(twin.result) == unnamed(run.result):
+            return
+        again += 1
+    groups.setdefault((*key, again), []).append(run)
+
+
+def unnamed(result: Result) -> str:
+    """Write a result without what a sweep calls it; as text, in which, unlike in a comparison, NaN is NaN."""
+    return repr(replace(result, overrides=[], choices={}))
 
 
 def _evaluation(run: Run, target: str) -> str:

@@ -17,7 +17,7 @@ from uda_seg.evaluation.tables import Spread
 from uda_seg.evaluation.tables import Table as Cells
 from uda_seg.results import charts
 from uda_seg.results.choosing import label_free
-from uda_seg.results.compare import CONTROLS, ORACLE, Difference, Group, Table, differences, unlike_settings
+from uda_seg.results.compare import CONTROLS, ORACLE, Difference, Group, Table, differences, unlike_settings, unnamed
 from uda_seg.results.confusions import confusion_pairs, image_scores
 from uda_seg.results.intervals import DRAWS, SCHEME
 from uda_seg.results.reading import Found
@@ -221,7 +221,7 @@ def render(title: str, found: Found, sections: Sequence[Section], draws: int = D
     template = environment.from_string((Path(__file__).parent / "report.html.j2").read_text())
     return template.render(
         title=title,
-        runs=len(found.runs),
+        runs=len({unnamed(run.result) for run in found.runs}),
         unfinished=found.unfinished,
         problems=found.problems,
         sections=sections,
