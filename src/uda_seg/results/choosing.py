@@ -1,4 +1,4 @@
-"""How well scores that need no labels choose among the validations of runs."""
+"""Rating of scores that need no labels: whether they choose the right validation of a run, and the right run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Curve = list[tuple[float, Mapping[str, float]]]  # of a run: mIoU and scores of 
 
 @dataclass(frozen=True)
 class LabelFree:
-    """How well a score that needs no labels ranks the validations of all runs of a table.
+    """Rating of a score that needs no labels, by the true mIoU of all validations of a table's runs.
 
     Attributes:
         score: its name; `last` takes the last validation of each run, `random` any.
