@@ -87,6 +87,7 @@ def test_a_run_that_another_sweep_keeps_as_well_counts_once():
     copy = run("dacs", 0, 0.6, overrides=["a=1", "sweep=ablate_x"], choices={"sweep": "ablate_x"})
     [table] = build_tables([run("dacs", 0, 0.6), copy])
     assert [len(group.runs) for group in table.groups] == [1]
+    assert "1 run. Scores" in render("kept twice", Found([run("dacs", 0, 0.6), copy]), [])
     assert [table.sweep for table in build_tables([run("dacs", 0, 0.6), copy], {"ablate_x": "a=1"})] == ["", "ablate_x"]
     [table] = build_tables([run("dacs", 0, 0.6), run("dacs", 0, 0.7)])
     assert [len(group.runs) for group in table.groups] == [1, 1], "another run of the same seed"
