@@ -241,13 +241,7 @@ def test_every_command_line_is_one_that_the_command_takes(line, words_of, places
         module = "train"  # which gets its overrides
     if "sweep=optuna" in words:
         words = [*words, "hydra.sweeper.trials=2"]
-    own = "data=gardens" in words
-    words = [word for word in words if word != "hydra/launcher=uda_seg_workers"]  # whose processes would train
-    if any(word.startswith(("sweep=benchmark", "sweep=ablate")) for word in words):
-        # One of its hundreds of jobs, and without its launcher, which would train them.
-        words = [word for word in words if not word.startswith(("-m", "seed=", "data=", "method=", "hydra.launcher."))]
-        words += ["hydra.mode=RUN", "seed=0", "method=lcmsm", "method.text=file"]
-        words += ["data=gardens", f"data.target.root={places['PHOTOS']}"] if own else ["data=streets"]
+    words = one_job([word for word in words if word != "hydra/launcher=uda_seg_workers"], places)  # which would train
     if "trainer=gpu" in words:  # composing asks for no hardware
         assert module == "bench"
     configs = composed(cli, monkeypatch, module, words)
@@ -255,6 +249,16 @@ def test_every_command_line_is_one_that_the_command_takes(line, words_of, places
     if module == "train":
         for config in configs:
             build_data(config).find()
+
+
+def one_job(words: list[str], places) -> list[str]:
+    """One of the hundreds of jobs of a benchmark or ablation, without its launcher, whose processes would train them."""
+    if not any(word.startswith(("sweep=benchmark", "sweep=ablate")) for word in words):
+        return words
+    own = "data=gardens" in words
+    words = [word for word in words if not word.startswith(("-m", "seed=", "data=", "method=", "hydra.launcher."))]
+    words += ["hydra.mode=RUN", "seed=0", "method=lcmsm", "method.text=file"]
+    return words + (["data=gardens", f"data.target.root={places['PHOTOS']}"] if own else ["data=streets"])
 
 
 def jobs(words: list[str]) -> int:
@@ -431,6 +435,7 @@ def small_words(module: str, places, data: str | None) -> list[str]:
 def shortened(line: Line, words: list[str], places) -> list[str]:
     """The line with overrides that make it short, in the place of its own for the same keys."""
     module = line.program.rpartition(".")[2]
+    words = one_job(words, places)
     data = data_of(words)
     if data is None and not any(word.startswith(("checkpoint=", "experiment=")) for word in words):
         data = "streets"
@@ -441,7 +446,7 @@ def shortened(line: Line, words: list[str], places) -> list[str]:
     short = [word for word in short if not (".root=" in word and key_of(word) in own)]
     if "experiment=depth" in str(words):  # of one domain, whose root is given
         short += [word.partition(".root=")[0] + ".size=[64,128]" for word in words if ".root=" in word]
-    if data not in STREETS and re.search("method=lcmsm|experiment=lcmsm", str(words)):
+    if (data not in STREETS or data == "streets2camvid") and re.search("method=lcmsm|experiment=lcmsm", str(words)):
         short.append("method.text=file")  # OpenCLIP has gigabytes
     if any(word.startswith("model.encoder.name=") for word in words):  # a network of timm's, which has keys of its own
         short = [*(word for word in short if word not in NETWORK), "model.encoder.name=vit_tiny_patch16_224"]
