@@ -252,7 +252,7 @@ def test_every_command_line_is_one_that_the_command_takes(line, words_of, places
 
 
 def one_job(words: list[str], places) -> list[str]:
-    """One of the hundreds of jobs of a benchmark or ablation, without its launcher, whose processes would train them."""
+    """One of the hundreds of jobs of a benchmark or ablation, without its launcher, which would train them all."""
     if not any(word.startswith(("sweep=benchmark", "sweep=ablate")) for word in words):
         return words
     own = "data=gardens" in words

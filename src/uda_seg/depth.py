@@ -47,7 +47,8 @@ from uda_seg.data.sequences import SequenceDataset, stack
 from uda_seg.errors import UserError
 from uda_seg.evaluation.depth import DepthEvaluator, DepthScores
 from uda_seg.evaluation.tables import Table
-from uda_seg.launch.ranks import on_all_ranks, one_device
+from uda_seg.launch.devices import one_device
+from uda_seg.launch.ranks import on_all_ranks
 from uda_seg.methods.depth import SelfSupervisedDepth
 from uda_seg.methods.settings import OptimizerSettings, ScheduleSettings, StepPlan
 from uda_seg.models.depth import DepthHead, PoseNetwork

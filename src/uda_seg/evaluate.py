@@ -40,7 +40,7 @@ from uda_seg.evaluation.evaluator import Scores, mean_scores
 from uda_seg.evaluation.servers import SERVERS, domains_of, refuse_unlabelled
 from uda_seg.evaluation.submission import Job, Submission, Writer
 from uda_seg.evaluation.tables import class_table
-from uda_seg.launch.ranks import devices
+from uda_seg.launch.devices import devices
 from uda_seg.methods.base import UDAModule
 from uda_seg.methods.options.source_only import SourceOnlyOptions
 from uda_seg.methods.source_only import SourceOnly

@@ -35,7 +35,7 @@ from uda_seg.config.replay import replay
 from uda_seg.config.schema import key_of
 from uda_seg.errors import UserError
 from uda_seg.evaluation.label_values import label_values
-from uda_seg.launch.ranks import one_device
+from uda_seg.launch.devices import one_device
 from uda_seg.prediction.batches import Batches
 from uda_seg.prediction.images import Predictor
 from uda_seg.prediction.inputs import input_bits, is_film, is_glob, named_images

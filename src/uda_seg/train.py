@@ -17,7 +17,8 @@ from uda_seg.config.schema import Config
 from uda_seg.data.datamodule import UDADataModule
 from uda_seg.evaluation.evaluator import mean_scores
 from uda_seg.evaluation.servers import refuse_unlabelled
-from uda_seg.launch.ranks import on_all_ranks, this_rank
+from uda_seg.launch.ranks import on_all_ranks
+from uda_seg.launch.rendezvous import this_rank
 from uda_seg.methods.base import UDAModule
 from uda_seg.runs.build import (
     build_data,

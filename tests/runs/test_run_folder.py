@@ -19,8 +19,8 @@ from uda_seg import train as command
 from uda_seg.callbacks.checkpoint import Checkpoints
 from uda_seg.errors.known import user_error
 from uda_seg.methods.source_only import SourceOnly
-from uda_seg.runs import folder as run_folder
-from uda_seg.runs.folder import REPLACED, in_the_way, own_files, recorded
+from uda_seg.runs.contents import checkpoints_in, in_the_way, own_files, recorded
+from uda_seg.runs.folder import REPLACED
 from uda_seg.storage.files import part_of
 from uda_seg.storage.lock import NAME
 
@@ -234,7 +234,7 @@ def test_what_was_killed_before_its_first_checkpoint_begins_again_if_it_is_the_s
         with pytest.raises(OSError, match="no disk"):
             train("run", "evaluator.times=1")
     assert recorded(tmp_path / "run")
-    assert not run_folder.checkpoints_in(tmp_path / "run")
+    assert not checkpoints_in(tmp_path / "run")
     with refused("already holds a run, without its checkpoints"):
         train("run", "evaluator.times=1", "seed=1")
     with refused("has no checkpoint to resume: start the run without resume=last"):
@@ -330,7 +330,7 @@ def test_a_run_whose_folder_is_taken_ends(train, tmp_path, monkeypatch):
     monkeypatch.setattr(SourceOnly, "on_train_start", taken)
     with refused("was taken over by another process"):
         train("run")
-    assert not run_folder.checkpoints_in(tmp_path / "run")
+    assert not checkpoints_in(tmp_path / "run")
 
 
 # ---------------------------------------------------------------------- what a kill leaves

@@ -14,7 +14,7 @@ from torch.profiler import DeviceType, ProfilerActivity, profile
 from uda_seg.bench.measure import synchronize
 from uda_seg.bench.session import WARM_UP, prepare
 from uda_seg.config.commands import BenchConfig
-from uda_seg.launch.ranks import on_gpu
+from uda_seg.launch.devices import on_gpu
 
 MATRIX = ("linear", "convolution", "conv", "conv2d", "attention")  # in names of operators, besides mm, addmm, bmm ...
 TEMPLATE = "triton_tem"  # prefix of Inductor's kernels for such operators

@@ -18,7 +18,7 @@ from uda_seg.bench.tf32 import stepped
 from uda_seg.bench.turns import Comparison, Looped, Side, Trained, Turns
 from uda_seg.config.commands import BenchConfig
 from uda_seg.data.datamodule import UDADataModule
-from uda_seg.launch.ranks import on_gpu
+from uda_seg.launch.devices import on_gpu
 from uda_seg.methods.base import UDAModule
 from uda_seg.runs.build import build_data, build_module
 

@@ -31,7 +31,7 @@ from uda_seg.config.sources import make_importable, searched, searchpath_in, wit
 from uda_seg.errors import Interrupted, UserError, outlive_readers
 from uda_seg.errors.ending import ended_by, ended_by_ctrl_c, fail, full_errors, hydra_raises
 from uda_seg.errors.known import told
-from uda_seg.launch.ranks import first_machine
+from uda_seg.launch.rendezvous import first_machine
 from uda_seg.launch.threads import share_cores
 from uda_seg.options.validate import nearest, shown
 from uda_seg.sweeps.outcomes import SILENT, Jobs, Outcome

@@ -12,15 +12,13 @@ import functools
 import logging
 import multiprocessing
 import os
-import re
 import signal
-import socket
 import sys
 import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -31,23 +29,18 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import configure_log, setup_globals
-from hydra.types import RunMode
-from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 
-from uda_seg.config.settings import Config, TrainerSettings
-from uda_seg.data.parallel import cores
+from uda_seg.config.settings import Config
 from uda_seg.errors import Interrupted, RankLost, UserError, interrupt, outlive_readers
 from uda_seg.errors.known import user_error
+from uda_seg.launch.devices import local_ranks
+from uda_seg.launch.rendezvous import environment, started_by_others, this_rank
 from uda_seg.launch.threads import share_cores
 from uda_seg.storage.slurm import requeue_signal
 
 Work = Callable[[Any, Path], Any]  # of a configuration and a folder
-
-PORTS = 2**16
-MOST_RANKS = 16  # processes that a CPU with fewer cores may be asked to start, to try something out
 
 # A rank that loses another one also crashes, so wait this long for the first one's report.
 LAST_WORDS_S = 5.0
@@ -79,211 +72,6 @@ def on_all_ranks(work: Work) -> Work:
         return Ranks(ranks, environment(settings, ranks)).run(work, config, folder)
 
     return job
-
-
-def started_by_others(wanted: int) -> bool:
-    """Return whether this process is a rank started by torchrun or SLURM's srun.
-
-    Args:
-        wanted: number of ranks that `trainer` requires, on all machines.
-
-    Raises:
-        UserError: another number of ranks was started, or ranks of a sweep, whose jobs each need their own ranks.
-    """
-    if TorchElasticEnvironment.detect():
-        started, cure = _number("WORLD_SIZE", 1), "torchrun --nnodes=N --nproc-per-node=D"
-        _check_numbers({"RANK": started, "LOCAL_RANK": started, "MASTER_PORT": PORTS})
-    elif SLURMEnvironment.detect():
-        started, cure = _number("SLURM_NTASKS", 1), "srun --nodes=N --ntasks-per-node=D"
-        if started == 1 < wanted:  # a script's single task, which may start the others
-            return False
-    else:
-        if "LOCAL_RANK" in os.environ:
-            _check_numbers({"WORLD_SIZE": None, "NODE_RANK": None, "LOCAL_RANK": None, "MASTER_PORT": PORTS})
-        return "LOCAL_RANK" in os.environ
-    if started != wanted:
-        raise UserError(
-            f"{started} ranks were started, but trainer.devices x trainer.num_nodes is {wanted}: start them with {cure}"
-        )
-    if not TorchElasticEnvironment.detect():
-        _check_srun(started, cure)
-    sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    if sweep and started > 1 and "SUBMITIT_EXECUTOR" not in os.environ:
-        raise UserError(
-            f"a multirun starts each job's ranks itself: call it without {cure.split()[0]}, or use sweep=slurm"
-        )
-    return True
-
-
-def _number(name: str, least: int, below: int | None = None) -> int:
-    """Read an integer from the environment.
-
-    Raises:
-        UserError: not an integer, or out of range.
-    """
-    said = os.environ[name]
-    if not re.fullmatch(r"\d{1,9}", said) or int(said) < least or (below is not None and int(said) >= below):
-        upper = "" if below is None else f" to {below - 1}"
-        raise UserError(f"{name}={said} in the environment is no number from {least}{upper}: correct it, or unset it")
-    return int(said)
-
-
-def _check_numbers(below: Mapping[str, int | None]) -> None:
-    """Raise UserError if one of these variables is set to anything but an integer below its bound; ports start at 1."""
-    for name, bound in below.items():
-        if name in os.environ:
-            _number(name, 1 if name in ("MASTER_PORT", "WORLD_SIZE") else 0, bound)
-
-
-def _check_srun(started: int, cure: str) -> None:
-    """Raise UserError if SLURM allocated several tasks but this process was not started by `srun`."""
-    numbers = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
-    if started == 1:  # as in a shell of `salloc`
-        os.environ.update({name: "0" for name in numbers if name not in os.environ})
-    elif not os.environ.keys() >= {*numbers, "SLURM_STEP_ID"}:
-        raise UserError(
-            f"SLURM_NTASKS={started} indicates that SLURM starts the ranks, but this process is not one of its tasks: "
-            f"call the command with {cure}, or unset SLURM_NTASKS"
-        )
-    _check_numbers({**dict.fromkeys(numbers, started), "MASTER_PORT": PORTS})
-
-
-def this_rank() -> int:
-    """Return the rank of this process; 0 for a single process or the one that starts the ranks."""
-    return int(rank_zero_only.rank)  # type: ignore[attr-defined]  # set when Lightning is imported
-
-
-def first_machine(settings: TrainerSettings) -> bool:
-    """Return whether this is the first machine, which reports for all of them."""
-    return settings.num_nodes == 1 or os.environ.get("NODE_RANK", "0") == "0"
-
-
-# ---------------------------------------------------------------------- what the machine has
-
-
-def on_gpu(settings: TrainerSettings) -> bool:
-    """Return whether `trainer.accelerator` resolves to CUDA here, asking the driver without creating a context."""
-    return settings.accelerator in ("gpu", "cuda") or (settings.accelerator == "auto" and torch.cuda.device_count() > 0)
-
-
-def local_ranks(settings: TrainerSettings) -> int:
-    """Return the number of ranks on this machine, one per device.
-
-    Raises:
-        UserError: missing devices, or an option that needs other devices.
-    """
-    chosen = devices(settings)
-    return chosen if isinstance(chosen, int) else len(chosen)
-
-
-def devices(settings: TrainerSettings) -> int | list[int]:
-    """Return Lightning's `devices` on this machine: a number, or the indices of selected GPUs.
-
-    Raises:
-        UserError: missing devices, or an option that needs other devices.
-    """
-    gpus, cuda = torch.cuda.device_count(), on_gpu(settings)
-    if cuda and gpus == 0:
-        raise UserError(f"trainer.accelerator={settings.accelerator}, but this machine has no GPU: use trainer=cpu")
-    if settings.accelerator == "mps" and not torch.backends.mps.is_available():
-        raise UserError("trainer.accelerator=mps, but this machine has no GPU of Apple's: use trainer=cpu")
-    chosen = _devices(settings.devices, gpus if cuda else 1)
-    if cuda and (beyond := [device for device in chosen if device >= gpus]):
-        raise UserError(
-            f"trainer.devices={settings.devices}: this machine has {gpus} GPU(s), none is number {beyond[0]}"
-        )
-    if not cuda and not isinstance(chosen, range):
-        raise UserError(
-            f"trainer.devices={settings.devices} are numbers of GPUs, and this run is on none: give how many processes "
-            f"shall train, trainer.devices={len(chosen)}"
-        )
-    if not cuda and len(chosen) > (most := max(MOST_RANKS, cores())):
-        raise UserError(
-            f"trainer.devices={settings.devices}: so many processes for {cores()} cores: give at most {most}"
-        )
-    if settings.sync_batchnorm and not cuda:
-        raise UserError("trainer.sync_batchnorm=true needs GPUs: leave it out on a CPU")
-    return len(chosen) if isinstance(chosen, range) else list(chosen)
-
-
-def one_device(settings: TrainerSettings) -> torch.device:
-    """Return the device of a command that uses a single one.
-
-    Raises:
-        UserError: it does not exist.
-    """
-    chosen = devices(settings)
-    if on_gpu(settings):
-        return torch.device("cuda", chosen[0] if isinstance(chosen, list) else 0)
-    return torch.device("mps" if settings.accelerator == "mps" else "cpu")
-
-
-def _devices(asked: Any, there: int) -> Sequence[int]:
-    """Resolve `trainer.devices` (auto, -1, a number, or a list of indices) to indices."""
-    try:
-        if asked in ("auto", -1, "-1"):
-            return range(there)
-        if isinstance(asked, int | str) and "," not in str(asked):
-            numbers: Sequence[int] = range(int(asked))
-        else:
-            numbers = [int(number) for number in (asked.split(",") if isinstance(asked, str) else asked)]
-    except (TypeError, ValueError):
-        numbers = []
-    if not numbers or min(numbers) < 0 or len(set(numbers)) < len(numbers) or isinstance(asked, bool):
-        raise UserError(f"trainer.devices={asked} is no number of devices: give a number, a list of them, or auto")
-    return numbers
-
-
-def environment(settings: TrainerSettings, ranks: int) -> dict[str, str]:
-    """Build the rendezvous variables that PyTorch and Lightning read.
-
-    Raises:
-        UserError: several machines without a rendezvous address, or an occupied port.
-    """
-    if settings.num_nodes > 1:
-        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
-        if missing:
-            raise UserError(
-                f"trainer.num_nodes={settings.num_nodes} needs {', '.join(missing)} in the environment: the same "
-                "address and port on all machines, and each machine's own number from 0 on; or use trainer=slurm"
-            )
-    _check_numbers({"MASTER_PORT": PORTS})
-    node, address = "0", "127.0.0.1"  # for a single machine, whatever a cluster has set
-    if settings.num_nodes > 1:
-        node, address = str(_number("NODE_RANK", 0, settings.num_nodes)), os.environ["MASTER_ADDR"]
-        _check_address(address)
-    port = os.environ.get("MASTER_PORT")
-    if port is None:
-        port = str(_free_port())
-    elif node == "0":
-        _check_port(port)
-    world = str(ranks * settings.num_nodes)
-    return {"MASTER_ADDR": address, "MASTER_PORT": port, "NODE_RANK": node, "WORLD_SIZE": world}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
-
-
-def _check_address(address: str) -> None:
-    try:
-        socket.getaddrinfo(address, None)
-    except (OSError, UnicodeError) as error:
-        raise UserError(
-            f"MASTER_ADDR={address} is not known here ({error}): give the name or address of the machine with "
-            "NODE_RANK=0, as the others reach it"
-        ) from error
-
-
-def _check_port(port: str) -> None:
-    try:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # despite TIME_WAIT of an earlier run
-            probe.bind(("", int(port)))
-    except OSError as error:
-        raise UserError(f"MASTER_PORT={port}: {error}; choose another port, or unset it and one is chosen") from error
 
 
 # ---------------------------------------------------------------------- the process that was called

@@ -35,7 +35,7 @@ from uda_seg.config.replay import describe
 from uda_seg.config.settings import Config, TrainerSettings
 from uda_seg.data.datamodule import UDADataModule
 from uda_seg.errors import UserError
-from uda_seg.launch.ranks import devices, local_ranks
+from uda_seg.launch.devices import devices, local_ranks
 from uda_seg.methods.base import Plan, UDAModule
 from uda_seg.methods.options.base import options_of
 from uda_seg.methods.scoring import label_free_name

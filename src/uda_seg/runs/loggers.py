@@ -20,7 +20,7 @@ from uda_seg.callbacks.wandb_log import Mode, WandbLog
 from uda_seg.config.replay import method_name
 from uda_seg.config.schema import Config, Origin, resolved
 from uda_seg.errors import UserError
-from uda_seg.launch.ranks import this_rank
+from uda_seg.launch.rendezvous import this_rank
 from uda_seg.methods.base import UDAModule
 from uda_seg.options.validate import leaves
 from uda_seg.runs.record import git_state, overrides, versions

@@ -25,7 +25,7 @@ from uda_seg.results.log import read_log, validations_of
 from uda_seg.results.packing import ImageConfusions, pack
 from uda_seg.results.result import RESULT, Best, Cost, Result, Start, TargetScores, write_result
 from uda_seg.runs.checkpoint import settings_of
-from uda_seg.runs.folder import record_of
+from uda_seg.runs.contents import record_of
 
 
 def start_digest(network: Segmentor) -> str:

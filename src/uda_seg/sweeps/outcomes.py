@@ -15,7 +15,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 
 from uda_seg.errors import Damaged, UserError
-from uda_seg.launch.ranks import this_rank
+from uda_seg.launch.rendezvous import this_rank
 from uda_seg.storage.files import read_json, write_text
 
 DISTINCT = (

@@ -20,9 +20,9 @@ from uda_seg.errors import Damaged, UserError
 from uda_seg.evaluation.label_free import SCORES as LABEL_FREE_SCORES
 from uda_seg.evaluation.label_free import Candidate, ensemble_agreement, read_predictions
 from uda_seg.evaluation.tables import ABSENT, group_runs, runs_csv, runs_table
-from uda_seg.launch.ranks import this_rank
+from uda_seg.launch.rendezvous import this_rank
 from uda_seg.options.validate import leaves, nearest
-from uda_seg.runs.folder import overrides_of, same_run
+from uda_seg.runs.contents import overrides_of, same_run
 from uda_seg.runs.record import read_metrics
 from uda_seg.storage.files import write_text
 from uda_seg.sweeps.outcomes import Outcome

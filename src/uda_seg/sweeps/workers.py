@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from uda_seg.errors import Damaged, Interrupted, UserError, interrupt
-from uda_seg.runs.folder import checkpoints_in, same_run
+from uda_seg.runs.contents import checkpoints_in, same_run
 from uda_seg.storage.lock import FolderLock
 from uda_seg.storage.owner import Owner
 from uda_seg.sweeps.benchmark import Job, duration, expected, is_kept, is_of_other_files, keep, seconds_of
