@@ -62,7 +62,7 @@ from uda_seg.runs.checkpoint import load_trained, load_weights, read_checkpoint
 from uda_seg.runs.record import read_metrics, read_record
 from uda_seg.storage.files import write_text
 from uda_seg.sweeps import outcomes as jobs
-from uda_seg.sweeps.search import open_study
+from uda_seg.sweeps.study import open_study
 from uda_seg.sweeps.table import write_table
 
 SIZE = (16, 24)

@@ -64,7 +64,9 @@ def test_a_plain_install_and_a_start_need_neither_extras_nor_what_is_slow_to_imp
     assert {"av", "gradio", "onnx", "onnxruntime", "nbclient", "tensorboard"} <= later
     later |= {"matplotlib", "sklearn", "wandb", "jinja2"}  # of a plain install, but needed by few commands
     early = {name: found for name, path in modules().items() if (found := imported_at_once(path) & later)}
-    assert early.keys() == {"uda_seg.sweeps.search"}, early  # which Hydra's plugin imports when a search begins
+    assert early.keys() == {"uda_seg.sweeps.search", "uda_seg.sweeps.study"}, (
+        early
+    )  # which Hydra's plugin imports when a search begins
 
 
 def test_what_prepare_alone_needs_is_imported_by_prepare_alone() -> None:

@@ -40,8 +40,8 @@ from uda_seg.launch.ranks import on_all_ranks
 from uda_seg.methods.source_only import SourceOnly
 from uda_seg.storage.slurm import requeue_signal, slurm_job
 from uda_seg.sweeps.outcomes import SILENT, Jobs
-from uda_seg.sweeps.search import _held as held
-from uda_seg.sweeps.search import default_space, open_study, split
+from uda_seg.sweeps.search import default_space, split
+from uda_seg.sweeps.study import held, open_study
 from uda_seg.sweeps.table import TRIALS, job_of
 
 
