@@ -25,6 +25,7 @@ class WorkersConf:
     minutes: Any = None
     report: bool = True
     base: str | None = None
+    around: str | None = None
 
 
 class WorkersLauncher(Launcher):

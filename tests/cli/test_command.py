@@ -80,6 +80,7 @@ def test_a_validation_set_can_be_added_and_deleted():
         (["~data.validation.target"], ",data.validation.target="),
         (["init=last.ckpt"], ",init=last.ckpt"),
         (["data.crop=[64,64]"], ",data.crop=-64-64-"),
+        (["data.rare_class.enabled=True"], ",data.rare_class.enabled=true"),  # as Hydra writes true
     ],
 )
 def test_variant_says_how_a_run_differs(overrides, name):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
 from command_line import composed_once
 from uda_seg import evaluate, train
@@ -10,7 +11,9 @@ from uda_seg.cli import command
 from uda_seg.cli.command import check
 from uda_seg.cli.keys import Places
 from uda_seg.config.compose import composed
+from uda_seg.config.schema import CONF
 from uda_seg.errors import UserError
+from uda_seg.sweeps import launcher
 
 
 @pytest.fixture(autouse=True)
@@ -138,6 +141,34 @@ def test_several_values_need_a_multirun(override):
     assert check(["sweep=controls", "seed=1,2"], multirun=False) == ["sweep=controls", "seed=1,2"]
     with pytest.raises(UserError, match="seed=1,2 has several values: add -m"):
         check(["data.validation.target.keep_ratio=false", "seed=1,2"], multirun=False)
+
+
+def test_settings_of_a_sweeps_own_method_are_known_and_spelt_as_in_its_file():
+    """Otherwise Hydra would combine the values of the command line with those of the file."""
+    assert check(["sweep=ablate_bicl", "method.until=source"]) == ["sweep=ablate_bicl", "method.until=source"]
+    for given in ("data.rare_class.enabled=false", "method.feature_distance=0,0.1", "++method.feature_distance=0"):
+        assert check(["sweep=ablate_self_training", given])[1] == given.lstrip("+")
+    assert check(["sweep=ablate_bicl", "method.target_weight=1"])[1] == "++method.target_weight=1"
+    alone = ["sweep=ablate_bicl", "hydra.mode=RUN", "method=bicl", "method.until=source"]
+    assert check(alone, multirun=False) == [*alone[:3], "++method.until=source"]
+    for wrong, methods in (
+        (["sweep=ablate_bicl", "method.pull_weight=1"], "bicl"),
+        (["sweep=benchmark", "method.until=source"], "source_only"),
+    ):
+        with pytest.raises(UserError, match=rf"is no key of the configuration with {wrong[0]} .*method={methods}"):
+            check(wrong)
+
+
+@pytest.mark.parametrize("sweep", sorted(path.stem for path in (CONF / "sweep").glob("ablate_*.yaml")))
+def test_a_value_on_the_command_line_takes_the_place_of_those_in_the_sweeps_file(sweep, cli, monkeypatch):
+    params = yaml.safe_load((CONF / "sweep" / f"{sweep}.yaml").read_text())["hydra"]["sweeper"]["params"]
+    given = [f"{key}={str(values).split(',')[-1]}" for key, values in params.items()]
+    launched = []
+    monkeypatch.setattr(launcher, "launch", lambda loader, config, jobs, **options: launched.extend(jobs) or [])
+    finished = cli(train.main, "-m", f"sweep={sweep}", *given)
+    assert finished.code == 0, finished.err
+    said = [sorted(override.replace("=False", "=false") for override in job) for job in launched]  # as Hydra writes it
+    assert said == [sorted([*given, f"sweep={sweep}"])]
 
 
 def test_a_pattern_of_files_needs_files():

@@ -6,7 +6,7 @@ import itertools
 import logging
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -216,12 +216,58 @@ def check(
     choices = [o for o in read if o.key_or_group in places.groups() and not o.is_delete()]
     # Hydra checks its own keys.
     keys = [o for o in read if o.key_or_group not in places.groups() and not o.key_or_group.startswith("hydra")]
+    params = _params_of_sweep(name, read, places, multirun)
+    try:
+        unset = _unset_keys(name, choices, keys, places, kind)
+    except UserError:
+        # The method, for one, may be the sweep's choice.
+        more = [o for o in params.values() if o.key_or_group in places.groups() and _concerns(o, keys, choices)]
+        if not more:
+            raise
+        unset = _unset_keys(name, [*choices, *more], keys, places, kind)
+    return [_spelt(override, unset, params) for override in overrides]
+
+
+def _params_of_sweep(
+    name: str, overrides: Sequence[Override], places: Places, multirun: bool
+) -> Mapping[str, Override]:
+    """Return the overrides in `hydra.sweeper.params` of the chosen sweep, by key; none if this is a single run."""
+    deciding = [o for o in overrides if o.key_or_group == "sweep" or o.key_or_group.startswith("hydra")]
+    if all(o.key_or_group != "sweep" for o in deciding):
+        return {}
+    node = _hydra_node(name, [str(o.input_line) for o in deciding], places)
+    if not multirun and node.mode != RunMode.MULTIRUN:
+        return {}
+    return {str(o.key_or_group): o for o in parsed([f"{k}={v}" for k, v in (node.sweeper.get("params") or {}).items()])}
+
+
+def _concerns(param: Override, keys: Sequence[Override], choices: Sequence[Override]) -> bool:
+    """Return whether which keys there are depends on a group that the sweep chooses and the command line does not."""
+    group = str(param.key_or_group)
+    return all(o.key_or_group != group for o in choices) and any(o.key_or_group.startswith(f"{group}.") for o in keys)
+
+
+def _unset_keys(
+    name: str, choices: Sequence[Override], keys: Sequence[Override], places: Places, kind: type[Config]
+) -> set[str]:
+    """Check keys with every combination of choices, and return those that no file sets; raises UserError."""
     unset: set[str] = set()
     for chosen in itertools.product(*(_choices(o, places) for o in choices)):
         tree, found = _compose(name, chosen, places)
         unset |= check_keys(tree, keys, chosen, kind)
         check_files(tree, found, keys, places)
-    return [f"++{o}" if key_of(o) in unset and not o.startswith(("+", "~")) else o for o in overrides]
+    return unset
+
+
+def _spelt(override: str, unset: Set[str], params: Mapping[str, Override]) -> str:
+    """Write an override as Hydra takes it: with `++` if no file sets the key, as the sweep does if its file has it.
+
+    Otherwise Hydra would take both for two settings, and combine their values.
+    """
+    key = key_of(override)
+    if key in params and not override.startswith("~"):
+        return f"{params[key].get_key_element()}={override.partition('=')[2]}"
+    return f"++{override}" if key in unset and not override.startswith(("+", "~")) else override
 
 
 def compose(*overrides: str, kind: type[Parsed] = Config) -> Parsed:  # type: ignore[assignment]
@@ -253,7 +299,8 @@ def _refuse_sweeps(name: str, overrides: Sequence[Override], places: Places) -> 
         return
     # Choices of files and Hydra's own keys can ask for several runs; other keys may be ones that no file sets yet.
     deciding = (o for o in overrides if o.key_or_group in places.groups() or o.key_or_group.startswith("hydra"))
-    if _hydra_mode(name, [str(o.input_line) for o in deciding if o not in several], places) != RunMode.MULTIRUN:
+    mode = _hydra_node(name, [str(o.input_line) for o in deciding if o not in several], places).mode
+    if mode != RunMode.MULTIRUN:
         line = shown(several[0].input_line)
         raise UserError(f"{line} has several values: add -m to run one after the other, or quote what is one value")
 
@@ -288,9 +335,8 @@ def _compose(name: str, overrides: Sequence[str], places: Places) -> tuple[Any, 
     return tree, Origin.of(raw.hydra).choices
 
 
-def _hydra_mode(name: str, overrides: Sequence[str], places: Places) -> RunMode | None:
+def _hydra_node(name: str, overrides: Sequence[str], places: Places) -> DictConfig:
+    """Return Hydra's own part of the composed configuration."""
     with hydra_initialized():
-        mode: RunMode | None = composed_tree(
-            name, [*places.overrides(), *overrides], return_hydra_config=True
-        ).hydra.mode
-    return mode
+        node: DictConfig = composed_tree(name, [*places.overrides(), *overrides], return_hydra_config=True).hydra
+    return node

@@ -54,6 +54,8 @@ def changes_results(key: str) -> bool:
 
 def _in_name(key: str, value: str) -> str:
     """Format a value for a folder's name: the last part of a path, with a digest if that is ambiguous."""
+    if value.lower() in ("true", "false"):
+        return value.lower()  # of a multirun's jobs, Hydra writes True if the key has one value, and true among several
     value = shown = _unquoted(value)
     if "/" in value and value[0] not in "[{":
         value = value if "://" in value else os.path.normpath(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from uda_seg.errors.ending import fail
 from uda_seg.results.reading import find_results
 from uda_seg.results.writing import build_sections, write_report
 from uda_seg.sweeps.benchmark import Job, is_finished, row_of, table
+from uda_seg.sweeps.combinations import one_at_a_time
 from uda_seg.sweeps.speed import images_per_second
 from uda_seg.sweeps.workers import Workers, budget, choose
 
@@ -42,6 +43,7 @@ def launch(
     minutes: Any,
     report: bool,
     base: str | None = None,
+    around: str | None = None,
 ) -> list[JobReturn]:
     """Run the jobs that are not finished, keep their results, and end with the table and the report.
 
@@ -56,12 +58,14 @@ def launch(
         minutes: minutes after which running jobs are saved, to be continued by the same command; None: no limit.
         report: write the report of all kept results at the end, into `report` in the folder of the sweep.
         base: overrides of the row that the report compares the others with, separated by blanks; None: controls alone.
+        around: overrides of a row, likewise, from which the others shall differ in one setting; None: all combinations.
     """
     setup_globals()
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     try:
         limit = None if minutes is None else _number("minutes", minutes, float)
-        jobs = jobs_of(loader, config, overrides, Path(results) / name)
+        kept = one_at_a_time(overrides, around, base)
+        jobs = jobs_of(loader, config, kept, Path(results) / name, swept_in(overrides))
         left = [job for job in jobs if not is_finished(job)]
         at_once, each = _division(left, processes, threads)
         log.info("%s: %s", name, budget(jobs, left, at_once, each))
@@ -88,14 +92,28 @@ def said_of(failed: Mapping[Job, str]) -> str:
     return "; ".join(f"{', '.join(those)}: {error}" for error, those in names.items())
 
 
-def jobs_of(loader: ConfigLoader, config: DictConfig, overrides: Sequence[Sequence[str]], results: Path) -> list[Job]:
+def swept_in(overrides: Sequence[Sequence[str]]) -> set[str]:
+    """Return the keys of which jobs have several values."""
+    return {key for job in overrides[:1] for key in map(key_of, job) if len(_values(key, overrides)) > 1}
+
+
+def jobs_of(
+    loader: ConfigLoader, config: DictConfig, overrides: Sequence[Sequence[str]], results: Path, swept: Set[str]
+) -> list[Job]:
     """Compose the jobs; those that differ in their seed alone are composed once.
+
+    Args:
+        loader: composes configurations.
+        config: composed configuration of the multirun, including Hydra's node.
+        overrides: overrides of every job.
+        results: folder of the benchmark's kept results.
+        swept: keys that name rows, besides those that the command line gives.
 
     Raises:
         UserError: two jobs would be kept in one file, a configuration that cannot be, or custom data that is not there.
     """
-    fixed = {key for job in overrides[:1] for key in map(key_of, job) if len(_values(key, overrides)) == 1}
-    given = {key_of(str(o)) for o in config.hydra.overrides.task}
+    named = swept | {key_of(str(o)) for o in config.hydra.overrides.task}
+    fixed = {key for job in overrides[:1] for key in map(key_of, job)} - named
     composed: dict[tuple[str, ...], tuple[DictConfig, Config]] = {}
     files: dict[str, str] = {}
     found: dict[Path, Job] = {}
@@ -109,7 +127,7 @@ def jobs_of(loader: ConfigLoader, config: DictConfig, overrides: Sequence[Sequen
         tree.seed = seed
         HydraConfig.instance().set_config(tree)
         hydra, choices = tree.hydra, tree.hydra.runtime.choices
-        row = row_of(choices["method"], own, {*fixed} - given)
+        row = row_of(choices["method"], own, fixed)
         place = results / settings.data.name / row / f"seed{seed}.json"
         folder = Path(str(hydra.sweep.dir)) / str(hydra.sweep.subdir)
         if (data := repr(settings.data)) not in files:
