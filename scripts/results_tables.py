@@ -30,7 +30,7 @@ NONE = "No results of a benchmark are in this checkout yet."
 # Rows in the order of the page; others follow by name.
 FIRST = ("source_only", "source_only_strong", "adabn", "adabn_strong", "dacs", "daformer", "mic", "lcmsm", "bicl")
 ENOUGH, FEW = 6, "†"  # seeds of a row that a claim is made of, and the mark of one with fewer
-UNPAIRED = "‡"  # the mark of a difference between runs that are no pairs
+UNPAIRED = "‡"  # the mark of a difference between runs that are no pairs, whose seeds are drawn separately
 
 
 def tables(results: Path) -> str:
@@ -72,7 +72,7 @@ def _setting(sweep: str, setting: str, rows: Mapping[str, Sequence[Run]]) -> str
     if base and not any(table.references() for table in seen):
         intro += f" The row to compare with, `{base}`, has no result yet."
     if reasons := _reasons(seen):
-        intro += f" {UNPAIRED} marks differences between runs that are not paired: {'; '.join(reasons)}."
+        intro += f" {UNPAIRED} marks runs that are not paired, whose seeds are drawn separately: {'; '.join(reasons)}."
     shown = [f"**{table.target}**{_kind(table)}\n\n{_scores(table)}\n\n{_classes(table)}" for table in seen]
     return "\n\n".join([_filled(intro), *shown, _label_free(setting, seen)])
 
@@ -175,19 +175,16 @@ def _percent(value: float) -> str:
 
 def _gain(found: Difference, seeds: int) -> str:
     interval = found.interval
-    if interval is None:
-        return found.unpaired
-    if found.unpaired:
-        return f"{_signed(interval.mean)} {UNPAIRED}"
     ends = [_signed(end) for end in (interval.low, interval.high) if end is not None]
-    parts = [_signed(interval.mean), f"[{', '.join(ends)}]" if ends else "", f"({interval.seeds})"]
-    return " ".join(part for part in parts[: 2 if interval.seeds == seeds else 3] if part)
+    parts = [_signed(interval.mean), f"[{', '.join(ends)}]" if ends else ""]
+    parts += [UNPAIRED] if found.unpaired else [f"({interval.seeds})"] if interval.seeds != seeds else []
+    return " ".join(part for part in parts if part)
 
 
 def _reasons(found: Iterable[Table]) -> list[str]:
     """List why differences that the tables show are not paired."""
     shown = (d for table in found for base in table.references() for d in differences(table, base))
-    return sorted({d.unpaired for d in shown if d.interval is not None and d.unpaired})
+    return sorted({d.unpaired for d in shown if d.unpaired})
 
 
 def _signed(value: float) -> str:

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from results.invented import confusions, iou_of, world
-from uda_seg.results.intervals import _drawn, mean_interval, miou_of, paired_interval, seeds_interval
+from uda_seg.results.intervals import (
+    _drawn,
+    mean_interval,
+    miou_of,
+    paired_interval,
+    seeds_interval,
+    separate_interval,
+    separate_seeds_interval,
+)
 
 
 def counts(quality: float, seed: int, images: int = 12, classes: int = 4) -> np.ndarray:
@@ -93,3 +101,34 @@ def test_the_interval_of_a_mean_is_that_of_the_difference_from_what_is_wrong_eve
         < miou_of(runs[0].sum(0), subset)
         < mean_interval({0: runs[0]}, subset).high
     )
+
+
+def test_runs_that_are_no_pairs_have_the_interval_of_two_samples():
+    """Of images without noise, the standard error of a difference of means: the root of the sum of the squared ones."""
+
+    def certain(right: np.ndarray) -> dict[int, np.ndarray]:
+        made = np.zeros((len(right), 5, 2, 2), np.int64)
+        made[..., 0, 0], made[..., 0, 1], made[..., 1, 1] = right[:, None], 1000 - right[:, None], 1000
+        return dict(enumerate(made))
+
+    right = [np.random.default_rng(i).integers(500, 900, seeds) for i, seeds in enumerate((30, 60))]
+    found = separate_interval(certain(right[0]), certain(right[1]), [0], draws=4000)
+    shares = [side / 1000 for side in right]
+    error = np.hypot(*(side.std() / np.sqrt(len(side)) for side in shares))  # of a bootstrap: without n - 1
+    assert found.mean == pytest.approx(shares[0].mean() - shares[1].mean())
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.08)  # 4000 draws: 2 % standard error
+    assert (found.seeds, found.images) == (30, 5)
+    alone = separate_seeds_interval(*shares, draws=4000)
+    assert alone.mean == pytest.approx(found.mean)
+    assert alone.high - alone.low == pytest.approx(2 * 1.96 * error, rel=0.08)
+    assert (alone.seeds, alone.images) == (30, 0)
+    assert separate_seeds_interval([0.5], [0.4, 0.3]).low is None
+
+
+def test_images_are_drawn_alike_for_runs_that_are_no_pairs():
+    """A difficulty of single images that both methods share cancels, of one seed each altogether."""
+    one = {0: counts(0.6, 0)}
+    same = separate_interval(one, {7: one[0]}, range(4), draws=200)
+    assert (same.mean, same.low, same.high) == (0, 0, 0)
+    several = {seed: counts(0.6, seed) for seed in range(4)}
+    assert separate_interval(several, several, range(4)).high > 0, "unlike pairs, these differ by their seeds"

@@ -64,15 +64,21 @@ def test_what_is_not_equal_is_named(changes, unpaired, unlike):
     [table] = build_tables(found)
     [row] = differences(table, table.groups[-1], draws=100)
     assert unpaired in row.unpaired if unpaired else not row.unpaired
-    assert (row.interval.low is None) == bool(unpaired)
+    values = [[r.result.miou for r in found if r.result.method == name] for name in ("dacs", "source_only")]
+    assert row.interval.mean == pytest.approx(np.mean(values[0]) - np.mean(values[1]))
+    assert row.interval.low < row.interval.mean < row.interval.high
+    [shown] = build_section(table, ["source_only"], 100).differences[0].rows
+    assert ("seeds drawn separately" in shown["said"]) == bool(unpaired)
     assert unlike in " ".join(row.unlike) if unlike else not row.unlike
 
 
 def test_other_seeds_are_not_paired():
     [table] = build_tables([run("source_only", 0, 0.5), run("dacs", 1, 0.6)])
     [row] = differences(table, table.groups[-1], draws=100)
-    assert row.interval is None
     assert row.unpaired == "no seed in common"
+    assert row.interval.low < row.interval.mean < row.interval.high
+    [shown] = build_section(table, ["source_only"], 100).differences[0].rows
+    assert "over images alone: one seed; not paired (no seed in common)" in shown["said"]
 
 
 def test_other_classes_and_targets_have_tables_of_their_own():

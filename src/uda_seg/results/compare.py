@@ -1,11 +1,11 @@
-"""Comparison of runs: groups over seeds, tables of those that may be compared, and paired differences."""
+"""Comparison of runs: groups over seeds, tables of those that may be compared, and their differences."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -16,7 +16,13 @@ import numpy as np
 from uda_seg.config.naming import changes_results
 from uda_seg.config.schema import key_of
 from uda_seg.evaluation.tables import Spread
-from uda_seg.results.intervals import Interval, paired_interval, seeds_interval
+from uda_seg.results.intervals import (
+    Interval,
+    paired_interval,
+    seeds_interval,
+    separate_interval,
+    separate_seeds_interval,
+)
 from uda_seg.results.packing import Counts, ImageConfusions
 from uda_seg.results.reading import Run
 from uda_seg.results.result import Result, TargetScores
@@ -152,17 +158,17 @@ class Difference:
 
     Attributes:
         group, reference: labels.
-        interval: the paired difference in mIoU; None if the runs share no seed.
+        interval: the difference in mIoU, of pairs of runs if there are.
         unlike: what else differs between the two: steps, learning rate, images, network; the difference is then not
             one of methods alone.
-        unpaired: why seeds or images cannot be paired, so that there is no interval; "" if they can.
+        unpaired: why runs are no pairs, so that their seeds are drawn separately; "" if they are.
         gap: share of the gap between the reference and the oracle that is closed, over the seeds that all three have
             as far as there are any; None without an oracle.
     """
 
     group: str
     reference: str
-    interval: Interval | None
+    interval: Interval
     unlike: Sequence[str]
     unpaired: str
     gap: float | None = None
@@ -315,25 +321,37 @@ def _gap(table: Table, group: Group, reference: Group) -> float | None:
 def _difference(table: Table, group: Group, reference: Group, draws: int, gap: float | None) -> Difference:
     pairs = [(mine, other) for mine in group.runs for other in reference.runs if mine.result.seed == other.result.seed]
     unlike = unlike_settings(group.first, reference.first)
-    if not pairs:
-        return Difference(group.label, reference.label, None, unlike, "no seed in common", gap)
-    unpaired = next((said for mine, other in pairs if (said := _unpaired(mine.result, other.result))), "")
-    interval = _interval(table, pairs, draws)
+    found = (_unpaired(mine.result, other.result) for mine, other in pairs)
+    unpaired = next(filter(None, found), "") if pairs else "no seed in common"
     if unpaired:
-        mean = group.miou(table.target).mean - reference.miou(table.target).mean
-        interval = Interval(mean, None, None, len(pairs), 0)
+        interval = _separate_interval(table, group.runs, reference.runs, draws)
+    else:
+        interval = _paired_interval(table, pairs, draws)
     return Difference(group.label, reference.label, interval, unlike, unpaired, gap)
 
 
-def _interval(table: Table, pairs: Sequence[tuple[Run, Run]], draws: int) -> Interval:
-    first, second = (
-        {run.result.seed: run.result.targets[table.target] for run in side} for side in zip(*pairs, strict=True)
-    )
-    images = [{seed: scores.unpacked for seed, scores in side.items()} for side in (first, second)]
-    counts = [{seed: found.counts for seed, found in side.items() if found is not None} for side in images]
-    if all(_same_images(images[0][seed], images[1][seed]) for seed in first):
-        return paired_interval(counts[0], counts[1], next(iter(first.values())).subset, draws)
+def _paired_interval(table: Table, pairs: Sequence[tuple[Run, Run]], draws: int) -> Interval:
+    first, second = (_scores(table, side) for side in zip(*pairs, strict=True))
+    if all(_same_images(first[seed].unpacked, second[seed].unpacked) for seed in first):
+        return paired_interval(_counts(first), _counts(second), next(iter(first.values())).subset, draws)
     return seeds_interval([first[seed].miou - second[seed].miou for seed in first], draws)
+
+
+def _separate_interval(table: Table, runs: Sequence[Run], others: Sequence[Run], draws: int) -> Interval:
+    first, second = _scores(table, runs), _scores(table, others)
+    one, *more = [scores.unpacked for side in (first, second) for scores in side.values()]
+    if all(_same_images(one, other) for other in more):
+        return separate_interval(_counts(first), _counts(second), next(iter(first.values())).subset, draws)
+    mious = [[scores.miou for scores in side.values()] for side in (first, second)]
+    return separate_seeds_interval(mious[0], mious[1], draws)
+
+
+def _scores(table: Table, runs: Iterable[Run]) -> dict[int, TargetScores]:
+    return {run.result.seed: run.result.targets[table.target] for run in runs}
+
+
+def _counts(scores: Mapping[int, TargetScores]) -> dict[int, Counts]:
+    return {seed: found.unpacked.counts for seed, found in scores.items() if found.unpacked is not None}
 
 
 def _same_images(first: ImageConfusions | None, second: ImageConfusions | None) -> bool:

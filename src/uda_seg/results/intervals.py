@@ -1,4 +1,4 @@
-"""Intervals over seeds and images: of mIoU, and of its paired differences between methods."""
+"""Intervals over seeds and images: of mIoU, and of its differences between methods."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ DRAWS = 2000
 LEVEL = 0.95
 SCHEME = (
     "Paired bootstrap, {draws} draws: each draw takes as many seeds as there are, with replacement, and, separately, "
-    "as many images of the validation set as there are, with replacement. The same drawn seeds and images are used for "
-    "both methods; the images' confusion matrices are summed, mIoU is computed for each drawn seed and method, and the "
-    "difference averaged over the drawn seeds. The interval holds the middle 95 % of these differences. Images are "
-    "drawn as if independent: for frames of one video the interval is too narrow. With few seeds it is too narrow as "
-    "well, as resampled seeds differ less than new ones would: by about the factor sqrt((n - 1) / n) for n seeds."
+    "as many images of the validation set as there are, with replacement. The same drawn seeds and images are used "
+    "for both methods; the images' confusion matrices are summed, mIoU is computed for each drawn seed and method, "
+    "and the difference averaged over the drawn seeds. The interval holds the middle 95 % of these differences. Runs "
+    "that are not paired (other data or start weights, other seeds) have their seeds drawn for each method on its "
+    "own. Images are drawn as if independent: for frames of one video the interval is too narrow. With few seeds it "
+    "is too narrow as well, as resampled seeds differ less than new ones would: by about the factor sqrt((n - 1) / n)"
+    " for n seeds."
 )
 
 
@@ -30,7 +32,8 @@ class Interval:
     Attributes:
         mean: over the seeds, of the paired differences in [-1, 1], or of the scores in [0, 1].
         low, high: bounds; None where nothing can be said: of one seed without counts per image.
-        seeds, images: numbers that were drawn from; no images: the interval covers seeds alone.
+        seeds, images: numbers that were drawn from, of seeds the smaller one of two methods that are no pairs; no
+            images: the interval covers seeds alone.
     """
 
     mean: float
@@ -82,6 +85,32 @@ def paired_interval(
     return _interval(float(mean), differences, rng, images)
 
 
+def separate_interval(
+    first: Mapping[int, Counts],
+    second: Mapping[int, Counts],
+    subset: Sequence[int],
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Interval:
+    """Compute the difference in mIoU of two methods whose runs are no pairs, first minus second, on the same images.
+
+    As `paired_interval`, but seeds are drawn for each method on its own, and all of them count.
+
+    Args:
+        first: seed -> int64 [N, C, C], confusion matrices of the images.
+        second: the same of the other method, of any seeds.
+        subset: ids of the classes in the mean.
+        draws: bootstrap samples.
+        seed: of the draws.
+    """
+    images = len(next(iter(first.values())))
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(images, np.full(images, 1 / images), draws).astype(np.float64)
+    means = [float(np.mean([miou_of(c.sum(0), subset) for c in side.values()])) for side in (first, second)]
+    drawn = [np.stack([_drawn(c, weights, subset) for c in side.values()]) for side in (first, second)]
+    return _separate(means[0] - means[1], drawn[0], drawn[1], rng, images)
+
+
 def mean_interval(counts: Mapping[int, Counts], subset: Sequence[int], draws: int = DRAWS, seed: int = 0) -> Interval:
     """Compute the mean mIoU of a method's runs on the same images, with the interval of `paired_interval`.
 
@@ -100,9 +129,22 @@ def mean_interval(counts: Mapping[int, Counts], subset: Sequence[int], draws: in
 
 def _interval(mean: float, drawn: Floats, rng: np.random.Generator, images: int) -> Interval:
     """Draw seeds for each column of values [seeds, draws], and take the percentiles of their means."""
+    return _percentiles(mean, _means(drawn, rng), len(drawn), images)
+
+
+def _separate(mean: float, first: Floats, second: Floats, rng: np.random.Generator, images: int) -> Interval:
+    """Draw seeds of both, each on its own, and take the percentiles of the differences of their means."""
+    sample = _means(first, rng) - _means(second, rng)
+    return _percentiles(mean, sample, min(len(first), len(second)), images)
+
+
+def _means(drawn: Floats, rng: np.random.Generator) -> Floats:
+    """Draw seeds for each column of values [seeds, draws], and return their means [draws]."""
     seeds, draws = drawn.shape
-    chosen = rng.integers(0, seeds, (draws, seeds))
-    sample = np.take_along_axis(drawn.T, chosen, 1).mean(1)
+    return np.asarray(np.take_along_axis(drawn.T, rng.integers(0, seeds, (draws, seeds)), 1).mean(1))
+
+
+def _percentiles(mean: float, sample: Floats, seeds: int, images: int) -> Interval:
     low, high = np.quantile(sample, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(mean, float(low), float(high), seeds, images)
 
@@ -125,6 +167,23 @@ def seeds_interval(differences: Sequence[float], draws: int = DRAWS, seed: int =
     values = np.array(differences)
     if len(values) < 2:
         return Interval(float(values.mean()), None, None, len(values), 0)
-    chosen = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
-    low, high = np.quantile(values[chosen].mean(1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(values.mean()), float(low), float(high), len(values), 0)
+    return _interval(float(values.mean()), _repeated(values, draws), np.random.default_rng(seed), 0)
+
+
+def separate_seeds_interval(
+    first: Sequence[float], second: Sequence[float], draws: int = DRAWS, seed: int = 0
+) -> Interval:
+    """Compute the difference of two methods' means, with its interval over seeds alone, each method's on its own.
+
+    There is no interval from one seed of either.
+    """
+    values = np.array(first), np.array(second)
+    mean, least = float(values[0].mean() - values[1].mean()), min(map(len, values))
+    if least < 2:
+        return Interval(mean, None, None, least, 0)
+    repeated = [_repeated(side, draws) for side in values]
+    return _separate(mean, repeated[0], repeated[1], np.random.default_rng(seed), 0)
+
+
+def _repeated(values: Floats, draws: int) -> Floats:
+    return np.repeat(values[:, None], draws, 1)

@@ -19,7 +19,7 @@ from uda_seg.results import charts
 from uda_seg.results.choosing import label_free
 from uda_seg.results.compare import CONTROLS, ORACLE, Difference, Group, Table, differences, unlike_settings, unnamed
 from uda_seg.results.confusions import confusion_pairs, image_scores
-from uda_seg.results.intervals import DRAWS, SCHEME
+from uda_seg.results.intervals import DRAWS, SCHEME, Interval
 from uda_seg.results.reading import Found
 
 COLOURS = 10  # of the page's style; further methods repeat them
@@ -152,7 +152,7 @@ def build_section(table: Table, against: Sequence[str], draws: int = DRAWS) -> S
 
 def _against(table: Table, reference: Group, draws: int) -> Against:
     rows = differences(table, reference, draws)
-    ends = [x for r in rows if r.interval for x in (r.interval.low, r.interval.mean, r.interval.high) if x is not None]
+    ends = [x for r in rows for x in (r.interval.low, r.interval.mean, r.interval.high) if x is not None]
     low, high = math.floor(100 * min([0.0, *ends])) / 100, math.ceil(100 * max([0.01, *ends])) / 100
     told = [{**vars(row), "said": _said(row)} for row in rows]
     return Against(reference.label, told, low, high, any(row.gap is not None for row in rows))
@@ -160,16 +160,15 @@ def _against(table: Table, reference: Group, draws: int) -> Against:
 
 def _said(row: Difference) -> str:
     """Tell how two groups were compared, and what speaks against it."""
-    parts = [] if row.interval is None or row.unpaired else [_drawn(row)]
+    parts = [_drawn(row)]
     if row.unpaired:
-        parts.append(f"not paired: {row.unpaired}")
+        parts.append(f"not paired ({row.unpaired}): seeds drawn separately")
     if row.unlike:
         parts.append(f"not like for like: {', '.join(row.unlike)}")
     return "; ".join(parts)
 
 
 def _drawn(row: Difference) -> str:
-    assert row.interval is not None
     if row.interval.images:
         return (
             f"over seeds and {row.interval.images} images" if row.interval.seeds > 1 else "over images alone: one seed"
@@ -251,10 +250,8 @@ def class_cells(section: Section) -> Cells:
     return Cells(("class", *found), tuple(rows), f"{section.table.title}: IoU in %")
 
 
-def _gain(interval: Any) -> str:
-    if interval is None:
-        return "–"
-    if interval.low is None:
+def _gain(interval: Interval) -> str:
+    if interval.low is None or interval.high is None:
         return f"{100 * interval.mean:+.2f}"
     return f"{100 * interval.mean:+.2f} [{100 * interval.low:+.2f}, {100 * interval.high:+.2f}]"
 
@@ -286,9 +283,9 @@ def table_csv(sections: Sequence[Section]) -> str:
                 write((*place, row["label"]), f"iou/{name}", spread.mean, spread.std, seeds=len(row["seeds"]))
         for found in section.differences:
             for row in found.rows:
-                if (interval := row["interval"]) is not None:
-                    numbers = (interval.mean, None, interval.low, interval.high)
-                    write((*place, row["group"]), f"minus {found.reference}", *numbers, seeds=interval.seeds)
+                interval = row["interval"]
+                numbers = (interval.mean, None, interval.low, interval.high)
+                write((*place, row["group"]), f"minus {found.reference}", *numbers, seeds=interval.seeds)
     return text.getvalue()
 
 
