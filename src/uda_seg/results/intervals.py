@@ -79,8 +79,7 @@ def paired_interval(
     seeds = sorted(first.keys() & second.keys())
     images = len(first[seeds[0]])
     mean = np.mean([miou_of(first[s].sum(0), subset) - miou_of(second[s].sum(0), subset) for s in seeds])
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(images, np.full(images, 1 / images), draws).astype(np.float64)  # times that each is drawn
+    rng, weights = _resampled(images, draws, seed)
     differences = np.stack([_drawn(first[s], weights, subset) - _drawn(second[s], weights, subset) for s in seeds])
     return _interval(float(mean), differences, rng, images)
 
@@ -104,8 +103,7 @@ def separate_interval(
         seed: of the draws.
     """
     images = len(next(iter(first.values())))
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(images, np.full(images, 1 / images), draws).astype(np.float64)
+    rng, weights = _resampled(images, draws, seed)
     means = [float(np.mean([miou_of(c.sum(0), subset) for c in side.values()])) for side in (first, second)]
     drawn = [np.stack([_drawn(c, weights, subset) for c in side.values()]) for side in (first, second)]
     return _separate(means[0] - means[1], drawn[0], drawn[1], rng, images)
@@ -121,10 +119,15 @@ def mean_interval(counts: Mapping[int, Counts], subset: Sequence[int], draws: in
         seed: of the draws.
     """
     images = len(next(iter(counts.values())))
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(images, np.full(images, 1 / images), draws).astype(np.float64)
+    rng, weights = _resampled(images, draws, seed)
     mean = np.mean([miou_of(found.sum(0), subset) for found in counts.values()])
     return _interval(float(mean), np.stack([_drawn(c, weights, subset) for c in counts.values()]), rng, images)
+
+
+def _resampled(images: int, draws: int, seed: int) -> tuple[np.random.Generator, Floats]:
+    """Draw images for each sample: how often each is in it, [draws, images]; and the generator to draw seeds with."""
+    rng = np.random.default_rng(seed)
+    return rng, rng.multinomial(images, np.full(images, 1 / images), draws).astype(np.float64)
 
 
 def _interval(mean: float, drawn: Floats, rng: np.random.Generator, images: int) -> Interval:
