@@ -162,6 +162,17 @@ def test_the_page_is_of_the_committed_results(tmp_path: Path) -> None:
     assert TABLES["told"](tmp_path) != before
 
 
+def test_the_first_page_has_the_committed_scores_on_photographs() -> None:
+    lines = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `") and " ± " in line]
+    cells = [[cell.strip(" `") for cell in line.split("|")] for line in lines]
+    told = {row[1]: row[5] for row in cells if row[5]}
+    place = TABLES["RESULTS"] / "benchmark" / "camvid_without_0006R0"
+    kept = {folder.name: [read_result(path) for path in folder.glob("seed*.json")] for folder in place.iterdir()}
+    assert {len(results) for results in kept.values()} == {6}
+    values = {name: [100 * r.targets["drive_0006R0"].miou for r in results] for name, results in kept.items()}
+    assert told == {name: f"{np.mean(own):.1f} ± {np.std(own, ddof=1):.1f}" for name, own in values.items()}
+
+
 @pytest.mark.slow
 def test_the_page_has_the_tables_of_the_committed_results() -> None:
     text, results = TABLES["PAGE"].read_text(), TABLES["RESULTS"]
