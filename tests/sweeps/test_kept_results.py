@@ -168,8 +168,8 @@ def test_the_first_page_has_the_committed_scores_on_photographs() -> None:
     told = {row[1]: row[5] for row in cells if row[5]}
     place = TABLES["RESULTS"] / "benchmark" / "camvid_without_0006R0"
     kept = {folder.name: [read_result(path) for path in folder.glob("seed*.json")] for folder in place.iterdir()}
-    assert {len(results) for results in kept.values()} == {6}
-    values = {name: [100 * r.targets["drive_0006R0"].miou for r in results] for name, results in kept.items()}
+    claimed = {name: results for name, results in kept.items() if len(results) >= TABLES["ENOUGH"]}
+    values = {name: [100 * r.targets["drive_0006R0"].miou for r in results] for name, results in claimed.items()}
     assert told == {name: f"{np.mean(own):.1f} ± {np.std(own, ddof=1):.1f}" for name, own in values.items()}
 
 
