@@ -17,7 +17,7 @@ from uda_seg.config.base_rows import base_rows
 from uda_seg.errors import UserError
 from uda_seg.errors.ending import fail
 from uda_seg.results.choosing import label_free
-from uda_seg.results.compare import CONTROLS, ORACLE, Difference, Group, Table, differences, label_groups
+from uda_seg.results.compare import CONTROLS, ORACLE, UNPAIRED, Difference, Group, Table, differences, label_groups
 from uda_seg.results.intervals import DRAWS
 from uda_seg.results.reading import Run
 from uda_seg.results.result import read_result
@@ -30,7 +30,6 @@ NONE = "No results of a benchmark are in this checkout yet."
 # Rows in the order of the page; others follow by name.
 FIRST = ("source_only", "source_only_strong", "adabn", "adabn_strong", "dacs", "daformer", "mic", "lcmsm", "bicl")
 ENOUGH, FEW = 6, "†"  # seeds of a row that a claim is made of, and the mark of one with fewer
-UNPAIRED = "‡"  # the mark of a difference between runs that are no pairs, whose seeds are drawn separately
 
 
 def tables(results: Path) -> str:
@@ -183,7 +182,7 @@ def _gain(found: Difference, seeds: int) -> str:
 
 def _reasons(found: Iterable[Table]) -> list[str]:
     """List why differences that the tables show are not paired."""
-    shown = (d for table in found for base in table.references() for d in differences(table, base))
+    shown = (d for table in found for base in table.references() for d in differences(table, base, draws=1))
     return sorted({d.unpaired for d in shown if d.unpaired})
 
 

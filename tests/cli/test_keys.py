@@ -151,12 +151,29 @@ def test_settings_of_a_sweeps_own_method_are_known_and_spelt_as_in_its_file():
     assert check(["sweep=ablate_bicl", "method.target_weight=1"])[1] == "++method.target_weight=1"
     alone = ["sweep=ablate_bicl", "hydra.mode=RUN", "method=bicl", "method.until=source"]
     assert check(alone, multirun=False) == [*alone[:3], "++method.until=source"]
-    for wrong, methods in (
-        (["sweep=ablate_bicl", "method.pull_weight=1"], "bicl"),
-        (["sweep=benchmark", "method.until=source"], "source_only"),
-    ):
-        with pytest.raises(UserError, match=rf"is no key of the configuration with {wrong[0]} .*method={methods}"):
-            check(wrong)
+    assert check(["sweep=ablate_bicl", "quirks=bicl", "model=deeplabv2_r101"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["sweep=ablate_bicl", "method.pull_weight=1"], r"is no key of .* with sweep=ablate_bicl .*method=bicl"),
+        (["sweep=ablate_bicl", "method.text=none"], r"is no key of .* with sweep=ablate_bicl .*method=bicl"),  # lcmsm's
+        (["sweep=ablate_bicl", "quirks=lcmsm"], r"quirks=lcmsm"),
+        (["sweep=benchmark", "method.until=source"], r"is no key of .* with sweep=benchmark .*method=source_only"),
+        (["sweep=ablate_bcl"], r"there is no such sweep; did you mean ablate_bicl\?"),
+        (["sweep=null"], r"sweep=null: there is no such sweep"),
+        (["sweep=ablate_bicl,ablate_corda"], r"a multirun has one sweep: run them one after the other"),
+    ],
+)
+def test_what_a_sweep_cannot_take_is_told(overrides, said):
+    with pytest.raises(UserError, match=said):
+        check(overrides)
+
+
+def test_hydras_own_keys_may_have_several_values():
+    overrides = ["sweep=ablate_bicl", "hydra.launcher.minutes=1,2"]
+    assert check(overrides) == overrides
 
 
 @pytest.mark.parametrize("sweep", sorted(path.stem for path in (CONF / "sweep").glob("ablate_*.yaml")))
@@ -169,6 +186,11 @@ def test_a_value_on_the_command_line_takes_the_place_of_those_in_the_sweeps_file
     assert finished.code == 0, finished.err
     said = [sorted(override.replace("=False", "=false") for override in job) for job in launched]  # as Hydra writes it
     assert said == [sorted([*given, f"sweep={sweep}"])]
+
+
+def test_a_benchmark_takes_all_jobs_at_once(cli):
+    finished = cli(train.main, "-m", "sweep=ablate_bicl", "data=streets", "hydra.sweeper.max_batch_size=2")
+    assert "error: hydra.sweeper.max_batch_size: these jobs are launched all at once; leave it out" in finished.err
 
 
 def test_a_pattern_of_files_needs_files():

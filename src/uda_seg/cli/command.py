@@ -213,18 +213,24 @@ def check(
             raise UserError(
                 f"{shown(override.input_line)}: a run has one {override.key_or_group}, neither none nor several"
             )
+        if override.key_or_group == "sweep" and override.is_sweep_override():
+            raise UserError(f"{shown(override.input_line)}: a multirun has one sweep: run them one after the other")
     choices = [o for o in read if o.key_or_group in places.groups() and not o.is_delete()]
     # Hydra checks its own keys.
     keys = [o for o in read if o.key_or_group not in places.groups() and not o.key_or_group.startswith("hydra")]
+    combinations = [_choices(o, places) for o in choices]
     params = _params_of_sweep(name, read, places, multirun)
-    try:
-        unset = _unset_keys(name, choices, keys, places, kind)
-    except UserError:
-        # The method, for one, may be the sweep's choice.
-        more = [o for o in params.values() if o.key_or_group in places.groups() and _concerns(o, keys, choices)]
-        if not more:
-            raise
-        unset = _unset_keys(name, [*choices, *more], keys, places, kind)
+    given = {str(o.key_or_group) for o in (*choices, *keys)}
+    combinations += [
+        _choices(o, places)
+        for group, o in params.items()
+        if group in places.groups() and group not in given and _matters(group, given)
+    ]
+    unset: set[str] = set()
+    for chosen in itertools.product(*combinations):
+        tree, found = _compose(name, chosen, places)
+        unset |= check_keys(tree, keys, chosen, kind)
+        check_files(tree, found, keys, places)
     return [_spelt(override, unset, params) for override in overrides]
 
 
@@ -232,37 +238,32 @@ def _params_of_sweep(
     name: str, overrides: Sequence[Override], places: Places, multirun: bool
 ) -> Mapping[str, Override]:
     """Return the overrides in `hydra.sweeper.params` of the chosen sweep, by key; none if this is a single run."""
-    deciding = [o for o in overrides if o.key_or_group == "sweep" or o.key_or_group.startswith("hydra")]
-    if all(o.key_or_group != "sweep" for o in deciding):
+    if not any(o.key_or_group == "sweep" and o.value() is not None for o in overrides):
         return {}
+    own = (o for o in overrides if o.key_or_group == "sweep" or o.key_or_group.startswith("hydra"))
+    deciding = [o for o in own if not o.is_sweep_override()]
     node = _hydra_node(name, [str(o.input_line) for o in deciding], places)
     if not multirun and node.mode != RunMode.MULTIRUN:
         return {}
     return {str(o.key_or_group): o for o in parsed([f"{k}={v}" for k, v in (node.sweeper.get("params") or {}).items()])}
 
 
-def _concerns(param: Override, keys: Sequence[Override], choices: Sequence[Override]) -> bool:
-    """Return whether which keys there are depends on a group that the sweep chooses and the command line does not."""
-    group = str(param.key_or_group)
-    return all(o.key_or_group != group for o in choices) and any(o.key_or_group.startswith(f"{group}.") for o in keys)
+def _matters(group: str, given: Set[str]) -> bool:
+    """Return whether the choice in a group decides if what the command line gives is valid.
 
-
-def _unset_keys(
-    name: str, choices: Sequence[Override], keys: Sequence[Override], places: Places, kind: type[Config]
-) -> set[str]:
-    """Check keys with every combination of choices, and return those that no file sets; raises UserError."""
-    unset: set[str] = set()
-    for chosen in itertools.product(*(_choices(o, places) for o in choices)):
-        tree, found = _compose(name, chosen, places)
-        unset |= check_keys(tree, keys, chosen, kind)
-        check_files(tree, found, keys, places)
-    return unset
+    Args:
+        group: name of the group.
+        given: keys and groups on the command line.
+    """
+    decided_by_method = group == "method" and not given.isdisjoint({"quirks", "preset", "experiment"})
+    return decided_by_method or any(key.startswith(f"{group}.") for key in given)
 
 
 def _spelt(override: str, unset: Set[str], params: Mapping[str, Override]) -> str:
-    """Write an override as Hydra takes it: with `++` if no file sets the key, as the sweep does if its file has it.
+    """Write an override as Hydra takes it: with `++` if no file sets the key.
 
-    Otherwise Hydra would take both for two settings, and combine their values.
+    A key in the sweep's own file is written as it is there. Otherwise Hydra would take both for two settings, and
+    combine their values.
     """
     key = key_of(override)
     if key in params and not override.startswith("~"):

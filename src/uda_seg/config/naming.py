@@ -55,7 +55,7 @@ def changes_results(key: str) -> bool:
 def _in_name(key: str, value: str) -> str:
     """Format a value for a folder's name: the last part of a path, with a digest if that is ambiguous."""
     if value.lower() in ("true", "false"):
-        return value.lower()  # of a multirun's jobs, Hydra writes True if the key has one value, and true among several
+        return value.lower()  # in the jobs of a multirun, Hydra writes a single value as True, one of several as true
     value = shown = _unquoted(value)
     if "/" in value and value[0] not in "[{":
         value = value if "://" in value else os.path.normpath(value)

@@ -29,6 +29,7 @@ from uda_seg.results.result import Result, TargetScores
 
 CONTROLS = ("source_only", "source_only_strong", "adabn")
 ORACLE = "oracle"
+UNPAIRED = "‡"  # the mark of a difference between runs that are no pairs
 # Settings of the data that do not decide what is learnt or scored, or that a method's recipe changes.
 _NO_WORLD = re.compile(
     r"^data\.(name|reader|cache|workers|val_batch|rare_class|shards)|\.(root|depth\w*|workers|cache)$"

@@ -30,7 +30,7 @@ class Interval:
     """A mean, of differences or of scores, and its interval.
 
     Attributes:
-        mean: over the seeds, of the paired differences in [-1, 1], or of the scores in [0, 1].
+        mean: of the differences in [-1, 1], or of the scores in [0, 1].
         low, high: bounds; None where nothing can be said: of one seed without counts per image.
         seeds, images: numbers that were drawn from, of seeds the smaller one of two methods that are no pairs; no
             images: the interval covers seeds alone.

@@ -17,7 +17,17 @@ from uda_seg.evaluation.tables import Spread
 from uda_seg.evaluation.tables import Table as Cells
 from uda_seg.results import charts
 from uda_seg.results.choosing import label_free
-from uda_seg.results.compare import CONTROLS, ORACLE, Difference, Group, Table, differences, unlike_settings, unnamed
+from uda_seg.results.compare import (
+    CONTROLS,
+    ORACLE,
+    UNPAIRED,
+    Difference,
+    Group,
+    Table,
+    differences,
+    unlike_settings,
+    unnamed,
+)
 from uda_seg.results.confusions import confusion_pairs, image_scores
 from uda_seg.results.intervals import DRAWS, SCHEME, Interval
 from uda_seg.results.reading import Found
@@ -162,13 +172,16 @@ def _said(row: Difference) -> str:
     """Tell how two groups were compared, and what speaks against it."""
     parts = [_drawn(row)]
     if row.unpaired:
-        parts.append(f"not paired ({row.unpaired}): seeds drawn separately")
+        parts.append(f"not paired: {row.unpaired}")
     if row.unlike:
         parts.append(f"not like for like: {', '.join(row.unlike)}")
     return "; ".join(parts)
 
 
 def _drawn(row: Difference) -> str:
+    if row.unpaired and row.interval.low is not None:
+        images = f" and {row.interval.images} images" if row.interval.images else ": no counts per image"
+        return f"over the seeds of each side on its own{images}"
     if row.interval.images:
         return (
             f"over seeds and {row.interval.images} images" if row.interval.seeds > 1 else "over images alone: one seed"
@@ -234,12 +247,14 @@ def render(title: str, found: Found, sections: Sequence[Section], draws: int = D
 def score_cells(section: Section) -> Cells:
     """Tabulate scores and differences as text, in %."""
     header = ("method", "seeds", "mIoU", "best*", *(f"gain over {d.reference} [95 %]" for d in section.differences))
-    gains = [{row["group"]: _gain(row["interval"]) for row in d.rows} for d in section.differences]
+    gains = [{row["group"]: _gain(row["interval"], row["unpaired"]) for row in d.rows} for d in section.differences]
     rows = [
         (r["label"], str(len(r["seeds"])), str(r["miou"]), str(r["best"]), *(g.get(r["label"], "") for g in gains))
         for r in section.rows
     ]
-    return Cells(header, tuple(rows), f"{section.table.title}: mIoU in %, last step; *chosen on target labels")
+    unpaired = any(row["unpaired"] for d in section.differences for row in d.rows)
+    note = f"; {UNPAIRED}not paired" if unpaired else ""
+    return Cells(header, tuple(rows), f"{section.table.title}: mIoU in %, last step; *chosen on target labels{note}")
 
 
 def class_cells(section: Section) -> Cells:
@@ -250,10 +265,11 @@ def class_cells(section: Section) -> Cells:
     return Cells(("class", *found), tuple(rows), f"{section.table.title}: IoU in %")
 
 
-def _gain(interval: Interval) -> str:
-    if interval.low is None or interval.high is None:
-        return f"{100 * interval.mean:+.2f}"
-    return f"{100 * interval.mean:+.2f} [{100 * interval.low:+.2f}, {100 * interval.high:+.2f}]"
+def _gain(interval: Interval, unpaired: str) -> str:
+    bounds = ""
+    if interval.low is not None and interval.high is not None:
+        bounds = f" [{100 * interval.low:+.2f}, {100 * interval.high:+.2f}]"
+    return f"{100 * interval.mean:+.2f}{bounds}{f' {UNPAIRED}' if unpaired else ''}"
 
 
 def markdown(found: Found, sections: Sequence[Section], draws: int = DRAWS) -> str:
@@ -268,11 +284,11 @@ def table_csv(sections: Sequence[Section]) -> str:
     """Format all numbers as CSV, one per line: unrounded, in [0, 1]; empty where there is none."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["data", "target", "method", "quantity", "value", "std", "low", "high", "seeds"])
+    writer.writerow(["data", "target", "method", "quantity", "value", "std", "low", "high", "seeds", "unpaired"])
 
-    def write(place: Sequence[str], quantity: str, *values: float | None, seeds: int) -> None:
+    def write(place: Sequence[str], quantity: str, *values: float | None, seeds: int, unpaired: str = "") -> None:
         shown = ["" if v is None or math.isnan(v) else repr(float(v)) for v in values]
-        writer.writerow([*place, quantity, *shown, *[""] * (4 - len(shown)), seeds])
+        writer.writerow([*place, quantity, *shown, *[""] * (4 - len(shown)), seeds, unpaired])
 
     for section in sections:
         place = (section.table.data, section.table.target)
@@ -285,7 +301,8 @@ def table_csv(sections: Sequence[Section]) -> str:
             for row in found.rows:
                 interval = row["interval"]
                 numbers = (interval.mean, None, interval.low, interval.high)
-                write((*place, row["group"]), f"minus {found.reference}", *numbers, seeds=interval.seeds)
+                quantity, unpaired = f"minus {found.reference}", row["unpaired"]
+                write((*place, row["group"]), quantity, *numbers, seeds=interval.seeds, unpaired=unpaired)
     return text.getvalue()
 
 

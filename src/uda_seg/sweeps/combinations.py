@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
 from hydra.errors import HydraException
 
-from uda_seg.config.schema import key_of
 from uda_seg.errors import UserError
 
 log = logging.getLogger(__name__)
 
 
 def one_at_a_time(jobs: Sequence[Sequence[str]], around: str | None, base: str | None) -> list[Sequence[str]]:
-    """Leave out the jobs that differ from a row in more than one setting, other than the base row.
+    """Keep the base row, and the jobs that differ from a row in at most one setting.
 
     Only settings of which the jobs have several values count, so that a row can always be asked for by its overrides.
 
@@ -26,12 +26,16 @@ def one_at_a_time(jobs: Sequence[Sequence[str]], around: str | None, base: str |
         base: overrides of the base row, likewise, whose jobs stay; None: there is none.
 
     Raises:
-        UserError: `around` or `base` is not made of overrides, or no job is left.
+        UserError: `around` or `base` is not made of overrides of single values, `around` has a setting that no job
+            has, or no job is left.
     """
     if not around:
         return list(jobs)
     centre, reference = _settings("around", around), _settings("base", base or "")
     known = [_values(job) for job in jobs]
+    for key in centre:
+        if not any(key in job for job in known):
+            raise UserError(f"hydra.launcher.around={around}: no job has a {key}; correct it, or leave it out")
     swept = [key for key in centre if any(job.get(key) != known[0].get(key) for job in known)]
 
     def stays(job: Mapping[str, Any]) -> bool:
@@ -56,10 +60,18 @@ def one_at_a_time(jobs: Sequence[Sequence[str]], around: str | None, base: str |
 def _settings(key: str, row: str) -> dict[str, Any]:
     try:
         return _values(row.split())
-    except HydraException as error:
-        raise UserError(f"hydra.launcher.{key}={row} is not made of overrides, separated by blanks") from error
+    except (HydraException, AssertionError) as error:
+        raise UserError(
+            f"hydra.launcher.{key}={row} is not made of overrides of one value each, separated by blanks"
+        ) from error
 
 
 def _values(overrides: Sequence[str]) -> dict[str, Any]:
-    """Parse overrides, so that 0.5 and 5e-1 are one value."""
-    return {key_of(o.input_line or ""): o.value() for o in OverridesParser.create().parse_overrides(list(overrides))}
+    """Parse overrides of one value each, so that 0.5 and 5e-1, or none and 'none', are one value."""
+    found = {}
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        assert not override.is_sweep_override()
+        value = override.value()
+        value = value.text if isinstance(value, QuotedString) else value
+        found[str(override.key_or_group)] = (isinstance(value, bool), value)  # true is not 1
+    return found

@@ -64,6 +64,8 @@ def launch(
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     try:
         limit = None if minutes is None else _number("minutes", minutes, float)
+        if config.hydra.sweeper.get("max_batch_size") is not None:
+            raise UserError("hydra.sweeper.max_batch_size: these jobs are launched all at once; leave it out")
         kept = one_at_a_time(overrides, around, base)
         jobs = jobs_of(loader, config, kept, Path(results) / name, swept_in(overrides))
         left = [job for job in jobs if not is_finished(job)]
