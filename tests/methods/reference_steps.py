@@ -236,9 +236,10 @@ def lcmsm(student, batch, *, teacher, threshold, classes, mask_block, mask_ratio
     masked(x_m, y_m, w_m)
 
 
-def bicl(student, batch, y_f, xi, rung, temperature, threshold, momentum):
+def bicl(student, batch, y_f, xi, rung, temperature, threshold, momentum, augmented=False):
     """Pair by pair, class by class, pixel by pixel; `xi` [K, D] is moved in place."""
-    s, _ = logits_of(student, batch["x_s"])
+    x_s = strong_augment(batch["x_s"], draw_strong(len(batch["x_s"]))) if augmented else batch["x_s"]
+    s, _ = logits_of(student, x_s)
     y_s, labelled = batch["y_s"], (y_f != 255).float().mean()
     loss = ce(s, y_s) + 0.4 * shannon(s)
     if rung > 0:

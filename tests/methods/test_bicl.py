@@ -54,16 +54,17 @@ def labelled_batches(make_batch):
     return [with_labels(make_batch(seed), seed) for seed in range(STEPS)]
 
 
-@pytest.mark.parametrize("step", Ablation)
-def test_step_equals_plain_pytorch(step, double, labelled_batches, make_segmentor, make_plan):
+@pytest.mark.parametrize(("step", "augmented"), [*((step, False) for step in Ablation), (Ablation.CALIBRATION, True)])
+def test_step_equals_plain_pytorch(step, augmented, double, labelled_batches, make_segmentor, make_plan):
     options = {"warmup": 0.0, "temperature": 0.5, "dynamic_threshold": 0.06, "calibration_momentum": 0.6}
+    options |= {"source_augment": augmented}
     options |= {"feature": "logits", "entropy_weight": 0.4, "entropy_kind": "shannon"}
     module = half_released(make_segmentor(), make_plan(), until=step.name.lower(), **options)
     student, xi = copy.deepcopy(module.segmentor), torch.zeros(19, 19)
     labels = iter([batch["target"].pseudo for batch in labelled_batches])
 
     def step_of(network, batch, **_):
-        reference.bicl(network, batch, next(labels), xi, int(step), 0.5, 0.06, 0.6)
+        reference.bicl(network, batch, next(labels), xi, int(step), 0.5, 0.06, 0.6, augmented)
 
     run_plain(step_of, student, None, labelled_batches, module.plan)
     fit(module, labelled_batches)

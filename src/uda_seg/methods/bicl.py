@@ -58,6 +58,8 @@ class BiCL(UDAModule):
     def losses(self, batch: Batch) -> Iterator[Loss | tuple[Loss, ...]]:
         """Yield CE_s alone in the warm-up, then all terms, from one forward per domain."""
         source, target = labelled(batch["source"]), batch["target"]
+        if self.options.source_augment:
+            source = replace(source, image=self.augment(source.image))
         adapts = target.pseudo is not None and self.ablation > Ablation.SOURCE
         s = self.supervise_source(source, adapts)
         terms = self.supervised_terms("source", s, source.label, 1.0)

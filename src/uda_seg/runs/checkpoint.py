@@ -157,7 +157,7 @@ _NOT_IDENTITY = re.compile(
     r"|^trainer\.(?!(accelerator|devices|num_nodes|precision|sync_batchnorm|overfit)$)"
 )
 # Settings of later versions and the values at which a run is what it was without them, so that older runs still count.
-_ADDED = {"method.centre_text": False, "method.spatial_start": "random"}
+_ADDED = {"method.centre_text": False, "method.spatial_start": "random", "method.source_augment": False}
 
 
 def settings_of(config: Mapping[str, Any], moved: bool = False) -> dict[str, Any]:

@@ -33,6 +33,10 @@ class BiCLOptions(RoundOptions):
     target_weight: LossWeight = 0.3
     """Weight of CE on y_F, a mean over its labelled pixels (released)."""
 
+    source_augment: bool = False
+    """Apply the colour jitter and blur of self-training's mixed images to the source (ours; `source_only_strong` is the
+    control)."""
+
     forward_weight: LossWeight = 0.2
     """Weight lambda_1 of the forward term (released; 0.1 in another of its configurations)."""
 
