@@ -132,6 +132,7 @@ def test_a_file_that_is_no_result_is_trained_again_and_never_taken(
         (["method=dacs", "model=hrda_small", "data.target.root=/photos", "steps=50"], "dacs,model=hrda_small,steps=50"),
         (["method=dacs", "trainer=gpu", "trainer.precision=32-true", "data.workers=0"], "dacs"),
         (["method=lcmsm", "method.text=none"], "lcmsm,text=none"),
+        (["method=dacs", "++method.mask_weight=1"], "dacs,mask_weight=1"),
         (["method=dacs", "data.rare_class.enabled=False"], "dacs,data.rare_class.enabled=false"),
         (["method=dacs", "data.merge={a:[road]}", "data.target.custom.label_map={1:a}", "data.name=mine"], "dacs"),
         (["method=lcmsm", "method.text_file=/here/clip.npz"], "lcmsm,text_file=clip.npz"),

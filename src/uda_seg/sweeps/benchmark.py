@@ -82,7 +82,7 @@ def row_of(method: str, overrides: Sequence[str], fixed: Iterable[str]) -> str:
     own = [o for o in overrides if key_of(o) not in fixed and not _OF_SETTING.search(key_of(o))]
     named = [o if "=/" not in o else f"{key_of(o)}={Path(o).name}" for o in own if changes_results(key_of(o))]
     network = [f",{o}" for o in own if key_of(o) == "model"]
-    row = [o.removeprefix("method.") for o in named]
+    row = [o.lstrip("+").removeprefix("method.") for o in named]
     return method + "".join(network) + variant(row, [key_of(o) for o in row])
 
 
