@@ -128,6 +128,19 @@ def test_an_ablation_is_compared_with_its_own_base_row(tmp_path: Path) -> None:
     assert [d.reference for d in section.differences] == ["lcmsm text=none mask_weight=0.3"]
 
 
+def test_rows_are_named_by_what_their_settings_are_however_the_command_line_spelt_it(tmp_path: Path) -> None:
+    for text, spelt in (("none", "method.text=none"), ("file", "++method.text='file'")):
+        for augment in (True, False):
+            overrides = ["method=lcmsm", spelt, *([f"++method.mask_augment={augment}"] if augment else [])]
+            result = invented("lcmsm", 0, 0.6, overrides=overrides, choices={"sweep": "ablate_lcmsm"})
+            settings = {**result.settings, "method.text": text, "method.mask_augment": augment}
+            place = tmp_path / "ablate_lcmsm" / "streets" / f"{text}{augment}" / "seed0.json"
+            write_result(place, replace(result, settings=settings))
+    text = TABLES["tables"](tmp_path)
+    for row in ("text=none mask_augment=true", "text=file mask_augment=false"):
+        assert f"| lcmsm {row} |" in text
+
+
 def test_an_ablation_without_its_base_row_says_so_and_a_row_of_several_settings_is_refused(tmp_path: Path) -> None:
     keep_ablation(tmp_path, seeds=0)
     said = " ".join(TABLES["tables"](tmp_path).split())

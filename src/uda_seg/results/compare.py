@@ -150,6 +150,8 @@ def _has(result: Result, override: str) -> bool:
 
 def _shown(value: Any) -> str:
     """Show a setting as the command line would give it."""
+    if isinstance(value, float):
+        return f"{value:g}"
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -271,14 +273,19 @@ def _overrides(results: Sequence[Result]) -> list[str]:
 
     A result that was not given one of them has a value of it all the same.
     """
-    given = [dict(o.partition("=")[::2] for o in result.overrides if changes_results(key_of(o))) for result in results]
-    every = dict.fromkeys(key for own in given for key in own)
-    for own, result in zip(given, results, strict=True):
-        own.update({k: _shown(result.settings[k]) for k in every if k not in own and k in result.settings})
+    said = [
+        {key_of(o): o.partition("=")[2] for o in result.overrides if changes_results(key_of(o))} for result in results
+    ]
+    every = dict.fromkeys(key for own in said for key in own)
+    # As the settings have it where they do: True is true, and 1e-3 is 0.001.
+    given = [
+        {k: _shown(r.settings[k]) if k in r.settings else own[k] for k in every if k in r.settings or k in own}
+        for r, own in zip(results, said, strict=True)
+    ]
     keys = [k for k in dict.fromkeys(k for own in given for k in own) if len({own.get(k) for own in given}) > 1]
     short = {key: _short_paths({own[key] for own in given if key in own}) for key in keys}
-    said = [{k: short[k].get(own[k], own[k]) for k in keys if k in own} for own in given]
-    return [" ".join(f"{key.removeprefix('method.')}={value}" for key, value in own.items()) for own in said]
+    shown = [{k: short[k].get(own[k], own[k]) for k in keys if k in own} for own in given]
+    return [" ".join(f"{key.removeprefix('method.')}={value}" for key, value in own.items()) for own in shown]
 
 
 def _short_paths(values: Collection[str]) -> dict[str, str]:
