@@ -206,31 +206,15 @@ def check(
     places = Places.of(folder, paths)
     if not multirun:
         _refuse_sweeps(name, read, places)
-    for override in read:
-        if override.value_type == ValueType.GLOB_CHOICE_SWEEP and override.key_or_group not in places.groups():
-            raise UserError(f"{shown(override.input_line)} names no files to choose from: give the values one by one")
-        if override.key_or_group in ("method", "preset") and (override.is_delete() or _is_list(override)):
-            raise UserError(
-                f"{shown(override.input_line)}: a run has one {override.key_or_group}, neither none nor several"
-            )
-        if override.key_or_group == "sweep" and override.is_sweep_override():
-            raise UserError(f"{shown(override.input_line)}: a multirun has one sweep: run them one after the other")
+    _refuse_values(read, places)
     choices = [o for o in read if o.key_or_group in places.groups() and not o.is_delete()]
     # Hydra checks its own keys.
     keys = [o for o in read if o.key_or_group not in places.groups() and not o.key_or_group.startswith("hydra")]
-    combinations = [_choices(o, places) for o in choices]
+    known = [_choices(o, places) for o in choices]
     params = _params_of_sweep(name, read, places, multirun)
     given = {str(o.key_or_group) for o in (*choices, *keys)}
-    combinations += [
-        _choices(o, places)
-        for group, o in params.items()
-        if group in places.groups() and group not in given and _matters(group, given)
-    ]
-    unset: set[str] = set()
-    for chosen in itertools.product(*combinations):
-        tree, found = _compose(name, chosen, places)
-        unset |= check_keys(tree, keys, chosen, kind)
-        check_files(tree, found, keys, places)
+    known += [_choices(params[group], places) for group in _groups_of_sweep(params, given, places)]
+    unset = _unset_keys(name, known, keys, places, kind)
     return [_spelt(override, unset, params) for override in overrides]
 
 
@@ -248,15 +232,33 @@ def _params_of_sweep(
     return {str(o.key_or_group): o for o in parsed([f"{k}={v}" for k, v in (node.sweeper.get("params") or {}).items()])}
 
 
-def _matters(group: str, given: Set[str]) -> bool:
-    """Return whether the choice in a group decides if what the command line gives is valid.
+def _groups_of_sweep(params: Mapping[str, Override], given: Set[str], places: Places) -> list[str]:
+    """List the groups that the sweep chooses in and on which depends whether what the command line gives is valid.
 
     Args:
-        group: name of the group.
+        params: overrides of the sweep's file, by key.
         given: keys and groups on the command line.
+        places: search path of configuration files.
     """
-    decided_by_method = group == "method" and not given.isdisjoint({"quirks", "preset", "experiment"})
-    return decided_by_method or any(key.startswith(f"{group}.") for key in given)
+    by_method = not given.isdisjoint({"quirks", "preset", "experiment"})
+    return [
+        group
+        for group in params
+        if group in places.groups() - given
+        and ((group == "method" and by_method) or any(key.startswith(f"{group}.") for key in given))
+    ]
+
+
+def _unset_keys(
+    name: str, choices: Sequence[Sequence[str]], keys: Sequence[Override], places: Places, kind: type[Config]
+) -> set[str]:
+    """Check keys with every combination of choices, and return those that no file sets; raises UserError."""
+    unset: set[str] = set()
+    for chosen in itertools.product(*choices):
+        tree, found = _compose(name, chosen, places)
+        unset |= check_keys(tree, keys, chosen, kind)
+        check_files(tree, found, keys, places)
+    return unset
 
 
 def _spelt(override: str, unset: Set[str], params: Mapping[str, Override]) -> str:
@@ -291,6 +293,19 @@ def refuse_two_weights(overrides: Sequence[str]) -> None:
     if len(given) == 2 and len(set(given.values())) == 2:
         both = " and ".join(f"{key}={shown(given[key])}" for key in keys)
         raise UserError(f"{both} both set the encoder's initial weights: leave one of them out")
+
+
+def _refuse_values(overrides: Sequence[Override], places: Places) -> None:
+    """Raise UserError for a value that its key or group cannot have, whatever the configuration."""
+    for override in overrides:
+        if override.value_type == ValueType.GLOB_CHOICE_SWEEP and override.key_or_group not in places.groups():
+            raise UserError(f"{shown(override.input_line)} names no files to choose from: give the values one by one")
+        if override.key_or_group in ("method", "preset") and (override.is_delete() or _is_list(override)):
+            raise UserError(
+                f"{shown(override.input_line)}: a run has one {override.key_or_group}, neither none nor several"
+            )
+        if override.key_or_group == "sweep" and override.is_sweep_override():
+            raise UserError(f"{shown(override.input_line)}: a multirun has one sweep: run them one after the other")
 
 
 def _refuse_sweeps(name: str, overrides: Sequence[Override], places: Places) -> None:

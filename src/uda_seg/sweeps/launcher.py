@@ -64,10 +64,9 @@ def launch(
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     try:
         limit = None if minutes is None else _number("minutes", minutes, float)
-        if config.hydra.sweeper.get("max_batch_size") is not None:
-            raise UserError("hydra.sweeper.max_batch_size: these jobs are launched all at once; leave it out")
-        kept = one_at_a_time(overrides, around, base)
-        jobs = jobs_of(loader, config, kept, Path(results) / name, swept_in(overrides))
+        _refuse_batches(config)
+        own = one_at_a_time(overrides, around, base)
+        jobs = jobs_of(loader, config, own, Path(results) / name, swept_in(overrides))
         left = [job for job in jobs if not is_finished(job)]
         at_once, each = _division(left, processes, threads)
         log.info("%s: %s", name, budget(jobs, left, at_once, each))
@@ -79,11 +78,21 @@ def launch(
             write_kept(Path(results) / name, Path(str(config.hydra.sweep.dir)), {sweep: base} if base else {})
     except UserError as error:
         fail(error)
-    if late:
-        log.info("%d of %d runs are left: the same command continues", len(late), len(jobs))
-    if workers.failed:
-        fail(UserError(f"{len(workers.failed)} job(s) failed: {said_of(workers.failed)}"))
+    _conclude(len(late), len(jobs), workers.failed)
     return []
+
+
+def _conclude(late: int, jobs: int, failed: Mapping[Job, str]) -> None:
+    if late:
+        log.info("%d of %d runs are left: the same command continues", late, jobs)
+    if failed:
+        fail(UserError(f"{len(failed)} job(s) failed: {said_of(failed)}"))
+
+
+def _refuse_batches(config: DictConfig) -> None:
+    """Raise UserError if the sweeper would launch some jobs at a time, as rows are told apart by those of all."""
+    if config.hydra.sweeper.get("max_batch_size") is not None:
+        raise UserError("hydra.sweeper.max_batch_size: these jobs are launched all at once; leave it out")
 
 
 def said_of(failed: Mapping[Job, str]) -> str:
