@@ -446,7 +446,9 @@ def shortened(line: Line, words: list[str], places) -> list[str]:
     short = [word for word in short if not (".root=" in word and key_of(word) in own)]
     if "experiment=depth" in str(words):  # of one domain, whose root is given
         short += [word.partition(".root=")[0] + ".size=[64,128]" for word in words if ".root=" in word]
-    if (data not in STREETS or data == "streets2camvid") and re.search("method=lcmsm|experiment=lcmsm", str(words)):
+    chosen = [word for word in words if word.startswith(("method=", "experiment=", "checkpoint="))]
+    masked = module == "train" and (not chosen or re.search("=lcmsm", str(chosen)))  # by default, too
+    if (data not in STREETS or data == "streets2camvid") and masked:
         short.append("method.text=file")  # OpenCLIP has gigabytes
     if any(word.startswith("model.encoder.name=") for word in words):  # a network of timm's, which has keys of its own
         short = [*(word for word in short if word not in NETWORK), "model.encoder.name=vit_tiny_patch16_224"]
