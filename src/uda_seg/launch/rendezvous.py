@@ -1,4 +1,4 @@
-"""How ranks find each other: whether torchrun or SLURM's srun started them, and the variables of those started here."""
+"""Rendezvous of ranks: those that torchrun or SLURM's srun has started, and the variables of those started here."""
 
 from __future__ import annotations
 

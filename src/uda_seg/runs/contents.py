@@ -1,4 +1,4 @@
-"""What lies in the folder of a run: its checkpoints, its record, which files are its own and which run it is."""
+"""Contents of a run's folder: its checkpoints, its record, the files that are its own, and which run it is."""
 
 from __future__ import annotations
 

@@ -60,17 +60,18 @@ def one_at_a_time(jobs: Sequence[Sequence[str]], around: str | None, base: str |
 def _settings(key: str, row: str) -> dict[str, Any]:
     try:
         return _values(row.split())
-    except (HydraException, AssertionError) as error:
+    except (HydraException, ValueError) as error:
         raise UserError(
             f"hydra.launcher.{key}={row} is not made of overrides of one value each, separated by blanks"
         ) from error
 
 
 def _values(overrides: Sequence[str]) -> dict[str, Any]:
-    """Parse overrides of one value each, so that 0.5 and 5e-1, or none and 'none', are one value."""
+    """Parse overrides, so that 0.5 and 5e-1, or none and 'none', are one value; raises ValueError for several."""
     found = {}
     for override in OverridesParser.create().parse_overrides(list(overrides)):
-        assert not override.is_sweep_override()
+        if override.is_sweep_override():
+            raise ValueError(override.input_line)
         value = override.value()
         value = value.text if isinstance(value, QuotedString) else value
         found[str(override.key_or_group)] = (isinstance(value, bool), value)  # true is not 1
