@@ -1,8 +1,9 @@
-"""Write the tables of docs/results.md from the kept results of benchmarks and ablations, between its two marks.
+"""Write tables of the kept results of benchmarks and ablations: an overview, and a page of all details.
 
     python scripts/results_tables.py
 
-The page says which results it is of, by which `tests/sweeps/test_kept_results.py` tells whether it is up to date.
+The overview stands between two marks of docs/results.md; docs/results_tables.md is written whole. Both say which
+results they are of, by which `tests/sweeps/test_kept_results.py` tells whether they are up to date.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from uda_seg.config.base_rows import base_rows
@@ -20,60 +22,156 @@ from uda_seg.results.choosing import label_free
 from uda_seg.results.compare import CONTROLS, ORACLE, UNPAIRED, Difference, Group, Table, differences, label_groups
 from uda_seg.results.intervals import DRAWS
 from uda_seg.results.reading import Run
-from uda_seg.results.result import read_result
+from uda_seg.results.result import Result, read_result
 from uda_seg.storage.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE, RESULTS = ROOT / "docs" / "results.md", ROOT / "results"
+PAGE, DETAILS, RESULTS = ROOT / "docs" / "results.md", ROOT / "docs" / "results_tables.md", ROOT / "results"
 BEGIN, END = "<!-- results: begin, by scripts/results_tables.py -->", "<!-- results: end -->"
 NONE = "No results of a benchmark are in this checkout yet."
-# Rows in the order of the page; others follow by name.
+# Rows in the order of the pages; others follow by name, the oracle last.
 FIRST = ("source_only", "source_only_strong", "adabn", "adabn_strong", "dacs", "daformer", "mic", "lcmsm", "bicl")
 ENOUGH, FEW = 6, "†"  # seeds of a row that a claim is made of, and the mark of one with fewer
+ABOVE, BELOW = "▲", "▼"  # marks of a row whose difference to the reference has an interval without 0
+DETAILS_HEAD = f"""# Tables of all kept results
+
+Written by `scripts/results_tables.py` from the files in `results/`; [results](results.md) tells what they show.
+mIoU in %, of the last iterate, mean ± standard deviation over seeds. Differences are paired, with 95 % intervals
+({DRAWS} bootstrap draws of seeds and images), over the seeds that both rows have, whose number follows where it is not
+the row's. Shares are those of the gap between `{CONTROLS[0]}` and the oracle that are closed. {FEW} marks rows of fewer
+than {ENOUGH} seeds, which no claim is made of, {UNPAIRED} runs that are not paired, whose seeds are drawn separately.
+
+Tables of scores without labels tell how well they choose among all validations: rank correlation with the true mIoU
+over all of them; regret, the points lost against the best validation of a run, mean over runs; among runs, the points
+lost by choosing one of them after its last step, oracles aside."""
 
 
-def tables(results: Path) -> str:
-    """Write the tables of every sweep and setting, one for each target, and of scores without labels.
+@dataclass(frozen=True)
+class Setting:
+    """The kept rows of a sweep on one data set.
+
+    Attributes:
+        sweep, data: their names.
+        shared: overrides in the names of all rows.
+        base: overrides of the row that the sweep's others are compared with, separated by blanks; "" for the controls.
+        groups: the rows, each over its seeds.
+        tables: their scores on each validation set.
+    """
+
+    sweep: str
+    data: str
+    shared: Sequence[str]
+    base: str
+    groups: Sequence[Group]
+    tables: Sequence[Table]
+
+    @property
+    def title(self) -> str:
+        """What the command line would say."""
+        return ", ".join(f"`{part}`" for part in (f"data={self.data}", *self.shared))
+
+    @property
+    def results(self) -> list[Result]:
+        """The results of all rows and seeds."""
+        return [run.result for group in self.groups for run in group.runs]
+
+    @property
+    def steps(self) -> str:
+        """The steps of a run, or their range."""
+        steps = [result.steps for result in self.results]
+        return f"{min(steps)}" if min(steps) == max(steps) else f"{min(steps)} to {max(steps)}"
+
+
+def settings(results: Path) -> list[Setting]:
+    """Read the kept results, benchmarks first.
 
     Raises:
         UserError: a result that cannot be read, or seeds of a row that differ in more than the seed.
     """
-    found: dict[str, dict[str, dict[str, list[Run]]]] = {}
+    found: dict[tuple[str, str], dict[str, list[Run]]] = {}
     for path in sorted(results.glob("*/*/*/seed*.json")):
-        sweep, setting, row = path.parts[-4:-1]
-        found.setdefault(sweep, {}).setdefault(setting, {}).setdefault(row, []).append(Run(read_result(path), path))
-    parts = []
-    for sweep in sorted(found, key=lambda name: (not name.startswith("benchmark"), name)):
-        parts.append(f"#### `sweep={sweep}`")
-        parts += [_setting(sweep, setting, rows) for setting, rows in found[sweep].items()]
-    return "\n\n".join(parts) if parts else NONE
+        sweep, data, row = path.parts[-4:-1]
+        found.setdefault((sweep, data), {}).setdefault(row, []).append(Run(read_result(path), path))
+    order = sorted(found, key=lambda place: (not place[0].startswith("benchmark"), *place))
+    return [_setting(*place, found[place]) for place in order]
 
 
-def _setting(sweep: str, setting: str, rows: Mapping[str, Sequence[Run]]) -> str:
+def _setting(sweep: str, data: str, rows: Mapping[str, Sequence[Run]]) -> Setting:
     base = base_rows().get(sweep, "")
     groups = _groups(rows, base)
-    results = [run.result for group in groups for run in group.runs]
-    of = ", ".join(f"`{part}`" for part in (f"data={setting}", *_shared(rows)))
-    intro = (
-        f"{of}, {len(results)} runs of {_range([r.steps for r in results])} steps on "
-        f"{_devices(groups)}: mIoU in %, last iterate, mean ± standard deviation over "
-        f"seeds; paired differences with 95 % intervals ({DRAWS} bootstrap draws of seeds and images), over the seeds "
-        "that both have, whose number follows where it is not the row's."
-    )
-    if {CONTROLS[0], ORACLE} <= {group.first.method for group in groups}:
-        intro += f" The share is that of the gap between `{CONTROLS[0]}` and the oracle that is closed."
-    if any(len(group.runs) < ENOUGH for group in groups):
-        intro += f" {FEW} marks rows of fewer than {ENOUGH} seeds, which no claim is made of."
-    targets = dict.fromkeys(name for result in results for name in result.targets)
+    targets = dict.fromkeys(name for group in groups for run in group.runs for name in run.result.targets)
     seen = [
         _table(name, [g for g in groups if all(name in run.result.targets for run in g.runs)], base) for name in targets
     ]
-    if base and not any(table.references() for table in seen):
-        intro += f" The row to compare with, `{base}`, has no result yet."
-    if reasons := _reasons(seen):
-        intro += f" {UNPAIRED} marks runs that are not paired, whose seeds are drawn separately: {'; '.join(reasons)}."
-    shown = [f"**{table.target}**{_kind(table)}\n\n{_scores(table)}\n\n{_classes(table)}" for table in seen]
-    return "\n\n".join([_filled(intro), *shown, _label_free(setting, seen)])
+    return Setting(sweep, data, _shared(rows), base, groups, seen)
+
+
+def overview(found: Sequence[Setting]) -> str:
+    """Tabulate the mIoU of every row, one table for each sweep and setting with a column for each target."""
+    parts = [NONE] if not found else []
+    for sweep in dict.fromkeys(setting.sweep for setting in found):
+        parts.append(f"### `sweep={sweep}`")
+        parts += [_overview(setting) for setting in found if setting.sweep == sweep]
+    return "\n\n".join(parts)
+
+
+def _overview(setting: Setting) -> str:
+    reference = _reference(setting)
+    cells = {group.label: [group.label, _seeds(group)] for group in setting.groups}
+    marks: dict[str, dict[str, str]] = {}
+    for table in setting.tables:
+        found = differences(table, reference) if reference in table.groups else []
+        marks[table.target] = {d.group: _mark(d) for d in found if d.interval.seeds >= ENOUGH}
+        for group in setting.groups:
+            score = f"{group.miou(table.target)} {marks[table.target].get(group.label, '')}".strip()
+            cells[group.label].append(score if group in table.groups else "")
+    heads = ["run", "seeds", *(f"{table.target}{' (unseen)' if _unseen(table) else ''}" for table in setting.tables)]
+    said = f"{setting.title}, {len(setting.results)} runs of {setting.steps} steps"
+    if reference is not None and any(any(of.values()) for of in marks.values()):
+        said += f"; {ABOVE} above and {BELOW} below `{reference.label}`"
+    lines = [_line(heads), "|---|" + "---:|" * (len(heads) - 1), *map(_line, cells.values())]
+    return "\n".join([_filled(f"{said}:"), "", *lines])
+
+
+def _reference(setting: Setting) -> Group | None:
+    """Find the row that an overview compares with: the sweep's own, or the strongest control without target images.
+
+    Of several the one of most seeds; of several sources none.
+    """
+    found = setting.tables[0].references()
+    if not setting.base:
+        found = [group for group in found if group.first.method in CONTROLS[:2]]
+        if len({group.first.method for group in found}) < len(found):
+            return None
+        found = found[-1:]
+    return max(found, key=lambda group: len(group.runs), default=None)
+
+
+def _mark(found: Difference) -> str:
+    return "" if not found.interval.clear else ABOVE if found.interval.mean > 0 else BELOW
+
+
+def _seeds(group: Group) -> str:
+    return f"{len(group.runs)} {FEW}" if len(group.runs) < ENOUGH else f"{len(group.runs)}"
+
+
+def details(found: Sequence[Setting]) -> str:
+    """Write differences, IoU of each class and scores without labels, for each sweep, setting and target."""
+    parts = [NONE] if not found else []
+    for sweep in dict.fromkeys(setting.sweep for setting in found):
+        parts.append(f"## `sweep={sweep}`")
+        parts += [_details(setting) for setting in found if setting.sweep == sweep]
+    return "\n\n".join(parts)
+
+
+def _details(setting: Setting) -> str:
+    said = f"{len(setting.results)} runs of {setting.steps} steps on {_devices(setting.groups)}."
+    if setting.base and not any(table.references() for table in setting.tables):
+        said += f" The row to compare with, `{setting.base}`, has no result yet."
+    if reasons := _reasons(setting.tables):
+        said += f" {UNPAIRED}: {'; '.join(reasons)}."
+    shown = [f"**{table.target}**{_kind(table)}\n\n{_scores(table)}\n\n{_classes(table)}" for table in setting.tables]
+    return "\n\n".join([f"### {setting.title}", _filled(said), *shown, _label_free(setting)])
 
 
 def _groups(rows: Mapping[str, Sequence[Run]], base: str) -> list[Group]:
@@ -121,11 +219,7 @@ def _filled(text: str) -> str:
 
 def _place(row: str) -> int:
     method = row.partition(",")[0]
-    return FIRST.index(method) if method in FIRST else len(FIRST)
-
-
-def _range(steps: Sequence[int]) -> str:
-    return f"{min(steps)}" if min(steps) == max(steps) else f"{min(steps)} to {max(steps)}"
+    return FIRST.index(method) if method in FIRST else len(FIRST) + (method == ORACLE)
 
 
 def _table(target: str, groups: Sequence[Group], base: str) -> Table:
@@ -140,22 +234,27 @@ def _scores(table: Table) -> str:
     lines = [_line(heads), "|---|" + "---:|" * (len(heads) - 1)]
     for group in table.groups:
         own = [found[name].get(group.label) for name in found]
-        seeds = f"{len(group.runs)}{f' {FEW}' if len(group.runs) < ENOUGH else ''}"
         cells = ["" if d is None else _gain(d, len(group.runs)) for d in own]
         share = gaps[group.label].gap if group.label in gaps else None
         cells += ["" if share is None else f"{100 * share:.0f} %"] if gaps else []
-        lines.append(_line([group.label, seeds, str(group.miou(table.target)), *cells]))
+        lines.append(_line([group.label, _seeds(group), str(group.miou(table.target)), *cells]))
     return "\n".join(lines)
 
 
 def _kind(table: Table) -> str:
     """Tell of a part of the target's data set whether the unlabelled images of training hold it."""
-    settings = table.groups[0].first.settings
-    included = settings.get(f"data.validation.{table.target}.include")
-    if not included:
+    if not _part(table):
         return ""
-    left_out = set(included) <= set(settings.get("data.target.exclude") or ())
-    return ", not among the images that are adapted to" if left_out else ", among the images that are adapted to"
+    return ", not among the images that are adapted to" if _unseen(table) else ", among the images that are adapted to"
+
+
+def _part(table: Table) -> list[str]:
+    return table.groups[0].first.settings.get(f"data.validation.{table.target}.include") or []
+
+
+def _unseen(table: Table) -> bool:
+    left_out = table.groups[0].first.settings.get("data.target.exclude") or ()
+    return bool(_part(table)) and set(_part(table)) <= set(left_out)
 
 
 def _classes(table: Table) -> str:
@@ -190,18 +289,13 @@ def _signed(value: float) -> str:
     return f"{100 * value:+.1f}"
 
 
-def _label_free(setting: str, found: Sequence[Table]) -> str:
+def _label_free(setting: Setting) -> str:
     """Tabulate how well each score without labels chooses among all validations, one row for each score and target."""
-    rated = {table.target: label_free(table) for table in found}
-    scored = {rating.score for ratings in rated.values() for rating in ratings} - {"last", "random"}
-    intro = (
-        f"Choosing among the validations of `data={setting}` without labels: rank correlation with the true mIoU over "
-        "all of them; regret, the points lost against the best validation of a run, mean over runs; among runs, the "
-        "points lost by choosing one of them after its last step, oracles aside."
-        + ("" if scored else " None of these runs logged scores without labels (`evaluator.label_free`).")
-    )
+    rated = {table.target: label_free(table) for table in setting.tables}
+    if not {rating.score for ratings in rated.values() for rating in ratings} - {"last", "random"}:
+        return f"Scores without labels of `data={setting.data}`: none was logged (`evaluator.label_free`)."
     lines = [
-        _filled(intro),
+        f"Scores without labels of `data={setting.data}`:",
         "",
         _line(["target", "score", "validations", "Spearman", "Kendall", "regret", "among runs"]),
         "|---|---|---:|---:|---:|---:|---:|",
@@ -219,7 +313,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def told(results: Path) -> str:
-    """Return the line of the page that says which results it is of."""
+    """Return the line of both pages that says which results they are of."""
     digest, files = hashlib.sha256(), sorted(results.glob("*/*/*/seed*.json"))
     for path in files:
         digest.update(path.relative_to(results).as_posix().encode() + path.read_bytes())
@@ -227,7 +321,7 @@ def told(results: Path) -> str:
 
 
 def page(text: str, generated: str) -> str:
-    """Put the tables between the page's marks."""
+    """Put the overview between the page's marks."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     assert begin, f"{PAGE} has no mark {BEGIN}"
@@ -235,8 +329,18 @@ def page(text: str, generated: str) -> str:
     return f"{before}{BEGIN}\n\n{generated}\n\n{END}{after}"
 
 
+def pages() -> dict[Path, str]:
+    """Return the content of both pages."""
+    found, line = settings(RESULTS), told(RESULTS)
+    return {
+        PAGE: page(PAGE.read_text(), f"{line}\n\n{overview(found)}"),
+        DETAILS: f"{DETAILS_HEAD}\n\n{line}\n\n{details(found)}\n",
+    }
+
+
 if __name__ == "__main__":
     try:
-        write_text(PAGE, page(PAGE.read_text(), f"{told(RESULTS)}\n\n{tables(RESULTS)}"))
+        for path, text in pages().items():
+            write_text(path, text)
     except UserError as error:
         fail(error)

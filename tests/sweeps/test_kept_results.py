@@ -1,4 +1,4 @@
-"""Kept results of benchmarks: brought together from several machines, and shown as the tables of docs/results.md."""
+"""Kept results of benchmarks: brought together from several machines, and shown as tables on two pages."""
 
 from __future__ import annotations
 
@@ -24,6 +24,16 @@ from uda_seg.results.writing import build_sections
 ROOT = Path(__file__).resolve().parents[2]
 MERGE = runpy.run_path(str(ROOT / "scripts" / "merge_results.py"))["merge"]
 TABLES: dict[str, Any] = runpy.run_path(str(ROOT / "scripts" / "results_tables.py"))
+
+
+def details(results: Path) -> str:
+    text: str = TABLES["details"](TABLES["settings"](results))
+    return text
+
+
+def overview(results: Path) -> str:
+    text: str = TABLES["overview"](TABLES["settings"](results))
+    return text
 
 
 def keep(results: Path, row: str, seed: int, miou: float, setting: str = "streets") -> Path:
@@ -86,7 +96,7 @@ def test_the_tables_have_every_row_with_its_seeds_and_paired_differences(tmp_pat
     keep(tmp_path, "oracle", 1, 0.9)
     for seed, miou in enumerate((0.3, 0.4)):
         keep(tmp_path, "source_only", seed, miou)
-    text = TABLES["tables"](tmp_path)
+    text = details(tmp_path)
     rows = [line for line in text.partition("**b**")[0].splitlines() if line.startswith("| ")]
     assert rows[:6] == [
         "| run | seeds | mIoU | minus source_only | of the oracle's gap |",
@@ -96,14 +106,12 @@ def test_the_tables_have_every_row_with_its_seeds_and_paired_differences(tmp_pat
         "| oracle | 1 † | 90.00 | +50.0 | 100 % |",
         "| IoU in % | road |",
     ]
-    said = " ".join(text.split())
-    assert "† marks rows of fewer than 6 seeds" in said
-    assert "None of these runs logged scores without labels" in said
+    assert "Scores without labels of `data=streets`: none was logged" in text
 
 
 def test_an_ablation_is_compared_with_its_own_base_row(tmp_path: Path) -> None:
     keep_ablation(tmp_path, seeds=5)
-    text = TABLES["tables"](tmp_path)
+    text = details(tmp_path)
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
     assert rows[0] == ["| run", "seeds", "mIoU", "minus lcmsm text=none mask_weight=0.3 |"]
     assert [row[:2] for row in rows[1:4]] == [
@@ -128,6 +136,24 @@ def test_an_ablation_is_compared_with_its_own_base_row(tmp_path: Path) -> None:
     assert [d.reference for d in section.differences] == ["lcmsm text=none mask_weight=0.3"]
 
 
+def test_the_overview_marks_what_six_seeds_tell_from_the_row_to_compare_with(tmp_path: Path) -> None:
+    keep_ablation(tmp_path, seeds=6)
+    rows = [
+        [cell.strip() for cell in line.split("|")][1:-1] for line in overview(tmp_path).splitlines() if "| lcm" in line
+    ]
+    assert [(name, seeds, score[-1]) for name, seeds, score in rows] == [
+        ("lcmsm text=none mask_weight=0.3", "6", rows[0][2][-1]),
+        ("lcmsm text=file mask_weight=0", "6", "▼"),
+        ("lcmsm text=file mask_weight=0.3", "6", "▲"),
+    ]
+    assert "▲" not in rows[0][2]
+    place_of(tmp_path, "none", "0.3", 5).unlink()
+    text = overview(tmp_path)
+    assert "| lcmsm text=none mask_weight=0.3 | 5 † |" in text
+    assert "▲" not in text
+    assert "▼" not in text
+
+
 def test_rows_are_named_by_what_their_settings_are_however_the_command_line_spelt_it(tmp_path: Path) -> None:
     for text, spelt in (("none", "method.text=none"), ("file", "++method.text='file'")):
         for augment in (True, False):
@@ -136,20 +162,20 @@ def test_rows_are_named_by_what_their_settings_are_however_the_command_line_spel
             settings = {**result.settings, "method.text": text, "method.mask_augment": augment}
             place = tmp_path / "ablate_lcmsm" / "streets" / f"{text}{augment}" / "seed0.json"
             write_result(place, replace(result, settings=settings))
-    text = TABLES["tables"](tmp_path)
+    text = details(tmp_path)
     for row in ("text=none mask_augment=true", "text=file mask_augment=false"):
         assert f"| lcmsm {row} |" in text
 
 
 def test_an_ablation_without_its_base_row_says_so_and_a_row_of_several_settings_is_refused(tmp_path: Path) -> None:
     keep_ablation(tmp_path, seeds=0)
-    said = " ".join(TABLES["tables"](tmp_path).split())
+    said = " ".join(details(tmp_path).split())
     assert "The row to compare with, `method.text=none method.mask_weight=0.3`, has no result yet." in said
     place = place_of(tmp_path, "file", "0", 3)
     other = read_result(place)
     write_result(place, replace(other, settings={**other.settings, "optimizer.lr": 1.0}))
     with pytest.raises(UserError, match=r"seed3.json and .*seed0.json differ in optimizer.lr: one of them is out of"):
-        TABLES["tables"](tmp_path)
+        details(tmp_path)
 
 
 def params_of(sweep: str) -> Mapping[str, Any]:
@@ -168,7 +194,8 @@ def test_every_base_row_is_one_that_its_sweep_trains() -> None:
 
 def test_the_page_is_of_the_committed_results(tmp_path: Path) -> None:
     line = TABLES["told"](TABLES["RESULTS"])
-    assert line in TABLES["PAGE"].read_text(), "run python scripts/results_tables.py"
+    for page in (TABLES["PAGE"], TABLES["DETAILS"]):
+        assert line in page.read_text(), "run python scripts/results_tables.py"
     place = keep(tmp_path, "dacs", 0, 0.5)
     before = TABLES["told"](tmp_path)
     place.write_bytes(place.read_bytes() + b" ")
@@ -191,7 +218,6 @@ def test_the_first_page_has_the_committed_scores_on_photographs() -> None:
 
 
 @pytest.mark.slow
-def test_the_page_has_the_tables_of_the_committed_results() -> None:
-    text, results = TABLES["PAGE"].read_text(), TABLES["RESULTS"]
-    generated = f"{TABLES['told'](results)}\n\n{TABLES['tables'](results)}"
-    assert TABLES["page"](text, generated) == text, "run python scripts/results_tables.py"
+def test_the_pages_have_the_tables_of_the_committed_results() -> None:
+    pages = TABLES["pages"]()
+    assert {page: page.read_text() for page in pages} == pages, "run python scripts/results_tables.py"
