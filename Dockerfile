@@ -5,7 +5,8 @@ FROM ${BASE}
 
 ENV PATH=/opt/venv/bin:${PATH} \
     PYTHONUNBUFFERED=1 \
-    UDA_SEG_CACHE=/cache
+    UDA_SEG_CACHE=/cache \
+    HF_HOME=/cache/huggingface
 
 # git: a run's record names the state of the code that is mounted
 RUN apt-get update \

@@ -118,8 +118,9 @@ class DomainReaders:
             log.info("%s: reading resized images from %s", option, found.files["image"].folder)
         elif self.settings.cache == "disk":
             raise UserError(
-                f"data.cache=disk: there is no cache for {option} with these files and sizes: "
-                f"run {prepare_command(self.settings)} data.cache=disk"
+                f"data.cache=disk: there is no cache for {option} with these files, sizes and filters: run, with this "
+                "command's experiment=, method= and sizes if it has any, "
+                f"{prepare_command(self.settings)} data.cache=disk"
             )
         return found
 
