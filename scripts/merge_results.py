@@ -23,7 +23,7 @@ def merge(theirs: Path, ours: Path) -> tuple[int, int]:
     Raises:
         UserError: no results there, one that cannot be read, or one that differs from the one here.
     """
-    found = {path: ours / path.relative_to(theirs) for path in sorted(theirs.rglob("seed*.json"))}
+    found = {path: ours / path.relative_to(theirs) for path in sorted(theirs.glob("*/*/*/seed*.json"))}
     if not found:
         raise UserError(f"{theirs} holds no results: give the folder that is called results there")
     for path in found:

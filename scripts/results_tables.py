@@ -229,7 +229,8 @@ def _table(target: str, groups: Sequence[Group], base: str) -> Table:
 
 def _scores(table: Table) -> str:
     found = {group.label: {d.group: d for d in differences(table, group)} for group in table.references()}
-    gaps = found.get(CONTROLS[0], {}) if table.oracle else {}
+    gaps = found.get(CONTROLS[0], {})
+    gaps = gaps if any(d.gap is not None for d in gaps.values()) else {}
     heads = ["run", "seeds", "mIoU", *(f"minus {name}" for name in found), *(["of the oracle's gap"] if gaps else [])]
     lines = [_line(heads), "|---|" + "---:|" * (len(heads) - 1)]
     for group in table.groups:

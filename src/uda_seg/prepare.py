@@ -20,7 +20,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from hydra.utils import get_class
 from numpy.typing import NDArray
 
 from uda_seg.cli.command import run
@@ -53,6 +52,7 @@ from uda_seg.data.streets.export import export
 from uda_seg.errors import UserError
 from uda_seg.evaluation.servers import SERVERS
 from uda_seg.evaluation.tables import Table, print_table
+from uda_seg.runs.record import reads_depth
 from uda_seg.storage.files import CACHE, save_png, write_text
 from uda_seg.storage.user_cache import user_cache
 from uda_seg.visualize.pictures import Captioned, Row, colorize, legend, panel_grid
@@ -134,11 +134,6 @@ def _check(config: PrepareConfig, option: str, domain: DomainSettings, classes: 
         labels = "none"  # only on test servers; Cityscapes' files for this split are empty
     whole = domain.count is None and not domain.include and not domain.exclude
     return check_domain(data, option, user_cache(), labels=labels, whole=whole)
-
-
-def reads_depth(config: PrepareConfig) -> bool:
-    """Return whether the configured method reads depth."""
-    return bool(getattr(get_class(config.method["_target_"]), "needs_depth", False))
 
 
 def unpack_archives(domain: DomainSettings, mode: str) -> None:

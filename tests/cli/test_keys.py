@@ -188,9 +188,18 @@ def test_a_value_on_the_command_line_takes_the_place_of_those_in_the_sweeps_file
     assert said == [sorted([*given, f"sweep={sweep}"])]
 
 
-def test_a_benchmark_takes_all_jobs_at_once(cli):
-    finished = cli(train.main, "-m", "sweep=ablate_bicl", "data=streets", "hydra.sweeper.max_batch_size=2")
-    assert "error: hydra.sweeper.max_batch_size: these jobs are launched all at once; leave it out" in finished.err
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("hydra.sweeper.max_batch_size=2", "hydra.sweeper.max_batch_size: these jobs are launched all at once"),
+        ("trainer.max_steps=2", "trainer.max_steps: kept results are of whole runs"),
+        ("trainer.devices=2", "trainer.devices, trainer.num_nodes: each of these jobs has one device"),
+        ("resume=last", "resume=: these jobs continue by themselves"),
+    ],
+)
+def test_a_benchmark_takes_whole_runs_on_one_device_all_at_once(cli, given, said):
+    finished = cli(train.main, "-m", "sweep=ablate_bicl", "data=streets", given)
+    assert f"error: {said}" in finished.err
 
 
 def test_a_pattern_of_files_needs_files():

@@ -50,6 +50,26 @@ def test_groups_are_averaged_over_seeds_and_compared_with_the_control():
     assert rows["dacs"].interval.clear
 
 
+def test_the_gap_is_that_to_an_oracle_of_as_many_steps():
+    short = runs(FIELD)
+    longer = [run("oracle", seed, 0.95, step=1600, steps=1600) for seed in range(3)]
+    [table] = build_tables([*short, *longer])
+    found, alone = (
+        {row.group: row.gap for row in differences(t, t.references()[0], draws=2)}
+        for t in (table, *build_tables(short))
+    )
+    assert found["dacs"] == alone["dacs"]
+    [table] = build_tables([*runs({"source_only": 0.5, "dacs": 0.65}), *longer])
+    assert {row.gap for row in differences(table, table.references()[0], draws=2)} == {None}
+
+
+def test_runs_from_a_checkpoint_are_no_row_with_those_from_the_beginning():
+    fresh = [run("dacs", seed, 0.5) for seed in (0, 2)]
+    more = [run("dacs", seed, 0.7, start=Start("builtin", init="last.ckpt", digest="a")) for seed in (0, 1, 2)]
+    [table] = build_tables([*fresh, *more])
+    assert sorted([r.result.seed for r in group.runs] for group in table.groups) == [[0, 1, 2], [0, 2]]
+
+
 @pytest.mark.parametrize(
     ("changes", "unpaired", "unlike"),
     [

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from results.invented import invented
+from uda_seg import train
 from uda_seg.cli.command import compose
 from uda_seg.config.schema import Config, resolved
 from uda_seg.errors import Damaged, Interrupted
 from uda_seg.results.result import write_result
+from uda_seg.runs.record import write_json
 from uda_seg.sweeps import benchmark
-from uda_seg.sweeps.benchmark import Job, expected, is_finished, is_kept, keep, read_stored, row_of, table
+from uda_seg.sweeps.benchmark import Job, begin, expected, is_finished, is_kept, keep, read_stored, row_of, table
 from uda_seg.sweeps.launcher import said_of, write_kept
 from uda_seg.sweeps.workers import Workers, choose, claimed, ended_with
 
@@ -44,6 +49,22 @@ def make(tmp_path: Path, config: Config) -> Make:
 def finish(job: Job, miou: float = 0.5) -> None:
     job.folder.mkdir(parents=True, exist_ok=True)
     (job.folder / "result.json").write_text(json.dumps({"run": "x", "miou": miou, "seed": job.config.seed}))
+
+
+def record(job: Job) -> None:
+    """Write the record that a run begins with, of this package's version and this job's settings."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    content = {"overrides": [], "uda_seg": "0", "config": resolved(job.config)}
+    (job.folder / "run.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+def end(job: Job) -> None:
+    """Write what a whole run leaves."""
+    record(job)
+    finish(job)
+    (job.folder / "checkpoints").mkdir(exist_ok=True)
+    (job.folder / "checkpoints" / "last.ckpt").touch()
+    write_json(job.folder / "metrics.json", {"step": job.config.steps, "seed": job.config.seed, "miou": 0.5})
 
 
 def test_a_kept_result_counts_as_long_as_settings_and_numbers_are_the_same(
@@ -78,7 +99,7 @@ def test_the_same_run_under_another_sweep_is_copied_not_trained_again(make: Make
 
 def test_a_result_of_other_photographs_is_never_taken(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     job = replace(make(), files="one")
-    finish(job)
+    end(job)
     keep(job)
     assert is_finished(job)
     assert not is_kept(replace(job, files="two"))
@@ -86,6 +107,56 @@ def test_a_result_of_other_photographs_is_never_taken(make: Make, caplog: pytest
     assert "is of other images or labels: it will be replaced" in caplog.text
     assert "overwrite=true" in Workers(1, 1).command(replace(job, files="two"))
     assert "overwrite=true" not in Workers(1, 1).command(job)
+
+
+@pytest.mark.parametrize("other", ["version", "photographs"])
+def test_a_run_in_a_folder_counts_for_what_it_was_begun_for(
+    make: Make, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    def now() -> Job:
+        return replace(make(), files="two" if other == "photographs" else "one")
+
+    job = replace(make(), files="one")
+    begin(job)
+    end(job)
+    if other == "version":
+        monkeypatch.setattr(benchmark, "NUMBERS", benchmark.NUMBERS + 1)
+    assert not is_finished(now())
+    assert "overwrite=true" in Workers(1, 1).command(now())
+    begin(now())
+    os.utime(job.folder / "run.yaml", (0, 0))
+    assert "overwrite=true" in Workers(1, 1).command(now()), "killed before the earlier run was replaced"
+    record(job)
+    assert "resume=last" in Workers(1, 1).command(now()), "what is half done goes on"
+    assert "resume=last" in Workers(1, 1).command(replace(now(), overrides=("overwrite=true",)))
+    assert is_finished(now())
+
+
+def test_a_result_that_is_damaged_or_of_other_settings_is_not_kept(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = make()
+    end(job)
+    (job.folder / "result.json").write_text("{")
+    assert not is_finished(job)
+    assert str(job.folder / "result.json") in caplog.text
+    record(make(steps=job.config.steps + 1))
+    finish(job)
+    with pytest.raises(Damaged, match="of other settings than this job's"):
+        keep(job)
+    assert table([job]).rows == ()
+
+
+def test_runs_with_other_depth_maps_are_other_runs_where_depth_is_read(make: Make) -> None:
+    corda, dacs = (compose(f"method={method}", "data=streets") for method in ("corda", "dacs"))
+    for config, differ in ((corda, True), (dacs, False)):
+        target = config.data.target
+        assert target is not None
+        data = [
+            replace(config.data, target=replace(target, depth=depth)) for depth in (None, "maps/stereo", "maps/mono")
+        ]
+        jobs = [Job((), replace(config, data=own), Path("runs"), Path("kept")) for own in data]
+        assert len({job.digest for job in jobs}) == (3 if differ else 1)
 
 
 def test_a_job_that_another_benchmark_trains_or_has_trained_is_left_to_it(
@@ -142,6 +213,35 @@ def test_a_row_is_named_by_its_method_and_by_what_changes_results(overrides: lis
     assert row_of("lcmsm" if "method=lcmsm" in overrides else "dacs", overrides, ()) == row
 
 
+@pytest.fixture
+def planned(cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Job]]:
+    """Plan a sweep without training, and return its jobs by name."""
+
+    def plan(*overrides: str) -> dict[str, Job]:
+        found: list[Job] = []
+        monkeypatch.setattr(Workers, "run", lambda workers, jobs: found.extend(jobs) or [])
+        quick = ("hydra.launcher.processes=1", "hydra.launcher.threads=1", "hydra.launcher.report=false")
+        finished = cli(train.main, "-m", *overrides, *quick, "hydra.launcher.results=kept")
+        assert finished.code == 0, finished.err
+        return {job.name: job for job in found}
+
+    return plan
+
+
+def test_every_job_has_a_folder_and_settings_of_its_own(planned: Callable[..., dict[str, Job]]) -> None:
+    given = ("sweep=benchmark", "data=streets", "method=source_only", "model=daformer_small,hrda_small", "seed=0,1")
+    jobs = planned(*given, "init='start/seed${seed}/last.ckpt'")
+    assert len(jobs) == len({job.folder for job in jobs.values()}) == 4
+    for name, job in jobs.items():
+        assert f"{job.folder}".endswith(f"outputs/benchmark/{name}")
+        assert job.config.init == f"start/seed{job.config.seed}/last.ckpt"
+
+
+def test_every_row_of_an_ablation_is_another_run(planned: Callable[..., dict[str, Job]]) -> None:
+    jobs = planned("sweep=ablate_corda", "seed=0")
+    assert len(jobs) == len({job.digest for job in jobs.values()}) == 6
+
+
 @dataclass
 class Scripted(Workers):
     """Workers whose processes run a line of Python instead of training."""
@@ -174,10 +274,12 @@ def test_a_stopped_run_is_continued_and_one_of_other_settings_is_not(make: Make)
     assert "resume=last" not in Workers(1, 1).command(job)
     (job.folder / "checkpoints").mkdir(parents=True)
     (job.folder / "checkpoints" / "last.ckpt").touch()
-    record = {"overrides": [], "uda_seg": "0", "config": resolved(job.config)}
-    (job.folder / "run.yaml").write_text(yaml.safe_dump(record, sort_keys=False))
+    record(job)
     assert Workers(1, 1).command(job)[-3:] == ["resume=last", "hydra.mode=RUN", f"hydra.run.dir='{job.folder}'"]
-    assert "resume=last" not in Workers(1, 1).command(make(steps=job.config.steps + 1))
+    other = make(steps=job.config.steps + 1)
+    assert not {"resume=last", "overwrite=true"} & {*Workers(1, 1).command(other)}
+    replacing = replace(other, overrides=("overwrite=true",), config=replace(other.config, overwrite=True))
+    assert Workers(1, 1).command(replacing).count("overwrite=true") == 1
 
 
 def test_after_its_minutes_it_ends_its_processes_and_tells_what_is_left(make: Make) -> None:
@@ -185,6 +287,17 @@ def test_after_its_minutes_it_ends_its_processes_and_tells_what_is_left(make: Ma
     workers = Scripted(1, 1, minutes=0.001, line="import time; time.sleep(60)")
     assert workers.run(jobs) == jobs
     assert not workers.failed
+
+
+def test_a_closed_terminal_ends_it_unless_that_is_ignored() -> None:
+    with pytest.raises(Interrupted), ended_with([]):
+        os.kill(os.getpid(), signal.SIGHUP)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with ended_with([]):
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_after_ctrl_c_it_says_how_to_go_on() -> None:

@@ -85,8 +85,9 @@ def test_results_of_another_machine_are_brought_in_and_none_is_overwritten(tmp_p
         MERGE(theirs, ours)
     assert (ours / "benchmark/streets/dacs/seed1.json").read_bytes() == mine
     assert (ours / "benchmark/streets/mic/seed0.json").is_file()
-    with pytest.raises(UserError, match="holds no results"):
-        MERGE(tmp_path / "nothing", ours)
+    for folder in (tmp_path / "nothing", tmp_path, theirs / "benchmark"):
+        with pytest.raises(UserError, match="holds no results"):
+            MERGE(folder, ours)
 
 
 def test_the_tables_have_every_row_with_its_seeds_and_paired_differences(tmp_path: Path) -> None:
@@ -190,6 +191,11 @@ def test_every_base_row_is_one_that_its_sweep_trains() -> None:
     for sweep, base in base_rows().items():
         for key, value in (override.split("=") for override in base.split()):
             assert value in str(params_of(sweep)[key]).split(","), f"{sweep}: {key}={value}"
+
+
+def test_kept_results_are_of_the_sweep_whose_folder_they_lie_in() -> None:
+    for path in TABLES["RESULTS"].glob("*/*/*/seed*.json"):
+        assert read_result(path).choices.get("sweep", path.parts[-4]) == path.parts[-4], path
 
 
 def test_the_page_is_of_the_committed_results(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ from uda_seg.launch.ranks import on_all_ranks
 from uda_seg.methods.source_only import SourceOnly
 from uda_seg.storage.slurm import requeue_signal, slurm_job
 from uda_seg.sweeps.outcomes import SILENT, Jobs
-from uda_seg.sweeps.search import default_space, split
+from uda_seg.sweeps.search import default_space, overrides, split
 from uda_seg.sweeps.study import held, open_study
 from uda_seg.sweeps.table import TRIALS, job_of
 
@@ -66,6 +66,15 @@ def test_ranges_are_written_as_hydra_writes_them():
     }
     with pytest.raises(UserError, match=re.escape("a=interval(2,1)")):
         split(["a=interval(2,1)"])
+
+
+def test_an_option_that_no_file_sets_is_added_once(tmp_path):
+    trial = optuna.trial.create_trial(
+        params={"++method.centre_text": "true", "model": "vit"},
+        distributions={name: CategoricalDistribution(["true", "vit"]) for name in ("++method.centre_text", "model")},
+        value=0.0,
+    )
+    assert overrides(trial, tmp_path, resumed=False)[:2] == ["++method.centre_text=true", "model=vit"]
 
 
 @pytest.mark.parametrize(

@@ -125,10 +125,11 @@ class Table:
         """The groups of methods that do not adapt, or adapt statistics alone."""
         return [group for group in self.groups if group.first.method in CONTROLS]
 
-    @property
-    def oracle(self) -> Group | None:
-        """The first group that was trained on the target's labels."""
-        return next((group for group in self.groups if group.first.method == ORACLE), None)
+    def oracle_of(self, reference: Group) -> Group | None:
+        """Find the group that was trained on the target's labels with a reference's network and steps."""
+        told = (reference.first.model, reference.first.steps)
+        found = (g for g in self.groups if g.first.method == ORACLE and (g.first.model, g.first.steps) == told)
+        return next(found, None)
 
 
 def _is_named(group: Group, said: str) -> bool:
@@ -181,7 +182,8 @@ def settings_without_seed(result: Result) -> tuple[Any, ...]:
     """Return what tells groups apart: everything of a run but its seed and its place."""
     said = {key: value for key, value in result.settings.items() if key not in ("seed", "init")}
     said = {key: value for key, value in said.items() if not key.endswith((".root", ".workers", ".cache"))}
-    return (result.method, result.model, result.data, result.steps, result.step, repr(sorted(said.items())))
+    begun = (result.start.init is not None, result.cost.source_images_before)  # the checkpoint itself is of the seed
+    return (result.method, result.model, result.data, result.steps, result.step, begun, repr(sorted(said.items())))
 
 
 def build_tables(runs: Sequence[Run], bases: Mapping[str, str] = MappingProxyType({})) -> list[Table]:
@@ -314,11 +316,11 @@ def differences(table: Table, reference: Group, draws: int = 2000) -> list[Diffe
 
 def _gap(table: Table, group: Group, reference: Group) -> float | None:
     """Return the share of the gap to the oracle that a group closes, paired by seeds as far as seeds are shared."""
-    if table.oracle is None:
+    oracle = table.oracle_of(reference)
+    if oracle is None:
         return None
     found = [
-        {run.result.seed: run.result.targets[table.target].miou for run in g.runs}
-        for g in (group, reference, table.oracle)
+        {run.result.seed: run.result.targets[table.target].miou for run in g.runs} for g in (group, reference, oracle)
     ]
     pairs = found[0].keys() & found[1].keys()
     pairs = pairs & found[2].keys() or pairs

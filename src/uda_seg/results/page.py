@@ -284,14 +284,16 @@ def table_csv(sections: Sequence[Section]) -> str:
     """Format all numbers as CSV, one per line: unrounded, in [0, 1]; empty where there is none."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["data", "target", "method", "quantity", "value", "std", "low", "high", "seeds", "unpaired"])
+    writer.writerow(
+        ["sweep", "data", "target", "method", "quantity", "value", "std", "low", "high", "seeds", "unpaired"]
+    )
 
     def write(place: Sequence[str], quantity: str, *values: float | None, seeds: int, unpaired: str = "") -> None:
         shown = ["" if v is None or math.isnan(v) else repr(float(v)) for v in values]
         writer.writerow([*place, quantity, *shown, *[""] * (4 - len(shown)), seeds, unpaired])
 
     for section in sections:
-        place = (section.table.data, section.table.target)
+        place = (section.table.sweep, section.table.data, section.table.target)
         for row, group in zip(section.rows, section.table.groups, strict=True):
             for name in ("miou", "best", "teacher", "accuracy"):
                 write((*place, row["label"]), name, row[name].mean, row[name].std, seeds=len(row["seeds"]))

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_class
 from pytorch_lightning.utilities import rank_zero_only
 
 from uda_seg.config.schema import Config, resolved
@@ -59,6 +60,18 @@ def digests_of_files(config: Config) -> dict[str, str]:
                     with path.open("rb") as file:
                         found[key] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
+
+
+def reads_depth(config: Config) -> bool:
+    """Return whether the configured method reads depth."""
+    return bool(getattr(get_class(config.method["_target_"]), "needs_depth", False))
+
+
+def depth_maps(config: Config) -> dict[str, str]:
+    """List the depth maps that a run reads by key, as the command line gave them; empty without any."""
+    if not reads_depth(config):
+        return {}
+    return {key: str(value) for key, value in leaves(resolved(config)) if key.endswith(".depth") and value is not None}
 
 
 _NOT_READ = ("resume", "checkpoint", "input", "output", "out", "official", "bench.output")  # not read by training

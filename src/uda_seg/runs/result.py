@@ -26,6 +26,7 @@ from uda_seg.results.packing import ImageConfusions, pack
 from uda_seg.results.result import RESULT, Best, Cost, Result, Start, TargetScores, write_result
 from uda_seg.runs.checkpoint import settings_of
 from uda_seg.runs.contents import record_of
+from uda_seg.runs.record import depth_maps
 
 
 def start_digest(network: Segmentor) -> str:
@@ -108,12 +109,17 @@ def write_run(
             cost=_cost(data, trainer, checkpoints, seen),
             choices=choices,
             overrides=[o for o in map(movable, record.get("overrides", [])) if not o.startswith("hydra.")],
-            settings={key: movable(value) for key, value in settings_of(resolved(config), moved=True).items()},
+            settings=_settings(config),
             versions={**record.get("versions", {}), "uda_seg": str(record.get("uda_seg", ""))},
             git=str(record.get("git", "unknown")),
             device=f"{_device(trainer.strategy.root_device)}, {trainer.precision}",
         ),
     )
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    said = settings_of(resolved(config), moved=True) | depth_maps(config)
+    return {key: movable(value) for key, value in said.items()}
 
 
 def _targets(data: UDADataModule, module: UDAModule) -> dict[str, TargetScores]:

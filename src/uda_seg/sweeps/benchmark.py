@@ -26,7 +26,8 @@ from uda_seg.config.schema import Config, key_of, resolved
 from uda_seg.errors import Damaged, UserError
 from uda_seg.evaluation.tables import ABSENT, Spread, Table
 from uda_seg.runs.checkpoint import settings_of
-from uda_seg.runs.record import digests_of_files
+from uda_seg.runs.contents import RECORD, record_of, same_run
+from uda_seg.runs.record import depth_maps, digests_of_files
 from uda_seg.runs.result import movable
 from uda_seg.storage.files import read_json, write_text
 from uda_seg.sweeps.table import finished
@@ -64,12 +65,22 @@ class Job:
 
     @cached_property
     def digest(self) -> str:
-        """Digest of all that the result depends on: settings, contents of files, and `NUMBERS`."""
+        """Digest of what the result depends on: settings, contents of files, places of depth maps, and `NUMBERS`."""
         files = digests_of_files(self.config)
-        settings = settings_of(resolved(self.config), moved=True)
+        settings = settings_of(resolved(self.config), moved=True) | depth_maps(self.config)
         known = {key: files.get(key, value) for key, value in settings.items()}
         content = json.dumps([NUMBERS, known], sort_keys=True, default=str)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells this job's run from those of other settings, versions and photographs."""
+        return {"digest": self.digest, "numbers": NUMBERS, **({"files": self.files} if self.files else {})}
+
+    @property
+    def marker(self) -> Path:
+        """File beside the folder with the identity of the run in it."""
+        return self.folder.with_name(f"{self.folder.name}.job")
 
 
 def row_of(method: str, overrides: Sequence[str], fixed: Iterable[str]) -> str:
@@ -98,15 +109,17 @@ def is_finished(job: Job) -> bool:
                 return True
             what = "images or labels" if _of_other_files(kept, job) else "settings or of another version"
             log.warning("%s is of other %s: it will be replaced", job.stored, what)
-            if _of_other_files(kept, job):
-                return False  # and so may be the run in the folder
     if (same := _kept_elsewhere(job)) is not None:
         log.info("%s: the same run as %s", job.name, same)
         _write(job.stored, _as_of(job, read_stored(same)))
         return True
-    if not finished(job.folder, job.config) or not (job.folder / "result.json").is_file():
+    if not is_in_folder(job) or not finished(job.folder, job.config) or not (job.folder / "result.json").is_file():
         return False
-    keep(job)
+    try:
+        keep(job)
+    except Damaged as error:
+        log.warning("%s", error)
+        return False
     return True
 
 
@@ -117,11 +130,23 @@ def is_kept(job: Job) -> bool:
     return False
 
 
-def is_of_other_files(job: Job) -> bool:
-    """Return whether the kept result is of the same settings, but of other images or labels than there are now."""
-    with contextlib.suppress(Damaged, UserError):
-        return _of_other_files(read_stored(job.stored), job)
-    return False
+def begin(job: Job) -> None:
+    """Note beside the folder which run will be in it, before it is there."""
+    write_text(job.marker, json.dumps(job.identity) + "\n")
+
+
+def is_in_folder(job: Job) -> bool:
+    """Return whether the run in the folder is this job's, as far as is noted.
+
+    Its record alone knows neither versions of what is computed nor the files of custom data sets. A run that is older
+    than the note was to be replaced; without a note it is another one's if the kept result is.
+    """
+    with contextlib.suppress(Damaged, UserError, OSError):
+        if os.path.lexists(job.marker):
+            begun = (job.folder / RECORD).stat().st_mtime >= job.marker.stat().st_mtime
+            return begun and bool(read_json(job.marker, "") == job.identity)
+        return not _of_other_files(read_stored(job.stored), job)
+    return not os.path.lexists(job.marker)
 
 
 def _is_of(kept: Mapping[str, Any], job: Job) -> bool:
@@ -148,13 +173,15 @@ def keep(job: Job) -> dict[str, Any]:
     """Copy the result of a finished run to its place among the results, and return it.
 
     Raises:
-        Damaged: the run has no result that can be read.
+        Damaged: the run has no result that can be read, or is of other settings.
     """
-    path = job.folder / "result.json"
-    content = read_json(path, "train the run again with overwrite=true")
+    path, cure = job.folder / "result.json", "train the run again with overwrite=true"
+    content = read_json(path, cure)
     if not isinstance(content, dict) or not isinstance(content.get("miou"), int | float | None):
-        raise Damaged(f"{path} holds no result of a run; train the run again with overwrite=true")
-    content[KEY] = {"digest": job.digest, "numbers": NUMBERS, **({"files": job.files} if job.files else {})}
+        raise Damaged(f"{path} holds no result of a run; {cure}")
+    if record_of(job.folder) and not same_run(job.folder, job.config):
+        raise Damaged(f"{path} is of other settings than this job's; {cure}")
+    content[KEY] = job.identity
     _write(job.stored, content)
     return content
 
@@ -219,11 +246,8 @@ def duration(seconds: float) -> str:
 def table(jobs: Sequence[Job]) -> Table:
     """Build the table of what is finished, with a column for every setting: mIoU, mean and standard deviation."""
     scores: dict[str, dict[str, list[float]]] = {}
-    for job in jobs:
-        try:
-            miou = read_stored(job.stored).get("miou")
-        except (Damaged, UserError):
-            continue
+    for job in filter(is_kept, jobs):
+        miou = read_stored(job.stored).get("miou")
         if isinstance(miou, float) and math.isfinite(miou):
             setting, row = job.stored.parts[-3:-1]
             scores.setdefault(row, {}).setdefault(setting, []).append(miou)

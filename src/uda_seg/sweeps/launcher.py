@@ -95,6 +95,21 @@ def _refuse_batches(config: DictConfig) -> None:
         raise UserError("hydra.sweeper.max_batch_size: these jobs are launched all at once; leave it out")
 
 
+def _refuse_parts(settings: Config) -> None:
+    """Raise UserError for a job that is no whole run on one device.
+
+    Others would take the places of kept results, as the names of rows do not tell them apart.
+    """
+    trainer = settings.trainer
+    if settings.resume is not None:
+        raise UserError("resume=: these jobs continue by themselves; leave it out")
+    if trainer.max_steps is not None or trainer.overfit:
+        key = "overfit" if trainer.overfit else "max_steps"
+        raise UserError(f"trainer.{key}: kept results are of whole runs; leave it out, steps= makes runs shorter")
+    if trainer.devices not in (1, "1", "auto") or trainer.num_nodes != 1:
+        raise UserError("trainer.devices, trainer.num_nodes: each of these jobs has one device; leave them out")
+
+
 def said_of(failed: Mapping[Job, str]) -> str:
     """Tell each error once, with the jobs that have failed with it."""
     names: dict[str, list[str]] = {}
@@ -129,18 +144,19 @@ def jobs_of(
     files: dict[str, str] = {}
     found: dict[Path, Job] = {}
     for own in overrides:
-        without = tuple(o for o in own if key_of(o) != "seed")
+        alike = not any("${" in o for o in own)  # which may be of the seed
+        without = tuple(o for o in own if key_of(o) != "seed" or not alike)
         if without not in composed:
             tree = loader.load_sweep_config(config, list(own))
             composed[without] = tree, _parsed(tree)
+            _refuse_parts(composed[without][1])
         tree, settings = composed[without]
         seed = next((int(o.partition("=")[2]) for o in own if key_of(o) == "seed"), settings.seed)
         tree.seed = seed
         HydraConfig.instance().set_config(tree)
-        hydra, choices = tree.hydra, tree.hydra.runtime.choices
-        row = row_of(choices["method"], own, fixed)
-        place = results / settings.data.name / row / f"seed{seed}.json"
-        folder = Path(str(hydra.sweep.dir)) / str(hydra.sweep.subdir)
+        row = row_of(tree.hydra.runtime.choices["method"], own, fixed)
+        name = Path(settings.data.name, row, f"seed{seed}")
+        place, folder = results / f"{name}.json", Path(str(tree.hydra.sweep.dir)) / name
         if (data := repr(settings.data)) not in files:
             files[data] = digest_of_own_files(settings.data)
         job = Job(tuple(own), replace(settings, seed=seed), folder, place, files[data])
@@ -189,7 +205,8 @@ def _more(config: DictConfig) -> list[str]:
     """List the arguments that a job's own command needs: other places of configuration files."""
     hydra = config.hydra
     sources = [f"--config-dir={s.path}" for s in hydra.runtime.config_sources if s.provider == "command-line"]
-    return [*sources, *(str(o) for o in hydra.overrides.hydra if not key_of(str(o)).startswith(_OF_JOBS))]
+    named = [f"--config-name={hydra.job.config_name}"] if hydra.job.config_name != "config" else []
+    return [*sources, *named, *(str(o) for o in hydra.overrides.hydra if not key_of(str(o)).startswith(_OF_JOBS))]
 
 
 def write_kept(results: Path, folder: Path, bases: Mapping[str, str]) -> None:

@@ -212,7 +212,8 @@ def overrides(trial: FrozenTrial, folder: Path, resumed: bool) -> list[str]:
     """Build the overrides of a trial: its settings, and a folder by its number."""
     where = [f"hydra.sweep.dir='{folder}'", f"hydra.sweep.subdir={name_of(trial)}"]
     # An option that no file sets has to be added; a choice of a file cannot be.
-    said = (f"{'++' if '.' in key else ''}{key}={value}" for key, value in trial.params.items())
+    plain = {key.lstrip("+"): value for key, value in trial.params.items()}
+    said = (f"{'++' if '.' in key else ''}{key}={value}" for key, value in plain.items())
     return [*said, *where, *(["resume=last"] if resumed else [])]
 
 

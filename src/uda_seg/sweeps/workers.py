@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from uda_seg.config.schema import key_of
 from uda_seg.errors import Damaged, Interrupted, UserError, interrupt
 from uda_seg.runs.contents import checkpoints_in, same_run
 from uda_seg.storage.lock import FolderLock
 from uda_seg.storage.owner import Owner
-from uda_seg.sweeps.benchmark import Job, duration, expected, is_kept, is_of_other_files, keep, seconds_of
+from uda_seg.sweeps.benchmark import Job, begin, duration, expected, is_in_folder, is_kept, keep, seconds_of
 
 log = logging.getLogger(__name__)
 
@@ -96,20 +97,30 @@ class Workers:
         return [*stopped, *waiting, *(job for job in elsewhere if not is_kept(job))]
 
     def command(self, job: Job) -> list[str]:
-        """Build the command that trains a job, or continues it; a run of other settings is in its way, and stays."""
-        stale = is_of_other_files(job)
-        begun = bool(checkpoints_in(job.folder)) and not job.config.overwrite and same_run(job.folder, job.config)
-        resume = ["overwrite=true"] if stale else ["resume=last"] if begun else []
+        """Build the command that trains a job, or continues it.
+
+        A run of an earlier version or of other photographs is replaced. One of other settings is in the way, and stays
+        without `overwrite=true`, which a run of the same settings does not need.
+        """
+        same = same_run(job.folder, job.config)
+        if same and is_in_folder(job):
+            resume = ["resume=last"] if checkpoints_in(job.folder) else []
+        else:
+            resume = ["overwrite=true"] if same or job.config.overwrite else []
         place = str(job.folder).replace("\\", "\\\\").replace("'", "\\'")
-        own = [*job.overrides, *resume, *self.more, "hydra.mode=RUN", f"hydra.run.dir='{place}'"]
+        own = [o for o in job.overrides if key_of(o) != "overwrite"]
+        own = [*own, *resume, *self.more, "hydra.mode=RUN", f"hydra.run.dir='{place}'"]
         return [sys.executable, "-m", "uda_seg.train", *own]
 
     def _start(self, job: Job, claim: ExitStack) -> Process:
         """Start a job, or go on with one that was stopped."""
         output = (job.folder.parent / f"{job.folder.name}.log").open("wb")
+        command = self.command(job)
+        if "resume=last" not in command:
+            begin(job)
         # In a session of its own: Ctrl-C is for this process, which tells the others.
         running = subprocess.Popen(
-            self.command(job),
+            command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -147,27 +158,36 @@ def claimed(job: Job) -> ExitStack | None:
     name = f".{job.folder.name}.lock"
     claim = FolderLock(job.folder.parent, Owner("a benchmark"), "train other runs here", name)
     closing = ExitStack()
-    try:
-        closing.enter_context(claim)
-    except UserError as error:
-        if not claim.path.exists():
-            raise
-        log.info("%s is left to another benchmark: %s", job.name, error)
-        return None
+    for again in (True, False):  # the other one may give it back in between
+        try:
+            closing.enter_context(claim)
+            break
+        except UserError as error:
+            if claim.path.exists():
+                log.info("%s is left to another benchmark: %s", job.name, error)
+                return None
+            if not again:
+                raise
     return closing
 
 
 @contextmanager
 def ended_with(running: Sequence[Process]) -> Iterator[None]:
-    """End the processes with the block, also when this process is told to end; each saves its run first."""
-    before = signal.signal(signal.SIGTERM, interrupt)
+    """End the processes with the block, also when this process is told to end; each saves its run first.
+
+    A closed terminal tells so too, unless it is ignored (`nohup`); the processes, in sessions of their own, would not
+    hear it.
+    """
+    told = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in told}
     try:
         yield
     except Interrupted as end:
         end.line = "interrupted: runs are saved, the same command continues"
         raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         for process in running:
             process.running.terminate()
         for process in running:
