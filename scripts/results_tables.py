@@ -32,6 +32,7 @@ NONE = "No results of a benchmark are in this checkout yet."
 # Rows in the order of the pages; others follow by name, the oracle last.
 FIRST = ("source_only", "source_only_strong", "adabn", "adabn_strong", "dacs", "daformer", "mic", "lcmsm", "bicl")
 ENOUGH, FEW = 6, "†"  # seeds of a row that a claim is made of, and the mark of one with fewer
+BASE = "dacs"  # on which other methods build: others are compared with it too, where there is one row of it
 ABOVE, BELOW = "▲", "▼"  # marks of a row whose difference to the reference has an interval without 0
 DETAILS_HEAD = f"""# Tables of all kept results
 
@@ -228,7 +229,9 @@ def _table(target: str, groups: Sequence[Group], base: str) -> Table:
 
 
 def _scores(table: Table) -> str:
-    found = {group.label: {d.group: d for d in differences(table, group)} for group in table.references()}
+    more = [group for group in table.groups if group.first.method == BASE]
+    references = [*table.references(), *(more if len(more) == 1 else [])]
+    found = {group.label: {d.group: d for d in differences(table, group)} for group in references}
     gaps = found.get(CONTROLS[0], {})
     gaps = gaps if any(d.gap is not None for d in gaps.values()) else {}
     heads = ["run", "seeds", "mIoU", *(f"minus {name}" for name in found), *(["of the oracle's gap"] if gaps else [])]

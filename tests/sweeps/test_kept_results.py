@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 from collections.abc import Mapping
 from dataclasses import replace
@@ -100,11 +101,11 @@ def test_the_tables_have_every_row_with_its_seeds_and_paired_differences(tmp_pat
     text = details(tmp_path)
     rows = [line for line in text.partition("**b**")[0].splitlines() if line.startswith("| ")]
     assert rows[:6] == [
-        "| run | seeds | mIoU | minus source_only | of the oracle's gap |",
-        "| source_only | 2 † | 35.00 ± 7.07 |  |  |",
-        "| dacs | 3 † | 50.00 ± 10.00 | +10.0 [+10.0, +10.0] (2) | 20 % |",  # both seeds gain 10; of seed 1's gap of 50
-        "| another | 1 † | 20.00 | -10.0 | -17 % |",  # no seed in common with the oracle: of 90 - 30
-        "| oracle | 1 † | 90.00 | +50.0 | 100 % |",
+        "| run | seeds | mIoU | minus source_only | minus dacs | of the oracle's gap |",
+        "| source_only | 2 † | 35.00 ± 7.07 |  | -10.0 [-10.0, -10.0] |  |",
+        "| dacs | 3 † | 50.00 ± 10.00 | +10.0 [+10.0, +10.0] (2) |  | 20 % |",  # both gain 10; of seed 1's gap of 50
+        "| another | 1 † | 20.00 | -10.0 | -20.0 | -17 % |",  # no seed in common with the oracle: of 90 - 30
+        "| oracle | 1 † | 90.00 | +50.0 | +40.0 | 100 % |",
         "| IoU in % | road |",
     ]
     assert "Scores without labels of `data=streets`: none was logged" in text
@@ -208,10 +209,23 @@ def test_the_page_is_of_the_committed_results(tmp_path: Path) -> None:
     assert TABLES["told"](tmp_path) != before
 
 
+def test_intervals_in_the_text_are_in_the_tables() -> None:
+    def intervals(text: str) -> set[tuple[float, ...]]:
+        number = r"([+-]?\d+\.\d)"
+        found = re.findall(rf"{number}\s+\[{number},\s+{number}\]", text)
+        return {tuple(map(float, numbers)) for numbers in found}
+
+    tables = intervals(TABLES["DETAILS"].read_text())
+    either = tables | {(-mean, -high, -low) for mean, low, high in tables}
+    said = intervals(TABLES["page"](TABLES["PAGE"].read_text(), ""))
+    assert said
+    assert sorted(said - either) == []
+
+
 def test_the_first_page_has_the_committed_scores_on_photographs() -> None:
     lines = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `") and " ± " in line]
     cells = [[cell.strip(" `") for cell in line.split("|")] for line in lines]
-    told = {row[1].replace(" method.", ","): row[5:7] for row in cells if row[5]}
+    told = {re.sub(r" (method\.)?", ",", row[1]): row[5:7] for row in cells if row[5]}
     place = TABLES["RESULTS"] / "benchmark" / "camvid_without_0006R0"
     kept = {folder.name: [read_result(path) for path in folder.glob("seed*.json")] for folder in place.iterdir()}
     claimed = {name: results for name, results in kept.items() if len(results) >= TABLES["ENOUGH"]}
