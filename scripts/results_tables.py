@@ -124,8 +124,8 @@ def _overview(setting: Setting) -> str:
         found = differences(table, reference) if reference in table.groups else []
         marks[table.target] = {d.group: _mark(d) for d in found if d.interval.seeds >= ENOUGH}
         for group in setting.groups:
-            score = f"{group.miou(table.target)} {marks[table.target].get(group.label, '')}".strip()
-            cells[group.label].append(score if group in table.groups else "")
+            score = str(group.miou(table.target)) if group in table.groups else ""
+            cells[group.label].append(f"{score} {marks[table.target].get(group.label, '')}".strip())
     heads = ["run", "seeds", *(f"{table.target}{' (unseen)' if _unseen(table) else ''}" for table in setting.tables)]
     said = f"{setting.title}, {len(setting.results)} runs of {setting.steps} steps"
     if reference is not None and any(any(of.values()) for of in marks.values()):
@@ -139,13 +139,12 @@ def _reference(setting: Setting) -> Group | None:
 
     Of several the one of most seeds; of several sources none.
     """
-    found = setting.tables[0].references()
-    if not setting.base:
-        found = [group for group in found if group.first.method in CONTROLS[:2]]
-        if len({group.first.method for group in found}) < len(found):
-            return None
-        found = found[-1:]
-    return max(found, key=lambda group: len(group.runs), default=None)
+    references = [group for table in setting.tables[:1] for group in table.references()]
+    found = [group for group in references if group.first.method in CONTROLS[:2]]
+    if setting.base:
+        found = [group for group in references if group.first.method not in CONTROLS]
+        return max(found, key=lambda group: len(group.runs), default=None)
+    return found[-1] if len({group.first.method for group in found}) == len(found) > 0 else None
 
 
 def _mark(found: Difference) -> str:
@@ -229,9 +228,7 @@ def _table(target: str, groups: Sequence[Group], base: str) -> Table:
 
 
 def _scores(table: Table) -> str:
-    more = [group for group in table.groups if group.first.method == BASE]
-    references = [*table.references(), *(more if len(more) == 1 else [])]
-    found = {group.label: {d.group: d for d in differences(table, group)} for group in references}
+    found = {group.label: {d.group: d for d in differences(table, group)} for group in _columns(table)}
     gaps = found.get(CONTROLS[0], {})
     gaps = gaps if any(d.gap is not None for d in gaps.values()) else {}
     heads = ["run", "seeds", "mIoU", *(f"minus {name}" for name in found), *(["of the oracle's gap"] if gaps else [])]
@@ -243,6 +240,12 @@ def _scores(table: Table) -> str:
         cells += ["" if share is None else f"{100 * share:.0f} %"] if gaps else []
         lines.append(_line([group.label, _seeds(group), str(group.miou(table.target)), *cells]))
     return "\n".join(lines)
+
+
+def _columns(table: Table) -> list[Group]:
+    """List the rows that others are compared with in the details."""
+    more = [group for group in table.groups if group.first.method == BASE]
+    return list({g.label: g for g in [*table.references(), *(more if len(more) == 1 else [])]}.values())
 
 
 def _kind(table: Table) -> str:
@@ -285,7 +288,7 @@ def _gain(found: Difference, seeds: int) -> str:
 
 def _reasons(found: Iterable[Table]) -> list[str]:
     """List why differences that the tables show are not paired."""
-    shown = (d for table in found for base in table.references() for d in differences(table, base, draws=1))
+    shown = (d for table in found for base in _columns(table) for d in differences(table, base, draws=1))
     return sorted({d.unpaired for d in shown if d.unpaired})
 
 

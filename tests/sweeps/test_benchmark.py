@@ -124,8 +124,10 @@ def test_a_run_in_a_folder_counts_for_what_it_was_begun_for(
     assert not is_finished(now())
     assert "overwrite=true" in Workers(1, 1).command(now())
     begin(now())
-    os.utime(job.folder / "run.yaml", (0, 0))
+    begin(now())
     assert "overwrite=true" in Workers(1, 1).command(now()), "killed before the earlier run was replaced"
+    if other == "photographs":
+        assert "resume=last" in Workers(1, 1).command(job), "the earlier photographs are back"
     record(job)
     assert "resume=last" in Workers(1, 1).command(now()), "what is half done goes on"
     assert "resume=last" in Workers(1, 1).command(replace(now(), overrides=("overwrite=true",)))
@@ -144,7 +146,22 @@ def test_a_result_that_is_damaged_or_of_other_settings_is_not_kept(
     finish(job)
     with pytest.raises(Damaged, match="of other settings than this job's"):
         keep(job)
+    other = make(steps=job.config.steps + 1)
+    record(other)
+    keep(other)
+    assert len(table([other]).rows) == 1
     assert table([job]).rows == ()
+
+
+def test_a_result_of_an_earlier_version_condemns_the_run_that_no_note_tells_of(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make()
+    end(job)
+    keep(job)
+    monkeypatch.setattr(benchmark, "NUMBERS", benchmark.NUMBERS + 1)
+    assert not is_finished(make())
+    assert "overwrite=true" in Workers(1, 1).command(make())
 
 
 def test_runs_with_other_depth_maps_are_other_runs_where_depth_is_read(make: Make) -> None:
@@ -272,14 +289,20 @@ def test_a_failed_job_is_named_and_does_not_stop_the_others(make: Make) -> None:
 def test_a_stopped_run_is_continued_and_one_of_other_settings_is_not(make: Make) -> None:
     job = make()
     assert "resume=last" not in Workers(1, 1).command(job)
+    begin(job)
     (job.folder / "checkpoints").mkdir(parents=True)
     (job.folder / "checkpoints" / "last.ckpt").touch()
     record(job)
     assert Workers(1, 1).command(job)[-3:] == ["resume=last", "hydra.mode=RUN", f"hydra.run.dir='{job.folder}'"]
     other = make(steps=job.config.steps + 1)
-    assert not {"resume=last", "overwrite=true"} & {*Workers(1, 1).command(other)}
+    scripted = Scripted(1, 1, line=WRITE)
+    assert scripted.run([other]) == []
+    assert "holds a run of other settings: move it away, or replace it with overwrite=true" in scripted.failed[other]
+    assert "resume=last" in Workers(1, 1).command(job), "as before"
     replacing = replace(other, overrides=("overwrite=true",), config=replace(other.config, overwrite=True))
     assert Workers(1, 1).command(replacing).count("overwrite=true") == 1
+    (job.folder / "checkpoints" / "last.ckpt").unlink()
+    assert "overwrite=true" in Workers(1, 1).command(job), "killed before its first checkpoint"
 
 
 def test_after_its_minutes_it_ends_its_processes_and_tells_what_is_left(make: Make) -> None:
@@ -290,10 +313,11 @@ def test_after_its_minutes_it_ends_its_processes_and_tells_what_is_left(make: Ma
 
 
 def test_a_closed_terminal_ends_it_unless_that_is_ignored() -> None:
-    with pytest.raises(Interrupted), ended_with([]):
-        os.kill(os.getpid(), signal.SIGHUP)
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
+        with pytest.raises(Interrupted), ended_with([]):
+            os.kill(os.getpid(), signal.SIGHUP)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         with ended_with([]):
             os.kill(os.getpid(), signal.SIGHUP)
     finally:

@@ -118,7 +118,7 @@ def is_finished(job: Job) -> bool:
     try:
         keep(job)
     except Damaged as error:
-        log.warning("%s", error)
+        log.warning("%s; it is made again", error)
         return False
     return True
 
@@ -131,22 +131,42 @@ def is_kept(job: Job) -> bool:
 
 
 def begin(job: Job) -> None:
-    """Note beside the folder which run will be in it, before it is there."""
-    write_text(job.marker, json.dumps(job.identity) + "\n")
+    """Note beside the folder which run will be in it, before it is there, and which one it is to replace."""
+    replaced = {"record": _changed(job), "run": _noted(job)} if record_of(job.folder) else None
+    write_text(job.marker, json.dumps({"run": job.identity, "replaces": replaced}) + "\n")
 
 
 def is_in_folder(job: Job) -> bool:
     """Return whether the run in the folder is this job's, as far as is noted.
 
-    Its record alone knows neither versions of what is computed nor the files of custom data sets. A run that is older
-    than the note was to be replaced; without a note it is another one's if the kept result is.
+    Its record alone knows neither versions of what is computed nor the files of custom data sets. Without a note, as of
+    earlier versions, it is another one's if the kept result is.
     """
-    with contextlib.suppress(Damaged, UserError, OSError):
-        if os.path.lexists(job.marker):
-            begun = (job.folder / RECORD).stat().st_mtime >= job.marker.stat().st_mtime
-            return begun and bool(read_json(job.marker, "") == job.identity)
-        return not _of_other_files(read_stored(job.stored), job)
-    return not os.path.lexists(job.marker)
+    if os.path.lexists(job.marker):
+        return bool(_noted(job) == job.identity)
+    with contextlib.suppress(Damaged, UserError):
+        kept = read_stored(job.stored)
+        return kept[KEY].get("numbers") == NUMBERS and not _of_other_files(kept, job)
+    return True
+
+
+def _noted(job: Job) -> Any:
+    """Read which run is in the folder; None if that is not known.
+
+    It is the noted one, or, as long as the record has not changed since, the one that was to be replaced.
+    """
+    with contextlib.suppress(Damaged, UserError, TypeError, KeyError):
+        note = read_json(job.marker, "")
+        replaced = note["replaces"]
+        return replaced["run"] if replaced and replaced["record"] == _changed(job) else note["run"]
+    return None
+
+
+def _changed(job: Job) -> int | None:
+    """Return when the record in the folder was written, in nanoseconds; None without one."""
+    with contextlib.suppress(OSError):
+        return (job.folder / RECORD).stat().st_mtime_ns
+    return None
 
 
 def _is_of(kept: Mapping[str, Any], job: Job) -> bool:
@@ -175,12 +195,12 @@ def keep(job: Job) -> dict[str, Any]:
     Raises:
         Damaged: the run has no result that can be read, or is of other settings.
     """
-    path, cure = job.folder / "result.json", "train the run again with overwrite=true"
-    content = read_json(path, cure)
+    path = job.folder / "result.json"
+    content = read_json(path, "the same command makes it again")
     if not isinstance(content, dict) or not isinstance(content.get("miou"), int | float | None):
-        raise Damaged(f"{path} holds no result of a run; {cure}")
+        raise Damaged(f"{path} holds no result of a run")
     if record_of(job.folder) and not same_run(job.folder, job.config):
-        raise Damaged(f"{path} is of other settings than this job's; {cure}")
+        raise Damaged(f"{path} is of other settings than this job's")
     content[KEY] = job.identity
     _write(job.stored, content)
     return content

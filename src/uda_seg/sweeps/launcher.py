@@ -11,7 +11,7 @@ from typing import Any
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, configure_log, setup_globals
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from uda_seg.config.schema import Config, key_of, parse
 from uda_seg.data.own_files import digest_of_own_files
@@ -144,9 +144,8 @@ def jobs_of(
     files: dict[str, str] = {}
     found: dict[Path, Job] = {}
     for own in overrides:
-        alike = not any("${" in o for o in own)  # which may be of the seed
-        without = tuple(o for o in own if key_of(o) != "seed" or not alike)
-        if without not in composed:
+        without = tuple(o for o in own if key_of(o) != "seed")
+        if without not in composed or _depends_on_seed(composed[without][0]):
             tree = loader.load_sweep_config(config, list(own))
             composed[without] = tree, _parsed(tree)
             _refuse_parts(composed[without][1])
@@ -165,6 +164,12 @@ def jobs_of(
         found[place] = job
     HydraConfig.instance().set_config(config)
     return list(found.values())
+
+
+def _depends_on_seed(tree: DictConfig) -> bool:
+    """Return whether other settings of a job are made of its seed, such as a start of its own."""
+    job = {key: value for key, value in OmegaConf.to_container(tree, resolve=False).items() if key != "hydra"}  # type: ignore[union-attr]
+    return "${seed}" in repr(job)
 
 
 def _values(key: str, overrides: Sequence[Sequence[str]]) -> set[str]:

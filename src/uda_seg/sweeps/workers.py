@@ -16,7 +16,7 @@ from typing import IO
 
 from uda_seg.config.schema import key_of
 from uda_seg.errors import Damaged, Interrupted, UserError, interrupt
-from uda_seg.runs.contents import checkpoints_in, same_run
+from uda_seg.runs.contents import checkpoints_in, holds_run, same_run
 from uda_seg.storage.lock import FolderLock
 from uda_seg.storage.owner import Owner
 from uda_seg.sweeps.benchmark import Job, begin, duration, expected, is_in_folder, is_kept, keep, seconds_of
@@ -84,6 +84,9 @@ class Workers:
                         elsewhere.append(job)
                     elif is_kept(job):  # by another benchmark, since this one looked
                         claim.close()
+                    elif why := in_the_way(job):
+                        claim.close()
+                        self._fail(job, why)
                     else:
                         running.append(self._start(job, claim))
                 if running:
@@ -99,14 +102,12 @@ class Workers:
     def command(self, job: Job) -> list[str]:
         """Build the command that trains a job, or continues it.
 
-        A run of an earlier version or of other photographs is replaced. One of other settings is in the way, and stays
-        without `overwrite=true`, which a run of the same settings does not need.
+        A run of an earlier version or of other photographs is replaced, and one without a checkpoint; one of other
+        settings with `overwrite=true`, which those of the same settings do not need (see `in_the_way`).
         """
-        same = same_run(job.folder, job.config)
-        if same and is_in_folder(job):
-            resume = ["resume=last"] if checkpoints_in(job.folder) else []
-        else:
-            resume = ["overwrite=true"] if same or job.config.overwrite else []
+        mine = same_run(job.folder, job.config) and is_in_folder(job)
+        resume = ["resume=last"] if mine and checkpoints_in(job.folder) else []
+        resume = resume or (["overwrite=true"] if holds_run(job.folder) else [])
         place = str(job.folder).replace("\\", "\\\\").replace("'", "\\'")
         own = [o for o in job.overrides if key_of(o) != "overwrite"]
         own = [*own, *resume, *self.more, "hydra.mode=RUN", f"hydra.run.dir='{place}'"]
@@ -129,6 +130,10 @@ class Workers:
         )
         return Process(job, running, output, claim)
 
+    def _fail(self, job: Job, error: str) -> None:
+        self.failed[job] = error
+        log.error("%s failed: %s", job.name, error)
+
     def _finish(self, process: Process, left: Sequence[Job]) -> None:
         """Keep the result of a job that has ended, and say what is left."""
         job, error, said = process.job, process.error(), ""
@@ -140,13 +145,19 @@ class Workers:
                 except (Damaged, UserError) as damage:
                     error = str(damage)
         if error is not None:
-            self.failed[job] = error
-            log.error("%s failed: %s", job.name, error)
+            self._fail(job, error)
             return
         self.took[job] = time.monotonic() - process.begun
         rest = expected(left, self.took) or 0.0
         then = f"; {len(left)} left, {duration(rest / self.processes)}" if left else ""
         log.info("%s: %s in %s%s", job.name, said, duration(self.took[job]), then)
+
+
+def in_the_way(job: Job) -> str:
+    """Tell of a run of other settings in a job's folder that stays there; empty if there is none."""
+    if job.config.overwrite or not holds_run(job.folder) or same_run(job.folder, job.config):
+        return ""
+    return f"{job.folder} holds a run of other settings: move it away, or replace it with overwrite=true"
 
 
 def claimed(job: Job) -> ExitStack | None:
