@@ -27,7 +27,7 @@ from uda_seg.results.packing import Counts, ImageConfusions
 from uda_seg.results.reading import Run
 from uda_seg.results.result import Result, TargetScores
 
-CONTROLS = ("source_only", "source_only_strong", "adabn")
+CONTROLS = ("source_only", "source_only_strong", "adabn", "adabn_strong")
 ORACLE = "oracle"
 UNPAIRED = "‡"  # the mark of a difference between runs that are no pairs
 # Settings of the data that do not decide what is learnt or scored, or that a method's recipe changes.
