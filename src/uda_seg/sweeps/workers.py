@@ -84,7 +84,7 @@ class Workers:
                         elsewhere.append(job)
                     elif is_kept(job):  # by another benchmark, since this one looked
                         claim.close()
-                    elif why := in_the_way(job):
+                    elif why := occupied(job):
                         claim.close()
                         self._fail(job, why)
                     else:
@@ -103,7 +103,7 @@ class Workers:
         """Build the command that trains a job, or continues it.
 
         A run of an earlier version or of other photographs is replaced, and one without a checkpoint; one of other
-        settings with `overwrite=true`, which those of the same settings do not need (see `in_the_way`).
+        settings with `overwrite=true`, which those of the same settings do not need (see `occupied`).
         """
         mine = same_run(job.folder, job.config) and is_in_folder(job)
         resume = ["resume=last"] if mine and checkpoints_in(job.folder) else []
@@ -153,7 +153,7 @@ class Workers:
         log.info("%s: %s in %s%s", job.name, said, duration(self.took[job]), then)
 
 
-def in_the_way(job: Job) -> str:
+def occupied(job: Job) -> str:
     """Tell of a run of other settings in a job's folder that stays there; empty if there is none."""
     if job.config.overwrite or not holds_run(job.folder) or same_run(job.folder, job.config):
         return ""
