@@ -35,6 +35,11 @@ def an_argument(program: str, word: str) -> bool:
     return not word.startswith(("#", "and", "(", "["))
 
 
+def unquoted(word: str) -> str:
+    """The word that a shell would pass on."""
+    return word[1:-1] if len(word) > 1 and word[0] == word[-1] == "'" else word
+
+
 def found_in(text: str, where: str) -> Iterator[Line]:
     """The commands in a text of single lines, in which a backslash continues a line."""
     text = re.sub(r"\\\n[ #]*", "\x00", text)
@@ -45,9 +50,10 @@ def found_in(text: str, where: str) -> Iterator[Line]:
         words = []
         for word in WORD.findall(rest):
             cleaned = word if word == "." or word.endswith("...") else word.rstrip(",;:).")
-            if not an_argument(match["program"], cleaned):
+            bare = unquoted(cleaned) if match["program"].startswith("python -m") else cleaned
+            if not an_argument(match["program"], bare) or (bare != cleaned and "..." in bare):
                 break
-            words.append(cleaned)
+            words.append(bare)
             if cleaned != word or match["program"] == "pip install":
                 break
         yield Line(f"{where}:{number}", match["program"], tuple(words))

@@ -176,6 +176,8 @@ def filled_word(word: str, module: str, places) -> str:
     value = value.strip("'\"").replace("file://examples/", f"file://{ROOT}/examples/")
     if key.endswith(".root") and value == "...":
         return f"{key}=..."
+    if key == "data.target.exclude":  # the names of CamVid's drives
+        return f"{key}=[*000*]"
     if value in ("...", "FILE", "DIR", "FOLDER", "NAME"):
         value = GIVEN[key]
     if key in ("out", "output", "streets.out", "pack.out"):
