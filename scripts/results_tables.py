@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +68,7 @@ class Setting:
 
     @property
     def title(self) -> str:
-        """What the command line would say."""
+        """Write data and shared overrides as the command line has them."""
         return ", ".join(f"`{part}`" for part in (f"data={self.data}", *self.shared))
 
     @property
@@ -109,10 +109,14 @@ def _setting(sweep: str, data: str, rows: Mapping[str, Sequence[Run]]) -> Settin
 
 def overview(found: Sequence[Setting]) -> str:
     """Tabulate the mIoU of every row, one table for each sweep and setting with a column for each target."""
+    return _by_sweep(found, "###", _overview)
+
+
+def _by_sweep(found: Sequence[Setting], heading: str, write: Callable[[Setting], str]) -> str:
     parts = [NONE] if not found else []
     for sweep in dict.fromkeys(setting.sweep for setting in found):
-        parts.append(f"### `sweep={sweep}`")
-        parts += [_overview(setting) for setting in found if setting.sweep == sweep]
+        parts.append(f"{heading} `sweep={sweep}`")
+        parts += [write(setting) for setting in found if setting.sweep == sweep]
     return "\n\n".join(parts)
 
 
@@ -137,7 +141,7 @@ def _overview(setting: Setting) -> str:
 def _reference(setting: Setting) -> Group | None:
     """Find the row that an overview compares with: the sweep's own, or the strongest control without target images.
 
-    Of several the one of most seeds; of several sources none.
+    Of a sweep's several rows of its own, take the one of most seeds; where a control has several sources, none.
     """
     references = [group for table in setting.tables[:1] for group in table.references()]
     found = [group for group in references if group.first.method in CONTROLS[:2]]
@@ -157,11 +161,7 @@ def _seeds(group: Group) -> str:
 
 def details(found: Sequence[Setting]) -> str:
     """Write differences, IoU of each class and scores without labels, for each sweep, setting and target."""
-    parts = [NONE] if not found else []
-    for sweep in dict.fromkeys(setting.sweep for setting in found):
-        parts.append(f"## `sweep={sweep}`")
-        parts += [_details(setting) for setting in found if setting.sweep == sweep]
-    return "\n\n".join(parts)
+    return _by_sweep(found, "##", _details)
 
 
 def _details(setting: Setting) -> str:

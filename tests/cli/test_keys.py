@@ -195,9 +195,14 @@ def test_a_value_on_the_command_line_takes_the_place_of_those_in_the_sweeps_file
         ("trainer.max_steps=2", "trainer.max_steps: kept results are of whole runs"),
         ("trainer.devices=2", "trainer.devices, trainer.num_nodes: each of these jobs has one device"),
         ("resume=last", "resume=: these jobs continue by themselves"),
+        (
+            "trainer.accelerator=auto",
+            "trainer.devices=auto would train each of these jobs on 4 GPUs: say trainer.devices=1",
+        ),
     ],
 )
-def test_a_benchmark_takes_whole_runs_on_one_device_all_at_once(cli, given, said):
+def test_a_benchmark_takes_whole_runs_on_one_device_all_at_once(cli, given, said, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     finished = cli(train.main, "-m", "sweep=ablate_bicl", "data=streets", given)
     assert f"error: {said}" in finished.err
 

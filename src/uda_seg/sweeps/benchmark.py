@@ -74,7 +74,7 @@ class Job:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells this job's run from those of other settings, versions and photographs."""
+        """Tell this job's run from those of other settings, versions and photographs."""
         return {"digest": self.digest, "numbers": NUMBERS, **({"files": self.files} if self.files else {})}
 
     @property

@@ -100,6 +100,8 @@ def _refuse_parts(settings: Config) -> None:
 
     Others would take the places of kept results, as the names of rows do not tell them apart.
     """
+    import torch
+
     trainer = settings.trainer
     if settings.resume is not None:
         raise UserError("resume=: these jobs continue by themselves; leave it out")
@@ -108,6 +110,9 @@ def _refuse_parts(settings: Config) -> None:
         raise UserError(f"trainer.{key}: kept results are of whole runs; leave it out, steps= makes runs shorter")
     if trainer.devices not in (1, "1", "auto") or trainer.num_nodes != 1:
         raise UserError("trainer.devices, trainer.num_nodes: each of these jobs has one device; leave them out")
+    on_gpu = trainer.accelerator in ("auto", "gpu", "cuda")
+    if trainer.devices == "auto" and on_gpu and (count := torch.cuda.device_count()) > 1:
+        raise UserError(f"trainer.devices=auto would train each of these jobs on {count} GPUs: say trainer.devices=1")
 
 
 def said_of(failed: Mapping[Job, str]) -> str:
