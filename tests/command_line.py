@@ -30,8 +30,8 @@ from uda_seg.config.commands import (
     PredictConfig,
     PrepareConfig,
     ReportConfig,
-    primary,
 )
+from uda_seg.config.keys import primary
 from uda_seg.config.schema import CONF, Config, Parsed, groups, key_of, parse
 
 

@@ -15,8 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from command_line import Everything
 from uda_seg.cli.command import check
-from uda_seg.config.commands import COMMANDS, DepthConfig, plain_defaults, primary
+from uda_seg.config.commands import COMMANDS, DepthConfig
 from uda_seg.config.compose import composed
+from uda_seg.config.keys import plain_defaults, primary
 from uda_seg.config.schema import CONF, Config, accepted, completed, groups, key_of, parse
 from uda_seg.errors import UserError
 from uda_seg.options.constraints import Count

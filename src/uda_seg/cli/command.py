@@ -22,9 +22,9 @@ from omegaconf.errors import OmegaConfBaseException
 from uda_seg.cli.arguments import Arguments, emptied, parsed, quoted, read_arguments
 from uda_seg.cli.explain import explain
 from uda_seg.cli.keys import Places, check_files, check_keys
-from uda_seg.config.commands import primary
 from uda_seg.config.compose import as_user_error, composed, composed_tree, hydra_initialized, is_multirun
 from uda_seg.config.former import CHOICES
+from uda_seg.config.keys import primary
 from uda_seg.config.naming import plain_name, variant
 from uda_seg.config.schema import CONF, Config, Origin, Parsed, groups, key_of, parse
 from uda_seg.config.sources import make_importable, searched, searchpath_in, with_folder

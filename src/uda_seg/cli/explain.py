@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
-from uda_seg.config.commands import belongs_to
+from uda_seg.config.keys import belongs_to
 from uda_seg.config.schema import Config, groups, has_target
 from uda_seg.errors import UserError
 from uda_seg.options.describe import Option, describe, describe_class, nested_in

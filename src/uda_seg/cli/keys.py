@@ -12,8 +12,8 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 
 from uda_seg.cli.arguments import as_override
-from uda_seg.config.commands import belongs_to
 from uda_seg.config.former import former
+from uda_seg.config.keys import belongs_to
 from uda_seg.config.replay import said_by
 from uda_seg.config.schema import CONF, Config, accepted, can_name_a_class, has_target
 from uda_seg.config.sources import KEY, choices_in, registered, searched

@@ -18,8 +18,8 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from uda_seg.config.commands import primary
 from uda_seg.config.installed import substitutes
+from uda_seg.config.keys import primary
 from uda_seg.config.schema import CONF, Config, Origin, Parsed, has_target, parse
 from uda_seg.config.sources import make_importable, searched, searchpath_in
 from uda_seg.errors import UserError

@@ -8,7 +8,7 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from uda_seg.config.commands import RENAMED, plain_defaults, renamed
+from uda_seg.config.keys import RENAMED, plain_defaults, renamed
 from uda_seg.config.schema import Config, key_of
 from uda_seg.models.segmentor import IMAGENET_MEAN, IMAGENET_STD
 from uda_seg.options.validate import leaves

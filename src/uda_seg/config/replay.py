@@ -14,8 +14,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from uda_seg.config.commands import belongs_to
 from uda_seg.config.former import released_bicl, with_former_mean, with_todays_names
+from uda_seg.config.keys import belongs_to
 from uda_seg.config.schema import CONF, Config, Origin, groups, key_of
 from uda_seg.config.sources import KEY, choices_in, registered, searched, searchpath_in
 from uda_seg.data.custom import classes_of, contents

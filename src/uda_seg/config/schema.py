@@ -13,7 +13,8 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from uda_seg.config.commands import RENAMED, DepthConfig, belongs_to, renamed
+from uda_seg.config.commands import DepthConfig
+from uda_seg.config.keys import RENAMED, belongs_to, renamed
 from uda_seg.config.settings import CONF as CONF
 from uda_seg.config.settings import CallbackSettings
 from uda_seg.config.settings import Config as Config

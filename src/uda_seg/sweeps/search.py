@@ -24,7 +24,7 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
-from uda_seg.config.commands import kind_of
+from uda_seg.config.keys import kind_of
 from uda_seg.config.replay import method_options
 from uda_seg.config.schema import Config, key_of, parse
 from uda_seg.errors import UserError
