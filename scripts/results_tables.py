@@ -19,10 +19,12 @@ from uda_seg.config.base_rows import base_rows
 from uda_seg.errors import UserError
 from uda_seg.errors.ending import fail
 from uda_seg.results.choosing import label_free
-from uda_seg.results.compare import CONTROLS, ORACLE, UNPAIRED, Difference, Group, Table, differences, label_groups
+from uda_seg.results.differences import UNPAIRED, Difference, differences
+from uda_seg.results.groups import Group, label_groups
 from uda_seg.results.intervals import DRAWS
 from uda_seg.results.reading import Run
 from uda_seg.results.result import Result, read_result
+from uda_seg.results.tables import CONTROLS, ORACLE, Table
 from uda_seg.storage.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,9 +10,9 @@ import pytest
 from results.invented import invented
 from uda_seg import report
 from uda_seg.errors import UserError
-from uda_seg.results.compare import build_tables
 from uda_seg.results.page import build_section, render
 from uda_seg.results.reading import Found, Run
+from uda_seg.results.tables import build_tables
 
 
 def test_pictures_that_cannot_be_shown_are_named_and_the_others_shown(monkeypatch: pytest.MonkeyPatch) -> None:

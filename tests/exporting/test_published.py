@@ -166,8 +166,12 @@ def test_several_runs_give_mean_deviation_and_interval(checkpoint, camvid, tmp_p
     found = re.search(r"\| \*\*30\.6 ± 4\.8\*\* \(([\d.]+) to ([\d.]+)\) \|", text)
     assert found is not None
     assert 20 < float(found[1]) < 30.6 < float(found[2]) < 40
+    copy = shutil.copytree(other, tmp_path / "copy")
+    exported(*words, "overwrite=true", f"export.runs=[{other},{third},{copy}]")
+    assert (tmp_path / "card" / "README.md").read_text() == text
+    again = a_run(tmp_path / "again", camvid, seed=8, miou=0.25).parents[1]
     with pytest.raises(UserError, match="has the seed of another run, 8"):
-        exported(*words, "overwrite=true", f"export.runs=[{other},{shutil.copytree(other, tmp_path / 'copy')}]")
+        exported(*words, "overwrite=true", f"export.runs=[{other},{again}]")
 
 
 def result(seed: int = 7, **changes) -> Result:

@@ -15,11 +15,12 @@ import pytest
 
 from results.invented import NAMES, invented
 from uda_seg.results.choosing import label_free
-from uda_seg.results.compare import build_tables, differences
 from uda_seg.results.confusions import image_scores
+from uda_seg.results.differences import differences
 from uda_seg.results.page import build_section, latex, markdown, render, score_cells, table_csv
 from uda_seg.results.reading import Found, Run
 from uda_seg.results.result import Result, Start
+from uda_seg.results.tables import build_tables
 
 EVIL = "<script>alert('x')</script>"
 

@@ -13,11 +13,11 @@ import numpy as np
 
 from uda_seg.errors import UserError
 from uda_seg.evaluation.tables import Spread
-from uda_seg.results.compare import settings_without_seed
 from uda_seg.results.intervals import Interval, mean_interval, seeds_interval
 from uda_seg.results.packing import Counts
 from uda_seg.results.reading import RECORD, find_results
 from uda_seg.results.result import RESULT, Result, read_result
+from uda_seg.results.tables import settings_without_seed
 
 Kind = Literal["student", "teacher", "best", "unsupervised"]
 

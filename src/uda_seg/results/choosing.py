@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from uda_seg.results.compare import ORACLE, Table
 from uda_seg.results.result import Result
+from uda_seg.results.tables import ORACLE, Table
 
 LABEL_FREE = "label_free/"
 Curve = list[tuple[float, Mapping[str, float]]]  # of a run: mIoU and scores of each validation

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from uda_seg.results.compare import Group, Table
+from uda_seg.results.groups import Group
 from uda_seg.results.packing import Counts
+from uda_seg.results.tables import Table
 
 # Pairs that adaptation is known to mix up; shown wherever the class set has them, in both directions.
 KNOWN_PAIRS = (

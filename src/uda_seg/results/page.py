@@ -17,20 +17,12 @@ from uda_seg.evaluation.tables import Spread
 from uda_seg.evaluation.tables import Table as Cells
 from uda_seg.results import charts
 from uda_seg.results.choosing import label_free
-from uda_seg.results.compare import (
-    CONTROLS,
-    ORACLE,
-    UNPAIRED,
-    Difference,
-    Group,
-    Table,
-    differences,
-    unlike_settings,
-    unnamed,
-)
 from uda_seg.results.confusions import confusion_pairs, image_scores
+from uda_seg.results.differences import UNPAIRED, Difference, differences, unlike_settings
+from uda_seg.results.groups import Group
 from uda_seg.results.intervals import DRAWS, SCHEME, Interval
 from uda_seg.results.reading import Found
+from uda_seg.results.tables import CONTROLS, ORACLE, Table, unnamed
 
 COLOURS = 10  # of the page's style; further methods repeat them
 SHOWN = 5  # best and worst images each

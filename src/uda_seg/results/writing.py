@@ -6,10 +6,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from uda_seg.results.compare import CONTROLS, build_tables
 from uda_seg.results.intervals import DRAWS
 from uda_seg.results.page import Section, build_section, latex, markdown, render, table_csv
 from uda_seg.results.reading import Found
+from uda_seg.results.tables import CONTROLS, build_tables
 from uda_seg.storage.files import write_text
 
 log = logging.getLogger(__name__)
