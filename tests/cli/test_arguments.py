@@ -52,6 +52,13 @@ def test_what_hydra_reads_stays_as_it_is(override):
     assert quoted(override) == override
 
 
+@pytest.mark.parametrize(
+    "value", ["{a: {a: 1}, b: {a: a:1}}", "{a: 1},{a: 2}", "[{a: 1}, {a: 2}]", "{a: '{b: 1, b: 2}', b: [a, x:1, x:2]}"]
+)
+def test_a_key_may_be_in_several_maps(value):
+    assert parsed([f"data.x={value}"])
+
+
 def test_the_home_folder_stands_for_a_tilde(monkeypatch):
     monkeypatch.setenv("HOME", "/home/her place")
     assert value_of(quoted("hydra.run.dir=~/runs")) == "/home/her place/runs"
@@ -109,6 +116,8 @@ def test_help_on_options_composes_what_is_chosen(words, topics, overrides):
         (["steps=[" + "1," * 30_000 + "1]"], "too long or too deep"),
         (["steps=" + "9" * 5000], "cannot read"),
         (["steps=[1"], "cannot read steps=[1: "),
+        (["data.target.custom.label_map={1: a, 2: [b], 1: c}"], "label_map names 1 twice in one map: give it once"),
+        (["data.x={a: {b: 1}, c: {traffic light: 1,traffic light : 2}}"], "data.x names traffic light twice"),
     ],
 )
 def test_what_is_wrong_with_words_is_said_in_a_line(words, said):

@@ -166,6 +166,28 @@ def test_the_look_is_bounded_spread_and_the_same_each_time(tmp_path, monkeypatch
     assert looked == [0, 4, 9, 14, 19]
 
 
+def test_all_labels_of_ones_own_are_looked_at_and_compared_with_their_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(declared, "FILES", 4)
+    monkeypatch.setattr(declared, "PIXELS", 1)
+    labels = [blocks(i, SIZE, [0, 1], 4) for i in range(6)]
+    root = tree(tmp_path, labels)
+    assert check_labels(own(root), "data.source").looked == 6
+    save(root / "labels/train/2.png", labels[2][:-1])  # neither of these is one of the four
+    assert "labels/train/2.png is 15x24 but its image" in refused(own(root))
+    labels[2][0, 0] = 7
+    save(root / "labels/train/2.png", labels[2])
+    assert "labels/train/2.png has the unknown label id 7" in refused(own(root))
+
+
+def test_a_line_names_the_key_that_can_be_set(tmp_path):
+    domain = DomainSettings("custom", str(tree(tmp_path, [np.full(SIZE, 7, np.uint8)])), custom={})
+    data = own_settings(tmp_path)
+    data.source = DomainSettings()
+    data.target = data.validation["own"] = domain  # which takes its description from the target
+    with pytest.raises(UserError, match=r"unknown label id 7: .* in data\.target\.custom\.label_map"):
+        check_labels(open_domain(domain, data, classes_of(data), "data.validation.own", labeled=True), "")
+
+
 def test_prepare_judges_by_the_same_rules_and_all_files(tmp_path):
     def problems(data):
         unlabelled = SegmentationDataset(
@@ -236,11 +258,11 @@ def test_a_class_without_a_pixel_is_named_before_training(tmp_path, caplog, rare
 
 def test_a_sample_says_that_it_is_one_unless_all_were_counted(tmp_path, caplog, monkeypatch):
     labels = [blocks(i, SIZE, [0, 1], 4) for i in range(6)]
-    labels[1][0, 0] = 2
+    labels[2][0, 0] = 2
     settings = own_settings(tree(tmp_path, labels), names=("a", "b", "c"))
-    monkeypatch.setattr(declared, "FILES", 3)
+    monkeypatch.setattr(declared, "OWN", 4 * labels[0].size)
     (line,) = absent(caplog, settings)
-    assert line.startswith("data.source: 3 of its 6 labels were looked at, and none has a pixel of c, evaluated; pyth")
+    assert line.startswith("data.source: 4 of its 6 labels were looked at, and none has a pixel of c, evaluated; pyth")
     settings.rare_class = RareClassSettings(enabled=True, min_pixels=0, min_crop_pixels=0)
     assert absent(caplog, settings) == []  # all are counted
     settings.rare_class = RareClassSettings()

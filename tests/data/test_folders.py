@@ -142,6 +142,25 @@ def test_what_lies_there_instead_is_said(tmp_path):
         opened(DomainSettings("streets", str(root)))
 
 
+def test_labels_of_ones_own_that_are_missing_or_called_otherwise_have_their_own_cures(tmp_path):
+    names = ("a [1]", "ä b", "c")
+    for name in names:
+        save(tmp_path / f"image/{name}.png", noise(0))
+        save(tmp_path / f"label/{name}_L.png", np.zeros((8, 12), np.uint8))
+    with pytest.raises(UserError, match=r"3 of 3 images.*: set data\.source\.custom\.label_suffix=_L\.png$"):
+        opened(custom(tmp_path))
+    assert len(opened(custom(tmp_path, label_suffix="_L.png"))) == 3
+    (tmp_path / "label/c_L.png").unlink()
+    with pytest.raises(UserError, match=r"1 of 3 images.* label them, or leave them out: data\.source\.exclude"):
+        opened(custom(tmp_path, label_suffix="_L.png"))
+
+
+@pytest.mark.parametrize("folder", ["{x}/{split}", "{split", "/somewhere/{split}", "~/photos"])
+def test_a_folder_that_no_pattern_can_be_is_told_with_its_key(tmp_path, folder):
+    with pytest.raises(UserError, match=r"data\.source\.custom\.images=\S+: "):
+        opened(custom(tmp_path, folder))
+
+
 def test_validation_images_without_labels_are_told_with_the_way_to_do_without(tmp_path):
     root = streets_tree(tmp_path, count=1)
     (root / "label/000000.png").unlink()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from uda_seg.data.custom import classes_of, contents, merge_table
+from uda_seg.data.custom import CustomData, classes_of, contents, label_table, merge_table
 from uda_seg.data.labels import CITYSCAPES, class_map
 from uda_seg.data.parts import validation_parts
 from uda_seg.data.settings import DataSettings, DomainSettings
@@ -51,12 +51,23 @@ def test_every_class_becomes_the_one_that_the_map_says(said: Any) -> None:
         (BY_CLASS | {"more": ["road"]}, "data.merge: road is given twice, as ground and as more"),
         ({"road": "ground"}, "data.merge does not say what becomes of sidewalk, building"),
         (TURNED | {"nothing": []}, "data.merge: no class of cityscapes becomes nothing"),
+        ({"plant": "vegetation"}, r"plant is none of the classes .* \(write plant: \[vegetation\] if"),
+        ({"Ignore": ["road"]}, "data.merge: road becomes Ignore: write ignore, in small letters"),
+        ({True: ["road"]}, "data.merge: road becomes True: yes, no, on, off, true and false are names in quotes only"),
     ],
 )
 def test_a_map_that_cannot_be_is_refused_in_one_line(said: Any, line: str) -> None:
     with pytest.raises(UserError, match=line) as caught:
         classes_of(settings(said))
     assert "\n" not in str(caught.value)
+
+
+def test_a_number_is_no_class_where_it_could_be_two() -> None:
+    classes = classes_of(settings(dict(enumerate(TURNED.values(), 1))))
+    assert classes.names == ("1", "2", "3", "4", "5", "6")
+    with pytest.raises(UserError, match=r"k: 10: 1 is the name of one class and the train id of another: write '1'"):
+        label_table(CustomData(label_map={10: 1, 20: 2}), classes, "k")
+    assert label_table(CustomData(label_map={10: "1", 20: 0}), classes, "k") == {10: 0, 20: 0}
 
 
 def test_a_map_and_a_class_set_have_to_fit() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from uda_seg.data.own_files import digest_of_own_files
 from uda_seg.data.settings import DataSettings, DomainSettings
@@ -44,12 +46,27 @@ def test_it_is_the_same_elsewhere_and_another_with_other_files(root: Path) -> No
     for change in (
         lambda: shutil.copy(moved / "images/train/x.png", moved / "images/train/y.png"),
         lambda: cv2.imwrite(str(moved / "images/val/x.png"), np.zeros((8, 8), np.uint8)),
-        lambda: cv2.imwrite(str(moved / "labels/val/x.png"), np.eye(8, dtype=np.uint8)),
+        lambda: written(moved / "labels/val/x.png", np.eye(8, dtype=np.uint8)),
+        lambda: written(moved / "labels/val/x.png", 1 - np.eye(8, dtype=np.uint8)),
     ):
         change()
         now = digest_of_own_files(settings(moved))
         assert now not in found
         found.add(now)
+
+
+def written(file: Path, label: NDArray[np.uint8]) -> None:
+    """Write a label without compression, so that all have the same size."""
+    file.write_bytes(cv2.imencode(".bmp", label)[1].tobytes())
+
+
+@pytest.mark.parametrize("file", ["images/train/x.png", "images/val/x.png", "labels/val/x.png"])
+def test_a_damaged_file_is_named_before_any_run(root: Path, file: str) -> None:
+    for content in ((root / file).read_bytes()[:-9], b"no image", b""):
+        (root / file).write_bytes(content)
+        with pytest.raises(UserError, match=re.escape(str(root / file))) as caught:
+            digest_of_own_files(settings(root))
+        assert "\n" not in str(caught.value)
 
 
 def test_data_that_cannot_be_read_is_told_before_any_run(root: Path) -> None:

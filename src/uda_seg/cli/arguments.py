@@ -157,7 +157,35 @@ def parsed(overrides: Sequence[str]) -> list[Override]:
             lines = [line for line in str(error).splitlines() if not line.startswith(("Error parsing", "See http"))]
             cure = "put a value that has '=', ',' or brackets of its own in quotes: \"key='value'\""
             raise UserError(f"cannot read {shown(override, 80)}: {shown(' '.join(lines))}; {cure}") from error
+        if not whole and (twice := _twice(override)) is not None:
+            raise UserError(f"{shown(key_of(override))} names {shown(twice)} twice in one map: give it once")
     return found
+
+
+# Texts in quotes, brackets, and keys of maps.
+_OF_MAPS = re.compile(
+    r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|([\[({])|([\])}])|(?<=[{,])\s*([^\s'",:()\[\]{}][^'",:()\[\]{}]*):"""
+)
+
+
+def _twice(override: str) -> str | None:
+    """Find a key that a map of an override has twice, of which Hydra would take the last; None if there is none.
+
+    Args:
+        override: What Hydra's grammar can parse, in which keys of maps have no quotes, colons or brackets.
+    """
+    within: list[set[str] | None] = []  # keys of the maps around; None for a list or a call
+    for found in _OF_MAPS.finditer(override.partition("=")[2]):
+        opened, closed, key = found.groups()
+        if opened:
+            within.append(set() if opened == "{" else None)
+        elif closed and within:
+            within.pop()
+        elif key and within and within[-1] is not None:
+            if key.strip() in within[-1]:
+                return str(key.strip())
+            within[-1].add(key.strip())
+    return None
 
 
 def _depth(text: str) -> int:

@@ -161,13 +161,34 @@ def merge_pairs(said: Any) -> dict[str, str]:
             raise UserError(f"{MERGE}: no class of {MERGED.name} becomes {key}: name some, or leave it out")
         for own, into in pairs:
             if own not in MERGED.names:
-                raise UserError(f"{MERGE}: {own} is none of the classes {', '.join(MERGED.names)}")
+                turned = f" (write {own}: [{into}] if {into} becomes {own})" if into in MERGED.names else ""
+                raise UserError(f"{MERGE}: {own} is none of the classes {', '.join(MERGED.names)}{turned}")
             if own in merged:
                 raise UserError(f"{MERGE}: {own} is given twice, as {merged[own]} and as {into}: give it once")
-            merged[str(own)] = "ignore" if into is None else str(into)
+            merged[str(own)] = _class_name(into, own)
     if left := [name for name in MERGED.names if name not in merged]:
         raise UserError(f"{MERGE} does not say what becomes of {', '.join(left)}: name their classes, or ignore")
     return merged
+
+
+def check_folders(said: CustomData, key: str) -> None:
+    """Raise UserError for folders that are not below the root, or that hold other single braces than `{split}`."""
+    for name, folder in (("images", said.images), ("labels", said.labels)):
+        if folder is None:
+            continue
+        if folder.startswith(("/", "~/")):
+            raise UserError(f"{key}.{name}={shown(folder)}: give a folder below the domain's root, without the root")
+        if set("{}") & set(re.sub(r"\{split\}|\{\{|\}\}", "", folder)):
+            raise UserError(f"{key}.{name}={shown(folder)}: write braces that are not {{split}} twice")
+
+
+def _class_name(into: Any, own: str) -> str:
+    name = "ignore" if into is None else str(into)
+    if isinstance(into, bool):
+        raise UserError(f"{MERGE}: {own} becomes {into}: yes, no, on, off, true and false are names in quotes only")
+    if name != "ignore" and name.lower() == "ignore":
+        raise UserError(f"{MERGE}: {own} becomes {name}: write ignore, in small letters, for no class")
+    return name
 
 
 def label_table(said: CustomData, classes: ClassSet, key: str) -> dict[int, int]:
@@ -231,8 +252,14 @@ def _colour(raw: Any, key: str) -> int:
 
 
 def _train_id(value: Any, classes: ClassSet, where: str) -> int:
+    """Parse a class name, a train id, or `ignore`; raises UserError for a number that could be both of two classes."""
     if value is None or value in (IGNORE, "ignore"):
         return IGNORE
+    if str(value) in classes.names and classes.names.index(str(value)) != value and not isinstance(value, str):
+        raise UserError(
+            f"{where}: {value} is the name of one class and the train id of another: write '{value}', in quotes, for "
+            "the name, or name classes with letters"
+        )
     if value in classes.names:
         return classes.names.index(value)
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(classes):

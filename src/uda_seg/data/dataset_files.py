@@ -90,7 +90,7 @@ class DatasetFiles:
         then += f"; to train without scores: '~{option}'" if option.startswith("data.validation.") else ""
         cure = f"set {option}.root to the folder that holds {spec.layout(splits_of(split)[0])}{then}"
         if labeled and not spec.encodings:
-            how = f"describe them in {option}.custom.labels" if spec.title == CUSTOM else "take another data set"
+            how = f"describe them in {spec.key}.labels" if spec.title == CUSTOM else "take another data set"
             raise UserError(f"{option}: {spec.title} has no supported labels: {how}{then}")
         self._places = [self._find_folders(part, labeled, cure, then, prepare) for part in splits_of(split)]
         joined = len(self._places) > 1
@@ -246,9 +246,13 @@ class DatasetFiles:
         best = min(range(len(kinds)), key=lambda i: len(missing[i]))
         if missing[best]:
             first = missing[best][0]
+            others = sorted(set(self.label_files("")) - set(self.names)) if self.label_root.is_dir() else []
             if len(missing[best]) < len(self):
                 cure = f"unpack the labels again, or set {self.option}.count to use the first images only"
-            others = sorted(set(self.label_files("")) - set(self.names)) if self.label_root.is_dir() else []
+                if self.spec.title == CUSTOM:
+                    cure = f"label them, or leave them out: {self.option}.exclude, or move them elsewhere"
+            elif self.spec.key and (end := self._ending(missing[best], others)):
+                cure = f"set {self.spec.key}.label_suffix={end}"
             there = f" ({kinds_of(others)} lie there)" if others and len(missing[best]) == len(self) else ""
             label = self.label_root / self.label_name(first, kinds[best])
             raise UserError(
@@ -259,6 +263,12 @@ class DatasetFiles:
             known = {self.label_name(name, kind) for name in images for kind in kinds}
             self._refuse_lonely([n for n in self.label_files(kinds[best].suffix) if n not in known])
         return kinds[best]
+
+    def _ending(self, images: list[str], labels: list[str]) -> str | None:
+        """Find the end of a name that, in place of their suffix, makes labels of all these images; None without one."""
+        stems, there = [without_end(name, self.spec.image_suffix) for name in images], {*labels}
+        ends = {name.removeprefix(stems[0]) for name in labels if name.startswith(stems[0])}
+        return next((end for end in sorted(ends, key=len) if there.issuperset(stem + end for stem in stems)), None)
 
     def _refuse_lonely(self, labels: list[str]) -> None:
         if labels:

@@ -252,7 +252,7 @@ class SegmentationDataset(DatasetFiles):
         what = f"{path} has the unknown label id {self.encoding.spelled(identity)}"
         if self.spec.title != CUSTOM:
             return UserError(f"{what}: is it of {self.spec.title}? Unpack the labels again")
-        cure = f"name it in {self.option}.custom.label_map, a class or ignore, or set unlisted=ignore for all such ids"
+        cure = f"name it in {self.spec.key}.label_map, a class or ignore, or set unlisted=ignore for all such ids"
         if self.encoding.mapped:
             return UserError(f"{what}: {cure}")
         hold = "the colours of the classes" if self.encoding.is_color else "train ids"

@@ -14,13 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uda_seg.data.datasets import SegmentationDataset
+from uda_seg.data.images import height_and_width
 from uda_seg.data.labels import IGNORE
-from uda_seg.data.specs import LabelEncoding
+from uda_seg.data.specs import CUSTOM, LabelEncoding
 from uda_seg.errors import UserError
 
 log = logging.getLogger(__name__)
 
 FILES, PIXELS = 64, 2**25  # limits of the sample before a run: labels, and pixels (0.3 s on one core)
+OWN = 2**29  # pixels of labels of one's own, which no one has checked, up to which all of them are looked at (5 s)
 LAST_TRAIN_ID = 18  # last train id of Cityscapes' classes
 MANY_LOW, SOME_LOW = 0.05, 2  # share and number of labels without higher raw ids from which they are suspicious (ours)
 MANY_STRANGE = 16  # number of ids that no map names from which labels are suspicious (ours)
@@ -66,16 +68,28 @@ class Contents:
 def first_look(dataset: SegmentationDataset) -> Contents:
     """Read at most `FILES` labels, spread evenly over the data set, of about `PIXELS` pixels in total.
 
+    Of a custom data set all are read, or as many as have `OWN` pixels.
+
     Raises:
-        UserError: a label that cannot be read or contains an unknown id.
+        UserError: a label that cannot be read, contains an unknown id, or is of another size than its image.
     """
     found = Contents(np.zeros(len(dataset.classes), np.int64))
-    first = dataset.label_ids(0)
+    first = _look(dataset, 0)
     found.add(dataset, 0, first)
-    count = min(len(dataset), FILES, max(4, PIXELS // max(1, sum(first.values()))))
+    files, pixels = (len(dataset), OWN) if dataset.spec.title == CUSTOM else (FILES, PIXELS)
+    count = min(len(dataset), files, max(4, pixels // max(1, sum(first.values()))))
     for index in sorted({int(place) for place in np.linspace(0, len(dataset) - 1, count)} - {0}):
-        found.add(dataset, index, dataset.label_ids(index))
+        found.add(dataset, index, _look(dataset, index))
     return found
+
+
+def _look(dataset: SegmentationDataset, index: int) -> dict[int, int]:
+    """Count the pixels of each raw id in a label, and compare their number with that of its image."""
+    ids = dataset.label_ids(index)
+    size = height_and_width(dataset.image_path(index))
+    if size is not None and size[0] * size[1] != sum(ids.values()):
+        dataset.read(index)  # tells what is wrong
+    return ids
 
 
 def check_labels(dataset: SegmentationDataset, option: str, wanted: Iterable[int] = ()) -> Contents:
@@ -111,7 +125,7 @@ def check_labels(dataset: SegmentationDataset, option: str, wanted: Iterable[int
 
 def contradiction(dataset: SegmentationDataset, found: Contents) -> tuple[str, str] | None:
     """Find a contradiction that only shows over many labels, as (what, cure); None if there is none."""
-    encoding, key = dataset.encoding, f"{dataset.option}.custom.label_map"
+    encoding, key = dataset.encoding, f"{dataset.spec.key}.label_map"
     ids, names = sorted(found.ids), dataset.classes.names
     few = ", ".join(map(encoding.spelled, ids[:5])) + (", ..." if len(ids) > 5 else "")
     if ids == [0, IGNORE] and len(names) > 1 and found.pixels.any() and not (encoding.mapped or encoding.is_color):

@@ -35,7 +35,9 @@ def read_ids(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """Read a single-channel label of 8 or 16 bits, [H, W]."""
     label, content = _stored(path)
     if label.ndim != 2 or label.dtype not in (np.uint8, np.uint16):
-        raise UserError(f"{path} is not a single-channel label but {_kind(content, label)}: {_cure(content, label)}")
+        raise UserError(
+            f"{path} is not a single-channel label but {_kind(content, label)}: {_own_cure(content, label)}"
+        )
     return label.astype(np.uint8, copy=False) if label.dtype == np.uint8 else label.astype(np.uint16, copy=False)
 
 
@@ -149,6 +151,18 @@ def _cure(content: bytes, label: MatLike) -> str:
         "take the file of class ids, or unpack it again if a program saved it anew; dataset=custom reads one's own "
         "(label_format=color, label_format=palette)"
     )
+
+
+def _own_cure(content: bytes, label: MatLike) -> str:
+    """Suggest a cure for samples of another kind than the description of a custom data set says."""
+    kind = _kind(content, label)
+    if "palette" in kind:
+        return "set label_format=palette to read these, or label_format=color for a label_map of colours"
+    if label.ndim == 3 and label.shape[2] == 3 and (label == label[..., :1]).all():
+        return "its three channels are equal: save one of them alone"
+    if label.ndim == 3 and "transparency" not in kind:
+        return "set label_format=color, and give the colours in label_map"
+    return _cure(content, label)
 
 
 def _decoded(content: bytes, path: Path) -> MatLike:

@@ -45,7 +45,7 @@ def open_domain(
     Raises:
         UserError: an unknown data set, no root, or invalid folders.
     """
-    spec = _spec_of(domain, classes, option)
+    spec = _spec_of(domain, settings, classes, option)
     prepare = prepare_command(settings)
     root = _root_of(domain, settings, spec, option)
     data = SegmentationDataset(
@@ -72,12 +72,22 @@ def open_domain(
     return data
 
 
-def _spec_of(domain: DomainSettings, classes: ClassSet, option: str) -> DatasetSpec:
-    spec = custom_spec(domain, classes, option) if domain.dataset == "custom" else SPECS.get(domain.dataset)
+def _spec_of(domain: DomainSettings, settings: DataSettings, classes: ClassSet, option: str) -> DatasetSpec:
+    own = domain.dataset == "custom"
+    spec = custom_spec(domain, classes, _description(domain, settings, option)) if own else SPECS.get(domain.dataset)
     if spec is None:
         names = ", ".join((*SPECS, "custom"))
         raise UserError(f"{option}.dataset={domain.dataset} is unknown; choose one of {names}")
     return spec
+
+
+def _description(domain: DomainSettings, settings: DataSettings, option: str) -> str:
+    """Return the key of a custom data set's description: of the first domain with it, from which others take it.
+
+    Keys below those others cannot be set.
+    """
+    same = (key for key, other in settings.domains.items() if other.custom == domain.custom)
+    return f"{next(same, option)}.custom"
 
 
 def _root_of(domain: DomainSettings, settings: DataSettings, spec: DatasetSpec, option: str) -> Path:

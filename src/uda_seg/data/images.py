@@ -142,6 +142,15 @@ def _is_too_large(content: bytes) -> bool:
         return False
 
 
+def height_and_width(path: Path) -> tuple[int, int] | None:
+    """Read the stored (H, W) of an image from the start of its file; None if that cannot be, as of a damaged one."""
+    try:
+        with _quiet(), Image.open(path) as file:
+            return file.height, file.width
+    except Exception:  # PIL's plugins raise any exception on damaged headers
+        return None
+
+
 def _quiet() -> warnings.catch_warnings[None]:
     """Suppress PIL's warnings of large images and odd metadata; relevant ones are errors here."""
     return warnings.catch_warnings(action="ignore")

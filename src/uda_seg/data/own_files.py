@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 
+from uda_seg.data.checksums import check_sums
 from uda_seg.data.custom import classes_of
 from uda_seg.data.declared import check_labels
 from uda_seg.data.domains import open_domain
+from uda_seg.data.images import HEAD, decode, kind_of, read_bytes
 from uda_seg.data.parts import Part, target_parts, validation_parts
 from uda_seg.data.settings import DataSettings
 
 
 def digest_of_own_files(settings: DataSettings) -> str:
-    """Compute a digest of names and sizes of all images and labels of custom data sets; empty without any.
+    """Compute a digest of names and contents of all images and labels of custom data sets; empty without any.
 
-    Of labels that are read, some are looked at, as before a training.
+    Labels are looked at as before a training, and all files are checked for what can be found without decoding them.
 
     Raises:
-        UserError: a data set cannot be opened, or its labels are not as described; names the key.
+        UserError: a data set cannot be opened, its labels are not as described, or a file is damaged; names the key
+            or the file.
     """
     sources = [Part(option, domain, labeled=True) for option, domain in settings.sources.items()]
     parts = [*sources, *target_parts(settings), *validation_parts(settings).values()]
@@ -26,11 +30,23 @@ def digest_of_own_files(settings: DataSettings) -> str:
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16] if found else ""
 
 
-def _files_of(part: Part, settings: DataSettings) -> list[tuple[str, int, int]]:
+def _files_of(part: Part, settings: DataSettings) -> list[tuple[str, str, str]]:
     data = open_domain(part.domain, settings, classes_of(settings), part.option, labeled=part.labeled)
     if part.labeled:
         check_labels(data, part.option)
     return [
-        (name, data.image_path(i).stat().st_size, data.label_path(i).stat().st_size if part.labeled else 0)
+        (name, _digest(data.image_path(i)), _digest(data.label_path(i)) if part.labeled else "")
         for i, name in enumerate(data.names)
     ]
+
+
+def _digest(path: Path) -> str:
+    """Compute the digest of an image's or a label's content; raises UserError naming a file that is damaged.
+
+    Its size would not do: in formats without compression another label has the same.
+    """
+    content = read_bytes(path)
+    check_sums(content, str(path))
+    if kind_of(content[:HEAD]) is None:
+        decode(content, str(path))  # tells what it is instead
+    return hashlib.sha256(content).hexdigest()

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from uda_seg.data.custom import CustomData, described, label_table
+from uda_seg.data.custom import CustomData, check_folders, described, label_table
 from uda_seg.data.decoding import Decoder, read_color, read_gray, read_ids, read_palette, read_red
 from uda_seg.data.labels import (
     CAMVID,
@@ -84,6 +84,7 @@ class DatasetSpec:
         others: Alternative pairs of folders, tried if the first do not exist.
         counts: Numbers of images in the official release by split, where known.
         size: (H, W) of every image in the official release; None if sizes vary.
+        key: Key of the description that a custom data set was built from, for messages; empty for others.
     """
 
     title: str
@@ -97,6 +98,7 @@ class DatasetSpec:
     others: tuple[tuple[str, str], ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
     size: tuple[int, int] | None = None
+    key: str = ""
 
     def layout(self, split: str) -> str:
         """Describe the expected files, for messages."""
@@ -257,22 +259,26 @@ SPECS: dict[str, DatasetSpec] = {
 }
 
 
-def custom_spec(domain: DomainSettings, classes: ClassSet, option: str) -> DatasetSpec:
+def custom_spec(domain: DomainSettings, classes: ClassSet, key: str) -> DatasetSpec:
     """Build the specification of the data set described by `domain.custom`, with labels of the wanted classes.
 
     A class replaces the description: a `DatasetSpec` of any package, with its own classes.
+
+    Args:
+        domain: Settings of the domain.
+        classes: The classes that labels are mapped to.
+        key: Key of `domain.custom` in the configuration, e.g. ``data.source.custom``.
 
     Raises:
         UserError: an invalid description; names the key.
     """
     if isinstance(domain.custom, Mapping) and "_target_" in domain.custom:
-        return build(domain.custom, f"{option}.custom", DatasetSpec)
-    said = described(domain.custom, CustomData, f"{option}.custom")
-    encodings = () if said.labels is None else (_encoding(said, classes, f"{option}.custom.label_map"),)
-    labels = said.labels or said.images
-    return DatasetSpec(
-        CUSTOM, classes, said.images, labels, said.image_suffix, encodings, splits=tuple(domain.split.split("+"))
-    )
+        return build(domain.custom, key, DatasetSpec)
+    said = described(domain.custom, CustomData, key)
+    check_folders(said, key)
+    encodings = () if said.labels is None else (_encoding(said, classes, f"{key}.label_map"),)
+    labels, splits = said.labels or said.images, tuple(domain.split.split("+"))
+    return DatasetSpec(CUSTOM, classes, said.images, labels, said.image_suffix, encodings, splits=splits, key=key)
 
 
 _DECODERS: dict[str, Decoder] = {"gray": read_ids, "palette": read_palette, "red": read_red, "color": read_color}

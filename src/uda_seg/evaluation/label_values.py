@@ -37,7 +37,7 @@ def label_values(settings: DataSettings, classes: ClassSet) -> LabelValues:
     for option, domain in domains.items():
         if domain.dataset != "custom":
             break
-        encodings = custom_spec(domain, classes, option).encodings
+        encodings = custom_spec(domain, classes, f"{option}.custom").encodings
         if encodings:
             return inverse(encodings[0], classes)
     return LabelValues(raw_ids(classes)[: len(classes)])
