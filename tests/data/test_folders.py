@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from trees import camvid_tree, noise, save, streets_tree
 
 from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.domains import open_domain
-from uda_seg.data.folders import ends_in, files_below, kinds_of, scan, without_end
+from uda_seg.data.folders import composed, ends_in, files_below, kinds_of, scan, twins, without_end
 from uda_seg.data.labels import CAMVID, CITYSCAPES
 from uda_seg.data.settings import DataSettings, DomainSettings
 from uda_seg.data.specs import SPECS
@@ -167,3 +168,21 @@ def test_validation_images_without_labels_are_told_with_the_way_to_do_without(tm
     for domain in (DomainSettings("streets", str(root)), custom(root, labels=None)):
         with pytest.raises(UserError, match=r"label.*to train without scores: '~data\.validation\.target'"):
             opened(domain, option="data.validation.target")
+
+
+def test_accents_may_be_encoded_otherwise_in_labels_and_patterns(tmp_path):
+    def spelled(form, name):
+        return unicodedata.normalize(form, name)
+
+    root = camvid_tree(tmp_path, count=4)
+    for folder, forms in (("train", ["NFD", "NFC", "NFC"]), ("trainannot", ["NFC", "NFD", "NFC"])):
+        for i, form in enumerate(forms):
+            (root / folder / f"00{i}.png").rename(root / folder / spelled(form, f"été{i}.png"))
+    data = SegmentationDataset(SPECS["camvid"], root, "train", CAMVID, labeled=True)
+    assert len(data) == 4
+    for i in range(4):
+        assert composed(data.names[i]) == composed(data.label_path(i).name)
+        assert data.read(i).label is not None
+    kept = SegmentationDataset(SPECS["camvid"], root, "train", CAMVID, labeled=True, include=[spelled("NFD", "été*")])
+    assert sorted(map(composed, kept.names)) == [spelled("NFC", f"été{i}.png") for i in range(3)]
+    assert twins([spelled("NFC", "é.png"), spelled("NFD", "é.png")], ".png") is not None

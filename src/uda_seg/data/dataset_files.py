@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from uda_seg.data.folders import (
+    composed,
     ends_in,
     files_below,
     fixed,
@@ -148,6 +149,7 @@ class DatasetFiles:
         """Return whether an image's name in its split's folder, with or without sub-folders, matches a pattern."""
         parts = (place.prefix for place in self._places) if len(self._places) > 1 else ()
         own = next((name.removeprefix(prefix) for prefix in parts if name.startswith(prefix)), name)
+        own, pattern = composed(own), composed(pattern)
         return fnmatchcase(own, pattern) or fnmatchcase(own.rpartition("/")[2], pattern)
 
     def _find_folders(self, split: str, labeled: bool, cure: str, then: str, prepare: str) -> _Place:
@@ -183,7 +185,7 @@ class DatasetFiles:
         if len(self._places) > 1:
             place = next(place for place in self._places if name.startswith(place.prefix))
             name = f"{place.labels}/{name.removeprefix(place.prefix)}"
-        return self._spelled.get(name, name)
+        return self._spelled.get(name) or self._spelled.get(composed(name), name)
 
     def image_files(self) -> list[str]:
         """List all images of the split on disk, relative to `image_root`, sorted."""
@@ -221,16 +223,18 @@ class DatasetFiles:
         return found
 
     def _note_spelling(self, labels: list[str]) -> None:
-        """Remember label names whose suffix differs in case from `label_name`."""
+        """Remember label names that differ from `label_name` in the suffix's case or the encoding of accents."""
         ends = [encoding.suffix for encoding in self.spec.encodings]
         present: set[str] | None = None
         for name in labels:
             for end in ends:
-                if ends_in(name, end) and not name.endswith(end):
-                    present = set(labels) if present is None else present
-                    plain = without_end(name, end) + end
-                    if plain not in present:
-                        self._spelled[plain] = name
+                if not ends_in(name, end) or (name.endswith(end) and name.isascii()):
+                    continue
+                present = set(labels) if present is None else present
+                plain = without_end(name, end) + end
+                for spelling in (plain, composed(plain)):
+                    if name == spelling or spelling not in present:
+                        self._spelled[spelling] = name
 
     def _find_encoding(self, images: list[str], cure: str) -> LabelEncoding:
         """Find the encoding whose label files cover the most images.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from fnmatch import fnmatch
@@ -130,6 +131,11 @@ def without_end(name: str, suffix: str) -> str:
     return name[: len(name) - len(suffix)]
 
 
+def composed(name: str) -> str:
+    """Return a name with its accents as single characters; macOS may write them as letter and accent."""
+    return unicodedata.normalize("NFC", name)
+
+
 def kinds_of(names: Sequence[str]) -> str:
     """Summarise files by kind: `3 files (2 .jpg, 1 .txt): a.jpg, b.jpg, notes.txt`."""
     kinds = Counter(PurePosixPath(name).suffix.lower() or "without a suffix" for name in names)
@@ -140,9 +146,9 @@ def kinds_of(names: Sequence[str]) -> str:
 
 
 def twins(names: Sequence[str], suffix: str) -> tuple[str, str] | None:
-    """Find the first two names that are equal without their suffixes; None if all differ."""
+    """Find the first two names that are equal without their suffixes (as `composed`); None if all differ."""
     seen: dict[str, str] = {}
     for name in names:
-        if (first := seen.setdefault(without_end(name, suffix), name)) != name:
+        if (first := seen.setdefault(composed(without_end(name, suffix)), name)) != name:
             return first, name
     return None
