@@ -34,7 +34,7 @@ NONE = "No results of a benchmark are in this checkout yet."
 # Rows in the order of the pages; others follow by name, the oracle last.
 FIRST = ("source_only", "source_only_strong", "adabn", "adabn_strong", "dacs", "daformer", "mic", "lcmsm", "bicl")
 ENOUGH, FEW = 6, "†"  # seeds of a row that a claim is made of, and the mark of one with fewer
-BASE = "dacs"  # on which other methods build: others are compared with it too, where there is one row of it
+BASES = ("dacs", "mic")  # on which other methods build: others are compared with them too, where each has one row
 ABOVE, BELOW = "▲", "▼"  # marks of a row whose difference to the reference has an interval without 0
 DETAILS_HEAD = f"""# Tables of all kept results
 
@@ -246,8 +246,9 @@ def _scores(table: Table) -> str:
 
 def _columns(table: Table) -> list[Group]:
     """List the rows that others are compared with in the details."""
-    more = [group for group in table.groups if group.first.method == BASE]
-    return list({g.label: g for g in [*table.references(), *(more if len(more) == 1 else [])]}.values())
+    rows = ([group for group in table.groups if group.first.method == name] for name in BASES)
+    more = [row[0] for row in rows if len(row) == 1]
+    return list({group.label: group for group in [*table.references(), *more]}.values())
 
 
 def _kind(table: Table) -> str:
