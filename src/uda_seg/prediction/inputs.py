@@ -5,14 +5,13 @@ from __future__ import annotations
 import glob
 import logging
 import os
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from uda_seg.config.commands import PredictConfig
-from uda_seg.data.folders import ends_in, files_below, is_clutter, kinds_of
+from uda_seg.data.folders import composed, ends_in, files_below, is_clutter, kinds_of
 from uda_seg.data.images import (
     HEAD,
     RAW,
@@ -162,7 +161,7 @@ def picture_names(names: Sequence[str]) -> list[Path]:
 
 
 def _folded(path: Path) -> str:
-    return unicodedata.normalize("NFC", str(path)).casefold()
+    return composed(str(path)).casefold()
 
 
 def input_bits(config: PredictConfig, images: Sequence[Path], found: object) -> int | None:
