@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uda_seg.config.base_rows import base_rows
+from uda_seg.config.naming import changes_results
+from uda_seg.config.schema import key_of
 from uda_seg.errors import UserError
 from uda_seg.errors.ending import fail
 from uda_seg.results.choosing import label_free
@@ -55,7 +57,7 @@ class Setting:
 
     Attributes:
         sweep, data: their names.
-        shared: overrides in the names of all rows.
+        shared: overrides of all rows that change results, besides `steps`.
         base: overrides of the row that the sweep's others are compared with, separated by blanks; "" for the controls.
         groups: the rows, each over its seeds.
         tables: their scores on each validation set.
@@ -106,7 +108,7 @@ def _setting(sweep: str, data: str, rows: Mapping[str, Sequence[Run]]) -> Settin
     seen = [
         _table(name, [g for g in groups if all(name in run.result.targets for run in g.runs)], base) for name in targets
     ]
-    return Setting(sweep, data, _shared(rows), base, groups, seen)
+    return Setting(sweep, data, [*_shared(rows), *_unnamed(groups, rows)], base, groups, seen)
 
 
 def overview(found: Sequence[Setting]) -> str:
@@ -123,6 +125,8 @@ def _by_sweep(found: Sequence[Setting], heading: str, write: Callable[[Setting],
 
 
 def _overview(setting: Setting) -> str:
+    if key := _key_of_values(setting):
+        return _overview_of_values(setting, key)
     reference = _reference(setting)
     cells = {group.label: [group.label, _seeds(group)] for group in setting.groups}
     marks: dict[str, dict[str, str]] = {}
@@ -138,6 +142,41 @@ def _overview(setting: Setting) -> str:
         said += f"; {ABOVE} above and {BELOW} below `{reference.label}`"
     lines = [_line(heads), "|---|" + "---:|" * (len(heads) - 1), *map(_line, cells.values())]
     return "\n".join([_filled(f"{said}:"), "", *lines])
+
+
+def _key_of_values(setting: Setting) -> str | None:
+    """Return the key if every row is named by its method and one value of the same key, on one target."""
+    named = [group.label.split(",")[1:] for group in setting.groups]
+    keys = {key_of(override) for overrides in named for override in overrides}
+    one_each = len(keys) == 1 and all(len(overrides) == 1 for overrides in named)
+    return keys.pop() if one_each and len(setting.tables) == 1 else None
+
+
+def _overview_of_values(setting: Setting, key: str) -> str:
+    """Tabulate the mIoU of methods, a column for each value of the key, the highest of a row in bold."""
+    [table] = setting.tables
+    scores: dict[str, dict[str, Group]] = {}
+    for group in table.groups:
+        method, _, override = group.label.partition(",")
+        scores.setdefault(method, {})[override] = group
+    heads = sorted({override for own in scores.values() for override in own}, key=_value)
+    lines = [_line(["run", *(f"`{override}`" for override in heads)]), "|---|" + "---:|" * len(heads)]
+    for method, own in scores.items():
+        shown = {override: str(group.miou(table.target)) for override, group in own.items()}
+        best = max(own.values(), key=lambda group: group.miou(table.target).mean)
+        cells = [f"**{shown[o]}**" if own.get(o) is best else shown.get(o, "") for o in heads]
+        lines.append(_line([method, *cells]))
+    seeds = sorted({run.result.seed for group in table.groups for run in group.runs})
+    said = f"{setting.title}, {len(setting.results)} runs of {setting.steps} steps, seed {', '.join(map(str, seeds))}"
+    return "\n".join([_filled(f"{said}; the highest of each row in bold:"), "", *lines])
+
+
+def _value(override: str) -> tuple[float, str]:
+    """Sort overrides of one key by their numbers, those without last and by name."""
+    try:
+        return float(override.partition("=")[2]), ""
+    except ValueError:
+        return math.inf, override
 
 
 def _reference(setting: Setting) -> Group | None:
@@ -203,6 +242,14 @@ def _shared(rows: Iterable[str]) -> list[str]:
     """List the overrides in the names of all rows: they tell none from another."""
     parts = [row.split(",")[1:] for row in rows]
     return [part for part in parts[0] if len(parts) > 1 and all(part in own for own in parts)]
+
+
+def _unnamed(groups: Sequence[Group], rows: Iterable[str]) -> list[str]:
+    """List the overrides of all runs that change results though no row is named by them: a sweep's own settings."""
+    runs = [run.result.overrides for group in groups for run in group.runs]
+    named = {key_of(part) for row in rows for part in row.split(",")[1:]} | {"steps"}
+    own = [o for o in runs[0] if len(groups) > 1 and all(o in other for other in runs)]
+    return [o for o in own if changes_results(key_of(o)) and key_of(o).removeprefix("method.") not in named]
 
 
 def _check_alike(runs: Sequence[Run]) -> None:

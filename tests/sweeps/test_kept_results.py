@@ -156,6 +156,21 @@ def test_the_overview_marks_what_six_seeds_tell_from_the_row_to_compare_with(tmp
     assert "▼" not in text
 
 
+def test_a_sweep_over_one_key_has_a_column_for_each_value_and_says_what_all_of_its_runs_share(tmp_path: Path) -> None:
+    scores = {("dacs", "10"): 0.3, ("dacs", "2"): 0.5, ("mic", "2"): 0.4, ("mic", "10"): 0.45}
+    for (method, value), miou in scores.items():
+        given = [f"method={method}", "data.world_seed=7", f"optimizer.lr={value}", "trainer=gpu", "data.workers=0"]
+        result = invented(method, 0, miou, overrides=["seed=0", *given, "steps=400"])
+        write_result(tmp_path / "learning_rate" / "streets" / f"{method},optimizer.lr={value}" / "seed0.json", result)
+    said, _, head, _, *rows = overview(tmp_path).splitlines()[2:]
+    assert said.startswith("`data=streets`, `data.world_seed=7`, 4 runs of 400 steps, seed 0;")
+    assert head == "| run | `optimizer.lr=2` | `optimizer.lr=10` |"
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
+    shown = [[c.strip("*") == c for c in row[1:]] for row in cells]
+    assert [row[0] for row in cells] == ["dacs", "mic"]
+    assert shown == [[False, True], [True, False]]
+
+
 def test_rows_are_named_by_what_their_settings_are_however_the_command_line_spelt_it(tmp_path: Path) -> None:
     for text, spelt in (("none", "method.text=none"), ("file", "++method.text='file'")):
         for augment in (True, False):
