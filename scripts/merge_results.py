@@ -2,7 +2,7 @@
 
     python scripts/merge_results.py FOLDER [results]
 
-A result that is here already stays if it is the same; if it is another, both are named and nothing of it is copied.
+A result that is here already stays as it is; where the other machine's is another one, the first such pair is named.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ def merge(theirs: Path, ours: Path) -> tuple[int, int]:
         raise UserError(f"{theirs} holds no results: give the folder that is called results there")
     for path in found:
         read_stored(path)
-    other = [place for path, place in found.items() if place.exists() and not filecmp.cmp(path, place, shallow=False)]
+    other = [(p, place) for p, place in found.items() if place.exists() and not filecmp.cmp(p, place, shallow=False)]
     new = {path: place for path, place in found.items() if not place.exists()}
     for path, place in new.items():
         write_whole(place, path.read_bytes(), "make room")
     if other:
         raise UserError(
-            f"{len(new)} new results copied, but {len(other)} are here with another content, the first is {other[0]}: "
-            "compare them, and delete the one that is not to stay"
+            f"{len(new)} new results copied, but {len(other)} are here with another content, the first is "
+            f"{other[0][0]}, here {other[0][1]}: compare them, and delete the one that is not to stay"
         )
     return len(new), len(found) - len(new)
 

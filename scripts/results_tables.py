@@ -104,6 +104,7 @@ def settings(results: Path) -> list[Setting]:
 def _setting(sweep: str, data: str, rows: Mapping[str, Sequence[Run]]) -> Setting:
     base = base_rows().get(sweep, "")
     groups = _groups(rows, base)
+    _check_classes(groups)
     targets = dict.fromkeys(name for group in groups for run in group.runs for name in run.result.targets)
     seen = [
         _table(name, [g for g in groups if all(name in run.result.targets for run in g.runs)], base) for name in targets
@@ -153,7 +154,7 @@ def _key_of_values(setting: Setting) -> str | None:
 
 
 def _overview_of_values(setting: Setting, key: str) -> str:
-    """Tabulate the mIoU of methods, a column for each value of the key, the highest of a row in bold."""
+    """Tabulate the mIoU of methods, a column for each value of the key, the highest of a whole row in bold."""
     [table] = setting.tables
     scores: dict[str, dict[str, Group]] = {}
     for group in table.groups:
@@ -163,11 +164,11 @@ def _overview_of_values(setting: Setting, key: str) -> str:
     lines = [_line(["run", *(f"`{override}`" for override in heads)]), "|---|" + "---:|" * len(heads)]
     for method, own in scores.items():
         shown = {override: str(group.miou(table.target)) for override, group in own.items()}
-        best = max(own.values(), key=lambda group: group.miou(table.target).mean)
-        cells = [f"**{shown[o]}**" if own.get(o) is best else shown.get(o, "") for o in heads]
+        best = max(shown.values(), key=lambda score: float(score.partition(" ")[0])) if len(own) == len(heads) else None
+        cells = [f"**{shown[o]}**" if best and shown[o] == best else shown.get(o, "") for o in heads]
         lines.append(_line([method, *cells]))
-    seeds = sorted({run.result.seed for group in table.groups for run in group.runs})
-    said = f"{setting.title}, {len(setting.results)} runs of {setting.steps} steps, seed {', '.join(map(str, seeds))}"
+    seeds = sorted({_seeds(group) for group in table.groups})
+    said = f"{setting.title}, {len(setting.results)} runs of {setting.steps} steps, seeds of each: {', '.join(seeds)}"
     return "\n".join([_filled(f"{said}; the highest of each row in bold:"), "", *lines])
 
 
@@ -257,9 +258,21 @@ def _check_alike(runs: Sequence[Run]) -> None:
     first = runs[0]
     for run in runs[1:]:
         told = [{"steps": r.result.steps, "data": r.result.data} | r.result.settings for r in (first, run)]
-        keys = sorted(k for k in told[0].keys() & told[1].keys() if told[0][k] != told[1][k] and k != "seed")
+        own = ("seed", "init")  # a start may be the seed's own
+        keys = sorted(k for k in told[0].keys() & told[1].keys() if told[0][k] != told[1][k] and k not in own)
         if keys:
             raise UserError(f"{run.file} and {first.file} differ in {', '.join(keys[:3])}: one of them is out of date")
+
+
+def _check_classes(groups: Sequence[Group]) -> None:
+    """Raise UserError if rows are scored on other classes of a target: their means cannot be compared."""
+    first: dict[str, tuple[Run, object]] = {}
+    for run in (run for group in groups for run in group.runs):
+        for target, scores in run.result.targets.items():
+            told = (tuple(scores.per_class), tuple(scores.classes))
+            other, classes = first.setdefault(target, (run, told))
+            if classes != told:
+                raise UserError(f"{run.file} and {other.file} are scored on other classes: move one to another data=")
 
 
 def _filled(text: str) -> str:
@@ -370,8 +383,8 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def told(results: Path) -> str:
-    """Return the line of both pages that says which results they are of."""
-    digest, files = hashlib.sha256(), sorted(results.glob("*/*/*/seed*.json"))
+    """Return the line of both pages that says which results they are of, and which script wrote them."""
+    digest, files = hashlib.sha256(Path(__file__).read_bytes()), sorted(results.glob("*/*/*/seed*.json"))
     for path in files:
         digest.update(path.relative_to(results).as_posix().encode() + path.read_bytes())
     return f"<!-- {len(files)} results, sha256 {digest.hexdigest()} -->"

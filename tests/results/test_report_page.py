@@ -21,6 +21,7 @@ from uda_seg.results.page import build_section, latex, markdown, render, score_c
 from uda_seg.results.reading import Found, Run
 from uda_seg.results.result import Result, Start
 from uda_seg.results.tables import build_tables
+from uda_seg.results.writing import build_sections
 
 EVIL = "<script>alert('x')</script>"
 
@@ -49,6 +50,29 @@ def test_groups_are_averaged_over_seeds_and_compared_with_the_control():
     assert (rows["dacs"].interval.seeds, rows["dacs"].interval.images) == (3, 12)
     assert rows["dacs"].gap == pytest.approx(gain / (np.mean(values["oracle"]) - np.mean(values["source_only"])))
     assert rows["dacs"].interval.clear
+
+
+def test_the_gap_is_that_to_the_oracle_of_the_same_learning_rate():
+    def of(method, quality, rate):
+        result = invented(method, 0, quality)
+        return Run(replace(result, settings={**result.settings, "optimizer.lr": rate}), Path(f"{method}{rate}"))
+
+    control, lower, higher = of("source_only", 0.3, 1e-3), of("oracle", 0.8, 1e-3), of("oracle", 0.9, 2e-3)
+    [table] = build_tables([control, lower, higher])
+    [reference] = table.references()
+    assert table.oracle_of(reference).runs == [lower], "of several, the best one was chosen on labels"
+    [table] = build_tables([control, higher])
+    assert table.oracle_of(reference).runs == [higher], "the only one"
+    [table] = build_tables([control, higher, of("oracle", 0.9, 3e-3)])
+    assert table.oracle_of(reference) is None
+
+
+def test_a_name_to_compare_with_that_no_run_has_is_told(caplog):
+    found = Found([Run(invented(method, 0, 0.5), Path(method)) for method in ("source_only", "dacs", "mic")])
+    build_sections(found, {}, ["dcas", "dacs", "source_only", "optimizer.lr=0.001"], draws=2)
+    assert [record.getMessage() for record in caplog.records] == [
+        "report.against: no run has the method, label or setting dcas; nothing is compared with it"
+    ]
 
 
 def test_the_gap_is_that_to_an_oracle_of_as_many_steps():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -21,8 +22,19 @@ from uda_seg.config.schema import Config, resolved
 from uda_seg.errors import Damaged, Interrupted
 from uda_seg.results.result import write_result
 from uda_seg.runs.record import write_json
-from uda_seg.sweeps import benchmark
-from uda_seg.sweeps.benchmark import Job, begin, expected, is_finished, is_kept, keep, read_stored, row_of, table
+from uda_seg.sweeps import benchmark, launcher
+from uda_seg.sweeps.benchmark import (
+    Job,
+    begin,
+    expected,
+    is_finished,
+    is_kept,
+    keep,
+    read_stored,
+    row_of,
+    table,
+    without_scores,
+)
 from uda_seg.sweeps.launcher import said_of, write_kept
 from uda_seg.sweeps.workers import Workers, choose, claimed, ended_with
 
@@ -134,6 +146,23 @@ def test_a_run_in_a_folder_counts_for_what_it_was_begun_for(
     assert is_finished(now())
 
 
+def test_a_run_that_comes_back_after_one_that_was_to_replace_it_counts_for_what_it_is(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(make())
+    end(make())
+    earlier = (make().folder / "run.yaml").stat()
+    monkeypatch.setattr(benchmark, "NUMBERS", benchmark.NUMBERS + 1)
+    begin(make())
+    record(make())  # of the run that replaces it, which is killed before its first checkpoint
+    begin(make())
+    os.utime(make().folder / "run.yaml", ns=(earlier.st_atime_ns, earlier.st_mtime_ns))  # the next one gives it back
+    assert not is_finished(make())
+    assert "overwrite=true" in Workers(1, 1).command(make())
+    begin(make())
+    assert not is_finished(make())
+
+
 def test_a_result_that_is_damaged_or_of_other_settings_is_not_kept(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -224,10 +253,18 @@ def test_a_file_that_is_no_result_is_trained_again_and_never_taken(
         (["method=dacs", "data.rare_class.enabled=False"], "dacs,data.rare_class.enabled=false"),
         (["method=dacs", "data.merge={a:[road]}", "data.target.custom.label_map={1:a}", "data.name=mine"], "dacs"),
         (["method=lcmsm", "method.text_file=/here/clip.npz"], "lcmsm,text_file=clip.npz"),
+        (["method=dacs", "model.compile=true", "data.eval_classes=16"], "dacs,data.eval_classes=16"),
     ],
 )
 def test_a_row_is_named_by_its_method_and_by_what_changes_results(overrides: list[str], row: str) -> None:
-    assert row_of("lcmsm" if "method=lcmsm" in overrides else "dacs", overrides, ()) == row
+    custom = any("custom" in override for override in overrides)
+    assert row_of("lcmsm" if "method=lcmsm" in overrides else "dacs", overrides, (), custom) == row
+
+
+def test_how_a_network_is_executed_makes_no_other_run(make: Make) -> None:
+    job = make()
+    model = {**job.config.model, "compile": True, "channels_last": True}
+    assert make(model=model).digest == job.digest != make(steps=job.config.steps + 1).digest
 
 
 @pytest.fixture
@@ -356,6 +393,44 @@ def test_time_is_expected_from_the_nearest_jobs_that_were_timed(make: Make) -> N
     assert expected([mic], took) == 20.0
     assert expected([night], took) == 50.0
     assert expected([make("other")], took) == 30.0
+
+
+def test_scores_that_kept_results_lack_are_told(make: Make, tmp_path: Path) -> None:
+    asking = replace(make().config.evaluator, label_free=["infomax", "snd"])
+    jobs = [make(seed=seed, evaluator=asking) for seed in (0, 1)]
+    for job, scores in zip(jobs, ({"label_free/infomax": 0.5}, {}), strict=True):
+        end(job)
+        content = {"run": "x", "miou": 0.5, "validations": [{"targets": {"target": scores}}]}
+        (job.folder / "result.json").write_text(json.dumps(content))
+        keep(job)
+    assert without_scores(jobs) == {"infomax": 1, "snd": 2}
+
+
+@pytest.mark.parametrize(("threads", "at_once"), [("auto", 8), (2, 8), (16, 4), (128, 1)])
+def test_a_gpu_is_shared_by_as_many_runs_as_fit_it_and_the_cores(
+    make: Make, monkeypatch: pytest.MonkeyPatch, threads: object, at_once: int
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(launcher, "cores", lambda: 64)
+    jobs = [make(seed=seed, trainer=replace(make().config.trainer, accelerator="gpu")) for seed in range(9)]
+    assert launcher._division(jobs, "auto", threads)[0] == at_once
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error"),
+    [
+        (["seed=0,abc"], r"seed=abc: give whole numbers from 0 to 2\*\*32 - 1"),
+        (["seed=0,-1"], r"seed=-1: give whole numbers"),
+        (["seed=0,0"], r"streets/dacs/seed0.json: give each value once"),
+        (["seed=0", "model.compile=false,true"], "names do not tell values of model.compile apart; give one of them"),
+        (["seed=0", "hydra.launcher.name=gpu/night"], "hydra.launcher.name=gpu/night: give the name of one folder"),
+    ],
+)
+def test_jobs_that_cannot_be_kept_are_refused(cli: Callable[..., Any], overrides: list[str], error: str) -> None:
+    given = ("-m", "sweep=benchmark", "data=streets", "method=dacs", "hydra.launcher.results=kept", *overrides)
+    refused = cli(train.main, *given)
+    assert refused.code == 1
+    assert re.search(error, refused.err)
 
 
 def test_the_division_of_cores_is_the_one_that_trains_most_images() -> None:

@@ -82,7 +82,8 @@ def test_results_of_another_machine_are_brought_in_and_none_is_overwritten(tmp_p
     assert MERGE(theirs, ours) == (0, 2)
     mine = keep(ours, "dacs", 1, 0.7).read_bytes()
     keep(theirs, "mic", 0, 0.4)
-    with pytest.raises(UserError, match=r"1 new results copied, but 1 are here with another content.*dacs/seed1.json"):
+    said = r"1 new results copied, but 1 are here with another content.*theirs/.*/seed1.json, here .*ours/.*/seed1.json"
+    with pytest.raises(UserError, match=said):
         MERGE(theirs, ours)
     assert (ours / "benchmark/streets/dacs/seed1.json").read_bytes() == mine
     assert (ours / "benchmark/streets/mic/seed0.json").is_file()
@@ -157,18 +158,18 @@ def test_the_overview_marks_what_six_seeds_tell_from_the_row_to_compare_with(tmp
 
 
 def test_a_sweep_over_one_key_has_a_column_for_each_value_and_says_what_all_of_its_runs_share(tmp_path: Path) -> None:
-    scores = {("dacs", "10"): 0.3, ("dacs", "2"): 0.5, ("mic", "2"): 0.4, ("mic", "10"): 0.45}
+    scores = {("dacs", "10"): 0.3, ("dacs", "2"): 0.5, ("mic", "2"): 0.4, ("mic", "10"): 0.45, ("oracle", "2"): 0.9}
     for (method, value), miou in scores.items():
         given = [f"method={method}", "data.world_seed=7", f"optimizer.lr={value}", "trainer=gpu", "data.workers=0"]
         result = invented(method, 0, miou, overrides=["seed=0", *given, "steps=400"])
         write_result(tmp_path / "learning_rate" / "streets" / f"{method},optimizer.lr={value}" / "seed0.json", result)
     said, _, head, _, *rows = overview(tmp_path).splitlines()[2:]
-    assert said.startswith("`data=streets`, `data.world_seed=7`, 4 runs of 400 steps, seed 0;")
+    assert said.startswith("`data=streets`, `data.world_seed=7`, 5 runs of 400 steps, seeds of each: 1 †;")
     assert head == "| run | `optimizer.lr=2` | `optimizer.lr=10` |"
     cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
     shown = [[c.strip("*") == c for c in row[1:]] for row in cells]
-    assert [row[0] for row in cells] == ["dacs", "mic"]
-    assert shown == [[False, True], [True, False]]
+    assert [row[0] for row in cells] == ["dacs", "mic", "oracle"]
+    assert shown == [[False, True], [True, False], [True, True]], "of one value alone, none is the highest"
 
 
 def test_rows_are_named_by_what_their_settings_are_however_the_command_line_spelt_it(tmp_path: Path) -> None:
@@ -195,6 +196,23 @@ def test_an_ablation_without_its_base_row_says_so_and_a_row_of_several_settings_
         details(tmp_path)
 
 
+def test_rows_that_are_scored_on_other_classes_are_refused(tmp_path: Path) -> None:
+    keep(tmp_path, "dacs", 0, 0.5)
+    place = keep(tmp_path, "mic", 0, 0.4)
+    scores = {"a": TargetScores(0.4, {"road": 0.4, "sky": 0.4}, ["road", "sky"])}
+    write_result(place, replace(read_result(place), targets=scores))
+    with pytest.raises(UserError, match=r"mic/seed0.json and .*dacs/seed0.json are scored on other classes"):
+        overview(tmp_path)
+
+
+def test_seeds_with_starts_of_their_own_are_one_row(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        result = invented("dacs", seed, 0.5)
+        own = replace(result, settings={**result.settings, "init": f"seed{seed}/last.ckpt"})
+        write_result(tmp_path / "benchmark" / "streets" / "dacs" / f"seed{seed}.json", own)
+    assert "| dacs | 2 † |" in overview(tmp_path)
+
+
 def params_of(sweep: str) -> Mapping[str, Any]:
     content = yaml.safe_load((CONF / "sweep" / f"{sweep}.yaml").read_text())
     params: Mapping[str, Any] = content["hydra"]["sweeper"]["params"]
@@ -207,6 +225,14 @@ def test_every_base_row_is_one_that_its_sweep_trains() -> None:
     for sweep, base in base_rows().items():
         for key, value in (override.split("=") for override in base.split()):
             assert value in str(params_of(sweep)[key]).split(","), f"{sweep}: {key}={value}"
+
+
+def test_a_sweep_of_the_user_need_not_have_a_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sweep").mkdir()
+    for name, content in (("empty", ""), ("bare", "steps: 3"), ("own", "hydra: {launcher: {base: steps=3}}")):
+        (tmp_path / "sweep" / f"{name}.yaml").write_text(content)
+    monkeypatch.setattr("uda_seg.config.base_rows.CONF", tmp_path)
+    assert base_rows() == {"own": "steps=3"}
 
 
 def test_kept_results_are_of_the_sweep_whose_folder_they_lie_in() -> None:

@@ -50,8 +50,12 @@ class Table:
         Args:
             against: methods, labels, or overrides separated by blanks, of which a group has to have all.
         """
-        named = [group for said in (self.base, *against) if said for group in self.groups if _is_named(group, said)]
+        named = [group for said in (self.base, *against) if said for group in self.named(said)]
         return list({group.label: group for group in [*named, *self.controls]}.values())
+
+    def named(self, said: str) -> list[Group]:
+        """List the groups of a method, a label, or overrides separated by blanks."""
+        return [group for group in self.groups if _is_named(group, said)]
 
     @property
     def controls(self) -> list[Group]:
@@ -59,10 +63,15 @@ class Table:
         return [group for group in self.groups if group.first.method in CONTROLS]
 
     def oracle_of(self, reference: Group) -> Group | None:
-        """Find the group that was trained on the target's labels with a reference's network and steps."""
+        """Find the group that was trained on the target's labels with a reference's network, steps and learning rate.
+
+        An oracle of another learning rate counts if it is the only one: of several, the best were chosen on labels.
+        """
         told = (reference.first.model, reference.first.steps)
-        found = (g for g in self.groups if g.first.method == ORACLE and (g.first.model, g.first.steps) == told)
-        return next(found, None)
+        found = [g for g in self.groups if g.first.method == ORACLE and (g.first.model, g.first.steps) == told]
+        rate = reference.first.settings.get("optimizer.lr")
+        alike = [group for group in found if group.first.settings.get("optimizer.lr") == rate]
+        return alike[0] if alike else found[0] if len(found) == 1 else None
 
 
 def _is_named(group: Group, said: str) -> bool:

@@ -26,7 +26,11 @@ def build_sections(
         against: methods, labels or overrides of rows that the others are compared with, besides these and all controls.
         draws: bootstrap samples of an interval.
     """
-    return [build_section(table, against, draws) for table in build_tables(found.runs, bases)]
+    tables = build_tables(found.runs, bases)
+    for said in against:
+        if said not in CONTROLS and not any(table.named(said) for table in tables):
+            log.warning("report.against: no run has the method, label or setting %s; nothing is compared with it", said)
+    return [build_section(table, against, draws) for table in tables]
 
 
 def write_report(out: Path, title: str, found: Found, sections: Sequence[Section], draws: int = DRAWS) -> Path:

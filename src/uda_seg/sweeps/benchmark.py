@@ -15,6 +15,7 @@ import math
 import os
 import re
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +26,7 @@ from uda_seg.config.naming import changes_results, variant
 from uda_seg.config.schema import Config, key_of, resolved
 from uda_seg.errors import Damaged, UserError
 from uda_seg.evaluation.tables import ABSENT, Spread, Table
+from uda_seg.results.choosing import LABEL_FREE
 from uda_seg.runs.checkpoint import settings_of
 from uda_seg.runs.contents import RECORD, record_of, same_run
 from uda_seg.runs.record import depth_maps, digests_of_files
@@ -38,6 +40,8 @@ log = logging.getLogger(__name__)
 NUMBERS = 1
 KEY = "benchmark"  # of what is added to a run's result
 _OF_SETTING = re.compile(r"^data\.(name|merge|class_set|classes|eval_classes)$|^data\..*\.(dataset|custom)(\.|$)")
+# How a network is executed, which names of rows do not tell: runs count as the same as with the defaults.
+_EXECUTION = {"model.compile": False, "model.compile_backend": "inductor", "model.channels_last": False}
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +72,7 @@ class Job:
         """Digest of what the result depends on: settings, contents of files, places of depth maps, and `NUMBERS`."""
         files = digests_of_files(self.config)
         settings = settings_of(resolved(self.config), moved=True) | depth_maps(self.config)
-        known = {key: files.get(key, value) for key, value in settings.items()}
+        known = {key: files.get(key, _EXECUTION.get(key, value)) for key, value in settings.items()}
         content = json.dumps([NUMBERS, known], sort_keys=True, default=str)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -83,14 +87,15 @@ class Job:
         return self.folder.with_name(f"{self.folder.name}.job")
 
 
-def row_of(method: str, overrides: Sequence[str], fixed: Iterable[str]) -> str:
+def row_of(method: str, overrides: Sequence[str], fixed: Iterable[str], custom: bool = False) -> str:
     """Name a row by its method and the overrides that change results, except `fixed` ones, which all rows share.
 
     Hardware and locations of data are left out, and of absolute paths only the last part is named, so that rows of
-    several machines have the same names. Options of the method are named without `method.`. What describes custom data
-    is left out, as all rows of a setting share it.
+    several machines have the same names. Options of the method are named without `method.`. What describes `custom`
+    data is left out, as all rows of a setting share it.
     """
-    own = [o for o in overrides if key_of(o) not in fixed and not _OF_SETTING.search(key_of(o))]
+    fixed = {*fixed, "data.name"}  # the folder of the setting
+    own = [o for o in overrides if key_of(o) not in fixed and not (custom and _OF_SETTING.search(key_of(o)))]
     named = [o if "=/" not in o else f"{key_of(o)}={Path(o).name}" for o in own if changes_results(key_of(o))]
     network = [f",{o}" for o in own if key_of(o) == "model"]
     row = [o.lstrip("+").removeprefix("method.") for o in named]
@@ -123,6 +128,17 @@ def is_finished(job: Job) -> bool:
     return True
 
 
+def without_scores(jobs: Sequence[Job]) -> dict[str, int]:
+    """Count the kept results that lack a score without labels which their job asks for, by its name."""
+    missing: Counter[str] = Counter()
+    for job in jobs:
+        with contextlib.suppress(Damaged, UserError, TypeError, AttributeError, KeyError, IndexError):
+            last = read_stored(job.stored)["validations"][-1]["targets"].values()
+            scored = {key for scores in last for key in scores}
+            missing.update(score for score in job.config.evaluator.label_free if f"{LABEL_FREE}{score}" not in scored)
+    return dict(missing)
+
+
 def is_kept(job: Job) -> bool:
     """Return whether a job's result is kept by now, which another process may have done."""
     with contextlib.suppress(Damaged, UserError):
@@ -131,9 +147,14 @@ def is_kept(job: Job) -> bool:
 
 
 def begin(job: Job) -> None:
-    """Note beside the folder which run will be in it, before it is there, and which one it is to replace."""
-    replaced = {"record": _changed(job), "run": _noted(job)} if record_of(job.folder) else None
-    write_text(job.marker, json.dumps({"run": job.identity, "replaces": replaced}) + "\n")
+    """Note beside the folder which run will be in it, before it is there, and which others it is to replace.
+
+    Earlier notes stay: a run that ends before its first checkpoint gives the folder back to the one before it.
+    """
+    known = {"record": _changed(job), "run": _noted(job)} if record_of(job.folder) else None
+    others = {other["record"]: other for other in (*_replaced(job), *([known] if known else []))}
+    replaces = [other for other in others.values() if other["run"] != job.identity]
+    write_text(job.marker, json.dumps({"run": job.identity, "replaces": replaces}) + "\n")
 
 
 def is_in_folder(job: Job) -> bool:
@@ -153,13 +174,20 @@ def is_in_folder(job: Job) -> bool:
 def _noted(job: Job) -> Any:
     """Read which run is in the folder; None if that is not known.
 
-    It is the noted one, or, as long as the record has not changed since, the one that was to be replaced.
+    It is the noted one, or, where the record is still that of a run that was to be replaced, that one.
     """
     with contextlib.suppress(Damaged, UserError, TypeError, KeyError):
-        note = read_json(job.marker, "")
-        replaced = note["replaces"]
-        return replaced["run"] if replaced and replaced["record"] == _changed(job) else note["run"]
+        found = (other["run"] for other in _replaced(job) if other["record"] == _changed(job))
+        return next(found, read_json(job.marker, "")["run"])
     return None
+
+
+def _replaced(job: Job) -> list[dict[str, Any]]:
+    """Read the runs that those noted for the folder were to replace, with the times of their records."""
+    with contextlib.suppress(Damaged, UserError, TypeError, KeyError):
+        replaced = read_json(job.marker, "")["replaces"] or []
+        return [{"record": other["record"], "run": other["run"]} for other in replaced]
+    return []
 
 
 def _changed(job: Job) -> int | None:

@@ -20,7 +20,7 @@ from uda_seg.errors import UserError
 from uda_seg.errors.ending import fail
 from uda_seg.results.reading import find_results
 from uda_seg.results.writing import build_sections, write_report
-from uda_seg.sweeps.benchmark import Job, is_finished, row_of, table
+from uda_seg.sweeps.benchmark import Job, is_finished, row_of, table, without_scores
 from uda_seg.sweeps.combinations import one_at_a_time
 from uda_seg.sweeps.speed import images_per_second
 from uda_seg.sweeps.workers import Workers, budget, choose
@@ -66,8 +66,9 @@ def launch(
         limit = None if minutes is None else _number("minutes", minutes, float)
         _refuse_batches(config)
         own = one_at_a_time(overrides, around, base)
-        jobs = jobs_of(loader, config, own, Path(results) / name, swept_in(overrides))
+        jobs = jobs_of(loader, config, own, Path(results) / _folder_name(name), swept_in(overrides))
         left = [job for job in jobs if not is_finished(job)]
+        _say_what_is_missing([job for job in jobs if job not in left])
         at_once, each = _division(left, processes, threads)
         log.info("%s: %s", name, budget(jobs, left, at_once, each))
         workers = Workers(at_once, each, limit, _more(config))
@@ -80,6 +81,20 @@ def launch(
         fail(error)
     _conclude(len(late), len(jobs), workers.failed)
     return []
+
+
+def _folder_name(name: str) -> str:
+    if name in ("", ".", "..") or Path(name).name != name:
+        raise UserError(f"hydra.launcher.name={name}: give the name of one folder, without /")
+    return name
+
+
+def _say_what_is_missing(kept: Sequence[Job]) -> None:
+    """Tell of kept results without scores that are asked for: a score does not change what is trained."""
+    for score, count in without_scores(kept).items():
+        log.info(
+            "%d kept results have no %s (evaluator.label_free); those that you delete are made again", count, score
+        )
 
 
 def _conclude(late: int, jobs: int, failed: Mapping[Job, str]) -> None:
@@ -155,20 +170,35 @@ def jobs_of(
             composed[without] = tree, _parsed(tree)
             _refuse_parts(composed[without][1])
         tree, settings = composed[without]
-        seed = next((int(o.partition("=")[2]) for o in own if key_of(o) == "seed"), settings.seed)
+        seed = next((_seed(o) for o in own if key_of(o) == "seed"), settings.seed)
         tree.seed = seed
         HydraConfig.instance().set_config(tree)
-        row = row_of(tree.hydra.runtime.choices["method"], own, fixed)
-        name = Path(settings.data.name, row, f"seed{seed}")
-        place, folder = results / f"{name}.json", Path(str(tree.hydra.sweep.dir)) / name
         if (data := repr(settings.data)) not in files:
             files[data] = digest_of_own_files(settings.data)
+        row = row_of(tree.hydra.runtime.choices["method"], own, fixed, custom=bool(files[data]))
+        name = Path(settings.data.name, row, f"seed{seed}")
+        place, folder = results / f"{name}.json", Path(str(tree.hydra.sweep.dir)) / name
         job = Job(tuple(own), replace(settings, seed=seed), folder, place, files[data])
         if place in found:
-            raise UserError(f"two jobs would both be kept as {place}: give each value once")
+            raise UserError(f"two jobs would both be kept as {place}: {_told_apart(found[place].overrides, own)}")
         found[place] = job
     HydraConfig.instance().set_config(config)
     return list(found.values())
+
+
+def _seed(override: str) -> int:
+    value = override.partition("=")[2]
+    if not value.isdecimal() or int(value) >= 2**32:
+        raise UserError(f"{override}: give whole numbers from 0 to 2**32 - 1")
+    return int(value)
+
+
+def _told_apart(first: Sequence[str], second: Sequence[str]) -> str:
+    """Say how two jobs of one name may be told apart."""
+    keys = sorted({key_of(override) for override in {*first} ^ {*second}})
+    if not keys:
+        return "give each value once"
+    return f"names do not tell values of {', '.join(keys)} apart; give one of them, or files with different names"
 
 
 def _depends_on_seed(tree: DictConfig) -> bool:
@@ -194,10 +224,10 @@ def _division(left: Sequence[Job], processes: Any, threads: Any) -> tuple[int, i
 
     at_once = None if processes == "auto" else _number("processes", processes, int)
     each = None if threads == "auto" else _number("threads", threads, int)
-    if at_once is None and each is None and len(left) > 1:
+    if at_once is None and len(left) > 1:
         if torch.cuda.is_available() and left[0].config.trainer.accelerator in ("auto", "gpu", "cuda"):
-            at_once = min(ON_GPU, cores())
-        else:
+            at_once = min(ON_GPU, max(1, cores() // (each or 1)))
+        elif each is None:
             at_once, each = choose(cores(), images_per_second)
     at_once = at_once or max(1, cores() // (each or cores()))
     return at_once, each or max(1, cores() // at_once)

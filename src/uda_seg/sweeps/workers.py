@@ -167,7 +167,7 @@ def claimed(job: Job) -> ExitStack | None:
         UserError: the folder of runs cannot be written.
     """
     name = f".{job.folder.name}.lock"
-    claim = FolderLock(job.folder.parent, Owner("a benchmark"), "train other runs here", name)
+    claim = FolderLock(job.folder.parent, Owner("a benchmark"), "choose another folder with hydra.sweep.dir=", name)
     closing = ExitStack()
     for again in (True, False):  # the other one may give it back in between
         try:
