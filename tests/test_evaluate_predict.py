@@ -294,6 +294,31 @@ def test_data_given_now_replaces_all_that_an_experiment_says_of_its_own():
     assert configured(*replay(said, ["data=cs2acdc"])).method["entropy_weight"] == 0.1
 
 
+def test_windows_of_the_training_crops_size_stay_so_in_other_commands():
+    overrides = ["evaluator=slide_crop", "data=gta2cs", "data.crop=[256,384]"]
+    trained = configured(*overrides)
+    said = checkpoint_of("data.crop=[256,384]", evaluator="slide_crop", data="gta2cs")
+    windows = [f"evaluator.window={trained.evaluator.window}", f"evaluator.stride={trained.evaluator.stride}"]
+    for kind in (EvaluateConfig, PredictConfig):
+        now = configured(*replay(said, [], kind), kind=kind)
+        assert (now.evaluator.window, now.evaluator.stride) == ([256, 384], [128, 192])
+        said["uda_seg"]["overrides"] += windows  # as `describe` adds them
+        now = configured(*replay(said, ["data=cs2acdc"], kind), kind=kind)
+        assert now.evaluator.window == [256, 384] != now.data.crop
+        now = configured(*replay(said, ["evaluator=slide"], kind), kind=kind)
+        assert now.evaluator.window == configured("evaluator=slide").evaluator.window
+
+
+def test_scores_of_another_network_or_evaluator_have_a_folder_of_their_own(tmp_path):
+    def folder(path, *given):
+        return evaluate._variant(Path(path), given)
+
+    same = ("checkpoint=x", "data=here", "data.name=y", "evaluator.teacher=true", "trainer=cpu")
+    assert folder("x/last.ckpt", *same) == ""
+    assert folder("x/best.ckpt", "evaluator=multi_scale") == ",best,evaluator=multi_scale"
+    assert folder("x/last.ckpt", "data.validation.target.split=test") == ",data.validation.target.split=test"
+
+
 def test_values_of_an_experiment_are_read_back_by_hydra():
     overrides = replay(checkpoint_of(experiment="bicl_gta2cs", method="bicl"), [])[1:-1]
     read = {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(overrides)}

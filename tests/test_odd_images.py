@@ -17,7 +17,8 @@ from data.trees import noise, save
 from uda_seg import predict, train
 from uda_seg.config.commands import PredictConfig
 from uda_seg.data.images import read_image
-from uda_seg.errors import UserError
+from uda_seg.data.integrity import check_image_file
+from uda_seg.errors import Damaged, UserError
 from uda_seg.prediction import outputs
 from uda_seg.prediction.inputs import input_bits, named_images, picture_names
 from uda_seg.runs.trained import TrainedSegmentor
@@ -190,6 +191,62 @@ def test_what_is_finished_is_kept_and_other_settings_are_refused(predicted, tmp_
     assert "overwrite=true: 20 files predicted by evaluator.flip=False (now True) are removed" in caplog.text
     assert set(again) == set(first)
     assert not list((tmp_path / "out/npz").iterdir())
+
+
+def test_files_that_come_between_two_calls_are_not_replaced_either(predicted, tmp_path):
+    """Of a kind that was not asked for before, of an image that is new, and where the journal is lost."""
+    save(tmp_path / "in/a.png", noise(1))
+    label = tmp_path / "out/labelIds/a.png"
+    assert predicted(tmp_path / "in", "predict.outputs=[overlay]")[1] == ""
+    save(label, noise(4))
+    said = predicted(tmp_path / "in", "predict.outputs=[ids]")[1]
+    assert said.startswith(f"output={tmp_path / 'out'} has labelIds/a.png of other origin: choose another output=")
+    label.unlink()
+    assert predicted(tmp_path / "in", "predict.outputs=[ids]")[1] == ""
+    save(tmp_path / "in/b.png", noise(2))
+    save(tmp_path / "out/labelIds/b.png", noise(5))
+    assert "has labelIds/b.png of other origin" in predicted(tmp_path / "in", "predict.outputs=[ids]")[1]
+    assert np.array_equal(read_image(tmp_path / "out/labelIds/b.png"), noise(5))
+    (tmp_path / "out/predict.jsonl").write_text("")
+    said = predicted(tmp_path / "in", "predict.outputs=[ids]")[1]
+    assert "has labelIds/a.png and 1 more files of other origin" in said
+
+
+def test_files_that_a_killed_call_has_begun_are_its_own(predicted, tmp_path):
+    save(tmp_path / "in/a.png", noise(1))
+    assert predicted(tmp_path / "in", "predict.outputs=[ids]")[1] == ""
+    journal = tmp_path / "out/predict.jsonl"
+    settings, begun, finished = journal.read_text().splitlines()
+    assert "begun" in json.loads(begun)
+    journal.write_text(f"{settings}\n{begun}\n{finished[:9]}")
+    assert predicted(tmp_path / "in", "predict.outputs=[ids]")[1] == ""
+    assert [next(iter(json.loads(line))) for line in journal.read_text().splitlines()] == [
+        "settings",
+        "begun",
+        "begun",
+        "name",
+    ]
+
+
+def test_earlier_predictions_below_the_images_are_left_out(predicted, tmp_path, caplog):
+    save(tmp_path / "in/a.png", noise(1))
+    (tmp_path / "in/deep").mkdir()
+    for out in ("in/first", "in/deep/second"):
+        assert predicted(tmp_path / "in")[1] == ""
+        (tmp_path / "out").rename(tmp_path / out)
+    kept = {tmp_path / "in/a.png": Path("a.png")}
+    assert named_images(tmp_path / "in", tmp_path / "out") == kept
+    assert f"left out of {tmp_path / 'in'}, being earlier predictions: deep/second, first" in caplog.text
+    assert named_images(tmp_path / "in/**/*.png", tmp_path / "out") == kept
+    assert len(named_images(tmp_path / "in/first/colour", tmp_path / "out")) == 1
+
+
+def test_a_raw_photograph_is_told_as_one(tmp_path):
+    (tmp_path / "a.dng").write_bytes(b"II*\0" + bytes(60))
+    with pytest.raises(UserError, match=r"a\.dng is a raw photograph, which is not read: develop it"):
+        named_images(tmp_path / "a.dng", tmp_path / "out")
+    with pytest.raises(Damaged, match=r"a\.dng is a raw photograph, which is not read: develop it"):
+        check_image_file(tmp_path / "a.dng")
 
 
 def test_nothing_of_others_is_replaced_unasked(predicted, tmp_path, caplog):

@@ -2,8 +2,9 @@
 
 The network is the checkpoint's; `data=` replaces only the data, `evaluator.teacher=true` also scores the EMA teacher,
 and `evaluator=multi_scale` uses six scales and flips. Table, scores and confusion matrices are written to
-`<run>/evaluation/<data>`. `checkpoint=` may also be a published network, a folder or `hub:owner/repository`; its
-results are written to `outputs/evaluation`.
+`<run>/evaluation/<data>`; the folder also names another checkpoint than the last, and options that change scores.
+`checkpoint=` may also be a published network, a folder or `hub:owner/repository`; its results are written to
+`outputs/evaluation`.
 
 `submission=cityscapes` (or acdc, darkzurich, bdd100k) does not score and reads no labels: it writes the predictions of
 `data.validation` in the format of that benchmark's test server, and an archive to submit. An interrupted call can be
@@ -15,8 +16,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,13 +28,15 @@ import pytorch_lightning as pl
 from uda_seg.cli.arguments import as_override, given_path
 from uda_seg.cli.command import run
 from uda_seg.config.commands import EvaluateConfig
-from uda_seg.config.naming import plain_name
+from uda_seg.config.naming import changes_results, plain_name, variant
 from uda_seg.config.replay import replay
+from uda_seg.config.schema import key_of
 from uda_seg.data.datamodule import UDADataModule
 from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.domains import open_domain
 from uda_seg.data.loading import bound_workers, choose_workers
 from uda_seg.data.parallel import cores
+from uda_seg.data.parts import validation_parts
 from uda_seg.data.readers import resize_of
 from uda_seg.data.settings import DomainSettings
 from uda_seg.errors import UserError
@@ -47,12 +51,15 @@ from uda_seg.methods.source_only import SourceOnly
 from uda_seg.runs.build import build_data, build_module, quiet_lightning
 from uda_seg.runs.checkpoint import device_precision, load_trained, read_checkpoint
 from uda_seg.runs.folder import alone_in
-from uda_seg.runs.published import results_of, title_of, weights_of
+from uda_seg.runs.published import is_published, results_of, title_of, weights_of
 from uda_seg.runs.record import write_json
 from uda_seg.storage.files import remove_parts, save_png, write_text
 from uda_seg.visualize.pictures import confusion_heat
 
 USAGE = "python -m uda_seg.evaluate checkpoint=<run>/checkpoints/last.ckpt"
+
+# Keys that the folder of the results names, or that do not change scores.
+_NOT_SCORED_OTHERWISE = re.compile(r"^submission$|^data\.(name|val_batch|class_set|classes)$|\.custom(\.|$)")
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +72,16 @@ def main() -> None:
 def expand(given: list[str]) -> list[str]:
     """Add the checkpoint's configuration below the given overrides, and write results to the checkpoint's run."""
     path = given_path(given, "checkpoint", USAGE)
-    folder = results_of(path)
     replayed = replay(read_checkpoint(path), given, EvaluateConfig)
-    # Evaluation does not crop, so a crop cannot be too large for other data.
-    return [as_override("hydra.run.dir", str(folder), "/${plain_name:${data.name}}"), *replayed, "data.crop=[1,1]"]
+    place = "/${plain_name:${data.name}}" + _variant(path, given)
+    return [as_override("hydra.run.dir", str(results_of(path)), place), *replayed]
+
+
+def _variant(path: Path, given: Sequence[str]) -> str:
+    """Name another checkpoint than the last and options that change scores, so that none replace those of others."""
+    own = [o for o in given if changes_results(key_of(o)) and not _NOT_SCORED_OTHERWISE.search(key_of(o))]
+    name = "" if is_published(path) or path.stem == "last" else f",{plain_name(path.stem)}"
+    return (name + variant(own)).replace("$", "_")  # no interpolation
 
 
 def evaluate(config: EvaluateConfig, folder: Path) -> float:
@@ -89,10 +102,12 @@ def evaluate(config: EvaluateConfig, folder: Path) -> float:
 
 def score(config: EvaluateConfig, folder: Path, path: Path, content: Mapping[str, Any]) -> float:
     """Score the checkpoint, print and write the results, and return the mIoU, in [0, 1]."""
-    if not config.data.validation:
+    if not validation_parts(config.data):
+        said = "is empty" if not config.data.validation else f"({', '.join(config.data.validation)}) has no labels"
         raise UserError(
-            "data.validation is empty: there are no labelled images to score on; give data= of a pair that has some, "
-            "or +data.validation.NAME.dataset=... and +data.validation.NAME.root=..."
+            f"data.validation {said}: there are no labelled images to score on; say where labels lie "
+            "(data.validation.NAME.custom.labels=...), give data= of a pair that has some, or add "
+            "+data.validation.NAME.dataset=... and +data.validation.NAME.root=..."
         )
     refuse_unlabelled(config.data)
     data = build_data(config)
@@ -144,6 +159,8 @@ def columns(scorer: UDAModule) -> dict[str, Scores]:
 
 def show(found: Mapping[str, Scores], folder: Path, title: str) -> None:
     """Print the table, and write it, the scores and a confusion matrix per column."""
+    for earlier in folder.glob("confusion_*.png"):  # perhaps also of the teacher
+        earlier.unlink()
     table = class_table(found, title)
     table.show()
     write_text(folder / "scores.md", table.markdown())
@@ -182,7 +199,7 @@ def made_by(config: EvaluateConfig, path: Path, domain: DomainSettings, suffix: 
         "submission": config.submission,
         "precision": device_precision(config.trainer.precision, config.trainer.accelerator),
         "evaluator": {key: value for key, value in asdict(config.evaluator).items() if key not in ("times", "teacher")},
-        "images": {**asdict(domain), "count": None},
+        "images": {**asdict(domain), "count": None, "root": None},
     }
 
 

@@ -65,6 +65,19 @@ def test_photographs_are_read_as_they_are_shown(tmp_path, kind, orientation):
     assert check_image_file(file) == (6, 10)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_avif_is_read_as_it_is_shown(tmp_path, orientation):
+    """Its container turns it; so do PIL, which writes that, and the oracle."""
+    shown = np.kron(noise(1, (3, 5)), np.ones((16, 16, 1), np.uint8))  # blocks, which compression leaves alone
+    try:
+        save_turned(tmp_path / "a.avif", shown, orientation, quality=100, subsampling="4:4:4")
+    except (KeyError, OSError):
+        pytest.skip("this PIL writes no AVIF")
+    assert np.abs(np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "a.avif")), int) - shown).mean() < 4
+    assert np.abs(read_image(tmp_path / "a.avif").astype(int) - shown).mean() < 4
+    assert check_image_file(tmp_path / "a.avif") == (48, 80)
+
+
 @pytest.mark.parametrize("orientation", [0, 9])
 def test_an_orientation_that_is_none_is_upright(tmp_path, orientation):
     exif = Image.Exif()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,22 @@ def test_it_is_the_same_elsewhere_and_another_with_other_files(root: Path) -> No
         now = digest_of_own_files(settings(moved))
         assert now not in found
         found.add(now)
+
+
+@pytest.mark.parametrize("way", ["oracle", "labelled"])
+def test_labels_of_the_target_count_where_they_are_trained_on(root: Path, way: str) -> None:
+    def now() -> str:
+        said = settings(root)
+        assert said.target is not None
+        labelled = said if way == "oracle" else replace(said, target=replace(said.target, labelled=1))
+        return digest_of_own_files(labelled, seed=3, target_labels=way == "oracle")
+
+    (root / "labels/train").mkdir()
+    written(root / "labels/train/x.png", np.eye(8, dtype=np.uint8))
+    first, without = now(), digest_of_own_files(settings(root))
+    written(root / "labels/train/x.png", 1 - np.eye(8, dtype=np.uint8))
+    assert now() != first
+    assert digest_of_own_files(settings(root)) == without, "no other method reads them"
 
 
 def written(file: Path, label: NDArray[np.uint8]) -> None:

@@ -37,6 +37,8 @@ def describe(config: Config) -> dict[str, Any]:
             # Interpolations may refer to this machine's environment, so their values are stored.
             named = "${" in override
             overrides.append(f"{key}={OmegaConf.select(OmegaConf.create(asdict(config)), key)}" if named else override)
+    if origin.choices.get("evaluator") == "slide_crop":  # the crop of training, also where other data have another
+        overrides += [f"evaluator.window={config.evaluator.window}", f"evaluator.stride={config.evaluator.stride}"]
     return {
         "format": FORMAT,
         "version": importlib.metadata.version("uda_seg"),
@@ -85,7 +87,11 @@ def replay(checkpoint: Mapping[str, Any], given: list[str], kind: type[Config] =
     """
     keys = {key_of(o) for o in given}
     said = with_former_mean(with_todays_names(checkpoint["uda_seg"], keys))
-    left_out = re.compile(_NOT_REPLAYED.pattern + (r"|^data\." if "data" in keys else ""))
+    left_out = re.compile(
+        _NOT_REPLAYED.pattern
+        + (r"|^data\." if "data" in keys else "")
+        + (r"|^evaluator\.(window|stride)$" if "evaluator" in keys else "")
+    )
     stored = [*(f"{group}={choice}" for group, choice in said["choices"].items()), *said["overrides"]]
     for override in stored:  # Hydra would read " hydra.searchpath" as the key that it is not called here
         if not re.fullmatch(r"[\w./-]+", key_of(override)):

@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from uda_seg.config.commands import DepthConfig
+from uda_seg.config.commands import DepthConfig, EvaluateConfig
 from uda_seg.config.keys import RENAMED, belongs_to, renamed
 from uda_seg.config.settings import CONF as CONF
 from uda_seg.config.settings import CallbackSettings
@@ -239,7 +239,8 @@ def _check_sizes(config: Config) -> None:
     domains = data.sources | data.targets
     sizes = {f"{name}.size": domain.size for name, domain in domains.items()}
     sizes["data.crop"] = data.crop
-    read: dict[str, Sequence[str]] = {"data.crop": list(domains)}
+    # Evaluation does not crop, so a crop cannot be too large for other data.
+    read: dict[str, Sequence[str]] = {} if isinstance(config, EvaluateConfig) else {"data.crop": list(domains)}
     if isinstance(config, DepthConfig):
         sizes["depth.crop"] = config.depth.crop
         read["depth.crop"] = [f"data.{name}" for name in config.depth.domains]

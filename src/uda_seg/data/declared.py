@@ -84,11 +84,12 @@ def first_look(dataset: SegmentationDataset) -> Contents:
 
 
 def _look(dataset: SegmentationDataset, index: int) -> dict[int, int]:
-    """Count the pixels of each raw id in a label, and compare their number with that of its image."""
+    """Count the pixels of each raw id in a label, and compare its size with that of its image."""
     ids = dataset.label_ids(index)
-    size = height_and_width(dataset.image_path(index))
-    if size is not None and size[0] * size[1] != sum(ids.values()):
-        dataset.read(index)  # tells what is wrong
+    image, label = (height_and_width(path) for path in (dataset.image_path(index), dataset.label_path(index)))
+    unlike = image != label if label is not None else image is not None and image[0] * image[1] != sum(ids.values())
+    if image is not None and unlike:
+        dataset.read(index)  # tells what is wrong; a photograph that its EXIF turns is right
     return ids
 
 

@@ -104,8 +104,13 @@ def _brand(head: bytes) -> str | None:
     return _BRANDS.get(head[8:12], "video") if head[4:8] == b"ftyp" else None
 
 
-def wrong_with(content: bytes) -> str:
-    """Explain why a content is not a readable image, as a phrase that follows its name, with the cure."""
+def wrong_with(content: bytes, name: str = "") -> str:
+    """Explain why a file is not a readable image, as a phrase that follows its name, with the cure.
+
+    Raw photographs are known by `name` alone: most begin like a TIFF.
+    """
+    if name.lower().endswith(RAW):
+        return _SAID["raw"]
     if not content:
         return "is empty: copy or unpack the file again"
     found = _strange(content)
@@ -189,7 +194,7 @@ def decode(content: bytes, name: str) -> Pixels:
     Grey images, palettes and CMYK are converted to RGB, an alpha channel is dropped.
     """
     if name.lower().endswith(RAW):
-        raise UserError(f"{name} {_SAID['raw']}")
+        raise UserError(f"{name} {wrong_with(content, name)}")
     check_sums(content, name)
     kind = kind_of(content[:HEAD])
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION | (cv2.IMREAD_ANYDEPTH if kind in _DEEP else 0)
@@ -243,11 +248,15 @@ def orientation_of(content: bytes) -> int:
 
 
 def _exif(content: bytes) -> bytes:
-    """Read the EXIF block of a file, empty if there is none; OpenCV always rotates TIFF and AVIF itself."""
+    """Read the EXIF block of a file, empty if there is none; OpenCV always rotates TIFF itself.
+
+    Of an AVIF, PIL writes into it how the container turns and mirrors the picture, which OpenCV leaves out.
+    """
     kind = kind_of(content[:HEAD])
     if kind == "PNG":
         return _png_exif(content)
-    if (kind == "JPEG" and content.find(b"Exif", 0, _EARLY) > 0) or (kind == "WebP" and b"EXIF" in content):
+    said = {"JPEG": content.find(b"Exif", 0, _EARLY) > 0, "WebP": b"EXIF" in content}
+    if said.get(kind or "", kind == "AVIF"):
         try:
             with _quiet(), Image.open(io.BytesIO(content)) as file:
                 return bytes(file.info.get("exif", b""))

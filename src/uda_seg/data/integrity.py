@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from uda_seg.data.checksums import CURE, JPEG, LARGEST, PNG, Flaw, chunks_of, has_end, rows_of
-from uda_seg.data.images import decode, kind_of, orientation_of, stored_size, wrong_with
+from uda_seg.data.images import RAW, decode, kind_of, orientation_of, stored_size, wrong_with
 from uda_seg.errors import Damaged, UserError
 from uda_seg.storage.files import first_line, read_bytes
 
@@ -46,7 +46,7 @@ def check_image(content: bytes, name: str) -> tuple[int, int]:
         elif content.startswith(JPEG):
             size = _check_jpeg(content)
         else:
-            size = _check_other(content)
+            size = _check_other(content, name)
     except Flaw as flaw:
         raise Damaged(f"{name} {flaw}: {flaw.cure}") from flaw
     return stored_size(size, orientation_of(content))
@@ -58,9 +58,9 @@ def _check_jpeg(content: bytes) -> tuple[int, int]:
     return _decoded_size(content)
 
 
-def _check_other(content: bytes) -> tuple[int, int]:
-    if kind_of(content) is None:
-        what, _, cure = wrong_with(content).rpartition(": ")
+def _check_other(content: bytes, name: str) -> tuple[int, int]:
+    if kind_of(content) is None or name.lower().endswith(RAW):
+        what, _, cure = wrong_with(content, name).rpartition(": ")
         raise Flaw(what, cure)
     try:
         with Image.open(io.BytesIO(content)) as file:

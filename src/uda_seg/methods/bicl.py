@@ -37,7 +37,8 @@ class BiCL(UDAModule):
 
     Args:
         segmentor: the network; a projection is attached to it if that is the feature.
-        plan: settings of the run. `teacher.batch_norm` selects the statistics with which the network labels the target.
+        plan: settings of the run. `teacher.batch_norm` selects the statistics of the forward that makes static labels;
+            dynamic labels are of the training forward, and so of the batch's.
         options: of the method.
     """
 

@@ -116,6 +116,7 @@ class Predictor:
                 continue
             try:
                 segmented = Segmented.of(logits, self.outputs.needs_probabilities)
+                self.journal.begin(read.name)
                 self.outputs.write(read.name, read.image, segmented)
                 self.journal.add(read.name, read.digest, read.path)
             except Exception as error:

@@ -27,6 +27,7 @@ from uda_seg.data.images import (
     wrong_with,
 )
 from uda_seg.errors import UserError
+from uda_seg.prediction.journal import NAME as JOURNAL
 from uda_seg.runs.trained import trained_domain
 from uda_seg.storage.files import read_text
 
@@ -56,8 +57,9 @@ def is_film(source: Path) -> bool:
 def named_images(source: Path, output: Path) -> dict[Path, Path]:
     """Find the images of `input=`, each with the relative name of its pictures.
 
-    Images are recognised by content, damaged ones by name. Other files of a folder or a pattern are logged; a list's
-    entries are all taken, so that one that is missing is reported like a damaged one.
+    Images are recognised by content, damaged ones by name. Other files of a folder or a pattern are logged, and so are
+    earlier predictions in folders below it, which are left out too; a list's entries are all taken, so that one that is
+    missing is reported like a damaged one.
 
     Args:
         source: a folder (searched with its sub-folders, without `output`), an image, a pattern, or a text file with one
@@ -73,14 +75,14 @@ def named_images(source: Path, output: Path) -> dict[Path, Path]:
         return _listed(source)
     if source.is_file():
         if not is_image(source):
-            raise UserError(f"{source} {wrong_with(read_bytes(source))}")
+            raise UserError(f"{source} {wrong_with(read_bytes(source), source.name)}")
         return {source: Path(source.name).with_suffix(".png")}
     if not source.is_dir():
         raise UserError(f"input={source} is a pipe or a device: give a folder or an image")
     if source.resolve() == output.resolve():
         raise _same_folder(output)
-    names = files_below(source, without=output)
-    return _images_among(source, [(source / name, name) for name in names])
+    files = [(source / name, name) for name in files_below(source, without=output)]
+    return _images_among(source, _without_predictions(source, files))
 
 
 def _matching(pattern: Path, output: Path) -> dict[Path, Path]:
@@ -95,7 +97,26 @@ def _matching(pattern: Path, output: Path) -> dict[Path, Path]:
     files = [path for path in found if path.is_file() and not is_clutter(path.name)]
     if not files:
         raise UserError(f"input={pattern} matches no file: check the pattern (** stands for any sub-folders)")
-    return _images_among(pattern, [(path, str(Path(*path.parts[fixed:]))) for path in files])
+    named = [(path, str(Path(*path.parts[fixed:]))) for path in files]
+    return _images_among(pattern, _without_predictions(root, named))
+
+
+def _without_predictions(root: Path, files: Sequence[tuple[Path, str]]) -> list[tuple[Path, str]]:
+    """Leave out what an earlier call has predicted into folders below `root`, which its journal tells."""
+    journals: dict[Path, bool] = {}
+
+    def predicted(name: str) -> Path | None:
+        for folder in Path(name).parents[:-1]:
+            if folder not in journals:
+                journals[folder] = (root / folder / JOURNAL).is_file()
+            if journals[folder]:
+                return folder
+        return None
+
+    found = [(file, predicted(file[1])) for file in files]
+    if folders := sorted({str(folder) for _, folder in found if folder is not None}):
+        log.warning("left out of %s, being earlier predictions: %s", root, ", ".join(folders))
+    return [file for file, folder in found if folder is None]
 
 
 def _same_folder(output: Path) -> UserError:
@@ -104,8 +125,9 @@ def _same_folder(output: Path) -> UserError:
 
 def _images_among(source: Path, files: Sequence[tuple[Path, str]]) -> dict[Path, Path]:
     """Select the images among files with relative names, and log the others."""
-    images = [(path, name) for path, name in files if is_image(path)]
-    others = sorted(name for path, name in files if (path, name) not in set(images))
+    taken = [is_image(path) for path, _ in files]
+    images = [file for file, is_taken in zip(files, taken, strict=True) if is_taken]
+    others = sorted(name for (_, name), is_taken in zip(files, taken, strict=True) if not is_taken)
     if not images:
         there = f" but {kinds_of(others)}" if others else ""
         cure = (

@@ -1,7 +1,7 @@
 """The journal of an output folder: what is finished there, of which network and with which settings.
 
-`predict.jsonl` has a line with the settings, and one per finished image. A line that a killed process left unfinished
-is ignored, and its image predicted again.
+`predict.jsonl` has a line with the settings, and two per image: one before its files are written, and one after. A line
+that a killed process left unfinished is ignored, and its image predicted again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -77,15 +77,19 @@ class Journal:
     ) -> None:
         self.outputs, self.path, self.overwrite = outputs, outputs.folder / NAME, overwrite
         self.finished: dict[str, Mapping[str, Any]] = {}
-        if not self.path.is_file() and not overwrite:
-            self._refuse_others(names)
         first, *lines = self._read() or [{}]
         before = first.get("settings")
+        if not overwrite:
+            ours = {str(file) for line in lines for file in line.get("files", [])} if before is not None else set()
+            self._refuse_others(names, ours)
+        begun: dict[str, Mapping[str, Any]] = {}
         if before == settings:
-            self.finished = {str(line.get("name")): line for line in lines}
+            self.finished = {str(line["name"]): line for line in lines if "name" in line}
+            begun = {str(line["begun"]): line for line in lines if "begun" in line}
         elif before is not None:
             self._replace(before, settings, lines, overwrite)
-        kept = [{"settings": settings}, *self.finished.values()]  # without a torn last line, which would spoil the next
+        left = [line for name, line in begun.items() if name not in self.finished]
+        kept = [{"settings": settings}, *self.finished.values(), *left]  # without a torn last line
         write_text(self.path, "".join(f"{json.dumps(line)}\n" for line in kept), ROOM)
 
     def _read(self) -> list[dict[str, Any]]:
@@ -116,9 +120,10 @@ class Journal:
                         removed += 1
         log.warning("overwrite=true: %d files predicted by %s are removed", removed, _difference(before, now))
 
-    def _refuse_others(self, names: Iterable[Path]) -> None:
-        """Refuse to replace files of a folder that no prediction was written to, e.g. the labels of a data set."""
-        there = [file for name in names for file in self.outputs.files(name) if file.exists()]
+    def _refuse_others(self, names: Iterable[Path], ours: Container[str]) -> None:
+        """Refuse to replace files that were not predicted, e.g. the labels of a data set."""
+        files = (file for name in names for file in self.outputs.files(name))
+        there = [f for f in files if str(f.relative_to(self.outputs.folder)) not in ours and f.exists()]
         if there:
             more = f" and {len(there) - 1} more files" if len(there) > 1 else ""
             raise UserError(
@@ -146,24 +151,33 @@ class Journal:
         same = line.get("image") == digest and {*self.outputs.contents} <= {*line.get("contents", [])}
         return same and all(file.is_file() for file in self.outputs.files(name))
 
+    def begin(self, name: Path) -> None:
+        """Note which files of an image will be written: after a kill they are known not to be of other origin."""
+        self._append({"begun": str(name), "files": self._files(name)})
+
     def add(self, name: Path, digest: str, source: Path) -> None:
         """Note that all files of an image, read from `source`, are written."""
         before = self.finished.get(str(name), {})
         kept = before if before.get("image") == digest else {}
-        files = [str(file.relative_to(self.outputs.folder)) for file in self.outputs.files(name)]
         line = {
             "name": str(name),
             "source": str(source.absolute()),
             "image": digest,
             "contents": sorted({*self.outputs.contents, *kept.get("contents", [])}),
-            "files": sorted({*files, *kept.get("files", [])}),
+            "files": sorted({*self._files(name), *kept.get("files", [])}),
         }
+        self._append(line)
+        self.finished[str(name)] = line
+
+    def _files(self, name: Path) -> list[str]:
+        return [str(file.relative_to(self.outputs.folder)) for file in self.outputs.files(name)]
+
+    def _append(self, line: Mapping[str, Any]) -> None:
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror or error}; {ROOM}") from error
-        self.finished[str(name)] = line
 
 
 def _difference(before: Any, now: Mapping[str, Any]) -> str:

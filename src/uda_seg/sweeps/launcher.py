@@ -20,6 +20,7 @@ from uda_seg.errors import UserError
 from uda_seg.errors.ending import fail
 from uda_seg.results.reading import find_results
 from uda_seg.results.writing import build_sections, write_report
+from uda_seg.runs.build import method_class
 from uda_seg.sweeps.benchmark import Job, is_finished, row_of, table, without_scores
 from uda_seg.sweeps.combinations import one_at_a_time
 from uda_seg.sweeps.speed import images_per_second
@@ -173,17 +174,26 @@ def jobs_of(
         seed = next((_seed(o) for o in own if key_of(o) == "seed"), settings.seed)
         tree.seed = seed
         HydraConfig.instance().set_config(tree)
-        if (data := repr(settings.data)) not in files:
-            files[data] = digest_of_own_files(settings.data)
-        row = row_of(tree.hydra.runtime.choices["method"], own, fixed, custom=bool(files[data]))
+        own_files = _own_files(settings, seed, files)
+        row = row_of(tree.hydra.runtime.choices["method"], own, fixed, custom=bool(own_files))
         name = Path(settings.data.name, row, f"seed{seed}")
         place, folder = results / f"{name}.json", Path(str(tree.hydra.sweep.dir)) / name
-        job = Job(tuple(own), replace(settings, seed=seed), folder, place, files[data])
+        job = Job(tuple(own), replace(settings, seed=seed), folder, place, own_files)
         if place in found:
             raise UserError(f"two jobs would both be kept as {place}: {_told_apart(found[place].overrides, own)}")
         found[place] = job
     HydraConfig.instance().set_config(config)
     return list(found.values())
+
+
+def _own_files(settings: Config, seed: int, known: dict[str, str]) -> str:
+    """Return the digest of a job's custom files; jobs that read the same ones share it in `known`."""
+    target_labels = method_class(settings).supervised_target
+    draws = any(domain.labelled is not None for domain in settings.data.targets.values())
+    key = repr((settings.data, target_labels, seed if draws else None))
+    if key not in known:
+        known[key] = digest_of_own_files(settings.data, seed, target_labels=target_labels)
+    return known[key]
 
 
 def _seed(override: str) -> int:
