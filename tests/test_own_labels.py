@@ -91,6 +91,14 @@ def test_a_checkpoint_is_enough_to_evaluate_and_predict_in_the_files_own_ids(cli
         assert "labelIds: ground's is written as 1000, the first of its ids 1000, 7" in finished.out + caplog.text
 
 
+def test_a_run_without_labels_is_not_scored_and_told_why(cli, tmp_path):
+    given = described(tmp_path, tree(tmp_path / "data", "gray"), "gray")
+    assert cli(train.main, *given, "hydra.run.dir=run").code == 0
+    (tmp_path / "own.yaml").write_text(json.dumps({**json.loads((tmp_path / "own.yaml").read_text()), "labels": None}))
+    line = cli(evaluate.main, "checkpoint=run/checkpoints/last.ckpt", "data.validation.target.custom=own.yaml").error
+    assert "data.validation (target) has no labels: there are no labelled images to score on; say where" in line
+
+
 def test_a_description_that_is_given_now_wins_over_the_checkpoints(cli, tmp_path):
     given = described(tmp_path, tree(tmp_path / "data", "gray"), "gray")
     assert cli(train.main, *given, "hydra.run.dir=run").code == 0

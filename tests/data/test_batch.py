@@ -30,6 +30,14 @@ def test_collate_stacks_channels_first(batch):
     assert batch.valid.all()
 
 
+def test_what_differs_in_size_shares_no_batch():
+    image, label = np.zeros((1, 2, 3), np.uint8), np.zeros((2, 4), np.uint8)
+    with pytest.raises(UserError, match=r"images of the sizes \[\(1, 2\), \(2, 2\)\] cannot share a batch"):
+        collate([Sample(image), Sample(np.zeros((2, 2, 3), np.uint8))], [0, 1])
+    with pytest.raises(UserError, match=r"labels of the sizes \[\(1, 2\), \(2, 4\)\] cannot share a batch: set"):
+        collate([Sample(image, label), Sample(image, label[:1, :2])], [0, 1])
+
+
 def test_collate_without_labels_and_with_a_mask():
     valid = np.array([[0, 1]], np.uint8)
     batch = collate([Sample(np.zeros((1, 2, 3), np.uint8), valid=valid)], [0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -56,6 +57,13 @@ def gta(root, *labels):
         save(root / f"images/{i:05d}.png", image_of(label, i))
         save_palette(root / f"labels/{i:05d}.png", label)
     return official("gta", root)
+
+
+def test_splits_of_one_folder_are_not_joined(tmp_path):
+    settings = own_settings(tree(tmp_path, MASKS), images="images/train", labels=None)
+    domain = replace(settings.target, split="train+val")
+    with pytest.raises(UserError, match=r"split=train\+val: several of these are the images .*images/train: give one"):
+        open_domain(domain, settings, classes_of(settings), "data.target", labeled=False)
 
 
 def refused(data):

@@ -93,12 +93,13 @@ class DomainBatch(TensorBatch):
 
 
 def collate(samples: Sequence[Sample], indices: Sequence[int]) -> DomainBatch:
-    """Stack samples into a batch; raises UserError if their sizes differ."""
-    sizes = sorted({sample.image.shape[:2] for sample in samples})
-    if len(sizes) > 1:
-        raise UserError(f"images of the sizes {sizes} cannot share a batch: set data.val_batch=1")
-    images = np.stack([sample.image for sample in samples])
+    """Stack samples into a batch; raises UserError if the sizes of their images or labels differ."""
     labels = [sample.label for sample in samples if sample.label is not None]
+    for what, arrays in (("images", [sample.image for sample in samples]), ("labels", labels)):
+        sizes = sorted({array.shape[:2] for array in arrays})
+        if len(sizes) > 1:
+            raise UserError(f"{what} of the sizes {sizes} cannot share a batch: set data.val_batch=1")
+    images = np.stack([sample.image for sample in samples])
     valid = [np.ones(s.image.shape[:2], np.uint8) if s.valid is None else s.valid for s in samples]
     depths = [sample.depth for sample in samples if sample.depth is not None]
     return DomainBatch(

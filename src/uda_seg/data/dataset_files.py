@@ -95,6 +95,9 @@ class DatasetFiles:
             raise UserError(f"{option}: {spec.title} has no supported labels: {how}{then}")
         self._places = [self._find_folders(part, labeled, cure, then, prepare) for part in splits_of(split)]
         joined = len(self._places) > 1
+        if len({(place.images, place.within) for place in self._places}) < len(self._places):
+            folder = self._places[0].folders(root)[0]
+            raise UserError(f"{option}.split={split}: several of these are the images {folder}: give one split")
         self.image_root, self.label_root = (root, root) if joined else self._places[0].folders(root)
         self._spelled: dict[str, str] = {}
         found, self.left_out = self._images_and_others()

@@ -371,7 +371,8 @@ def _kept_if_partial(output: Path, part: Path, film: Film) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        partial = output.with_name(f"{output.stem}.partial{output.suffix}")
+        names = (output.with_name(f"{output.stem}.partial{more}{output.suffix}") for more in ("", *range(2, 1000)))
+        partial = next(name for name in names if not name.exists())  # an earlier one may be longer
         if film.read == 0 or not part.is_file():
             part.unlink(missing_ok=True)
             raise
