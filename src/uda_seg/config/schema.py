@@ -240,7 +240,7 @@ def _check_sizes(config: Config) -> None:
     sizes = {f"{name}.size": domain.size for name, domain in domains.items()}
     sizes["data.crop"] = data.crop
     # Evaluation does not crop, so a crop cannot be too large for other data.
-    read: dict[str, Sequence[str]] = {} if isinstance(config, EvaluateConfig) else {"data.crop": list(domains)}
+    read: dict[str, Sequence[str]] = {} if type(config) is EvaluateConfig else {"data.crop": list(domains)}
     if isinstance(config, DepthConfig):
         sizes["depth.crop"] = config.depth.crop
         read["depth.crop"] = [f"data.{name}" for name in config.depth.domains]
