@@ -36,7 +36,7 @@ NONE = "No results of a benchmark are in this checkout yet."
 # Rows in the order of the pages; others follow by name, the oracle last.
 FIRST = ("source_only", "source_only_strong", "adabn", "adabn_strong", "dacs", "daformer", "mic", "lcmsm", "bicl")
 ENOUGH, FEW = 6, "†"  # seeds of a row that a claim is made of, and the mark of one with fewer
-BASES = ("dacs", "mic")  # on which other methods build: others are compared with them too, where each has one row
+BASES = ("dacs", "mic")  # on which other methods build: others are compared with them too: the plain row of several
 ABOVE, BELOW = "▲", "▼"  # marks of a row whose difference to the reference has an interval without 0
 DETAILS_HEAD = f"""# Tables of all kept results
 
@@ -307,7 +307,7 @@ def _scores(table: Table) -> str:
 def _columns(table: Table) -> list[Group]:
     """List the rows that others are compared with in the details."""
     rows = ([group for group in table.groups if group.first.method == name] for name in BASES)
-    more = [row[0] for row in rows if len(row) == 1]
+    more = [row[0] for row in (row if len(row) == 1 else [g for g in row if g.label in BASES] for row in rows) if row]
     return list({group.label: group for group in [*table.references(), *more]}.values())
 
 
