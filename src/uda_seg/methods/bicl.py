@@ -37,8 +37,7 @@ class BiCL(UDAModule):
 
     Args:
         segmentor: the network; a projection is attached to it if that is the feature.
-        plan: settings of the run. `teacher.batch_norm` selects the statistics of the forward that makes static labels;
-            dynamic labels are of the training forward, and so of the batch's.
+        plan: settings of the run. `teacher.batch_norm` is that of static labels; dynamic ones are of the batch's statistics.
         options: of the method.
     """
 
