@@ -37,7 +37,7 @@ class BiCL(UDAModule):
 
     Args:
         segmentor: the network; a projection is attached to it if that is the feature.
-        plan: settings of the run. `teacher.batch_norm` is of the static labels; dynamic ones use the batch's statistics.
+        plan: settings of the run. `teacher.batch_norm` is of the static labels; dynamic ones use the batch's.
         options: of the method.
     """
 
