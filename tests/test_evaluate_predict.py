@@ -22,7 +22,8 @@ from uda_seg.cli.command import check
 from uda_seg.config.commands import DepthConfig, EvaluateConfig, PredictConfig
 from uda_seg.config.compose import composed
 from uda_seg.config.former import PLAIN_BICL, RELEASED_BICL
-from uda_seg.config.replay import replay
+from uda_seg.config.replay import describe, replay
+from uda_seg.config.schema import Origin
 from uda_seg.data.labels import CAMVID, CITYSCAPES
 from uda_seg.errors import UserError
 from uda_seg.evaluation.servers import raw_ids
@@ -298,11 +299,14 @@ def test_windows_of_the_training_crops_size_stay_so_in_other_commands():
     overrides = ["evaluator=slide_crop", "data=gta2cs", "data.crop=[256,384]"]
     trained = configured(*overrides)
     said = checkpoint_of("data.crop=[256,384]", evaluator="slide_crop", data="gta2cs")
-    windows = [f"evaluator.window={trained.evaluator.window}", f"evaluator.stride={trained.evaluator.stride}"]
+    trained.origin = Origin({"evaluator": "slide"}, [])
+    assert describe(trained)["overrides"] == []
+    trained.origin = Origin({"evaluator": "slide_crop"}, [])
+    windows = describe(trained)["overrides"]
     for kind in (EvaluateConfig, PredictConfig):
         now = configured(*replay(said, [], kind), kind=kind)
         assert (now.evaluator.window, now.evaluator.stride) == ([256, 384], [128, 192])
-        said["uda_seg"]["overrides"] += windows  # as `describe` adds them
+        said["uda_seg"]["overrides"] += windows
         now = configured(*replay(said, ["data=cs2acdc"], kind), kind=kind)
         assert now.evaluator.window == [256, 384] != now.data.crop
         now = configured(*replay(said, ["evaluator=slide"], kind), kind=kind)

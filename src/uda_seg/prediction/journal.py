@@ -88,7 +88,8 @@ class Journal:
             begun = {str(line["begun"]): line for line in lines if "begun" in line}
         elif before is not None:
             self._replace(before, settings, lines, overwrite)
-        left = [line for name, line in begun.items() if name not in self.finished]
+        listed = {file for line in self.finished.values() for file in line.get("files", [])}
+        left = [line for line in begun.values() if not listed.issuperset(line["files"])]
         kept = [{"settings": settings}, *self.finished.values(), *left]  # without a torn last line
         write_text(self.path, "".join(f"{json.dumps(line)}\n" for line in kept), ROOM)
 
