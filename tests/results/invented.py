@@ -9,6 +9,7 @@ from uda_seg.results.result import Best, Cost, Result, Start, TargetScores, Vali
 
 NAMES = ("road", "sidewalk", "person", "rider", "car")
 PIXELS = 4000  # of an image
+SCORED = {"evaluator.inference": "whole", "evaluator.scales": [1.0], "evaluator.flip": False}
 
 
 def confusions(rng: np.random.Generator, hits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -91,7 +92,13 @@ def invented(
         "validations": validations,
         "start": Start("builtin", digest=f"{seed:064x}"),
         "cost": Cost(60.0 + seed, 1, 1600, 1600, peak_memory=2**30, memory_of="process"),
-        "settings": {"optimizer.lr": 1e-3, "data.name": "streets", "data.world_seed": 0, "data.source_batch": 4},
+        "settings": {
+            "optimizer.lr": 1e-3,
+            "data.name": "streets",
+            "data.world_seed": 0,
+            "data.source_batch": 4,
+            **SCORED,
+        },
         "choices": {"method": method, "data": "streets", "model": "small"},
         "overrides": [f"method={method}", f"seed={seed}"],
     }

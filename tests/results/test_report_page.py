@@ -102,6 +102,7 @@ def test_runs_from_a_checkpoint_are_no_row_with_those_from_the_beginning():
         ({"settings": {"data.world_seed": 7, "optimizer.lr": 1e-3}}, "other data", ""),
         ({"settings": {"data.world_seed": 0, "optimizer.lr": 1e-2}}, "", "learning rate"),
         ({"step": 300, "steps": 300}, "", "steps 300, not 400"),
+        ({"settings": {"data.world_seed": 0, "evaluator.flip": True}}, "", "evaluator.flip True, not False"),
     ],
 )
 def test_what_is_not_equal_is_named(changes, unpaired, unlike):
@@ -132,6 +133,39 @@ def test_other_classes_and_targets_have_tables_of_their_own():
     tables = build_tables(found)
     assert [table.classes for table in tables] == [NAMES, other, NAMES]
     assert all(len(table.groups) == 1 for table in tables)
+
+
+def validated(method: str, seed: int, quality: float, *, world: int = 0, **domain) -> Run:
+    result = invented(method, seed, quality)
+    said = {f"data.validation.target.{key}": value for key, value in domain.items()}
+    return Run(replace(result, settings={**result.settings, **said, "data.world_seed": world}), Path(method))
+
+
+def test_other_validation_images_have_tables_of_their_own_and_names_that_tell_why():
+    small, large = ([validated(m, s, 0.6, size=size) for m in FIELD for s in range(2)] for size in ([9, 12], [36, 48]))
+    worlds = [validated("dacs", s, 0.6, dataset="streets", size=[9, 12], world=7) for s in range(2)]
+    tables = build_tables([*small, *large, *worlds])
+    assert [table.title for table in tables] == [
+        "streets, size=[9, 12]: target, 5 classes",
+        "streets, size=[36, 48]: target, 5 classes",
+        "streets, size=[9, 12], dataset=streets, world_seed=7: target, 5 classes",
+    ]
+    assert [len(table.groups) for table in tables] == [3, 3, 1]
+    sections = [build_section(table, ["source_only"], 10) for table in tables]
+    images = {row["images"] for row in csv.DictReader(io.StringIO(table_csv(sections)))}
+    assert images == {"size=[9, 12]", "size=[36, 48]", "size=[9, 12], dataset=streets, world_seed=7"}
+    page = render("Runs", Found([*small, *large, *worlds]), sections)
+    for place in re.findall(r'href="#([^"]+)"', page):
+        assert page.count(f'id="{place}"') == 1
+    assert page.count('href="#') == 3
+
+
+def test_a_rendered_target_of_another_world_has_other_images_and_photographs_have_not():
+    def of(dataset):
+        return build_tables([validated("dacs", s, 0.6, dataset=dataset, world=s) for s in (0, 7)])
+
+    assert [table.images for table in of("streets")] == ["world_seed=0", "world_seed=7"]
+    assert [table.images for table in of("camvid")] == [""]
 
 
 def test_a_run_that_another_sweep_keeps_as_well_counts_once():
@@ -255,7 +289,7 @@ def test_names_are_escaped():
 
 def test_the_page_needs_nothing_from_elsewhere():
     page = page_of(Found(runs(FIELD), {"outputs/x": "failed"}, ["metrics.csv: 1 line"]))
-    assert not re.search(r"""(src|href)=["'](?!data:)|@import|url\(|https?:""", page)
+    assert not re.search(r"""(src|href)=["'](?!data:|#)|@import|url\(|https?:""", page)
     assert "outputs/x" in page
     assert "metrics.csv: 1 line" in page
 

@@ -27,6 +27,7 @@ _NO_WORLD = re.compile(
     r"^data\.(name|reader|cache|workers|val_batch|rare_class|shards)|\.(root|depth\w*|workers|cache)$"
 )
 _WORLD = re.compile(r"^data\.")
+_SCORING = ("evaluator.inference", "evaluator.scales", "evaluator.flip")
 
 
 @dataclass(frozen=True)
@@ -150,5 +151,6 @@ def unlike_settings(first: Result, second: Result) -> list[str]:
         ("earlier images", first.cost.source_images_before, second.cost.source_images_before),
         ("target labels", first.cost.labelled_target_images, second.cost.labelled_target_images),
         ("learning rate", first.settings.get("optimizer.lr"), second.settings.get("optimizer.lr")),
+        *((k, first.settings[k], second.settings[k]) for k in _SCORING if k in first.settings and k in second.settings),
     ]
     return [f"{name} {mine}, not {other}" for name, mine, other in told if mine != other]

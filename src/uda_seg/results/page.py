@@ -25,6 +25,10 @@ from uda_seg.results.reading import Found
 from uda_seg.results.tables import CONTROLS, ORACLE, Table, unnamed
 
 COLOURS = 10  # of the page's style; further methods repeat them
+COLUMNS = (  # of the CSV
+    *("sweep", "data", "target", "images", "method", "quantity"),
+    *("value", "std", "low", "high", "seeds", "unpaired"),
+)
 SHOWN = 5  # best and worst images each
 POINTS = 100  # of a line of losses
 _LOSS = re.compile(r"train/(?!lr$|gradient_norm$)")
@@ -216,6 +220,14 @@ def _remarks(group: Group, base: Group | None) -> str:
     return "; ".join(said)
 
 
+def contents(sections: Sequence[Section]) -> dict[str, list[tuple[int, str]]]:
+    """Return what the page lists first: setting -> place and target of each of its sections, by the setting's name."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    for i, section in enumerate(sections):
+        found.setdefault(section.table.setting, []).append((i, section.table.target))
+    return dict(sorted(found.items()))
+
+
 def render(title: str, found: Found, sections: Sequence[Section], draws: int = DRAWS) -> str:
     """Render the page's HTML, without anything from elsewhere; every name is escaped."""
     from jinja2 import Environment, StrictUndefined
@@ -229,6 +241,7 @@ def render(title: str, found: Found, sections: Sequence[Section], draws: int = D
         unfinished=found.unfinished,
         problems=found.problems,
         sections=sections,
+        contents=contents(sections),
         scheme=SCHEME.format(draws=draws),
     )
 
@@ -276,16 +289,15 @@ def table_csv(sections: Sequence[Section]) -> str:
     """Format all numbers as CSV, one per line: unrounded, in [0, 1]; empty where there is none."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        ["sweep", "data", "target", "method", "quantity", "value", "std", "low", "high", "seeds", "unpaired"]
-    )
+    writer.writerow(COLUMNS)
 
     def write(place: Sequence[str], quantity: str, *values: float | None, seeds: int, unpaired: str = "") -> None:
         shown = ["" if v is None or math.isnan(v) else repr(float(v)) for v in values]
         writer.writerow([*place, quantity, *shown, *[""] * (4 - len(shown)), seeds, unpaired])
 
     for section in sections:
-        place = (section.table.sweep, section.table.data, section.table.target)
+        table = section.table
+        place = (table.sweep, table.data, table.target, table.images)
         for row, group in zip(section.rows, section.table.groups, strict=True):
             for name in ("miou", "best", "teacher", "accuracy"):
                 write((*place, row["label"]), name, row[name].mean, row[name].std, seeds=len(row["seeds"]))

@@ -15,6 +15,7 @@ from uda_seg.results.result import Result
 
 CONTROLS = ("source_only", "source_only_strong", "adabn", "adabn_strong")
 ORACLE = "oracle"
+RENDERED = "streets"  # the data set whose images follow from `data.world_seed`
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Table:
         groups: the best mIoU first.
         sweep: sweep that all runs are of, if it has a base row of its own; "" otherwise.
         base: overrides of that row, separated by blanks.
+        images: settings of the validation set that tell it from those of other tables of the same name; "" without any.
     """
 
     data: str
@@ -38,11 +40,17 @@ class Table:
     groups: Sequence[Group]
     sweep: str = ""
     base: str = ""
+    images: str = ""
+
+    @property
+    def setting(self) -> str:
+        """Sweep and data, and what else tells the validation images from those of other tables."""
+        return ", ".join(filter(None, (self.sweep, self.data, self.images)))
 
     @property
     def title(self) -> str:
         """Sweep, data, target and number of classes."""
-        return f"{self.sweep + ', ' if self.sweep else ''}{self.data}: {self.target}, {len(self.counted)} classes"
+        return f"{self.setting}: {self.target}, {len(self.counted)} classes"
 
     def references(self, against: Sequence[str] = ()) -> list[Group]:
         """List the groups that others are compared with: base rows, those given, and all controls.
@@ -102,18 +110,30 @@ def build_tables(runs: Sequence[Run], bases: Mapping[str, str] = MappingProxyTyp
         bases: sweep -> overrides of its base row, separated by blanks. Each of these sweeps has tables of its own.
     """
     found: dict[tuple[Any, ...], dict[tuple[Any, ...], list[Run]]] = {}
+    told: dict[tuple[Any, ...], Mapping[str, Any]] = {}
     for run in runs:
         for target, scores in run.result.targets.items():
             sweep = run.result.choices.get("sweep", "")
-            scored = (tuple(scores.per_class), tuple(scores.classes), _evaluation(run, target))
+            evaluation = _evaluation(run.result, target)
+            scored = (tuple(scores.per_class), tuple(scores.classes), repr(evaluation), _names(run, target))
             place = (sweep if sweep in bases else "", run.result.data, target, *scored)
             _place(run, found.setdefault(place, {}))
+            told[place] = evaluation
     tables = []
-    for (sweep, data, target, classes, counted, _), groups in found.items():
+    for place, groups in found.items():
+        sweep, data, target, classes, counted, *_ = place
         labels = label_groups([sorted(members, key=lambda run: run.result.seed) for members in groups.values()])
         labels.sort(key=lambda group: -np.nan_to_num(group.miou(target).mean, nan=-1))
-        tables.append(Table(data, target, classes, counted, labels, sweep, bases.get(sweep, "")))
+        images = _said_apart(told[place], [told[other] for other in told if other[:3] == place[:3]])
+        tables.append(Table(data, target, classes, counted, labels, sweep, bases.get(sweep, ""), images))
     return tables
+
+
+def _said_apart(own: Mapping[str, Any], all_of_them: Sequence[Mapping[str, Any]]) -> str:
+    """Say the settings of a validation set that not all sets of its name have: `size=[360,480]`."""
+    keys = dict.fromkeys(key for other in all_of_them for key in other)
+    apart = [key for key in keys if len({repr(other.get(key)) for other in all_of_them}) > 1]
+    return ", ".join(f"{key}={as_override(own[key])}" for key in apart if key in own)
 
 
 def _place(run: Run, groups: dict[tuple[Any, ...], list[Run]]) -> None:
@@ -131,13 +151,21 @@ def unnamed(result: Result) -> str:
     return repr(replace(result, overrides=[], choices={}))
 
 
-def _evaluation(run: Run, target: str) -> str:
+def _evaluation(result: Result, target: str) -> dict[str, Any]:
     """Return the settings of the validation set, which have to be equal for scores to be compared."""
     start = f"data.validation.{target}."
     skip = (".root", ".cache", ".workers", ".depth")
-    said = {k: v for k, v in run.result.settings.items() if k.startswith(start) and not k.endswith(skip)}
-    images = run.result.targets[target].unpacked
-    return repr((sorted(said.items()), None if images is None else images.names)) if not run.former else repr(said)
+    found = sorted((k, v) for k, v in result.settings.items() if k.startswith(start) and not k.endswith(skip))
+    said = {key.removeprefix(start): value for key, value in found}
+    if said.get("dataset") == RENDERED and said.get("root") is None:
+        said["world_seed"] = result.settings.get("data.world_seed")
+    return said
+
+
+def _names(run: Run, target: str) -> tuple[str, ...] | None:
+    """Return the names of the validation images, which are unknown of runs of earlier versions."""
+    images = None if run.former else run.result.targets[target].unpacked
+    return None if images is None else tuple(images.names)
 
 
 def settings_without_seed(result: Result) -> tuple[Any, ...]:
