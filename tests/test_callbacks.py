@@ -15,6 +15,7 @@ from command_line import configured, small_run
 from uda_seg import evaluate, train
 from uda_seg.config.naming import variant
 from uda_seg.runs import build
+from uda_seg.sweeps.table import finished as is_finished
 
 SEEN = """
 from pytorch_lightning import Callback
@@ -68,7 +69,8 @@ def test_a_run_that_stops_early_ends_as_every_run(cli, camvid, tmp_path):
     assert finished.code == 0, finished
     assert "stopped early after step 2 of 8 by callbacks.early_stopping\n" in finished.out + finished.err
     scores = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert (scores["step"], scores["steps"]) == (2, 8)
+    assert (scores["step"], scores["steps"], scores["stopped"]) == (2, 8, True)
+    assert is_finished(tmp_path / "run", configured("method=dacs", "logger.log_every=2", *words))
     assert scores["miou"] is not None
     content = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert content["global_step"] == 2
@@ -76,7 +78,8 @@ def test_a_run_that_stops_early_ends_as_every_run(cli, camvid, tmp_path):
     words = [w for w in words if "early_stopping" not in w]
     finished = cli(train.main, *SHORT, *words, "resume=last")  # and goes on where nothing stops it
     assert finished.code == 0, finished
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["step"] == 8
+    scores = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert (scores["step"], scores["stopped"]) == (8, False)
 
 
 def test_choices_are_combined_and_change_no_weight(cli, camvid, tmp_path):

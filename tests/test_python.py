@@ -120,6 +120,12 @@ def test_a_read_only_array_a_grey_image_and_a_window_are_taken(checkpoint, photo
     assert model.to("cpu").device.type == "cpu"
 
 
+def turned(image: Image.Image) -> Image.Image:
+    """Return the image as a phone would store it."""
+    image.getexif()[274] = 6
+    return image
+
+
 @pytest.mark.parametrize(
     ("image", "said"),
     [
@@ -131,6 +137,7 @@ def test_a_read_only_array_a_grey_image_and_a_window_are_taken(checkpoint, photo
         (torch.full((3, 4, 4), torch.nan), r"give floats in \[0, 1\]"),
         (torch.zeros(3, 4, 4, dtype=torch.int64), "int64"),
         (Image.new("I;16", (4, 4)), "scale it to 8 bits"),
+        (turned(Image.new("RGB", (4, 4))), "exif_transpose"),
     ],
 )
 def test_what_is_no_image_is_refused(checkpoint, image, said):

@@ -118,9 +118,14 @@ def with_start(trainer: pl.Trainer, module: UDAModule, resume: Path | None) -> C
 
 def say_stop(config: Config, trainer: pl.Trainer) -> None:
     """Log that a callback has ended the run early, if one has."""
-    if trainer.should_stop and trainer.global_step < trainer.max_steps:
+    if is_stopped(trainer):
         names = " or ".join(f"callbacks.{name}" for name in may_stop(config))
         log.info("stopped early after step %d of %d by %s", trainer.global_step, config.steps, names)
+
+
+def is_stopped(trainer: pl.Trainer) -> bool:
+    """Return whether a callback has ended the run early."""
+    return bool(trainer.should_stop) and trainer.global_step < trainer.max_steps
 
 
 def say_score(folder: Path, module: UDAModule, step: int) -> None:
@@ -194,6 +199,7 @@ def collect(
         "targets": {name: scores.miou for name, scores in module.scores.items()},
         "step": trainer.global_step,
         "steps": config.steps,
+        "stopped": is_stopped(trainer),
         "seed": config.seed,
         "source_images": checkpoints.source_images,
         "source_images_before": seen,

@@ -251,22 +251,25 @@ class Refusing:
         self.told.append(exit_code)
 
 
-def test_without_login_or_network_the_run_is_written_to_its_folder(tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("login", [False, True])
+def test_without_login_or_network_the_run_is_written_to_its_folder(login, tmp_path, monkeypatch, caplog):
     asked = []
 
     def init(mode, **given):
         asked.append(mode)
         if mode == "online":
-            raise wandb.errors.UsageError("No API key configured.\nUse `wandb login` to log in.")
+            raise wandb.errors.CommError("No network.\nTry again.")
         return Refusing(9)
 
+    monkeypatch.setattr(wandb, "login", lambda *, prompt, verify: login and not prompt)
     monkeypatch.setattr(wandb, "init", init)
     logger = WandbLog(tmp_path, "online", project="p")
     logger.log_metrics({"val/miou": 0.5}, 3)
-    assert asked == ["online", "offline"]
+    assert asked == (["online", "offline"] if login else ["offline"]), "W&B would ask for a login"
     [line] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert "\n" not in line
-    for words in ("No API key", str(tmp_path / "wandb"), "wandb sync", "wandb login", "logger.mode=offline"):
+    why = "No network. Try again." if login else "there is no login"
+    for words in (why, str(tmp_path / "wandb"), "wandb sync", "wandb login", "logger.mode=offline"):
         assert words in line
     assert logger.experiment.told == [{"val/miou": 0.5, STEP: 3}]
 

@@ -193,6 +193,7 @@ def test_a_value_on_the_command_line_takes_the_place_of_those_in_the_sweeps_file
     [
         ("hydra.sweeper.max_batch_size=2", "hydra.sweeper.max_batch_size: these jobs are launched all at once"),
         ("trainer.max_steps=2", "trainer.max_steps: kept results are of whole runs"),
+        ("callbacks=early_stopping", "callbacks.early_stopping may end a run early: kept results are of whole runs"),
         ("trainer.devices=2", "trainer.devices, trainer.num_nodes: each of these jobs has one device"),
         ("resume=last", "resume=: these jobs continue by themselves"),
         (

@@ -340,6 +340,26 @@ def test_a_run_that_slurm_queued_again_goes_on_with_its_own_checkpoint(train, mo
     assert resumed(tmp_path / "third", config) == tmp_path / "first/checkpoints/last.ckpt"
 
 
+@pytest.mark.parametrize("restarts", ["1", "0"])
+def test_a_run_that_slurm_queued_again_replaces_the_one_before_all_the_same(restarts, train, monkeypatch, tmp_path):
+    """The first time it ends before its first checkpoint, so that the run before it is restored."""
+
+    def preempted(*given):
+        raise SystemExit(1)
+
+    train("run", "method=source_only", "steps=1")
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SourceOnly, "training_step", preempted)
+        with pytest.raises(SystemExit):
+            train("run", "method=source_only", "steps=1", "overwrite=true", "seed=1")
+    assert metrics(tmp_path / "run")["seed"] == 0, "restored"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+    train("run", "method=source_only", "steps=1", "overwrite=true", "seed=1")
+    assert metrics(tmp_path / "run")["seed"] == 1
+    assert not list((tmp_path / "run").glob(".replaced*"))
+
+
 def test_what_was_killed_before_its_first_checkpoint_can_be_begun_again(train, tmp_path):
     left = tmp_path / "run" / "checkpoints"
     left.mkdir(parents=True)

@@ -6,6 +6,7 @@ where `wandb sync` sends it, and if W&B fails later, the run goes on without it.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import os
@@ -19,6 +20,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from uda_seg.callbacks.dashboards import Ending, Picture, Table
 from uda_seg.data.labels import IGNORE
+from uda_seg.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +62,8 @@ class WandbLog(WandbLogger):
         import wandb
 
         try:
+            if self.mode != "offline":
+                _require_login()
             return self._init(self.mode)
         except Exception as error:  # no login, no network, a refusal, ...
             if self.mode == "offline":
@@ -168,6 +172,15 @@ class WandbLog(WandbLogger):
             run.log(values if step is None else {**values, STEP: step})
 
         self.send(send)
+
+
+def _require_login() -> None:
+    """Raise UserError without a login, about which W&B would ask in a terminal while the training waits."""
+    import wandb
+
+    asked = inspect.signature(wandb.login).parameters
+    if "prompt" in asked and not wandb.login(prompt=False, verify=False):  # earlier versions cannot be kept from asking
+        raise UserError("there is no login")
 
 
 def summary_of(name: str) -> str | None:

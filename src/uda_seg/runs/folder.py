@@ -23,7 +23,7 @@ from uda_seg.launch.rendezvous import this_rank
 from uda_seg.runs.checkpoint import read_checkpoint
 from uda_seg.runs.contents import checkpoints_in, holds_run, in_the_way, newest_checkpoint, own_files, same_run
 from uda_seg.storage.aside import Aside
-from uda_seg.storage.files import part_name, remove_parts
+from uda_seg.storage.files import part_name, remove_parts, write_text
 from uda_seg.storage.lock import FolderLock
 from uda_seg.storage.owner import Owner
 from uda_seg.storage.slurm import slurm_job
@@ -31,6 +31,7 @@ from uda_seg.storage.slurm import slurm_job
 log = logging.getLogger(__name__)
 
 REPLACED = "replaced_run"
+REPLACING = ".replaced_by"  # the SLURM job that replaces a run here, until it has a checkpoint
 ELSEWHERE = "choose another folder with hydra.run.dir=..."
 _OWN_NAME = re.compile(
     r"(last|fresh|previous|best|best_unsupervised)\.ckpt|label_free\.npz"
@@ -101,6 +102,7 @@ def settle(aside: Aside) -> None:
     try:
         if state == "done" or (state == "aside" and checkpoints_in(aside.folder)):
             aside.drop()
+            (aside.folder / REPLACING).unlink(missing_ok=True)
         elif state:
             aside.bring_back(own_files(aside.folder))
             log.warning("%s: the run that was to be replaced has been restored", aside.folder)
@@ -150,6 +152,7 @@ class RunFolder:
         if self.lock is None or (self.resume is not None and _within(self.resume, self.folder)):
             return
         if self.config.overwrite and (found := own_files(self.folder)):
+            self._say_replacing()
             self.aside.put(found)
             log.info("the previous run is kept in %s until this one has a checkpoint", self.aside.place)
         elif self._again:
@@ -162,7 +165,7 @@ class RunFolder:
     def _resumed(self) -> Path | None:
         folder, resume = self.folder, self.config.resume
         begun = checkpoints_in(folder)
-        if begun and _queued_again():  # whatever its initial weights
+        if begun and _queued_again() and not self._replaces():  # whatever its initial weights
             return newest_checkpoint(folder)
         if resume == "last":
             if begun:
@@ -174,6 +177,18 @@ class RunFolder:
             read_checkpoint(Path(resume))
             return Path(resume)
         return None
+
+    def _say_replacing(self) -> None:
+        """Note that this job replaces a run, for the case that it is requeued after that run has been restored."""
+        if (job := slurm_job()) is not None:
+            write_text(self.folder / REPLACING, job)
+
+    def _replaces(self) -> bool:
+        """Return whether this job was requeued before the run that replaces the one here had a checkpoint."""
+        try:
+            return self.config.overwrite and (self.folder / REPLACING).read_text() == slurm_job()
+        except (OSError, ValueError):
+            return False
 
     def _check_free(self) -> None:
         """Raise UserError if a new run would replace anything without permission."""

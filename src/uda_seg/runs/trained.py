@@ -10,6 +10,7 @@ from typing import Any, Literal, Self, overload
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL.ExifTags import Base
 from PIL.Image import Image
 from torch import Tensor
 
@@ -132,6 +133,8 @@ def _pixels(image: Image | Pixels) -> Pixels:
     if isinstance(image, Image):
         if image.mode.startswith(("I", "F")):
             raise ValueError(f"the image's mode is {image.mode}: scale it to 8 bits a channel first")
+        if image.getexif().get(Base.Orientation, 1) != 1:
+            raise ValueError("the image is stored turned (EXIF): give PIL.ImageOps.exif_transpose(image)")
         image = np.asarray(image.convert("RGB"))
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:

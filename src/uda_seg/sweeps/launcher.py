@@ -20,7 +20,7 @@ from uda_seg.errors import UserError
 from uda_seg.errors.ending import fail
 from uda_seg.results.reading import find_results
 from uda_seg.results.writing import build_sections, write_report
-from uda_seg.runs.build import method_class
+from uda_seg.runs.build import may_stop, method_class
 from uda_seg.sweeps.benchmark import Job, is_finished, row_of, table, without_scores
 from uda_seg.sweeps.combinations import one_at_a_time
 from uda_seg.sweeps.speed import images_per_second
@@ -124,6 +124,8 @@ def _refuse_parts(settings: Config) -> None:
     if trainer.max_steps is not None or trainer.overfit:
         key = "overfit" if trainer.overfit else "max_steps"
         raise UserError(f"trainer.{key}: kept results are of whole runs; leave it out, steps= makes runs shorter")
+    if stopping := may_stop(settings):
+        raise UserError(f"callbacks.{stopping[0]} may end a run early: kept results are of whole runs; leave it out")
     if trainer.devices not in (1, "1", "auto") or trainer.num_nodes != 1:
         raise UserError("trainer.devices, trainer.num_nodes: each of these jobs has one device; leave them out")
     on_gpu = trainer.accelerator in ("auto", "gpu", "cuda")

@@ -24,7 +24,7 @@ from optuna.trial import TrialState
 from uda_seg.errors import Damaged, UserError
 from uda_seg.runs.folder import alone_in
 from uda_seg.storage.aside import Aside
-from uda_seg.storage.files import first_line, open_file
+from uda_seg.storage.files import first_line, open_file, spare_name
 from uda_seg.sweeps.table import TRIALS
 
 log = logging.getLogger(__name__)
@@ -89,8 +89,9 @@ def open_study(folder: Path, fixed: list[str], objective: str, direction: str, o
         if _is_study(file):
             Aside(folder, REPLACED).put([file])
         else:
-            os.replace(file, file.with_name(f"{TRIALS}.damaged"))
-            log.warning("%s is not a readable study: it is kept as %s.damaged", file, TRIALS)
+            kept = spare_name(file, "damaged")
+            os.rename(file, kept)
+            log.warning("%s is not a readable study: it is kept as %s", file, kept.name)
     study = _stored_study(file, StudyDirection[direction.upper()])
     wanted = {"fixed": sorted(fixed), "objective": objective, "direction": direction}
     known = study.user_attrs.get("settings", wanted)

@@ -203,7 +203,8 @@ def finished(folder: Path, config: Config) -> bool:
     scored = metrics.get(LABEL_FREE) or {}
     if not all(score in scored for score in config.evaluator.label_free):
         return False
-    return bool(metrics["step"] == config.steps) and same_run(folder, config)
+    ended = metrics["step"] == config.steps or metrics.get("stopped") is True
+    return ended and same_run(folder, config)
 
 
 def row_of(folder: Path, sweep: Path) -> dict[str, object]:

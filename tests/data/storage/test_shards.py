@@ -5,6 +5,7 @@ import functools
 import http.server
 import io
 import json
+import os
 import pickle
 import shutil
 import sys
@@ -38,6 +39,7 @@ from uda_seg.data.storage.shard_index import INDEX, contents
 from uda_seg.data.storage.shard_order import ShardOrder
 from uda_seg.data.storage.shards import ShardDataset
 from uda_seg.errors import Damaged, UserError
+from uda_seg.storage.files import part_of
 
 open_folder = functools.partial(ShardDataset, option="data.target", count=None, cache_bytes=10**9, cure="prepare it")
 
@@ -88,6 +90,53 @@ def test_foreign_shards_are_indexed_and_only_their_images_read(tmp_path):
     read = open_folder(str(tmp_path))
     for i, image in enumerate(images):
         np.testing.assert_array_equal(read.read(i).image, image)
+
+
+def write_shard(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name in members:
+            png = io.BytesIO()
+            Image.new("RGB", (4, 4)).save(png, "PNG")
+            info = tarfile.TarInfo(name)
+            info.size = len(png.getvalue())
+            tar.addfile(info, io.BytesIO(png.getvalue()))
+
+
+def test_label_maps_in_a_shard_are_not_taken_for_photographs(tmp_path):
+    write_shard(tmp_path / "a.tar", ["x/0.png", "y/0.png", "x/1.png", "x/1.seg.png"])
+    with pytest.raises(UserError, match=r"a\.tar holds x/1\.png and x/1\.seg\.png, two images of one sample"):
+        index_shards(str(tmp_path))
+    write_shard(tmp_path / "a.tar", ["x/0.png", "y/0.png", "x/1.png", "x.1/1.png"])
+    assert [shard.images for shard in index_shards(str(tmp_path))] == [4]
+
+
+def test_an_index_of_another_tool_is_kept(folder, caplog):
+    other = '{"__kind__": "wids-shard-index-v1", "wids_version": 1, "shardlist": []}'
+    (folder / INDEX).write_text(other)
+    with pytest.raises(UserError, match=r"index\.json is damaged.*move it away"):
+        open_folder(str(folder))
+    assert len(index_shards(str(folder))) == 3
+    assert (folder / f"{INDEX}.other").read_text() == other
+    assert f"it is kept as {INDEX}.other" in caplog.text
+    assert len(open_folder(str(folder))) == 11
+
+
+def test_a_shard_that_is_newer_than_the_index_is_read_again(folder):
+    first = folder / "images-000000.tar"
+    content = bytearray(first.read_bytes())
+    content[contents(first)[1][1] + 40] ^= 1
+    first.write_bytes(bytes(content))
+    with pytest.raises(Damaged, match=rf"{first.name}: .*png is damaged"):
+        index_shards(str(folder))
+
+
+def test_a_file_that_changed_since_it_was_packed_is_told(files, folder):
+    Image.new("RGB", files.read(5).image.shape[1::-1], "red").save(files.image_path(5))
+    with pytest.raises(UserError, match=r"images-000001\.tar holds another content of .*: delete the shard"):
+        pack(files, folder, images=4)
+    (folder / "images-000001.tar").unlink()
+    pack(files, folder, images=4)
+    assert (open_folder(str(folder)).read(5).image == (255, 0, 0)).all()
 
 
 def test_indexing_and_packing_go_on_where_they_were_interrupted(files, folder, monkeypatch):
@@ -195,6 +244,19 @@ def test_the_shard_opened_longest_ago_makes_room(folder, served, tmp_path):
     assert {path.name for path in (tmp_path / "cache").rglob("?*.tar") if path.stat().st_size} == {
         "images-000000.tar", "images-000002.tar",
     }  # fmt: skip
+
+
+def test_a_shard_that_is_being_fetched_is_not_deleted_to_make_room(folder, served, tmp_path):
+    sizes = [path.stat().st_size for path in sorted(folder.glob("*.tar"))]
+    remote = open_folder(served[0], cache_bytes=sum(sizes[:2]))
+    remote.read(0)
+    [kept] = [path for path in (tmp_path / "cache").rglob("images-*.tar") if path.stat().st_size]
+    part = part_of(kept.with_name("images-000007.tar"))  # as this process would write it
+    part.write_bytes(bytes(10))
+    os.utime(part, (0, 0))  # a download that has stalled
+    remote.read(4)
+    remote.read(8)
+    assert part.exists()
 
 
 def test_a_shard_that_changed_at_its_address_is_not_taken_for_the_one_in_the_index(files, folder, served):

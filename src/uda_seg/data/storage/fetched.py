@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from uda_seg.errors import UserError
-from uda_seg.storage.files import CACHE, written_whole
+from uda_seg.storage.files import CACHE, part_name, remove_parts, written_whole
 from uda_seg.storage.user_cache import user_cache
 
 ATTEMPTS = 5  # attempts to open a file that other processes delete to make room
@@ -70,8 +70,9 @@ class FetchedFiles:
                     raise UserError(f"{address} has {found} bytes, but its index says {size}: index it again")
 
     def _make_room(self, size: int) -> None:
-        """Delete the least recently opened files until `size` more bytes fit."""
+        """Delete the least recently opened files until `size` more bytes fit, but none that is being fetched."""
         found = []
+        remove_parts(self.folder.glob(".*"))
         for path in self.folder.glob("*"):
             with contextlib.suppress(FileNotFoundError):
                 found.append((path.stat(), path))
@@ -79,6 +80,8 @@ class FetchedFiles:
         for stat, path in sorted(found, key=lambda each: each[0].st_mtime_ns):
             if too_much <= 0:
                 return
+            if part_name(path) is not None:
+                continue
             path.unlink(missing_ok=True)
             too_much -= stat.st_size
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from uda_seg.data.datasets import SegmentationDataset
@@ -27,7 +27,9 @@ from uda_seg.data.storage.shard_index import (
     write_index,
 )
 from uda_seg.errors import Damaged, UserError
-from uda_seg.storage.files import written_whole
+from uda_seg.storage.files import spare_name, written_whole
+
+log = logging.getLogger(__name__)
 
 KEEP_EVERY = 32  # shards between two saves of an index under construction
 
@@ -35,7 +37,8 @@ KEEP_EVERY = 32  # shards between two saves of an index under construction
 def index_shards(root: str) -> list[Shard]:
     """Read every image of a folder's shards completely, and write `index.json`.
 
-    Shards that an earlier or interrupted call has read are skipped if their size is unchanged.
+    Shards that an earlier or interrupted call has read are skipped if their size is unchanged and they are not newer
+    than its index. Another file of the index's name is kept under another one.
 
     Raises:
         UserError: no folder, no shard, a damaged shard or image, or a shard without images.
@@ -50,21 +53,44 @@ def index_shards(root: str) -> list[Shard]:
         )
         raise UserError(f"{folder} has no shard *.tar{packed}")
     part = folder / f".{INDEX}.part"
-    known = {(s.name, s.bytes): s for s in (*_known(folder / INDEX), *_known(part)) if s.sums}
+    known = _known(folder / INDEX) | _known(part)
     shards: list[Shard] = []
     for shard in in_threads(functools.partial(_check_shard, known=known), paths, "shards"):
         shards.append(shard)
         if len(shards) % KEEP_EVERY == 0:
             write_index(part, shards)
-    write_index(folder / INDEX, shards)
+    _write_index(folder, shards)
     part.unlink(missing_ok=True)
     return shards
 
 
-def _known(path: Path) -> Iterator[Shard]:
-    """Yield the shards of an index file, if it exists and is valid."""
+def _known(path: Path) -> dict[tuple[str, int], Shard]:
+    """Return the shards of an index by name and size, if it exists and is valid, without those that are newer."""
     with contextlib.suppress(OSError, Damaged):
-        yield from parsed(content_of(path), str(path), "")
+        written = path.stat().st_mtime_ns
+        shards = [shard for shard in parsed(content_of(path), str(path), "") if shard.sums]
+        return {(s.name, s.bytes): s for s in shards if _is_older(path.with_name(s.name), written)}
+    return {}
+
+
+def _is_older(path: Path, written: int) -> bool:
+    with contextlib.suppress(OSError):
+        return path.stat().st_mtime_ns <= written
+    return False
+
+
+def _write_index(folder: Path, shards: list[Shard]) -> None:
+    """Write a folder's index; a file of its name that is none, such as other tools', is renamed."""
+    path = folder / INDEX
+    try:
+        parsed(content_of(path), str(path), "")
+    except FileNotFoundError:
+        pass
+    except Damaged:
+        other = spare_name(path, "other")
+        os.rename(path, other)
+        log.warning("%s was no index of uda_seg, or damaged: it is kept as %s", path, other.name)
+    write_index(path, shards)
 
 
 def _check_shard(path: Path, known: dict[tuple[str, int], Shard]) -> Shard:
@@ -108,7 +134,7 @@ def pack(dataset: SegmentationDataset, out: Path, images: int) -> list[Shard]:
         return _pack_one(dataset, range(start, min(start + images, len(dataset))), out / names[start])
 
     shards = list(in_threads(write, starts, "packing"))
-    write_index(out / INDEX, shards)
+    _write_index(out, shards)
     return shards
 
 
@@ -119,7 +145,7 @@ def _pack_one(dataset: SegmentationDataset, indices: range, path: Path) -> Shard
     if path.exists():
         if [name for name, _, _ in contents(path)] != [f"{key}.{suffix}" for key, suffix in names]:
             raise UserError(f"{path} holds other images: delete it, or choose another pack.out=FOLDER")
-        return _check_shard(path, {})
+        return _check_packed(dataset, indices, path)
     sums = []
     with written_whole(path, ROOM) as part, TarWriter(str(part), encoder=False, mtime=0.0, format="PAX_FORMAT") as tar:
         for index, (key, suffix) in zip(indices, names, strict=True):
@@ -128,6 +154,18 @@ def _pack_one(dataset: SegmentationDataset, indices: range, path: Path) -> Shard
             tar.write({"__key__": key, suffix: content})
             sums.append(checksum(content))
     return Shard(path.name, len(names), os.path.getsize(path), "".join(sums))
+
+
+def _check_packed(dataset: SegmentationDataset, indices: range, path: Path) -> Shard:
+    """Return what a shard of an earlier call holds; raise UserError if a file has changed since."""
+    shard = _check_shard(path, {})
+    for place, index in enumerate(indices):
+        if checksum(read_file(dataset.image_path(index))) != shard.sums[8 * place : 8 * place + 8]:
+            raise UserError(
+                f"{path} holds another content of {dataset.image_path(index)}: delete the shard to pack it again, or "
+                "choose another pack.out=FOLDER"
+            )
+    return shard
 
 
 def _member(index: int, name: str) -> tuple[str, str]:

@@ -53,7 +53,7 @@ def read_index(root: str, cure: str) -> list[Shard]:
         content = _fetch_small(f"{root}/{INDEX}") if is_address(root) else content_of(Path(root) / INDEX)
     except OSError as error:
         raise UserError(f"{root} has no {INDEX} that says how many images its shards hold: {cure}") from error
-    shards = parsed(content, f"{root}/{INDEX}", f"delete it, then {cure}")
+    shards = parsed(content, f"{root}/{INDEX}", f"move it away, then {cure}")
     strange = [shard.name for shard in shards if not NAME.fullmatch(shard.name) or shard.images < 1]
     if strange or not shards:
         what = f"{strange[0]!r}, which is no name of a shard with images" if strange else "no shard"
@@ -122,7 +122,25 @@ def members_of(file: BinaryIO, name: str) -> list[tuple[str, int, int]]:
         ) from error
     if any(rest) or any(start + length > size for _, start, length in found):
         raise Damaged(f"{name} is damaged behind its image {len(found)}: copy or pack the shard again")
+    _check_samples([member for member, _, _ in found], name)
     return found
+
+
+def _check_samples(members: Sequence[str], name: str) -> None:
+    """Raise UserError if a sample has several images, one of which may be its label map or its depth.
+
+    In WebDataset, a sample's members have one name up to its first dot.
+    """
+    samples: dict[str, str] = {}
+    for member in members:
+        place = PurePosixPath(member)
+        key = str(place.with_name(place.name.partition(".")[0]))
+        if key in samples:
+            raise UserError(
+                f"{name} holds {samples[key]} and {member}, two images of one sample, of which all would be taken for "
+                "photographs: pack the photographs alone, with no dot in their names but that of the suffix"
+            )
+        samples[key] = member
 
 
 def _is_image(name: str) -> bool:
