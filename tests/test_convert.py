@@ -330,6 +330,14 @@ def test_what_is_missing_or_does_not_fit_is_refused(camvid, tmp_path):
     with pytest.raises(UserError, match=r"lacks .*encoder\.block4\.1\."):
         converted(path, tmp_path / "last.ckpt", *deeper)
     assert not (tmp_path / "last.ckpt").exists()
+    for out, said in (
+        ("x.safetensors", "name the checkpoint"),
+        (".", "name the checkpoint"),
+        (path.name, "is official"),
+    ):
+        with pytest.raises(UserError, match=said):
+            converted(path, tmp_path / out, *where, "overwrite=true")
+    assert path.is_file()
     converted(path, tmp_path / "last.ckpt", *where)
     with pytest.raises(UserError, match="exists already"):
         converted(path, tmp_path / "last.ckpt", *where)

@@ -25,6 +25,7 @@ from uda_seg import train
 from uda_seg.config.commands import DepthConfig
 from uda_seg.config.replay import replay
 from uda_seg.config.schema import CONF
+from uda_seg.data.depth_layouts import maps_name
 from uda_seg.data.domains import open_domain
 from uda_seg.data.labels import CAMVID, CITYSCAPES
 from uda_seg.errors import UserError
@@ -33,6 +34,7 @@ from uda_seg.models.depth import DepthHead
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.runs import build
 from uda_seg.runs.checkpoint import read_checkpoint
+from uda_seg.runs.depth_maps import describe_maps
 
 configured = partial(configured_for, kind=DepthConfig)
 
@@ -295,10 +297,41 @@ def test_what_is_wrong_is_said(tree, tmp_path):
     command.depth(configured(*first, checkpoint, "overwrite=true"), tmp_path / "run")
     assert file.read_text() == whole
     file.write_text(whole.replace("weights", "weight"))
-    with pytest.raises(UserError, match="maps/game holds maps of another network: replace them with overwrite=true"):
+    with pytest.raises(
+        UserError, match="maps/game holds maps of another network or other images: replace them with overwrite=true"
+    ):
         command.depth(configured(*first, checkpoint), tmp_path / "run")
     with pytest.raises(UserError, match="is of another network"):
         command.depth(configured(*first, checkpoint, "depth.widths=[6]"), tmp_path / "run")
+
+
+def test_domains_of_one_kind_have_folders_of_their_own():
+    config = configured("data=custom", "data.more_targets.night.dataset=custom", "data.more_targets.night.share=1")
+    domains = config.data.sources | config.data.targets
+    names = {option: maps_name(config.data, option, domain) for option, domain in domains.items()}
+    assert names == {
+        "data.source": "custom", "data.target": "custom_target", "data.more_targets.night": "custom_night",
+    }  # fmt: skip
+
+
+def test_maps_of_other_images_are_not_taken_for_these(tmp_path):
+    (tmp_path / "0.png").write_bytes(b"a map")
+    said = {"encoding": "disparity", "images": "streets, train, world 0, size None, bits None"}
+    for before, fits in (({"encoding": "disparity"}, True), (said, True), ({**said, "images": "world 1"}, False)):
+        (tmp_path / "depth.json").write_text(json.dumps(before))
+        if fits:
+            describe_maps(tmp_path, said, overwrite=False)
+            continue
+        with pytest.raises(UserError, match="of another network or other images"):
+            describe_maps(tmp_path, said, overwrite=False)
+    describe_maps(tmp_path, said, overwrite=True)
+    assert not (tmp_path / "0.png").exists()
+
+
+def test_a_checkpoint_in_no_runs_folder_does_not_say_where_maps_go(tmp_path):
+    (tmp_path / "last.ckpt").touch()
+    with pytest.raises(UserError, match=r"last\.ckpt is in no run's folder.*say hydra\.run\.dir"):
+        command.expand([f"checkpoint={tmp_path}/last.ckpt", "export=true"])
 
 
 def test_depth_is_learnt_at_one_resolution_by_the_encoder_of_a_network_of_two():

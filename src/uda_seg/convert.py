@@ -67,6 +67,10 @@ def convert(config: ConvertConfig, folder: Path) -> Path:
         UserError: the file is damaged, of an unknown network, or lacks a finite tensor; or `out` exists.
     """
     path, out = Path(str(config.official)), Path(str(config.out))
+    if out.suffix == ".safetensors" or out.is_dir():
+        raise UserError(f"out={out}: name the checkpoint to write, a file such as converted.ckpt")
+    if out.exists() and out.samefile(path):
+        raise UserError(f"out={out} is official= itself: choose another file")
     if out.exists() and not config.overwrite:
         raise UserError(f"out={out} exists already: choose another file or replace it with overwrite=true")
     official = recognise(read_tensors(path), path)

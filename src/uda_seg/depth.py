@@ -42,6 +42,8 @@ from uda_seg.cli.command import run
 from uda_seg.config.commands import DepthConfig
 from uda_seg.config.naming import plain_name
 from uda_seg.config.replay import describe, replay
+from uda_seg.config.schema import key_of
+from uda_seg.data.depth_layouts import maps_name
 from uda_seg.data.sequence_module import SequenceData
 from uda_seg.data.sequences import SequenceDataset, stack
 from uda_seg.errors import UserError
@@ -79,8 +81,12 @@ def expand(given: list[str]) -> list[str]:
     """Choose a folder next to the segmentation runs; with a checkpoint, its folder and configuration."""
     if not any(override.startswith("checkpoint=") for override in given):
         name = "depth_${depth.supervision}_${hydra:runtime.choices.model}${variant:${hydra:overrides.task}}"
-        return [f"hydra.run.dir='outputs/${{data.name}}/{name}/seed${{seed}}'", *given]
+        swept = name.replace("task}}", "task},${swept:}}")
+        one = f"hydra.run.dir='outputs/${{data.name}}/{name}/seed${{seed}}'"
+        return [one, f"hydra.sweep.subdir='{swept}/seed${{seed}}'", *given]
     path = given_path(given, "checkpoint", USAGE)
+    if path.absolute().parent.name != "checkpoints" and not any(key_of(o) == "hydra.run.dir" for o in given):
+        raise UserError(f"{path} is in no run's folder that could have the maps: say hydra.run.dir=FOLDER")
     replayed = replay(read_checkpoint(path), given, DepthConfig)
     return [as_override("hydra.run.dir", str(path.absolute().parent.parent)), *replayed]
 
@@ -294,17 +300,19 @@ def shade(metres: Tensor) -> NDArray[np.uint8]:
 def export(config: DepthConfig, module: SelfSupervisedDepth, scale: Scale, folder: Path) -> None:
     """Write maps of every image of sources and targets to `maps/<domain>`."""
     device = one_device(config.trainer)
-    module, taken = module.to(device).eval(), set[str]()
+    module = module.to(device).eval()
     for option, domain in (config.data.sources | config.data.targets).items():
         if option == "data.target" and config.data.reader == "shards":
             log.info("data.reader=shards: no maps of the target, because no method reads depth with shards")
         else:
-            group, _, own = option.removeprefix("data.").partition(".")
-            name = domain.domain or domain.dataset
-            if group.startswith("more_") and plain_name(name) in taken:
-                name = f"{name}_{own}"  # another set of this kind may have images of the same names
-            taken.add(plain_name(name))
-            export_domain(config, module, domain, option, folder / "maps" / plain_name(name), scale)
+            export_domain(
+                config,
+                module,
+                domain,
+                option,
+                folder / "maps" / plain_name(maps_name(config.data, option, domain)),
+                scale,
+            )
 
 
 if __name__ == "__main__":

@@ -62,6 +62,23 @@ def tiny(tmp_path, monkeypatch):
     )  # fmt: skip
 
 
+def test_what_has_been_measured_outlives_what_fails_and_what_was_there(tiny, tmp_path, monkeypatch):
+    def failing(config):
+        raise UserError("no GPU")
+
+    path = tmp_path / "out" / "bench.json"
+    tiny.bench.what = ["ema", "precision"]
+    monkeypatch.setitem(MEASUREMENTS, "precision", failing)
+    for _ in range(2):
+        with pytest.raises(UserError, match="no GPU"):
+            bench(tiny, tmp_path)
+    assert json.loads(path.read_text())["rows"]
+    assert json.loads((path.parent / "bench.json.earlier").read_text())["rows"]
+    tiny.bench.output = str(tmp_path)
+    with pytest.raises(UserError, match=r"bench\.output=.* is a folder"):
+        bench(tiny, tmp_path)
+
+
 def test_pairs_are_compared_pair_by_pair():
     """A neighbour that slows the last pair down tenfold leaves the ratio alone."""
     pairs = Pairs([1.0, 1.1, 10.0], [2.0, 2.2, 20.0])

@@ -25,7 +25,7 @@ from uda_seg.config.compose import composed
 from uda_seg.config.replay import describe
 from uda_seg.data.custom import classes_of
 from uda_seg.errors import UserError
-from uda_seg.exporting.card import is_private, plain
+from uda_seg.exporting.card import is_private, plain, supervision
 from uda_seg.exporting.scores import Numbers, numbers_of
 from uda_seg.methods.base import Plan
 from uda_seg.results.result import Best, Result, TargetScores, Validation, write_result
@@ -149,6 +149,7 @@ def test_the_folder_says_what_a_reader_wants_and_nothing_of_this_machine(card, c
     assert "bootstrap over 8 images" in text
     assert "how much the score varies between seeds is not known" in text
     assert "| 1 | building | `#800000` | 25.0 |" in text
+    assert "by unsupervised domain adaptation: labels of the source alone, images of the target." in text
     config = json.loads((card / "config.json").read_text())
     assert config["uda_seg"]["class_names"] == list(config["id2label"].values())
     assert config["model"]["encoder"]["widths"] == [4, 4, 4, 4]
@@ -412,6 +413,19 @@ def test_paths_stay_at_home():
     assert not any(
         map(is_private, ("method.alpha=0.9", "data.crop=[32,32]", "model.encoder.name=vit_tiny.tag", "data.name=a"))
     )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["method=oracle"], "on labels of the target: an upper bound"),
+        (["method=source_only"], "on labels of the source alone, without an image of the target"),
+        (["method=dacs", "data.target.labelled=10"], "semi-supervised domain adaptation"),
+        (["method=adabn"], "unsupervised domain adaptation"),
+    ],
+)
+def test_the_card_says_which_labels_were_seen(overrides, said):
+    assert said in supervision(configured("data=streets", *overrides))
 
 
 def test_names_are_not_markup():

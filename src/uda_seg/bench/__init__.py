@@ -45,6 +45,7 @@ from uda_seg.evaluation.tables import Table
 from uda_seg.options.validate import nearest
 from uda_seg.runs.build import quiet_lightning
 from uda_seg.runs.record import PACKAGES, write_json
+from uda_seg.storage.files import spare_name
 
 log = logging.getLogger(__name__)
 
@@ -102,18 +103,32 @@ def quoted(text: str) -> str:
 def bench(config: BenchConfig, folder: Path) -> None:
     """Run the measurements in `bench.what`, print the results and write `bench.output`."""
     quiet_lightning()
-    chosen = choose(config.bench.what)
+    chosen, path = choose(config.bench.what), Path(config.bench.output)
+    if path.is_dir():
+        raise UserError(f"bench.output={path} is a folder: name a file in it")
     rows: list[Row] = []
-    for name in chosen:
-        if name in MEASUREMENTS:
-            log.info("measuring %s", name)
-            rows += MEASUREMENTS[name](config)
-    profile = profile_step(config) if PHASES in chosen else None
+    profile = None
+    try:
+        for name in chosen:
+            if name in MEASUREMENTS:
+                log.info("measuring %s", name)
+                rows += MEASUREMENTS[name](config)
+        profile = profile_step(config) if PHASES in chosen else None
+    finally:  # what has been measured outlives what fails
+        if rows or profile is not None:
+            write(config, path, rows, profile)
+
+
+def write(config: BenchConfig, path: Path, rows: Sequence[Row], profile: StepProfile | None) -> None:
+    """Print the results and write them as JSON; an earlier file is kept under another name."""
     if rows:
         rows_table(rows).show()
     if profile is not None:
         profile_table(profile).show()
-    path = Path(config.bench.output)
+    if path.exists():
+        earlier = spare_name(path, "earlier")
+        os.rename(path, earlier)
+        log.info("the earlier results are kept in %s", earlier)
     setting = {"classic_tf32": config.bench.tf32}
     write_json(
         path, machine() | setting | {"rows": [row.record() for row in rows], "step": profile and asdict(profile)}

@@ -321,6 +321,10 @@ class BenchConfig(Config):
     bench: BenchSettings = field(default_factory=BenchSettings)
     """The measurements."""
 
+    def places(self) -> dict[str, str | None]:
+        """Return the places that are written besides the run's folder, by key."""
+        return {"bench.output": self.bench.output}
+
 
 @dataclass
 class ReportSettings:

@@ -128,8 +128,26 @@ def _cure(domain: DomainSettings, settings: DataSettings, option: str) -> str:
     return (
         "learn depth with python -m uda_seg.depth data=streets, write maps with python -m uda_seg.depth "
         f"checkpoint=<run>/checkpoints/last.ckpt data={settings.name}{root} export=true, then set "
-        f"{option}.depth=<run>/maps/{domain.domain or domain.dataset}"
+        f"{option}.depth=<run>/maps/{maps_name(settings, option, domain)}"
     )
+
+
+def maps_name(settings: DataSettings, option: str, domain: DomainSettings) -> str:
+    """Name the folder of a domain's exported maps; domains of one kind, whose images may share names, have their own.
+
+    Args:
+        settings: the data.
+        option: key of the domain, such as `data.target` or `data.more_sources.<name>`.
+        domain: its settings.
+    """
+    before = []
+    for other, each in (settings.sources | settings.targets).items():
+        if other == option:
+            break
+        before.append(each.domain or each.dataset)
+    name = domain.domain or domain.dataset
+    group, _, own = option.removeprefix("data.").partition(".")
+    return f"{name}_{own or group}" if name in before else name
 
 
 def described(folder: Path) -> Mapping[str, str]:

@@ -21,6 +21,7 @@ from uda_seg.exporting.formats import write_safetensors
 from uda_seg.exporting.scores import Kind, Numbers, Score, mean_of, numbers_of
 from uda_seg.methods.frozen_trunk import PLAIN
 from uda_seg.results.intervals import Interval
+from uda_seg.runs.build import method_class
 from uda_seg.runs.checkpoint import tensors_at_test
 from uda_seg.runs.published import CARD, CONFIG, FORMAT, WEIGHTS
 from uda_seg.runs.trained import TrainedSegmentor
@@ -171,14 +172,26 @@ def _about(config: ExportConfig, described: Mapping[str, Any]) -> str:
     targets = ", ".join(plain(domain.dataset) for domain in data.targets.values()) or "none"
     images = f"; {said['source_images']} labelled images read, repetitions included" if "source_images" in said else ""
     return (
-        f"A network for semantic segmentation, trained by unsupervised domain adaptation with "
-        f"`uda_seg` {said['version']}: labels of the source alone, images of the target.\n\n"
-        f"| | |\n|---|---|\n| method | {plain(_method(described))} |\n| source, labelled | {sources} |\n"
+        f"A network for semantic segmentation, trained with `uda_seg` {said['version']} {supervision(config)}.\n\n"
+        f"| | |\n|---|---|\n| method | {plain(_method(described))} |\n"
+        f"| source{'' if method_class(config).supervised_target else ', labelled'} | {sources} |\n"
         f"| target | {targets} |\n| network | {plain(said['choices'].get('model', '?'))}, "
         f"{_count(described['weights']['parameters'])} parameters, the {described['network']} |\n"
         f"| training | step {described['step']}, seed {said.get('seed', '?')}{images} |\n"
         f"| initial weights of the encoder | {plain(start_of(config))} |"
     )
+
+
+def supervision(config: ExportConfig) -> str:
+    """Say which labels and images a network was trained on."""
+    method, labelled = method_class(config), any(d.labelled is not None for d in config.data.targets.values())
+    if method.supervised_target:
+        return "on labels of the target: an upper bound for adaptation"
+    if not method.needs_target or not config.data.targets:
+        return "on labels of the source alone, without an image of the target"
+    if labelled:
+        return "by semi-supervised domain adaptation: labels of the source and of some images of the target"
+    return "by unsupervised domain adaptation: labels of the source alone, images of the target"
 
 
 def start_of(config: ExportConfig) -> str:

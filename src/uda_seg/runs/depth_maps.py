@@ -29,6 +29,8 @@ from uda_seg.storage.files import save_png
 
 log = logging.getLogger(__name__)
 
+RENDERED = "streets"  # the data set whose images follow from `data.world_seed`
+
 
 @dataclass
 class Scale:
@@ -50,7 +52,7 @@ def export_domain(
     """Write the missing maps of a domain, named like its images, and `depth.json` with their description.
 
     Raises:
-        UserError: the folder contains maps of another network, or files cannot be written.
+        UserError: the folder contains maps of another network or of other images, or files cannot be written.
     """
     mine = domain.domain or domain.dataset
     if mine not in scale.domains:
@@ -61,6 +63,7 @@ def export_domain(
         "z": "655.36 / (metres + 0.01)" if module.metric else "256 * disparity + 1, in no unit",
         "learnt_from": ", ".join(scale.domains) + ("" if mine in scale.domains else " (zero-shot)"),
         "weights": fingerprint(module),
+        "images": _said_of_images(domain, config),
     }
     describe_maps(folder, said, config.overwrite)
     if (pair := twins(images.names, images.spec.image_suffix)) is not None:
@@ -93,20 +96,29 @@ def encode(module: SelfSupervisedDepth, image: Tensor, baseline: float) -> NDArr
 
 
 def describe_maps(folder: Path, said: dict[str, str], overwrite: bool) -> None:
-    """Write `depth.json`, after checking that existing maps are of the same network, or removing them.
+    """Write `depth.json`, after checking that existing maps are of the same network and images, or removing them.
+
+    Those of an earlier version do not say of which images they are.
 
     Raises:
-        UserError: they are of another network, or not known to be maps of this command.
+        UserError: they are of another network or of other images, or not known to be maps of this command.
     """
     maps = list(folder.rglob("*.png"))
     if maps and not (folder / DESCRIPTION).is_file():
         raise UserError(f"{folder} holds pictures that no {DESCRIPTION} of this command describes: move them away")
-    if maps and not overwrite and described(folder) != said:
-        raise UserError(f"{folder} holds maps of another network: replace them with overwrite=true")
+    if maps and not overwrite and {"images": said["images"], **described(folder)} != said:
+        raise UserError(f"{folder} holds maps of another network or other images: replace them with overwrite=true")
     if overwrite:
         for path in maps:
             path.unlink()
     write_json(folder / DESCRIPTION, said)
+
+
+def _said_of_images(domain: DomainSettings, config: Config) -> str:
+    """Say which images maps are of: others may have the same names."""
+    rendered = domain.dataset == RENDERED and domain.root is None
+    place = f"world {config.data.world_seed}" if rendered else str(Path(domain.root or "").expanduser().absolute())
+    return ", ".join([domain.dataset, domain.split, place, f"size {domain.size}", f"bits {domain.bits}"])
 
 
 def fingerprint(module: SelfSupervisedDepth) -> str:

@@ -138,6 +138,18 @@ def test_no_room_is_told_before_anything_is_written(tmp_path, monkeypatch):
     assert not (tmp_path / "images").exists()
 
 
+def test_files_that_were_changed_by_hand_are_renamed(tmp_path, caplog):
+    with zipfile.ZipFile(tmp_path / "01.zip", "w") as packed:
+        for i in range(2):
+            packed.writestr(f"images/{i}.png", b"from the ZIP")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/0.png").write_bytes(b"mine")
+    unpack(missing_members(members(tmp_path), tmp_path), tmp_path)
+    found = {path.name: path.read_bytes() for path in (tmp_path / "images").iterdir()}
+    assert found == {"0.png": b"from the ZIP", "1.png": b"from the ZIP", "0.png.replaced": b"mine"}
+    assert "1 files in" in caplog.text
+
+
 def test_a_whole_data_set_comes_out_as_it_went_in(tmp_path):
     tree = gta_tree(tmp_path / "tree", np.full((8, 8), 7, np.uint8))
     (tmp_path / "root").mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import stat
 import zipfile
@@ -17,7 +18,7 @@ from uda_seg.data.depth_layouts import LAYOUTS
 from uda_seg.data.parallel import in_threads
 from uda_seg.data.specs import DatasetSpec
 from uda_seg.errors import Damaged, UserError
-from uda_seg.storage.files import CHUNK, first_line, open_file, written_whole
+from uda_seg.storage.files import CHUNK, first_line, open_file, spare_name, written_whole
 
 log = logging.getLogger(__name__)
 
@@ -153,12 +154,27 @@ def unpack(members: Sequence[Member], root: Path) -> None:
     needed, free = sum(member.size for member in members), shutil.disk_usage(root).free
     if needed > free:
         raise UserError(f"{root} has room for {free / 1e9:.1f} GB, its ZIPs unpack to {needed / 1e9:.1f} GB: {ROOM}")
+    _make_way(members, root)
     for archive in dict.fromkeys(member.archive for member in members):
         own = [member for member in members if member.archive == archive]
         with zipfile.ZipFile(archive) as file:
             for _ in in_threads(partial(_extract, file, root), own, f"unpacking {archive.name}"):
                 pass
     log.info("unpacked %d files into %s", len(members), root)
+
+
+def _make_way(members: Sequence[Member], root: Path) -> None:
+    """Rename files that are in the place of those to unpack: they may have been changed by hand."""
+    found = [path for member in members if os.path.lexists(path := root / member.target)]
+    for path in found:
+        os.rename(path, spare_name(path, "replaced"))
+    if found:
+        log.warning(
+            "%d files in %s differ in size from those in its ZIPs: they are renamed, the first to %s",
+            len(found),
+            root,
+            f"{found[0].name}.replaced",
+        )
 
 
 def _extract(file: zipfile.ZipFile, root: Path, member: Member) -> None:
