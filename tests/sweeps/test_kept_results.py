@@ -264,10 +264,11 @@ def test_intervals_in_the_text_are_in_the_tables() -> None:
 
 
 def claimed(setting: str) -> dict[str, list[Result]]:
-    """Return the committed rows of the benchmark in a setting that have enough seeds."""
+    """Return the committed rows of the benchmark in a setting that have enough seeds and the common learning rate."""
     place = TABLES["RESULTS"] / "benchmark" / setting
     kept = {folder.name: [read_result(path) for path in folder.glob("seed*.json")] for folder in place.iterdir()}
-    return {name: results for name, results in kept.items() if len(results) >= TABLES["ENOUGH"]}
+    enough = {name: results for name, results in kept.items() if len(results) >= TABLES["ENOUGH"]}
+    return {name: results for name, results in enough.items() if "optimizer.lr=" not in name}
 
 
 def told(columns: slice) -> dict[str, list[str]]:
