@@ -316,7 +316,7 @@ def test_domains_of_one_kind_have_folders_of_their_own():
 
 def test_maps_of_other_images_are_not_taken_for_these(tmp_path):
     (tmp_path / "0.png").write_bytes(b"a map")
-    said = {"encoding": "disparity", "images": "streets, train, world 0, size None, bits None"}
+    said = {"encoding": "disparity", "images": "streets, train, world 0"}
     for before, fits in (({"encoding": "disparity"}, True), (said, True), ({**said, "images": "world 1"}, False)):
         (tmp_path / "depth.json").write_text(json.dumps(before))
         if fits:

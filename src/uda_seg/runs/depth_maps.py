@@ -115,10 +115,10 @@ def describe_maps(folder: Path, said: dict[str, str], overwrite: bool) -> None:
 
 
 def _said_of_images(domain: DomainSettings, config: Config) -> str:
-    """Say which images maps are of: others may have the same names."""
+    """Say which images maps are of, whatever their size: others may have the same names."""
     rendered = domain.dataset == RENDERED and domain.root is None
     place = f"world {config.data.world_seed}" if rendered else str(Path(domain.root or "").expanduser().absolute())
-    return ", ".join([domain.dataset, domain.split, place, f"size {domain.size}", f"bits {domain.bits}"])
+    return ", ".join([domain.dataset, domain.split, place])
 
 
 def fingerprint(module: SelfSupervisedDepth) -> str:
