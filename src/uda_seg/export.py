@@ -151,7 +151,8 @@ def write_graph(config: ExportConfig, model: TrainedSegmentor, out: Path) -> Non
     settings = config.export
     size = None if settings.size is None else (settings.size[0], settings.size[1])
     exported = Exported(model.network, settings.output)  # type: ignore[arg-type]  # checked by the schema
-    images = samples(None if config.input is None else Path(config.input), settings.images, model.fit)
+    source = None if config.input is None else Path(config.input)
+    images = samples(source, settings.images, model.fit, config.predict.bits)
     program = captured(exported, size)
     described = description(model, config)
     with written_whole(out, ROOM) as part:

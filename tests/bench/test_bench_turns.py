@@ -66,6 +66,14 @@ def test_what_is_measured_follows_from_what_is_given():
     assert "bench.what=[classic]" in expand(["baseline=classic", "method=dacs"])
     assert not any(o.startswith("bench.what=[") for o in expand(["baseline=classic", "bench.what=all"]))
     assert not any("bench.what" in o for o in expand(["method=dacs"]))
+    both = expand(["baseline=classic", "method=dacs", "against.method=lcmsm"])
+    assert "bench.what=[against,classic]" in both
+    assert not any("baseline" in o for o in both)
+    for words in (["bench.what=[ema]", "against.method=dacs"], ["bench.what=all", "against.method=dacs"]):
+        with pytest.raises(UserError, match="leaves out against"):
+            expand(words)
+    with pytest.raises(UserError, match="leaves out classic"):
+        expand(["bench.what=[ema]", "baseline=classic"])
     with pytest.raises(UserError, match="did you mean classic"):
         expand(["baseline=clasic"])
     assert "against" not in choose(["all"])

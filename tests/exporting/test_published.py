@@ -8,6 +8,7 @@ import re
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import safetensors.torch
@@ -26,6 +27,7 @@ from uda_seg.config.replay import describe
 from uda_seg.data.custom import classes_of
 from uda_seg.errors import UserError
 from uda_seg.exporting.card import is_private, plain, supervision
+from uda_seg.exporting.samples import samples
 from uda_seg.exporting.scores import Numbers, numbers_of
 from uda_seg.methods.base import Plan
 from uda_seg.results.result import Best, Result, TargetScores, Validation, write_result
@@ -430,3 +432,13 @@ def test_the_card_says_which_labels_were_seen(overrides, said):
 
 def test_names_are_not_markup():
     assert plain("<b>|a_b*\n[x](y)") == r"&lt;b&gt;\|a\_b\* \[x\](y)"
+
+
+def test_sixteen_bit_images_are_read_with_the_bits_that_are_said(tmp_path):
+    image = np.full((4, 6, 3), 4095, np.uint16)  # white, of 12 bits
+    cv2.imwrite(str(tmp_path / "deep.png"), image)
+    [tensor] = samples(tmp_path / "deep.png", 1, None, bits=12)
+    assert tensor.shape == (3, 4, 6)
+    assert (tensor == 1).all()
+    with pytest.raises(UserError, match="16 bits"):
+        samples(tmp_path / "deep.png", 1, None)

@@ -18,6 +18,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -78,18 +79,19 @@ def expand(given: Sequence[str]) -> list[str]:
     """Translate `against.KEY=VALUE` and `baseline=` into settings of the bench, and return the overrides to compose.
 
     Raises:
-        UserError: an invalid override after `against.`, or an unknown baseline.
+        UserError: an invalid override after `against.`, an unknown baseline, or one that `bench.what` leaves out.
     """
-    own, against = split(given)
-    what = ["against"] if against else []
-    for override in [o for o in own if key_of(o) == "baseline"]:
-        name = override.partition("=")[2]
+    baselines = [o.partition("=")[2] for o in given if key_of(o) == "baseline"]
+    for name in baselines:
         if name not in BASELINES:
             raise UserError(f"baseline={name} is none; {nearest(name, BASELINES)}")
-        what.append(BASELINES[name])
-        own.remove(override)
-    if what and not any(key_of(o) == "bench.what" for o in own):
-        own.append(f"bench.what=[{','.join(what)}]")
+    own, against = split([o for o in given if key_of(o) != "baseline"])
+    what = [*([AGAINST] if against else []), *(BASELINES[name] for name in baselines)]
+    said = next((o.partition("=")[2] for o in own if key_of(o) == "bench.what"), None)
+    if said is None:
+        own += [f"bench.what=[{','.join(what)}]"] if what else []
+    elif left := [name for name in what if name not in choose(re.findall(r"\w+", said))]:
+        raise UserError(f"bench.what={said} leaves out {left[0]}, for which other options are given: name it as well")
     if against:
         own.append(f"bench.against=[{','.join(quoted(o) for o in against)}]")
     return ["hydra.run.dir=outputs/bench", "hydra.output_subdir=null", *own]

@@ -20,13 +20,14 @@ log = logging.getLogger(__name__)
 STREETS = (128, 256)  # height and width of the rendered images
 
 
-def samples(source: Path | None, count: int, fit: Resize | None) -> list[Tensor]:
+def samples(source: Path | None, count: int, fit: Resize | None, bits: int | None = None) -> list[Tensor]:
     """Read images as the network gets them, [3, H, W] in [0, 1].
 
     Args:
         source: a folder of images or one image; None: images of the built-in streets.
         count: at most so many, spread over the folder.
         fit: resize of validation images in training; None for no resize.
+        bits: used bits per channel of 16-bit images; None without any.
 
     Raises:
         UserError: there is no image, or one is damaged.
@@ -39,6 +40,6 @@ def samples(source: Path | None, count: int, fit: Resize | None) -> list[Tensor]
         found = [path for path in names if kind_of(read_bytes(path, HEAD)) is not None]
         if not found:
             raise UserError(f"input={source} holds no image to check the graph on: name another, or leave it out")
-        arrays = [read_image(path) for path in spread(found, count)]
+        arrays = [read_image(path, bits) for path in spread(found, count)]
         arrays = arrays if fit is None else [fit(Sample(image)).image for image in arrays]
     return [torch.from_numpy(array).permute(2, 0, 1).float() / 255 for array in arrays]
