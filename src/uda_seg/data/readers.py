@@ -51,7 +51,7 @@ class DomainReaders:
         """
         if self._in_shards(part):
             open_shards(part.domain, self.settings, part.option)
-        elif part.domain.dataset != "streets" or part.domain.root is not None:
+        elif not part.domain.rendered:
             self._found[part.key] = self._open(part)
 
     def _open(self, part: Part) -> SegmentationDataset:

@@ -215,7 +215,7 @@ class SequenceDataset:
                 f"{option}.dataset={domain.dataset} has no sequences: use one of {', '.join(LAYOUTS)}, or leave "
                 f"{option.rpartition('.')[2]} out of depth.domains"
             )
-        if domain.dataset == "streets" and domain.root is None and views:
+        if domain.rendered and views:
             _render_views(domain, settings, views)
         images = open_domain(domain, settings, classes, option, labeled=False)
         self.root, self.split, self.image_root, self.size = images.root, domain.split, images.image_root, domain.size

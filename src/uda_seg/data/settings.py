@@ -86,6 +86,11 @@ class DomainSettings:
     """With `labelled`: the weight of these images among the sources, as `share`. By default as often as a source: half
     of the batch beside one source. In proportion to their number, 100 images beside GTA's 24 966 would hardly occur."""
 
+    @property
+    def rendered(self) -> bool:
+        """Whether its images are rendered into the cache, and thus follow from `data.world_seed`."""
+        return self.dataset == "streets" and self.root is None
+
 
 @dataclass
 class RareClassSettings:

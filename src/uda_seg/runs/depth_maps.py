@@ -29,8 +29,6 @@ from uda_seg.storage.files import save_png
 
 log = logging.getLogger(__name__)
 
-RENDERED = "streets"  # the data set whose images follow from `data.world_seed`
-
 
 @dataclass
 class Scale:
@@ -116,8 +114,8 @@ def describe_maps(folder: Path, said: dict[str, str], overwrite: bool) -> None:
 
 def _said_of_images(domain: DomainSettings, config: Config) -> str:
     """Say which images maps are of, whatever their size: others may have the same names."""
-    rendered = domain.dataset == RENDERED and domain.root is None
-    place = f"world {config.data.world_seed}" if rendered else str(Path(domain.root or "").expanduser().absolute())
+    root = str(Path(domain.root or "").expanduser().absolute())
+    place = f"world {config.data.world_seed}" if domain.rendered else root
     return ", ".join([domain.dataset, domain.split, place])
 
 
