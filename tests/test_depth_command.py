@@ -34,7 +34,7 @@ from uda_seg.models.depth import DepthHead
 from uda_seg.models.segmentor import Segmentor
 from uda_seg.runs import build
 from uda_seg.runs.checkpoint import read_checkpoint
-from uda_seg.runs.depth_maps import describe_maps
+from uda_seg.runs.depth_maps import Scale, describe_maps
 
 configured = partial(configured_for, kind=DepthConfig)
 
@@ -225,6 +225,25 @@ def test_the_documented_commands_bring_depth_to_images_without_sequences(tree, t
     )
 
 
+def test_a_trained_network_makes_maps_of_domains_that_depth_cannot_be_learnt_from(tree, tmp_path):
+    command.depth(configured(*overrides(tree)), tmp_path)
+    more = sequence_tree(tmp_path / "more", 2, (64, 96))
+    night = [f"data.more_sources.night.{k}={v}" for k, v in (("dataset", "streets"), ("root", more), ("share", 0.5))]
+    size = "data.more_sources.night.size=[64,96]"
+    given = [*overrides(tree), *night, size, "data.reader=shards", "depth.domains=[source,target]", "export=true"]
+    command.depth(configured(*given, f"checkpoint={tmp_path / 'checkpoints/last.ckpt'}"), tmp_path)
+    assert len(list((tmp_path / "maps/game").glob("*.png"))) == 3
+    assert len(list((tmp_path / "maps/streets").glob("*.png"))) == 2
+    assert not (tmp_path / "maps/camera").exists()  # of shards
+
+
+def test_each_domain_has_the_unit_of_its_own_stereo_camera():
+    scale = Scale({"synthia_seqs": 0.8, "cityscapes": 0.2})
+    assert [scale.of(name) for name in ("synthia_seqs", "cityscapes", "camvid")] == [0.8, 0.2, 0.8]
+    assert Scale.read({"baselines": scale.baselines}) == scale
+    assert Scale.read({"baseline": 0.5, "domains": ["game", "camera"]}) == Scale({"game": 0.5, "camera": 0.5})
+
+
 def test_maps_that_are_not_made_yet_are_asked_for_by_methods_of_depth_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     camvid_tree(tmp_path, count=2)
@@ -274,8 +293,13 @@ def test_what_is_wrong_is_said(tree, tmp_path):
         command.build_data(configured("data=streets2dg"))
     several = r"data.source alone, but data=streets_two_sources also has data.more_sources.night: choose a pair"
     with pytest.raises(UserError, match=several):
-        command.build_data(configured("data=streets_two_sources"))
-    command.build_data(configured("data=streets_two_sources", "depth.domains=[target]"))
+        command.build_data(configured("data=streets_two_sources")).setup("fit")
+    command.build_data(configured("data=streets_two_sources", "depth.domains=[target]")).check_learnable()
+    shards = command.build_data(configured("data=streets", "data.reader=shards", "depth.domains=[source,target]"))
+    with pytest.raises(UserError, match=r"data\.reader=shards has single images"):
+        shards.setup("fit")
+    with pytest.raises(UserError, match=r"data.target.split=train\+val: sequences are read of one split at a time"):
+        command.build_data(configured(*overrides(tree, "data.target.split=train+val"))).setup("fit")
     with pytest.raises(
         UserError, match=r"crop=\[64, 97\] is larger than the images of data.target, which are \[64, 96"
     ):

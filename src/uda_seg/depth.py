@@ -122,7 +122,8 @@ def learn(
         read_fitting(resume, module, ("network.", "pose."))
     data.prepare_data()
     check_crop(config, data, module)
-    scale = Scale(float(data.train[0][0].baseline[0]), [d.domain or d.dataset for d in data.domains.values()])
+    learnt = zip(data.domains.values(), data.train, strict=True)
+    scale = Scale({d.domain or d.dataset: float(samples[0].baseline[0]) for d, samples in learnt})
     place.begin()
     write_record(folder, config)
     log.info("training depth on %d images", sum(len(domain) for domain in data.train))
@@ -202,7 +203,7 @@ def load(module: SelfSupervisedDepth, path: Path) -> Scale:
     content = read_fitting(path, module, ("network.",))
     found = {n: t for n, t in content["state_dict"].items() if n.startswith("network.")}
     module.load_state_dict(found, strict=False)
-    return Scale(**content["uda_seg"]["depth"])
+    return Scale.read(content["uda_seg"]["depth"])
 
 
 def read_fitting(path: Path, module: SelfSupervisedDepth, parts: tuple[str, ...]) -> dict[str, Any]:

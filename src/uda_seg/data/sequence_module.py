@@ -63,23 +63,30 @@ class SequenceData(pl.LightningDataModule):
         self.classes: ClassSet = classes_of(settings)
         self.views = VIEWS[supervision]
         self.domains = {name: self.domain(name) for name in domains}
-        self.validation_names = tuple(n for n, domain in self.domains.items() if domain.dataset == "streets")
+        files = [name for name in self.domains if name != "target" or settings.reader == "files"]
+        self.validation_names = tuple(n for n in files if self.domains[n].dataset == "streets")
         self.train: list[SequenceDataset] = []
         self.validation: dict[str, SequenceDataset] = {}
 
     def domain(self, name: str) -> DomainSettings:
-        """Return the settings of `source` or `target`, which must be the only ones of their kind."""
+        """Return the settings of `source` or `target`."""
         found = {"source": self.settings.source, "target": self.settings.target}.get(name)
         if found is None:
             raise UserError(f"depth.domains names {name}, but data={self.settings.name} has no such domain")
-        if more := getattr(self.settings, f"more_{name}s"):
-            raise UserError(
-                f"depth learns from data.{name} alone, but data={self.settings.name} also has data.more_{name}s."
-                f"{', '.join(more)}: choose a pair of domains, and train on each of the others as data.{name}"
-            )
-        if name == "target" and self.settings.reader == "shards":
-            raise UserError("data.reader=shards has single images: depth learns from sequences, so data.reader=files")
         return found
+
+    def check_learnable(self) -> None:
+        """Raise UserError if a domain is not a single one of files. Maps can be exported of any domain nevertheless."""
+        for name in self.domains:
+            if more := getattr(self.settings, f"more_{name}s"):
+                raise UserError(
+                    f"depth learns from data.{name} alone, but data={self.settings.name} also has data.more_{name}s."
+                    f"{', '.join(more)}: choose a pair of domains, and train on each of the others as data.{name}"
+                )
+            if name == "target" and self.settings.reader == "shards":
+                raise UserError(
+                    "data.reader=shards has single images: depth learns from sequences, so data.reader=files"
+                )
 
     @property
     def seen(self) -> str:
@@ -95,6 +102,8 @@ class SequenceData(pl.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Open the data sets, rendering streets first; those for training only if `stage` requires them."""
+        if stage in (None, "fit"):
+            self.check_learnable()
         if not self.validation:
             if self.seen:
                 log.warning("a given root has no separate validation images: %s", self.seen)

@@ -197,7 +197,7 @@ class SequenceDataset:
         depth: Read exact depth if the data set has it.
 
     Raises:
-        UserError: the data set has no sequences, or no image has its views.
+        UserError: the data set has no sequences, no image has its views, or splits are joined.
     """
 
     def __init__(
@@ -214,6 +214,11 @@ class SequenceDataset:
             raise UserError(
                 f"{option}.dataset={domain.dataset} has no sequences: use one of {', '.join(LAYOUTS)}, or leave "
                 f"{option.rpartition('.')[2]} out of depth.domains"
+            )
+        if "+" in domain.split:
+            raise UserError(
+                f"{option}.split={domain.split}: sequences are read of one split at a time: give one of them, and "
+                "export maps of both afterwards with checkpoint="
             )
         if domain.rendered and views:
             _render_views(domain, settings, views)

@@ -101,6 +101,7 @@ def build_data(config: Config, resume: Path | None = None) -> UDADataModule:
         needs_target=method.needs_target and not (method.target_optional and config.data.target is None),
         target_in_step=method.target_in_step,
         needs_depth=method.needs_depth,
+        margins=config.teacher.margins,
         target_labels=method.supervised_target,
         overfit=config.trainer.overfit,
         resumed=None if resume is None else resume.resolve().parent.parent,

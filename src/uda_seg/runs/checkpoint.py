@@ -55,10 +55,14 @@ def _is_count(value: object) -> bool:
 
 
 def _is_scale(value: object) -> bool:
-    """Return whether a value is a valid description of a depth network's unit."""
-    if not isinstance(value, Mapping) or value.keys() != {"baseline", "domains"}:
+    """Return whether a value is a valid description of a depth network's unit, as this or an earlier version has it."""
+    if not isinstance(value, Mapping):
         return False
-    return isinstance(value["baseline"], int | float) and _all_text(value["domains"])
+    earlier = value.keys() == {"baseline", "domains"} and _all_text(value["domains"])
+    units = dict.fromkeys(value["domains"], value["baseline"]) if earlier else value.get("baselines")
+    if not isinstance(units, Mapping) or not units:
+        return False
+    return _all_text([*units]) and all(isinstance(metres, int | float) for metres in units.values())
 
 
 def _all_text(value: object) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -35,12 +36,19 @@ class Scale:
     """Unit of a depth network.
 
     Attributes:
-        baseline: stereo baseline in training in metres; 0 = unknown.
-        domains: training domains of streets, or data sets.
+        baselines: stereo baseline in metres, 0 = unknown, of every training domain of streets, or data set.
     """
 
-    baseline: float
-    domains: list[str]
+    baselines: dict[str, float]
+
+    @classmethod
+    def read(cls, said: dict[str, Any]) -> Scale:
+        """Read it from a checkpoint. Earlier versions wrote the first domain's baseline and the domains' names."""
+        return cls(said["baselines"] if "baselines" in said else dict.fromkeys(said["domains"], said["baseline"]))
+
+    def of(self, domain: str) -> float:
+        """Return the baseline of a domain; of one that was not learnt from, that of the first that was."""
+        return self.baselines.get(domain, next(iter(self.baselines.values())))
 
 
 @torch.no_grad()
@@ -53,13 +61,14 @@ def export_domain(
         UserError: the folder contains maps of another network or of other images, or files cannot be written.
     """
     mine = domain.domain or domain.dataset
-    if mine not in scale.domains:
-        log.info("%s: no sequence of %s was learnt from: zero-shot from %s", option, mine, ", ".join(scale.domains))
+    learnt = ", ".join(scale.baselines)
+    if mine not in scale.baselines:
+        log.info("%s: no sequence of %s was learnt from: zero-shot from %s", option, mine, learnt)
     images = open_domain(domain, config.data, classes_of(config.data), option, labeled=False)
     said = {
         "encoding": "disparity",
         "z": "655.36 / (metres + 0.01)" if module.metric else "256 * disparity + 1, in no unit",
-        "learnt_from": ", ".join(scale.domains) + ("" if mine in scale.domains else " (zero-shot)"),
+        "learnt_from": learnt + ("" if mine in scale.baselines else " (zero-shot)"),
         "weights": fingerprint(module),
         "images": _said_of_images(domain, config),
     }
@@ -75,7 +84,7 @@ def export_domain(
             size = fit_inside((image.shape[0], image.shape[1]), (domain.size[0], domain.size[1]))
             image = np.asarray(cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA), np.uint8)
         tensor = torch.from_numpy(image).to(module.device).permute(2, 0, 1)[None].float() / 255
-        raw = encode(module, tensor, scale.baseline)
+        raw = encode(module, tensor, scale.of(mine))
         save_png(paths[index], raw, "free some space and run it again")
     log.info("%d depth maps in %s, %d of them new", len(paths), folder, len(missing))
 
