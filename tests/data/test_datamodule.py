@@ -184,6 +184,7 @@ def test_margins_follow_the_crop_and_the_flip(settings):
             expected[2:22, 4:40] = True
             assert torch.equal(valid, expected.flip(1) if mirrored else expected)
         assert batch["source"].valid.all()
+    assert all(batch["target"].valid.all() for batch in make(settings, margins=False).train_dataloader())
     settings.target.margins = [1, 2]
     with pytest.raises(UserError, match=r"data.target.margins=\[1, 2\]: give \[top, bottom, left, right\]"):
         make(settings)

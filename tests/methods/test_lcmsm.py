@@ -8,9 +8,11 @@ from test_steps import fit
 
 from uda_seg.config.compose import composed
 from uda_seg.config.schema import resolved
+from uda_seg.errors import UserError
 from uda_seg.methods import lcmsm
 from uda_seg.methods.lcmsm import LCMSM
 from uda_seg.methods.options.lcmsm import LCMSMOptions
+from uda_seg.methods.settings import TeacherSettings
 from uda_seg.models.language import correlate
 from uda_seg.runs.checkpoint import settings_of
 
@@ -44,6 +46,38 @@ def test_centred_texts_cannot_all_be_opposed_to_a_pixel(centred, make_segmentor,
     assert (recorded["diagnostic/lcmsm/refined_spread"] > 0.1) == centred
     assert 0 <= recorded["diagnostic/lcmsm/accuracy"] <= 1
     assert recorded["diagnostic/lcmsm/spread"] > 0
+
+
+@pytest.mark.parametrize("batch_norm", ["train", "eval"])
+def test_the_teacher_has_statistics_of_the_head_that_it_is_scored_with(
+    batch_norm, make_segmentor, make_plan, make_batch
+):
+    plan = make_plan(steps=8, teacher=TeacherSettings(alpha=0.5, batch_norm=batch_norm))
+    module = LCMSM(make_segmentor(), plan, LCMSMOptions(text="none", width=8))
+    fit(module, [make_batch(seed) for seed in range(8)])
+    for mine, student in zip(
+        *(network.heads["main"].named_buffers() for network in (module.teacher.network, module.segmentor)), strict=True
+    ):
+        if "running" in mine[0]:
+            start = float(mine[0].endswith("var"))
+            # The average lags behind by about a step, and the start has left it but for a hundredth.
+            assert (mine[1] - student[1]).norm() < 0.5 * (student[1] - start).norm(), mine[0]
+
+
+def test_without_its_masked_terms_the_language_head_would_not_learn(make_segmentor, make_plan):
+    module = LCMSM(make_segmentor(), make_plan(), LCMSMOptions(text="none", width=8, mask_weight=0.0))
+    with pytest.raises(UserError, match=r"method\.mask_weight=0: .* say method\.mask_ratio=0"):
+        module.setup("fit")
+    module.setup("test")
+
+
+def test_a_main_head_of_another_width_hands_over_nothing(make_segmentor, make_plan, caplog):
+    module = LCMSM(make_segmentor(width=8), make_plan(), LCMSMOptions(text="none", width=4))
+    before = module.segmentor.head("language").conv_seg.weight.clone()
+    with caplog.at_level("INFO"):
+        module.start_heads({"language"})
+    assert "the language head starts untrained" in caplog.text
+    assert torch.equal(module.segmentor.head("language").conv_seg.weight, before)
 
 
 def test_diagnostics_are_of_steps_that_log(make_segmentor, make_plan, make_batch, monkeypatch):

@@ -314,6 +314,10 @@ def test_teacher_in_train_mode_uses_batch_statistics_and_keeps_its_buffers_out_o
             module.eval()
     torch.testing.assert_close(logits, student.predict(image).detach())
     assert not any(m.training for m in teacher.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    own = [buffer.clone() for buffer in teacher.network.buffers()]
+    for _ in range(2):  # the first copies
+        teacher.update(make_segmentor(seed=1))
+    assert all(torch.equal(*pair) for pair in zip(teacher.network.buffers(), own, strict=True))
 
 
 def test_the_number_of_updates_is_a_tensor_of_the_state(make_segmentor):

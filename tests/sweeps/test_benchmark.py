@@ -17,10 +17,11 @@ import yaml
 
 from results.invented import invented
 from uda_seg import train
-from uda_seg.cli.command import compose
+from uda_seg.cli.command import CONF, compose
 from uda_seg.config.schema import Config, resolved
 from uda_seg.errors import Damaged, Interrupted
 from uda_seg.results.result import write_result
+from uda_seg.runs.build import build_data, build_module
 from uda_seg.runs.record import write_json
 from uda_seg.sweeps import benchmark, launcher
 from uda_seg.sweeps.benchmark import (
@@ -294,6 +295,14 @@ def test_every_job_has_a_folder_and_settings_of_its_own(planned: Callable[..., d
 def test_every_row_of_an_ablation_is_another_run(planned: Callable[..., dict[str, Job]]) -> None:
     jobs = planned("sweep=ablate_corda", "seed=0")
     assert len(jobs) == len({job.digest for job in jobs.values()}) == 6
+
+
+@pytest.mark.parametrize("sweep", sorted(path.stem for path in (CONF / "sweep").glob("ablate_*.yaml")))
+def test_every_run_of_an_ablation_can_begin(planned: Callable[..., dict[str, Job]], sweep: str) -> None:
+    jobs = planned(f"sweep={sweep}", "seed=0").values()
+    assert jobs
+    for job in jobs:
+        build_module(job.config, build_data(job.config)).setup("fit")
 
 
 @dataclass

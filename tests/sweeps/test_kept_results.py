@@ -58,18 +58,18 @@ def keep_ablation(results: Path, seeds: int) -> None:
     for (text, weight), gain in ROWS.items():
         for seed in range(seeds if text == "none" else 6):
             overrides = [f"seed={seed}", "data=streets", "method=lcmsm", f"method.text={text}"]
-            overrides += [f"method.mask_weight={weight}", "sweep=ablate_lcmsm", "trainer=gpu"]
+            overrides += [f"method.mask_ratio={weight}", "sweep=ablate_lcmsm", "trainer=gpu"]
             if (text, weight) == ("file", "0.3"):  # a copy of the benchmark's row, whose command line did not say it
                 overrides = [f"seed={seed}", "data=streets", "method=lcmsm", "sweep=ablate_lcmsm"]
             device = "a GPU" if text == "none" else "a CPU"
             choices = {"sweep": "ablate_lcmsm"}
             result = invented("lcmsm", seed, 0.6 + gain, overrides=overrides, choices=choices, device=device)
-            settings = {**result.settings, "method.text": text, "method.mask_weight": float(weight)}
+            settings = {**result.settings, "method.text": text, "method.mask_ratio": float(weight)}
             write_result(place_of(results, text, weight, seed), replace(result, settings=settings))
 
 
 def place_of(results: Path, text: str, weight: str, seed: int) -> Path:
-    row = f"lcmsm,mask_weight={weight},text={text}"
+    row = f"lcmsm,mask_ratio={weight},text={text}"
     return results / "ablate_lcmsm" / "streets" / row / f"seed{seed}.json"
 
 
@@ -116,11 +116,11 @@ def test_an_ablation_is_compared_with_its_own_base_row(tmp_path: Path) -> None:
     keep_ablation(tmp_path, seeds=5)
     text = details(tmp_path)
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    assert rows[0] == ["| run", "seeds", "mIoU", "minus lcmsm text=none mask_weight=0.3 |"]
+    assert rows[0] == ["| run", "seeds", "mIoU", "minus lcmsm text=none mask_ratio=0.3 |"]
     assert [row[:2] for row in rows[1:4]] == [
-        ["| lcmsm text=none mask_weight=0.3", "5 †"],
-        ["| lcmsm text=file mask_weight=0", "6"],
-        ["| lcmsm text=file mask_weight=0.3", "6"],
+        ["| lcmsm text=none mask_ratio=0.3", "5 †"],
+        ["| lcmsm text=file mask_ratio=0", "6"],
+        ["| lcmsm text=file mask_ratio=0.3", "6"],
     ]
     scores = {
         (text, weight): [read_result(place_of(tmp_path, text, weight, seed)).miou for seed in range(5)]
@@ -132,11 +132,11 @@ def test_an_ablation_is_compared_with_its_own_base_row(tmp_path: Path) -> None:
         assert row[3].endswith("] (5) |")  # the seeds that both have
     said = " ".join(text.split())
     assert (
-        "on a CPU (lcmsm text=file mask_weight=0, lcmsm text=file mask_weight=0.3) and a GPU (lcmsm text=none" in said
+        "on a CPU (lcmsm text=file mask_ratio=0, lcmsm text=file mask_ratio=0.3) and a GPU (lcmsm text=none" in said
     )
     [section] = build_sections(find_results(tmp_path), base_rows(), draws=100)
     assert section.table.title == "ablate_lcmsm, streets: target, 5 classes"
-    assert [d.reference for d in section.differences] == ["lcmsm text=none mask_weight=0.3"]
+    assert [d.reference for d in section.differences] == ["lcmsm text=none mask_ratio=0.3"]
 
 
 def test_the_overview_marks_what_six_seeds_tell_from_the_row_to_compare_with(tmp_path: Path) -> None:
@@ -145,14 +145,14 @@ def test_the_overview_marks_what_six_seeds_tell_from_the_row_to_compare_with(tmp
         [cell.strip() for cell in line.split("|")][1:-1] for line in overview(tmp_path).splitlines() if "| lcm" in line
     ]
     assert [(name, seeds, score[-1]) for name, seeds, score in rows] == [
-        ("lcmsm text=none mask_weight=0.3", "6", rows[0][2][-1]),
-        ("lcmsm text=file mask_weight=0", "6", "▼"),
-        ("lcmsm text=file mask_weight=0.3", "6", "▲"),
+        ("lcmsm text=none mask_ratio=0.3", "6", rows[0][2][-1]),
+        ("lcmsm text=file mask_ratio=0", "6", "▼"),
+        ("lcmsm text=file mask_ratio=0.3", "6", "▲"),
     ]
     assert "▲" not in rows[0][2]
     place_of(tmp_path, "none", "0.3", 5).unlink()
     text = overview(tmp_path)
-    assert "| lcmsm text=none mask_weight=0.3 | 5 † |" in text
+    assert "| lcmsm text=none mask_ratio=0.3 | 5 † |" in text
     assert "▲" not in text
     assert "▼" not in text
 
@@ -188,7 +188,7 @@ def test_rows_are_named_by_what_their_settings_are_however_the_command_line_spel
 def test_an_ablation_without_its_base_row_says_so_and_a_row_of_several_settings_is_refused(tmp_path: Path) -> None:
     keep_ablation(tmp_path, seeds=0)
     said = " ".join(details(tmp_path).split())
-    assert "The row to compare with, `method.text=none method.mask_weight=0.3`, has no result yet." in said
+    assert "The row to compare with, `method.text=none method.mask_ratio=0.3`, has no result yet." in said
     place = place_of(tmp_path, "file", "0", 3)
     other = read_result(place)
     write_result(place, replace(other, settings={**other.settings, "optimizer.lr": 1.0}))

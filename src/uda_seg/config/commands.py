@@ -332,7 +332,7 @@ class ReportSettings:
 
     against: list[Text] = field(default_factory=lambda: ["source_only"])
     """Rows that the others are compared with, besides every control and the base rows of ablations: methods, names of
-    rows, or their overrides, separated by blanks (`"method.text=none method.mask_weight=0.3"`)."""
+    rows, or their overrides, separated by blanks (`"method.text=none method.mask_ratio=0.3"`)."""
 
     draws: Annotated[int, Interval(100, 1_000_000)] = 2000
     """Bootstrap samples of an interval."""

@@ -77,7 +77,7 @@ class DomainBatch(TensorBatch):
             validation it has the size of the label on disk, which may differ from the image's.
         index: int64 [B], indices of the images in the sorted data set; those of several are numbered on from one to
             the next.
-        valid: bool [B, H, W], false in padding and in margins where pseudo-labels are ignored.
+        valid: bool [B, H, W], false in padding, and in margins if pseudo-labels are ignored there.
         depth: float32 [B, 1, H, W], inverse depth, exactly 1.0 = invalid; None for methods without depth.
         pseudo: uint8 [B, H, W], stored pseudo-labels with the image's crop and flip; None without any.
         window: int64 [B, 3], top, left and flip of each image, as in `Sample`; None if unknown.

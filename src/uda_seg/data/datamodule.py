@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from uda_seg.data.batch import DomainBatch, Sample
 from uda_seg.data.custom import classes_of
 from uda_seg.data.datasets import SegmentationDataset
+from uda_seg.data.declared import unnamed_classes
 from uda_seg.data.images import spread
 from uda_seg.data.labelled import LabelledImages
 from uda_seg.data.labels import ClassSet
@@ -56,6 +57,7 @@ class UDADataModule(pl.LightningDataModule):
         target_in_step: The method reads them in every step; otherwise only through `target_batches`.
         target_labels: Train on the labelled target instead of the source (the oracle).
         needs_depth: The method reads the depth of source and target.
+        margins: Pixels in the target's `margins` are not `valid`, like padding.
         overfit: Train repeatedly on the first batch; validation is unchanged.
         resumed: Folder of the run that is resumed, whose labelled target images are used again.
         sample: Number of the target's images that `target_sample` yields; also for methods that read none.
@@ -76,6 +78,7 @@ class UDADataModule(pl.LightningDataModule):
         target_in_step: bool = True,
         target_labels: bool = False,
         needs_depth: bool = False,
+        margins: bool = True,
         overfit: bool = False,
         resumed: Path | None = None,
         sample: int = 0,
@@ -99,7 +102,7 @@ class UDADataModule(pl.LightningDataModule):
         self.labelled = LabelledImages(seed, resumed)
         self._sources = labeled_parts(settings, self.labelled, target_labels=target_labels)
         self._targets = target_parts(settings) if needs_target and not target_labels else []
-        self._readers = DomainReaders(settings, self.classes, self.eval_classes, depth=needs_depth)
+        self._readers = DomainReaders(settings, self.classes, self.eval_classes, depth=needs_depth, margins=margins)
         self._sample, self._sampled = sample, WholeImages()
         self._source_shares: NDArray[np.float64] | None = None
         self._streams: dict[str, Stream] = {}
@@ -119,6 +122,14 @@ class UDADataModule(pl.LightningDataModule):
     def source_images_per_step(self) -> int:
         """Labelled images per step over all ranks."""
         return self.settings.source_batch * self.world_size
+
+    @property
+    def source_classes(self) -> list[int]:
+        """Train ids that the labels of some source can name; SYNTHIA's name no terrain, truck and train."""
+        every = range(len(self.classes))
+        sources = [reader.dataset for reader in self._streams["source"].readers]
+        unnamed = [unnamed_classes(s, every) for s in sources if isinstance(s, SegmentationDataset)]  # never shards
+        return [c for c in every if not all(c in each for each in unnamed)]
 
     @property
     def images_per_step(self) -> int:

@@ -29,6 +29,7 @@ class DomainReaders:
         classes: The classes that labels are mapped to.
         eval_classes: The evaluated train ids.
         depth: Read the depth of training domains.
+        margins: Mark pixels in the target's `margins` as not valid.
 
     Attributes:
         check: Check a sample of the labels of what is opened (on one rank is enough).
@@ -36,10 +37,10 @@ class DomainReaders:
     """
 
     def __init__(
-        self, settings: DataSettings, classes: ClassSet, eval_classes: tuple[int, ...], *, depth: bool
+        self, settings: DataSettings, classes: ClassSet, eval_classes: tuple[int, ...], *, depth: bool, margins: bool
     ) -> None:
         self.settings, self.classes, self.eval_classes = settings, classes, eval_classes
-        self.depth, self.check = depth, True
+        self.depth, self.margins, self.check = depth, margins, True
         self._found: dict[str, SegmentationDataset] = {}
         self.looked: dict[str, Contents] = {}
 
@@ -94,7 +95,7 @@ class DomainReaders:
         return SampleReader(
             dataset,
             resize_of(part.domain),
-            margins=None if part.labeled else _margins(part.domain, part.option),
+            margins=_margins(part.domain, part.option) if self.margins and not part.labeled else None,
             cache=cache,
             stored=stored,
             resize_label=part.of_training,

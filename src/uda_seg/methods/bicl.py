@@ -64,8 +64,7 @@ class BiCL(UDAModule):
         s = self.supervise_source(source, adapts)
         terms = self.supervised_terms("source", s, source.label, 1.0)
         if adapts and target.pseudo is not None:
-            trusted = target.valid if self.plan.teacher.margins else torch.ones_like(target.valid)
-            y_f = target.pseudo.masked_fill(~trusted, IGNORE)
+            y_f = target.pseudo.masked_fill(~target.valid, IGNORE)
             image = to_float(target.image)
             t = self.segmentor.supervise(image, y_f, self.over_labelled(y_f))
             self.log_images(target_image=image, pseudo_label=y_f)
@@ -73,7 +72,7 @@ class BiCL(UDAModule):
             if self.ablation >= Ablation.FORWARD:
                 pair = torch.arange(len(y_f), device=y_f.device) % len(source.image)
                 f_s, f_t = (select_feature(self.segmentor, self.options.feature, result) for result in (s, t))
-                terms += self.contrast(f_s[pair], source.label[pair], f_t, y_f, trusted)
+                terms += self.contrast(f_s[pair], source.label[pair], f_t, y_f, target.valid)
             else:
                 self.log_diagnostics(**{"labelled/static": (y_f != IGNORE).float().mean()})
         yield tuple(terms)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -30,19 +32,23 @@ class ClassMixing(UDAModule):
     """
 
     options: MixingOptions
+    unreached: ClassVar[tuple[str, ...]] = ()
+    """Heads that labelling the target does not run."""
 
     def __init__(self, segmentor: Segmentor, plan: Plan, options: MixingOptions) -> None:
         super().__init__(segmentor, plan, options)
-        self.teacher: Teacher = Teacher(segmentor, plan.teacher.alpha, plan.teacher.batch_norm)
+        self.teacher: Teacher = Teacher(segmentor, plan.teacher.alpha, plan.teacher.batch_norm, self.unreached)
 
     def label_target(self, target: DomainBatch, head: str | None = None, **context: Tensor | None) -> Labelled:
-        """Label clean images with the teacher; the weight of valid pixels is the batch's share of confident pixels."""
+        """Label clean images with the teacher; the weight of valid pixels is the batch's share of confident pixels.
+
+        As in the released codes, that share is of all pixels, valid or not.
+        """
         image = to_float(target.image)
         pseudo = pseudo_label(self.teacher.predict(image, head, **context), self.plan.teacher.threshold)
         quality = self.mean_over_ranks(pseudo.quality)
         self.log_images(target_image=image, pseudo_label=pseudo.label, pseudo_confidence=pseudo.confidence)
-        trusted = target.valid if self.plan.teacher.margins else torch.ones_like(target.valid)
-        return Labelled(image, pseudo.label, quality * trusted)
+        return Labelled(image, pseudo.label, quality * target.valid)
 
     def mix(self, source: Labelled, target: Labelled) -> Labelled:
         """Paste half of a source image's classes over target b (source b mod B_s), then jitter and blur the mixture."""

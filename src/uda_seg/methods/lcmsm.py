@@ -10,10 +10,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from uda_seg.errors import UserError
 from uda_seg.methods.base import Batch, Loss, Plan
 from uda_seg.methods.labelled import Labelled, labelled
 from uda_seg.methods.masking import mask_blocks
@@ -41,6 +43,7 @@ class LCMSM(SourceTerms):
     """
 
     options: LCMSMOptions
+    unreached: ClassVar[tuple[str, ...]] = ("main",)  # the teacher labels with the language head
 
     def __init__(self, segmentor: Segmentor, plan: Plan, options: LCMSMOptions) -> None:
         correlation = options.text != "none"
@@ -59,11 +62,24 @@ class LCMSM(SourceTerms):
     def start_heads(self, missing: set[str]) -> None:
         """Initialise the language head from the trained plain one (our choice): it labels the target from step 0."""
         main, language = self.segmentor.head(), self.segmentor.head("language")
-        if "language" in missing and isinstance(main, DAFormerHead) and isinstance(language, LanguageHead):
+        if "language" not in missing or not isinstance(language, LanguageHead):
+            return
+        if isinstance(main, DAFormerHead) and language.shaped_like(main):
             language.start_from(main)
+        else:
+            log.info("the language head starts untrained: it has not the width and dilations of the main head")
 
     def setup(self, stage: str) -> None:
-        """Load the class embeddings when training starts (Lightning hook); a trained network needs none."""
+        """Load the class embeddings when training starts (Lightning hook); a trained network needs none.
+
+        Raises:
+            UserError: the masked terms have no weight, with which the head that labels the target would not learn.
+        """
+        if stage == "fit" and self.options.mask_weight == 0:
+            raise UserError(
+                "method.mask_weight=0: the masked images alone train the language head, which labels the target; to "
+                "train it on whole images instead, say method.mask_ratio=0"
+            )
         if stage != "fit" or self.embed is None or self.projection is not None:
             return
         found = self.embed(self.plan.classes.words)

@@ -18,8 +18,8 @@ class ParameterRules:
         embeddings are layer 0 and the last block is layer d. Tokens, position embedding, LayerScale, norms and biases
         have no weight decay. Both are timm's grouping.
     - Tokens that our own modules learn (`undecayed`: EoMT's queries, the levels of the adapter) have no weight decay.
-    - In other encoders the norm layers have no weight decay; their biases and the decoder's batch norm have, as in the
-        released DAFormer.
+    - In other encoders the layers with `norm` in their names have no weight decay, MiT's layer norms; other biases, the
+        batch norm of convolutional encoders (`bn`) and that of the decoder have, as in the released DAFormer.
 
     Args:
         segmentor: the student.

@@ -71,14 +71,13 @@ def draw_samples(
 def key_labels(logits: Tensor, target: DomainBatch, teacher: TeacherSettings, which: Keys) -> Tensor:
     """Select the labels of target keys, uint8 [B, h, w], from the teacher's logits: of all pixels or `confident` ones.
 
-    Those are above the teacher's threshold and, if it ignores them, not in the margins.
+    Those are above the teacher's threshold, and valid.
     """
     pseudo = pseudo_label(logits, teacher.threshold)
     if which == "all":
         return pseudo.label
-    trusted = pseudo.confidence >= teacher.threshold
-    if teacher.margins:
-        trusted &= nearest(target.valid.to(torch.uint8), logits.shape[-2:]).bool()
+    valid = nearest(target.valid.to(torch.uint8), logits.shape[-2:]).bool()
+    trusted = (pseudo.confidence >= teacher.threshold) & valid
     return pseudo.label.masked_fill(~trusted, IGNORE)
 
 

@@ -6,8 +6,8 @@
     (Rare-class sampling is part of the loader, the network is `model=`.)
 - MIC (Hoyer et al. 2023): `mask_weight` adds a loss on block-masked target images with the teacher's labels.
 
-The papers' encoders have no batch norm. With batch norm, masked images do not update the running statistics, because
-they do not occur at test.
+The papers' encoders have no batch norm. With batch norm, masked images do not update the encoder's running statistics,
+because they do not occur at test; those of the decoder they update, as in the released code.
 """
 
 from __future__ import annotations

@@ -37,8 +37,8 @@ class OptimizerSettings:
     """SGD's momentum."""
 
     weight_decay: Annotated[float, Interval(0, 100)] = 0.01
-    """Weight decay of all parameters except the encoder's norm layers, and a plain vision transformer's tokens,
-    position embedding, LayerScale and biases."""
+    """Weight decay of all parameters except the layer norms of a transformer, and a plain vision transformer's tokens,
+    position embedding, LayerScale and biases. Batch norm has it, as in the released codes."""
 
     head_lr_multiplier: Ratio = 10.0
     """Learning rate of the heads relative to `lr`, and of what an encoder adds to a pretrained transformer."""
@@ -51,7 +51,9 @@ class OptimizerSettings:
     """Maximum L2 norm of the summed gradient; null: no clipping."""
 
     accumulate: Count = 1
-    """Number of micro-batches per batch; still one optimiser step per batch."""
+    """Number of micro-batches per batch; still one optimiser step per batch. What averages over a selection of pixels
+    (feature distance, depth, BiCL's target, T2S-DA's pull), the weight q of pseudo-labels, `mix_classes=batch` and
+    batch norm see one micro-batch at a time."""
 
     scale_lr: bool = False
     """Multiply `lr` by the number of ranks (the linear scaling rule of Goyal et al. 2017, which none of the papers here

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from uda_seg.data.batch import DomainBatch
+from uda_seg.errors import UserError
 from uda_seg.methods.base import Batch, Loss, Plan
 from uda_seg.methods.class_average import ClassAverage
 from uda_seg.methods.class_performance import ClassPerformance
@@ -72,8 +73,17 @@ class T2SDA(SelfTraining):
         return nullcontext() if self.alone else super().statistics_of_source()
 
     def pull_terms(self, source: Labelled, target: DomainBatch | None) -> tuple[Loss, ...]:
-        """Compute L_pull and, from the same forward, the translated images' cross-entropy if it has a weight."""
+        """Compute L_pull and, from the same forward, the translated images' cross-entropy if it has a weight.
+
+        Raises:
+            UserError: an image has neither target nor other source images in its batch to be translated towards.
+        """
         teacher, images = self.teacher, len(source.image)
+        if target is None and images == 1 and self.translate.painter is None:
+            raise UserError(
+                "T2S-DA without a target translates source images towards others of the batch, which has one: make "
+                "data.source_batch at least twice optimizer.accumulate, or say method.style=file"
+            )
         partner = torch.arange(images, device=source.image.device) % (images if target is None else len(target.image))
         translated = self.translate(source.image, None if target is None else to_float(target.image)[partner])
         self.log_images(translated_image=translated)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 import torch
@@ -24,19 +25,23 @@ class Teacher(nn.Module):
         student: the network to copy, with every head attached so far; the copy needs no gradient, and shares what is
             frozen.
         alpha: upper bound of the decay.
-        batch_norm: `eval` also averages the buffers and predicts with them; `train` predicts with batch statistics and
-            does not change the buffers (as the released DACS, DAFormer and MIC do).
+        batch_norm: `eval` also averages the buffers and predicts with them; `train` predicts with batch statistics, and
+            its buffers are those of the images that it labels (as in the released DACS, DAFormer and MIC).
+        unreached: heads that no prediction in training runs, whose buffers are averaged in either case.
 
     The number of updates is part of the state dict, so a resumed run continues from it.
     """
 
     update_count: Tensor
 
-    def __init__(self, student: Segmentor, alpha: float, batch_norm: str = "eval") -> None:
+    def __init__(
+        self, student: Segmentor, alpha: float, batch_norm: str = "eval", unreached: Collection[str] = ()
+    ) -> None:
         super().__init__()
         self.network = shared_copy(student)
         self.alpha = alpha
         self.batch_norm = batch_norm
+        self.unreached = tuple(unreached)
         # The decay is computed on the host from this counter; the buffer is synchronised when the state is saved.
         self.updates = 0
         # In a tuple, so that the student is not a submodule of its teacher.
@@ -60,8 +65,8 @@ class Teacher(nn.Module):
     def update(self, student: Segmentor) -> None:
         """Update the average with `student`; the first update copies it."""
         if self._followed is None or self._followed[0] is not student:
-            buffers = self.batch_norm == "eval"
-            self._followed = (student, _places(self.network, buffers), _places(student, buffers))
+            heads = self.unreached if self.batch_norm == "train" else None
+            self._followed = (student, _places(self.network, heads), _places(student, heads))
         mine, theirs = ([tensors[name] for tensors, name in places] for places in self._followed[1:])
         ema_update(mine, theirs, ema_decay(self.updates, self.alpha))
         self.updates += 1
@@ -84,19 +89,20 @@ class Teacher(nn.Module):
             return function(self.network)
 
 
-def _places(network: Segmentor, buffers: bool) -> Places:
-    """Locate a network's floating-point parameters, and optionally buffers, as (module's dict, name) pairs.
+def _places(network: Segmentor, heads: Collection[str] | None) -> Places:
+    """Locate a network's floating-point parameters, and the buffers of some heads or of all, as (module's dict, name).
 
     What is frozen needs no average.
 
     Walking through a large network takes the host as long as the forward of a small one, so the result is cached: as
     places, not tensors, because moving a network to another device replaces its buffers.
     """
-    kinds = ("_parameters", "_buffers") if buffers else ("_parameters",)
+    every: list[nn.Module] = [network]
+    owners = {"_parameters": every, "_buffers": every if heads is None else [network.head(name) for name in heads]}
     frozen = {id(tensor) for tensor in frozen_tensors(network.encoder, persistent=False).values()}
     found: dict[int, tuple[dict[str, Any], str]] = {}
-    for kind in kinds:
-        for module in network.modules():
+    for kind, found_in in owners.items():
+        for module in itertools.chain.from_iterable(owner.modules() for owner in found_in):
             tensors: dict[str, Any] = getattr(module, kind)
             for name, tensor in tensors.items():
                 if tensor is not None and tensor.is_floating_point() and id(tensor) not in frozen:

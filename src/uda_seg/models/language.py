@@ -49,6 +49,10 @@ class LanguageHead(DAFormerHead):
             self.spatial_block = SpatialBlock(spatial_start)
             self.conv_seg = classifier(width + num_classes, num_classes)
 
+    def shaped_like(self, plain: DAFormerHead) -> bool:
+        """Return whether `start_from` can copy a plain head."""
+        return (plain.width, plain.dilations) == (self.width, self.dilations)
+
     @torch.no_grad()
     def start_from(self, plain: DAFormerHead) -> None:
         """Initialise from a plain head of the same shape; the classifier's weights on the correlation start at zero.
@@ -56,7 +60,7 @@ class LanguageHead(DAFormerHead):
         Raises:
             ValueError: the shapes differ.
         """
-        if (plain.width, plain.dilations) != (self.width, self.dilations):
+        if not self.shaped_like(plain):
             raise ValueError("only a plain head of the same width and dilations can be copied")
         self.embed_layers.load_state_dict(plain.embed_layers.state_dict())
         self.fuse_layer.load_state_dict(plain.fuse_layer.state_dict())

@@ -24,7 +24,7 @@ DILATIONS = (6, 12, 18, 24)
 
 @dataclass
 class Tasks:
-    """Predictions of the decoder: logits [B, C, h, w] and inverse depths [B, 1, h, w], linear, float32.
+    """Predictions of the decoder: logits [B, C, h, w] and inverse depths [B, 1, h, w], linear, in autocast's precision.
 
     Attributes:
         segmentation: final logits.

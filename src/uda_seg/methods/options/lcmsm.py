@@ -45,7 +45,8 @@ class LCMSMOptions(SourceOptions, MaskingOptions):
     `identity` (ours). What differs between classes is scaled by the kernel's sum, twice, and a random one is near 0."""
 
     mask_weight: LossWeight = 1.0
-    """Weight of the two masked terms (released)."""
+    """Weight of the two masked terms (released); above 0, as they alone train the language head. Without masks:
+    `mask_ratio=0`."""
 
     mask_ratio: Fraction = 0.5
     """Expected share of masked pixels (released)."""

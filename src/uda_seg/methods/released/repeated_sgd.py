@@ -41,12 +41,18 @@ def repeating_optimizer(module: StepModule) -> RepeatedSGD:
     """Build the configured SGD with the released codes' repetitions.
 
     Raises:
-        UserError: another optimiser is configured.
+        UserError: another optimiser is configured, or an encoder without such stages.
     """
     settings = module.plan.optimizer
     if settings.name != "sgd":
         raise UserError("method.encoder_updates=released needs optimizer.name=sgd")
-    return RepeatedSGD(repeated_groups(module), lr=settings.lr, momentum=settings.momentum)
+    groups = repeated_groups(module)
+    if all(group["repeats"] == 1 for group in groups):
+        raise UserError(
+            "method.encoder_updates=released is of the released codes' ResNet-101, model=deeplabv2_r101: with another "
+            "encoder nothing would be repeated; say method.encoder_updates=once"
+        )
+    return RepeatedSGD(groups, lr=settings.lr, momentum=settings.momentum)
 
 
 def repeated_groups(module: StepModule) -> list[dict[str, Any]]:
