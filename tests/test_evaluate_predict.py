@@ -56,7 +56,7 @@ def command_line(main: Callable[[], None], folder: Path, *arguments: str) -> Non
 def evaluated(*overrides: str) -> dict:
     """The scores that `evaluate` writes, without composing a configuration for each test."""
     given = evaluate.expand(list(overrides))
-    folder = Path(given[0].partition("=")[2].strip("'").replace("${plain_name:${data.name}}", "here"))
+    folder = Path(given[0].partition("=")[2].strip("'").partition("${")[0]) / "here"
     evaluate.evaluate(configured(*given, kind=EvaluateConfig), folder)
     return json.loads((folder / "scores.json").read_text())
 
@@ -161,6 +161,31 @@ def test_evaluate_on_other_data_keeps_the_network(runs, tmp_path):
     assert evaluated(last(runs), *where)["target"]["miou"] != pytest.approx(metrics(runs, "lcmsm")["miou"])
     with refused("predicts the classes of camvid, this run those of cityscapes"):
         evaluated(last(runs), "data=gta2cs")
+
+
+def test_jobs_of_a_multirun_are_scored_into_folders_of_their_own(cli, runs, tmp_path):
+    given = [last(runs, "adabn"), "evaluator.teacher=false", "trainer=cpu", "-m"]
+    done = cli(evaluate.main, *given, "evaluator.flip=false,true", "evaluator.scales=[0.5]")
+    assert done.code == 0, done
+    names = sorted(path.name for path in (runs / "adabn/evaluation").iterdir() if "scales" in path.name)
+    assert names == [f"streets2camvid,evaluator.flip={flip},evaluator.scales=-0.5-" for flip in ("false", "true")]
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_options_of_training_are_no_options_of_a_trained_network(runs):
+    for given in (
+        "running_statistics=all",
+        "steps=7",
+        "optimizer.lr=1",
+        "method=dacs",
+        "evaluator.times=2",
+        "resume=x",
+    ):
+        for expand, more in ((evaluate.expand, ()), (predict.expand, ("input=a.png", "output=b"))):
+            with refused(f"{given.partition('=')[0]}= has no effect on a trained network: leave it out"):
+                expand([last(runs), given, *more])
+    with refused("overwrite= has no effect on a trained network"):
+        evaluate.expand([last(runs), "overwrite=true"])
 
 
 def test_evaluate_and_predict_in_processes_of_their_own(runs, camvid, tmp_path):
@@ -315,7 +340,9 @@ def test_windows_of_the_training_crops_size_stay_so_in_other_commands():
 
 def test_scores_of_another_network_or_evaluator_have_a_folder_of_their_own(tmp_path):
     def folder(path, *given):
-        return evaluate._variant(Path(path), given)
+        return evaluate._variant(
+            Path(path), {o.partition("=")[0] for o in given}, [*given, "seed=1", "data.crop=[8,8]"]
+        )
 
     same = ("checkpoint=x", "data=here", "data.name=y", "evaluator.teacher=true", "trainer=cpu")
     assert folder("x/last.ckpt", *same) == ""

@@ -18,15 +18,18 @@ import logging
 import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from omegaconf import OmegaConf
 
 from uda_seg.cli.arguments import as_override, given_path
 from uda_seg.cli.command import run
+from uda_seg.cli.idle import refuse_training_options
 from uda_seg.config.commands import EvaluateConfig
 from uda_seg.config.naming import changes_results, plain_name, variant
 from uda_seg.config.replay import replay
@@ -61,6 +64,9 @@ USAGE = "python -m uda_seg.evaluate checkpoint=<run>/checkpoints/last.ckpt"
 # Keys that the folder of the results names, or that do not change scores.
 _NOT_SCORED_OTHERWISE = re.compile(r"^submission$|^data\.(name|val_batch|class_set|classes)$|\.custom(\.|$)")
 
+# Settings of the evaluator that change no label that a network predicts, or that are said otherwise.
+_NO_OTHER_LABELS = ("times", "teacher", "windows_per_batch", "label_free", "label_free_images", "choose_by")
+
 log = logging.getLogger(__name__)
 
 
@@ -72,16 +78,31 @@ def main() -> None:
 def expand(given: list[str]) -> list[str]:
     """Add the checkpoint's configuration below the given overrides, and write results to the checkpoint's run."""
     path = given_path(given, "checkpoint", USAGE)
+    refuse_training_options(given, "overwrite")
     replayed = replay(read_checkpoint(path), given, EvaluateConfig)
-    place = "/${plain_name:${data.name}}" + _variant(path, given)
-    return [as_override("hydra.run.dir", str(results_of(path)), place), *replayed]
+    keys = {key_of(o) for o in given}
+    OmegaConf.register_new_resolver("scored", partial(_variant, path, keys), replace=True)  # by each job's overrides
+    place = "${plain_name:${data.name}}${scored:${hydra:overrides.task}}"
+    return [
+        as_override("hydra.run.dir", str(results_of(path)), f"/{place}"),
+        as_override("hydra.sweep.dir", str(results_of(path))),
+        as_override("hydra.sweep.subdir", "", place),
+        *replayed,
+    ]
 
 
-def _variant(path: Path, given: Sequence[str]) -> str:
-    """Name another checkpoint than the last and options that change scores, so that none replace those of others."""
-    own = [o for o in given if changes_results(key_of(o)) and not _NOT_SCORED_OTHERWISE.search(key_of(o))]
+def _variant(path: Path, keys: Set[str], overrides: Sequence[str]) -> str:
+    """Name another checkpoint than the last and options that change scores, so that none replace those of others.
+
+    Args:
+        path: the checkpoint.
+        keys: what the command line gives.
+        overrides: of a job, also those that the checkpoint adds.
+    """
+    own = [o for o in overrides if key_of(o) in keys and changes_results(key_of(o))]
+    named = [o for o in own if not _NOT_SCORED_OTHERWISE.search(key_of(o))]
     name = "" if is_published(path) or path.stem == "last" else f",{plain_name(path.stem)}"
-    return (name + variant(own)).replace("$", "_")  # no interpolation
+    return name + variant(named)
 
 
 def evaluate(config: EvaluateConfig, folder: Path) -> float:
@@ -198,7 +219,7 @@ def made_by(config: EvaluateConfig, path: Path, domain: DomainSettings, suffix: 
         "network": suffix or "student",
         "submission": config.submission,
         "precision": device_precision(config.trainer.precision, config.trainer.accelerator),
-        "evaluator": {key: value for key, value in asdict(config.evaluator).items() if key not in ("times", "teacher")},
+        "evaluator": {key: value for key, value in asdict(config.evaluator).items() if key not in _NO_OTHER_LABELS},
         "images": {**asdict(domain), "count": None, "root": None},
     }
 

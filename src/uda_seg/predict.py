@@ -30,6 +30,7 @@ from pathlib import Path
 
 from uda_seg.cli.arguments import as_override, given_path, parsed
 from uda_seg.cli.command import run
+from uda_seg.cli.idle import refuse_training_options
 from uda_seg.config.commands import PredictConfig
 from uda_seg.config.replay import replay
 from uda_seg.config.schema import key_of
@@ -67,6 +68,7 @@ def expand(given: list[str]) -> list[str]:
     serves = any(key_of(o) == "serve" and parsed([o])[0].value() is True for o in given)
     checkpoints = given_checkpoints(given)
     _refuse_without_effect(given, serves)
+    refuse_training_options(given)
     if len(checkpoints) > 1 and not serves:
         raise UserError("checkpoint= has several files: add serve=true to compare them, or give one")
     folder = Path() if serves else results_folder(given)

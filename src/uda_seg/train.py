@@ -71,6 +71,7 @@ def train_in(place: RunFolder, config: Config, *callbacks: pl.Callback) -> float
         log.warning("there are no labels to validate on: metrics.json will have no scores, and no best.ckpt is written")
     module = build_module(config, data)
     check_crop(config, module.segmentor)
+    init = None if config.init is None else read_checkpoint(Path(config.init))  # a wrong one fails before rendering
     module.setup("fit")  # missing weights or class text fail before rendering
     # Other ranks wait for it in `fit`, which does the same once per machine.
     if first:
@@ -78,9 +79,9 @@ def train_in(place: RunFolder, config: Config, *callbacks: pl.Callback) -> float
         data.setup()
         try_sizes(config, module, data)
     seen = 0
-    if config.init is not None:
-        log.info("init: %s", load_weights(module, Path(config.init)))
-        seen = int(read_checkpoint(Path(config.init))["uda_seg"]["source_images"])
+    if init is not None:
+        log.info("init: %s", load_weights(module, Path(str(config.init))))
+        seen = int(init["uda_seg"]["source_images"])
     if resume is not None:
         check_same(module, resume, config)
         say_changes(resume, config)

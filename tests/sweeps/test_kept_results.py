@@ -131,9 +131,7 @@ def test_an_ablation_is_compared_with_its_own_base_row(tmp_path: Path) -> None:
         assert row[3].startswith(f"{gain:+.1f} [")
         assert row[3].endswith("] (5) |")  # the seeds that both have
     said = " ".join(text.split())
-    assert (
-        "on a CPU (lcmsm text=file mask_ratio=0, lcmsm text=file mask_ratio=0.3) and a GPU (lcmsm text=none" in said
-    )
+    assert "on a CPU (lcmsm text=file mask_ratio=0, lcmsm text=file mask_ratio=0.3) and a GPU (lcmsm text=none" in said
     [section] = build_sections(find_results(tmp_path), base_rows(), draws=100)
     assert section.table.title == "ablate_lcmsm, streets: target, 5 classes"
     assert [d.reference for d in section.differences] == ["lcmsm text=none mask_ratio=0.3"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import re
 from collections.abc import Sequence
@@ -35,7 +36,6 @@ class Arguments:
         multirun: run comma-separated values as a sweep.
         explains: Hydra only shows a text, for which no configuration is needed.
         topics: parts of the configuration whose options are asked for: `--help NAME`, or `method=NAME --help`.
-        name: name of another primary configuration.
         folder: folder of further configuration files.
     """
 
@@ -44,8 +44,13 @@ class Arguments:
     multirun: bool = False
     explains: bool = False
     topics: tuple[str, ...] = ()
-    name: str | None = None
     folder: Path | None = None
+
+    @property
+    def is_one_job(self) -> bool:
+        """True for a single job: neither for several nor for a look at the configuration."""
+        several = self.multirun or any(key_of(o) in ("sweep", "hydra.mode") for o in self.overrides)
+        return not several and not any(flag.startswith(("--cfg", "--info")) for flag in self.flags)
 
 
 def read_arguments(words: Sequence[str]) -> Arguments:
@@ -79,7 +84,6 @@ def read_arguments(words: Sequence[str]) -> Arguments:
         multirun=said.multirun,
         explains=explains,
         topics=topics,
-        name=said.config_name,
         folder=folder,
     )
 
@@ -114,6 +118,11 @@ def _check_flags(said: argparse.Namespace) -> None:
         raise UserError(
             "--config-path would leave out the package's own configuration: add files of yours with --config-dir=DIR"
         )
+    if said.config_name is not None:
+        raise UserError(
+            "--config-name would leave out the package's own configuration: put your settings in DIR/experiment/NAME"
+            ".yaml and say --config-dir=DIR experiment=NAME"
+        )
     if said.experimental_rerun is not None:
         raise UserError("--experimental-rerun reads a pickle, which can run code: start again with the run's overrides")
     asked = {"--cfg": said.cfg, "--info": said.info, "--run": said.run, "--multirun": said.multirun}
@@ -135,7 +144,7 @@ def _config_dir(folder: str) -> Path:
 def _flags(said: argparse.Namespace, folder: Path | None) -> list[str]:
     single = ("help", "hydra_help", "shell_completion", "resolve", "run", "multirun")
     flags = [f"--{name.replace('_', '-')}" for name in single if getattr(said, name)]
-    valued = {"cfg": said.cfg, "info": said.info, "package": said.package, "config-name": said.config_name}
+    valued = {"cfg": said.cfg, "info": said.info, "package": said.package}
     return [*flags, *(f"--{name}={value}" for name, value in {**valued, "config-dir": folder}.items() if value)]
 
 
@@ -264,6 +273,9 @@ def given_path(given: Sequence[str], key: str, usage: str, must_exist: bool = Tr
     """
     values = [text_of(o) for o in given if key_of(o) == key]
     if not values or not values[-1]:
+        near = difflib.get_close_matches(key, map(key_of, given), n=1, cutoff=0.7)
+        if near and near[0] != key:
+            raise UserError(f"{shown(near[0])} is no option; did you mean {key}?")
         raise UserError(f"{key}= is missing: {usage}")
     path = Path(at_home(values[-1], key))
     if must_exist and not str(path).startswith("hub:") and not _exists(str(path)):

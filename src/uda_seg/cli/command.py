@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from uda_seg.cli.arguments import Arguments, emptied, parsed, quoted, read_arguments
 from uda_seg.cli.explain import explain
+from uda_seg.cli.idle import refuse_places, refuse_two_ends, refuse_without_effect
 from uda_seg.cli.keys import Places, check_files, check_keys
 from uda_seg.config.compose import as_user_error, composed, composed_tree, hydra_initialized, is_multirun
 from uda_seg.config.former import CHOICES
@@ -94,9 +95,13 @@ def run(
                 return
             if not said.explains:
                 refuse_two_weights(overrides)
+                refuse_places(said)
+                refuse_two_ends(said)
                 if expand is not None:
                     overrides = expand(with_folder(overrides, said.folder))
-                overrides = check(overrides, kind, said.folder, said.multirun, said.name)
+                overrides = check(overrides, kind, said.folder, said.multirun, {*map(key_of, said.overrides)})
+                if said.is_one_job:  # otherwise a value that cannot be is found when Hydra has made a folder for it
+                    composed(with_folder(overrides, said.folder), kind)
                 several = [str(o.key_or_group) for o in parsed(overrides) if o.is_sweep_override()]
                 OmegaConf.register_new_resolver("swept", partial(swept, several), replace=True)
             sys.argv = [sys.argv[0], *said.flags, f"hydra.job.name={work.__name__}", *overrides]
@@ -115,8 +120,8 @@ def run(
 
 def _explained(kind: type[Config], said: Arguments) -> str:
     """Compose the configuration, and describe the parts of it that `--help` is asked about."""
-    overrides = check(said.overrides, kind, said.folder, multirun=False, name=said.name)
-    config = composed(with_folder(overrides, said.folder), kind, said.name)
+    overrides = check(said.overrides, kind, said.folder, multirun=False)
+    config = composed(with_folder(overrides, said.folder), kind)
     return "\n\n".join(explain(config, topic) for topic in said.topics)
 
 
@@ -182,7 +187,7 @@ def check(
     kind: type[Config] = Config,
     folder: Path | None = None,
     multirun: bool = True,
-    name: str | None = None,
+    typed: Set[str] | None = None,
 ) -> list[str]:
     """Refuse misspelt keys and choices, suggesting the nearest valid one, before calling Hydra.
 
@@ -191,16 +196,16 @@ def check(
         kind: schema of the command's configuration.
         folder: folder of further configuration files (`--config-dir`).
         multirun: several values of an override mean several runs.
-        name: another primary configuration than the command's (`--config-name`).
+        typed: keys that stand on the command line, if a checkpoint has added others.
 
     Returns:
         The overrides, with `+` for options that a class or the schema has but no file sets.
 
     Raises:
-        UserError: an override that cannot be parsed, an unknown key, an unknown choice of a group, or several values
-            instead of one.
+        UserError: an override that cannot be parsed, an unknown key, an unknown choice of a group, several values
+            instead of one, or a key without effect.
     """
-    read, name = parsed(overrides), name or primary(kind)
+    read, name = parsed(overrides), primary(kind)
     paths = searchpath_in(overrides)
     make_importable(searched(paths))
     places = Places.of(folder, paths)
@@ -214,7 +219,8 @@ def check(
     params = _params_of_sweep(name, read, places, multirun)
     given = {str(o.key_or_group) for o in (*choices, *keys)}
     known += [_choices(params[group], places) for group in _groups_of_sweep(params, given, places)]
-    unset = _unset_keys(name, known, keys, places, kind)
+    unset, trees = _unset_keys(name, known, keys, places, kind)
+    refuse_without_effect({str(o.key_or_group) for o in keys} if typed is None else typed, keys, trees)
     return [_spelt(override, unset, params) for override in overrides]
 
 
@@ -251,14 +257,16 @@ def _groups_of_sweep(params: Mapping[str, Override], given: Set[str], places: Pl
 
 def _unset_keys(
     name: str, choices: Sequence[Sequence[str]], keys: Sequence[Override], places: Places, kind: type[Config]
-) -> set[str]:
-    """Check keys with every combination of choices, and return those that no file sets; raises UserError."""
+) -> tuple[set[str], list[Any]]:
+    """Check keys with every combination of choices; return those that no file sets, and the files' values of each."""
     unset: set[str] = set()
+    trees = []
     for chosen in itertools.product(*choices):
         tree, found = _compose(name, chosen, places)
         unset |= check_keys(tree, keys, chosen, kind)
         check_files(tree, found, keys, places)
-    return unset
+        trees.append(tree)
+    return unset, trees
 
 
 def _spelt(override: str, unset: Set[str], params: Mapping[str, Override]) -> str:

@@ -60,6 +60,11 @@ def parse(raw: DictConfig, kind: type[Parsed] = Config) -> Parsed:  # type: igno
         raise UserError(f"{error.full_key} is missing: give it, or choose files that say it") from error
     except OmegaConfBaseException as error:
         key = str(error.full_key or error.key or "?")
+        if (found := re.search(r"access ([\w.]+): node `([\w.]+)` is not a container", str(error))) is not None:
+            raise UserError(
+                f"{key} is taken from {found[1]}, but {found[2]} is null: give {key}=..., or leave out what it is for "
+                f"(~{key.rpartition('.')[0]})"
+            ) from error
         raise UserError(f"configuration: {key}: {shown(str(error).splitlines()[0])}") from error
     except RecursionError as error:
         raise UserError("configuration: values are nested too deeply, or refer to each other in a circle") from error

@@ -252,8 +252,17 @@ def read(tree: Mapping[str, Any], kind: type[Built], where: str = "") -> Built:
         key = f"{where}{place}"
         if first["type"] == "unexpected_keyword_argument":
             raise UserError(f"{key} is unknown; {nearest(key, (where + known for known in _keys(kind)))}") from error
-        raise UserError(f"{key}={shown(value)} {_in_words(first)}") from error
+        names = _names_at(kind, first["loc"]) if first["type"] == "string_type" else None
+        wrong = None if names is None else names.complaint(str(value))  # 32 for 32-true: quotes would not help
+        raise UserError(f"{key}={shown(value)} {wrong or _in_words(first)}") from error
     return found
+
+
+def _names_at(kind: Any, loc: Sequence[int | str]) -> OneOf | None:
+    """Return the names of which the text at a place has to be one; None if it may be any."""
+    for part in loc:
+        kind = _hints(kind).get(str(part)) if is_dataclass(kind) else None
+    return next((found for found in getattr(kind, "__metadata__", ()) if isinstance(found, OneOf)), None)
 
 
 def _place(tree: Any, loc: Sequence[int | str]) -> tuple[str, Any]:

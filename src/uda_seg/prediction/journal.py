@@ -27,7 +27,9 @@ from uda_seg.storage.files import open_file, read_text, write_text
 log = logging.getLogger(__name__)
 
 NAME = "predict.jsonl"
-_NO_CHANGE = ("evaluator.times", "evaluator.windows_per_batch")  # settings that do not change a prediction
+_NO_CHANGE = tuple(  # settings that do not change a prediction
+    f"evaluator.{name}" for name in ("times", "windows_per_batch", "label_free", "label_free_images", "choose_by")
+)
 
 
 def settings_of(config: PredictConfig, model: TrainedSegmentor, outputs: Outputs) -> dict[str, Any]:

@@ -214,7 +214,10 @@ class RunFolder:
             return f"{start}: bring its checkpoints back, or replace the run with overwrite=true"
         if (other := _elsewhere(self.folder, self.config)) is not None:
             return f"{start}; a run of these settings is in {other}: continue it with hydra.run.dir='{other}'"
-        return f"{start}: start the run without resume=last"
+        return (
+            f"{start}: start the run without resume=last, or, to continue one with other settings, name its folder, "
+            "hydra.run.dir=FOLDER"
+        )
 
 
 class _Tenant(pl.Callback):
