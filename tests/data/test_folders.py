@@ -162,6 +162,51 @@ def test_a_folder_that_no_pattern_can_be_is_told_with_its_key(tmp_path, folder):
         opened(custom(tmp_path, folder))
 
 
+@pytest.mark.parametrize("folder", [".", "./", "", "././/"])
+def test_images_may_lie_in_the_root_itself(tmp_path, folder):
+    save(tmp_path / "a.png", noise(0))
+    save(tmp_path / "sub/b.png", noise(1))
+    assert opened(custom(tmp_path, folder, None), labeled=False).names == ["a.png", "sub/b.png"]
+    for name in ("a.png", "sub/b.png"):
+        save(tmp_path / "label" / name, np.zeros((8, 12), np.uint8))
+    data = opened(custom(tmp_path, folder))
+    assert data.names == ["a.png", "sub/b.png"]
+    assert data.label_path(1) == tmp_path / "label/sub/b.png"
+
+
+def test_labels_may_lie_in_the_root_itself_above_the_images(tmp_path):
+    save(tmp_path / "image/a.png", noise(0))
+    save(tmp_path / "a.png", np.zeros((8, 12), np.uint8))
+    assert opened(custom(tmp_path, labels=".")).label_path(0) == tmp_path / "a.png"
+    (tmp_path / "a.png").rename(tmp_path / "b.png")
+    with pytest.raises(UserError, match=r"1 of 1 images have no label.*\(1 file \(1 \.png\): b\.png lie there\)"):
+        opened(custom(tmp_path, labels="."))
+
+
+def test_a_missing_root_of_images_in_the_root_is_not_sought_in_folders_around_it(tmp_path):
+    save(tmp_path / "holiday.png", noise(0))
+    with pytest.raises(UserError, match=r"no folder \S+/absent: set data\.source\.root to .* holds \*\*/\*\.png, "):
+        opened(custom(tmp_path / "absent", ".", None), labeled=False)
+
+
+@pytest.mark.parametrize("folder", ["image/{split}/", ".//image//{split}", "{split}/*/", "*/{split}"])
+def test_folders_may_be_written_with_further_slashes_and_split_names_hold_none(tmp_path, folder):
+    for split in ("train", "val"):
+        place = folder.format(split=split).replace("*", "image")
+        save(tmp_path / place / f"{split}.png", noise(0))
+        save(tmp_path / place.replace("image", "label") / f"{split}.png", np.zeros((8, 12), np.uint8))
+    domain = custom(tmp_path, folder, folder.replace("image", "label"), image_suffix=".png")
+    if "*" in folder:  # images and labels in one place
+        domain = custom(tmp_path, folder, None)
+    domain.split = "train+val"
+    data = opened(domain, labeled="*" not in folder)
+    assert len(data) >= 2
+    assert not any("//" in name or name.startswith("/") for name in data.names)
+    assert all(data.image_path(i).is_file() for i in range(len(data)))
+    if data.labeled:
+        assert [data.label_path(i).name for i in range(2)] == ["train.png", "val.png"]
+
+
 def test_validation_images_without_labels_are_told_with_the_way_to_do_without(tmp_path):
     root = streets_tree(tmp_path, count=1)
     (root / "label/000000.png").unlink()

@@ -28,7 +28,7 @@ class CustomData:
     """File layout and label encoding of a custom data set."""
 
     images: str = "images/{split}"
-    """Folder of the images; `{split}` stands for the split, `*` for any single folder."""
+    """Folder of the images; `{split}` stands for the split, `*` for any single folder, `.` for the root itself."""
 
     labels: str | None = "labels/{split}"
     """Folder of the labels, with the images' sub-folders and wildcards; null: no labels."""

@@ -34,7 +34,12 @@ class _Place:
     @property
     def prefix(self) -> str:
         """Prefix of its images' names if several splits are joined."""
-        return f"{self.images}/"
+        return f"{self.images}/" if self.images else ""
+
+    @property
+    def label_prefix(self) -> str:
+        """Prefix of its labels' names if several splits are joined."""
+        return f"{self.labels}/" if self.labels else ""
 
     def folders(self, root: Path) -> tuple[Path, Path]:
         """Return the folders of images and labels."""
@@ -187,7 +192,7 @@ class DatasetFiles:
             name = f"{folder}{slash}{own}{base.removeprefix(theirs)}"
         if len(self._places) > 1:
             place = next(place for place in self._places if name.startswith(place.prefix))
-            name = f"{place.labels}/{name.removeprefix(place.prefix)}"
+            name = place.label_prefix + name.removeprefix(place.prefix)
         return self._spelled.get(name) or self._spelled.get(composed(name), name)
 
     def image_files(self) -> list[str]:
@@ -219,8 +224,10 @@ class DatasetFiles:
         """List all files of the split under `label_root` with this suffix, relative to it, sorted."""
         found = []
         for place in self._places:
-            prefix = f"{place.labels}/" if len(self._places) > 1 else ""
-            there = files_below(place.folders(self.root)[1], place.within)
+            prefix = place.label_prefix if len(self._places) > 1 else ""
+            images, labels = place.folders(self.root)
+            nested = images != labels and images.is_relative_to(labels)  # labels in the root, for example
+            there = files_below(labels, place.within, without=images if nested else None)
             found += [prefix + name for name in there if ends_in(name, suffix)]
         self._note_spelling(found)
         return found

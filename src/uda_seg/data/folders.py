@@ -6,7 +6,7 @@ import itertools
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
@@ -31,14 +31,20 @@ def fixed(pattern: str) -> tuple[str, tuple[str, ...]]:
 
 def holds(root: Path, place: tuple[str, str], labeled: bool) -> bool:
     """Return whether a pair of folder patterns, or only the images' pattern, exists under `root`."""
-    return all(any(p.is_dir() for p in root.glob(pattern)) for pattern in (place if labeled else place[:1]))
+    return all(any(p.is_dir() for p in matching(root, pattern)) for pattern in (place if labeled else place[:1]))
+
+
+def matching(root: Path, pattern: str) -> Iterable[Path]:
+    """List the paths under `root` that match a folder pattern; an empty one means `root` itself."""
+    return root.glob(pattern) if pattern else [root]
 
 
 def nearby_root(spec: DatasetSpec, root: Path, split: str, labeled: bool) -> Path | None:
     """Find the data set up to two levels above or below `root`; None if it is not there."""
-    below = [*root.glob("*/"), *root.glob("*/*/")] if root.is_dir() else []
-    for folder in itertools.chain(root.absolute().parents[:2], sorted(below)):
-        for place in spec.places(split):
+    places = [place for place in spec.places(split) if place[0]]  # any folder could be one without folders of its own
+    around = [*root.glob("*/"), *root.glob("*/*/")] if root.is_dir() else []
+    for folder in itertools.chain(root.absolute().parents[:2], sorted(around)):
+        for place in places:
             # Many data sets have a folder of this name, so the images' suffix is checked too.
             if holds(folder, place, labeled) and next(folder.glob(f"{place[0]}/**/*{spec.image_suffix}"), None):
                 return folder

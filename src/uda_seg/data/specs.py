@@ -103,14 +103,24 @@ class DatasetSpec:
     def layout(self, split: str) -> str:
         """Describe the expected files, for messages."""
         images, labels = next(self.places(split))
-        wanted = " or ".join(f"{labels}/**/*{encoding.suffix}" for encoding in self.encodings)
-        return f"{images}/**/*{self.image_suffix}" + (f" and {wanted}" if wanted else "")
+        wanted = " or ".join(below(labels, encoding.suffix) for encoding in self.encodings)
+        return below(images, self.image_suffix) + (f" and {wanted}" if wanted else "")
 
     def places(self, split: str) -> Iterator[tuple[str, str]]:
-        """Yield possible folders of images and labels of a split, the official ones first."""
+        """Yield possible folders of images and labels of a split, the official ones first; empty: the root itself."""
         folder = self.folders.get(split, split)
         for images, labels in ((self.images, self.labels), *self.others):
-            yield images.format(split=folder), labels.format(split=folder)
+            yield _plain(images.format(split=folder)), _plain(labels.format(split=folder))
+
+
+def _plain(folder: str) -> str:
+    """Return a folder pattern without `.` and without repeated or trailing slashes; empty for the root itself."""
+    return "/".join(part for part in folder.split("/") if part not in ("", "."))
+
+
+def below(folder: str, suffix: str) -> str:
+    """Return the pattern of the files with a suffix in and below a folder pattern."""
+    return "/".join((*filter(None, [folder]), f"**/*{suffix}"))
 
 
 # Folders and suffixes of BDD100K, Mapillary, UrbanSyn, VIPER and SYNTHIA-SEQS follow public loaders of these sets;
