@@ -10,6 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from PIL import Image
 from torch.utils.data import DataLoader
 from trees import camvid_tree, streets_tree
 
@@ -252,6 +253,35 @@ def test_a_crop_larger_than_the_images_is_told(settings):
     settings.target.size = [12, 48]
     with pytest.raises(UserError, match=r"data.crop=\[16,24\] is larger than the images of data.target, .* \[12, 18\]"):
         make(settings)
+
+
+@pytest.mark.parametrize("cache", ["none", "auto"])
+@pytest.mark.parametrize("turned", [0, 3])
+def test_single_images_smaller_than_a_crop_are_padded_and_told_wherever_they_are(
+    settings, tmp_path, caplog, turned, cache
+):
+    path = tmp_path / f"target/image/{turned:06d}.png"
+    Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path)
+    settings.target.size, settings.cache = [16, 24], cache
+    with caplog.at_level("WARNING"):
+        module = make(settings)
+    assert caplog.text.count("data.target: 1 of 6 images that were looked at are smaller than data.crop=[16,24]") == 1
+    assert f"the first is {path}, 16x11 (height x width)" in caplog.text
+    for batch in module.train_dataloader():
+        for image, valid in zip(batch["target"].index, batch["target"].valid, strict=True):
+            assert bool(valid.all()) == (int(image) != turned)
+
+
+def test_a_photograph_that_its_exif_turns_is_as_high_as_it_is_shown(settings, tmp_path, caplog):
+    path = tmp_path / "target/image/000003.png"
+    exif = Image.Exif()
+    exif[274] = 6
+    image = Image.open(path).transpose(Image.Transpose.ROTATE_90)
+    image.save(path, exif=exif)
+    settings.target.size = [16, 24]
+    with caplog.at_level("WARNING"):
+        make(settings)
+    assert "smaller than data.crop" not in caplog.text
 
 
 def test_unknown_cache_is_told(settings):

@@ -145,6 +145,14 @@ class SegmentationDataset(DatasetFiles):
         label = self._upright(self.read_label(index), index, size, orientation) if self.labeled else None
         return Sample(image, label, depth=depth)
 
+    def file_name(self, index: int) -> str:
+        """Return the image file at `index`, for messages."""
+        return str(self.image_path(index))
+
+    def image_content(self, index: int) -> bytes:
+        """Read the file of the image at `index`; raises UserError if it cannot be opened."""
+        return read_bytes(self.image_path(index))
+
     def read_image(self, index: int) -> Array:
         """Decode only the image at `index`."""
         return read_image(self.image_path(index), self.bits)

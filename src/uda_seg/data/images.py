@@ -13,7 +13,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import cv2
 import numpy as np
@@ -147,13 +147,19 @@ def _is_too_large(content: bytes) -> bool:
         return False
 
 
-def height_and_width(path: Path) -> tuple[int, int] | None:
+def height_and_width(file: Path | BinaryIO) -> tuple[int, int] | None:
     """Read the stored (H, W) of an image from the start of its file; None if that cannot be, as of a damaged one."""
     try:
-        with _quiet(), Image.open(path) as file:
-            return file.height, file.width
+        with _quiet(), Image.open(file) as image:
+            return image.height, image.width
     except Exception:  # PIL's plugins raise any exception on damaged headers
         return None
+
+
+def shown_size(content: bytes) -> tuple[int, int] | None:
+    """Read the displayed (H, W) of an image from its file's content, without decoding; None if that cannot be."""
+    size = height_and_width(io.BytesIO(content))
+    return None if size is None else stored_size(size, orientation_of(content))
 
 
 def _quiet() -> warnings.catch_warnings[None]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,11 +15,12 @@ from numpy.typing import NDArray
 
 from uda_seg.data.batch import Array, DomainBatch, Sample, collate
 from uda_seg.data.datasets import SegmentationDataset
+from uda_seg.data.images import shown_size, spread
 from uda_seg.data.sampling import DomainOrder, Draw, Order, generator, positions
 from uda_seg.data.storage.disk_cache import DiskCache
 from uda_seg.data.storage.shards import ShardDataset
 from uda_seg.data.transforms import CropRule, RareClass, Resize, training_crop
-from uda_seg.errors import Damaged
+from uda_seg.errors import Damaged, UserError
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +82,25 @@ class SampleReader:
         total = len(dataset) * sum(plane.nbytes for plane in planes if plane is not None)
         self.in_memory = stored is None and (cache == "memory" or (cache == "auto" and total <= AUTO_CACHE_BYTES))
         self.image_size: tuple[int, int] = first.image.shape[:2]
+
+    @cached_property
+    def sizes(self) -> dict[int, tuple[int, int]]:
+        """(H, W) of a sample of the images after the resize by index: the first, and others spread over the set."""
+        resized = {i: size if self.resize is None else self.resize.size(*size) for i, size in self._disk_sizes.items()}
+        return resized | {0: self.image_size}
+
+    @cached_property
+    def _disk_sizes(self) -> dict[int, tuple[int, int]]:
+        """(H, W) of these images on disk, without those whose size cannot be told before they are decoded."""
+        data = self.dataset  # other shards may have to be fetched
+        indices = spread(range(data.shards[0].images if isinstance(data, ShardDataset) else len(data)))
+        if self.stored is not None:
+            return {index: self.stored.disk_size(index) for index in indices}
+        found = {}
+        for index in indices:
+            with contextlib.suppress(UserError):  # told when the image is used
+                found[index] = shown_size(data.image_content(index))
+        return {index: size for index, size in found.items() if size is not None}
 
     def __len__(self) -> int:
         return len(self.dataset)

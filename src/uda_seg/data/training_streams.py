@@ -155,12 +155,23 @@ class TrainingStreams:
         return DomainStream(samples, order, rule, self.seed, domain, batch)
 
     def _rule(self, samples: SampleReader, option: str, max_ratio: float) -> CropRule:
+        """Build the rule of a domain's crops; images of a few sizes may be smaller than a crop, but not all of them."""
         height, width = self.settings.crop
-        if height > samples.image_size[0] or width > samples.image_size[1]:
+        small = [index for index, size in samples.sizes.items() if size[0] < height or size[1] < width]
+        if len(small) == len(samples.sizes):
             raise UserError(
                 f"data.crop=[{height},{width}] is larger than the images of {option}, which are "
                 f"{list(samples.image_size)} (height, width) after the resize: make the crop smaller or "
                 f"{option}.size larger"
+            )
+        if small:
+            first = min(small)
+            log.warning(
+                "%s: %d of %d images that were looked at are smaller than data.crop=[%d,%d] after the resize, the first "
+                "is %s, %dx%d (height x width): such images are padded with ignored pixels; a smaller crop or a larger "
+                "%s.size avoids it",
+                *(option, len(small), len(samples.sizes), height, width),
+                *(samples.dataset.file_name(first), *samples.sizes[first], option),
             )
         return CropRule((height, width), max_ratio, self.settings.flip, self.settings.crop_tries)
 

@@ -83,7 +83,7 @@ class ShardDataset:
         Raises:
             UserError: it cannot be read; names the shard and the member.
         """
-        content, name = self._content(index), self._name(index)
+        content, name = self.image_content(index), self.file_name(index)
         shard, place = self._place(index)
         if not content:
             raise Damaged(f"{name} is cut off: {self._cure(shard)}")
@@ -98,11 +98,12 @@ class ShardDataset:
         shard = int(np.searchsorted(self.ends, index, side="right"))
         return shard, index - (int(self.ends[shard - 1]) if shard else 0)
 
-    def _name(self, index: int) -> str:
+    def file_name(self, index: int) -> str:
+        """Name the image at `index` and its shard, for messages."""
         shard, place = self._place(index)
         return f"image {place} of {self.root}/{self.shards[shard].name}"
 
-    def _content(self, index: int, count: int = -1) -> bytes:
+    def image_content(self, index: int, count: int = -1) -> bytes:
         """Read the first bytes of an image's file, -1 for all; empty if the shard is truncated."""
         shard, place = self._place(index)
         start, size = self._table(shard)[place]
@@ -117,7 +118,7 @@ class ShardDataset:
         """Used bits per channel of 16-bit images, determined from the first shard; None for 8-bit images."""
         if self._bits is not None:
             return self._bits
-        sample = [functools.partial(self._content, index) for index in spread(range(self.shards[0].images))]
+        sample = [functools.partial(self.image_content, index) for index in spread(range(self.shards[0].images))]
         return used_bits(sample, f"{self.option}.bits")
 
     def _cure(self, shard: int) -> str:
