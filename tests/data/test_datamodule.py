@@ -191,6 +191,13 @@ def test_margins_follow_the_crop_and_the_flip(settings):
         make(settings)
 
 
+@pytest.mark.parametrize("margins", [[0, 50, 0, 0], [0, 0, 0, 70], [40, 0, 0, 0], [10, 33, 10, 49]])
+def test_margins_larger_than_the_image_leave_nothing(settings, margins, caplog):
+    settings.target.margins = margins
+    assert not next(iter(make(settings).train_dataloader()))["target"].valid.any()
+    assert "leave no pixel of an image" in caplog.text
+
+
 def test_margins_shrink_with_the_image(settings):
     settings.target.margins, settings.target.size, settings.crop = [2, 10, 4, 8], [16, 24], [16, 24]
     settings.flip = False

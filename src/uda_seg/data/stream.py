@@ -139,7 +139,9 @@ class SampleReader:
         if size not in self._valid:
             (top, bottom, left, right), (height, width) = margins, size
             valid = np.zeros(size, np.uint8)
-            valid[top : height - bottom, left : width - right] = 1
+            valid[top : max(0, height - bottom), left : max(0, width - right)] = (
+                1  # negative ends count from the other side
+            )
             self._valid[size] = valid if self.resize is None else self.resize.plane(valid)
         return self._valid[size]
 
