@@ -17,6 +17,8 @@ from trees import camvid_tree, streets_tree
 from uda_seg.data import loading, stream
 from uda_seg.data.datamodule import UDADataModule
 from uda_seg.data.datasets import SegmentationDataset
+from uda_seg.data.domains import open_domain
+from uda_seg.data.labels import CITYSCAPES
 from uda_seg.data.loading import StepSampler, bound_workers, choose_workers, cores_of_rank
 from uda_seg.data.parallel import cores
 from uda_seg.data.readers import resize_of
@@ -272,7 +274,7 @@ def test_single_images_smaller_than_a_crop_are_padded_and_told_wherever_they_are
     settings.target.size, settings.cache = [16, 24], cache
     with caplog.at_level("WARNING"):
         module = make(settings)
-    assert caplog.text.count("data.target: 1 of 6 images that were looked at are smaller than data.crop=[16,24]") == 1
+    assert caplog.text.count("data.target: 1 of 6 images looked at are smaller than data.crop=[16,24]") == 1
     assert f"the first is {path}, 16x11 (height x width)" in caplog.text
     for batch in module.train_dataloader():
         for image, valid in zip(batch["target"].index, batch["target"].valid, strict=True):
@@ -313,6 +315,26 @@ def test_small_sets_are_kept_in_memory(settings, monkeypatch):
     monkeypatch.setattr(stream, "AUTO_CACHE_BYTES", 1000)
     assert make(settings).train_dataloader().num_workers > 0
     assert [choose_workers(True, 64), choose_workers(False, 2), choose_workers(False, 64)] == [0, 1, 4]
+
+
+@pytest.mark.parametrize("small", [[0], [1, 2, 3, 4, 5]])
+def test_whether_a_set_is_small_is_judged_by_more_than_its_first_image(settings, tmp_path, monkeypatch, small):
+    for index in small:
+        path = tmp_path / f"target/image/{index:06d}.png"
+        Image.open(path).resize((24, 16)).save(path)
+    areas = [16 * 24 if index in small else 32 * 48 for index in range(6)]
+    for limit, kept in ((3 * sum(areas), True), (3 * sum(areas) - 1, False)):
+        monkeypatch.setattr(stream, "AUTO_CACHE_BYTES", limit)
+        data = open_domain(settings.target, settings, CITYSCAPES, "data.target", labeled=False)
+        assert stream.SampleReader(data, None, cache="auto").in_memory == kept
+
+
+def test_a_validation_label_counts_with_its_size_on_disk(settings, monkeypatch):
+    data = open_domain(settings.source, settings, CITYSCAPES, "data.source", labeled=True)
+    for limit, kept in ((5 * (3 * 16 * 24 + 32 * 48), True), (5 * (3 * 16 * 24 + 32 * 48) - 1, False)):
+        monkeypatch.setattr(stream, "AUTO_CACHE_BYTES", limit)
+        reader = stream.SampleReader(data, Resize((16, 24)), cache="auto", resize_label=False)
+        assert reader.in_memory == kept
 
 
 def test_ranks_share_the_cores_of_their_own_machine(settings, monkeypatch):

@@ -78,10 +78,20 @@ class SampleReader:
         self._told: set[int] = set()
         self._valid: dict[tuple[int, int], Array] = {}
         first = self._read(0)
-        planes = (first.image, first.label, first.valid, first.depth)
-        total = len(dataset) * sum(plane.nbytes for plane in planes if plane is not None)
-        self.in_memory = stored is None and (cache == "memory" or (cache == "auto" and total <= AUTO_CACHE_BYTES))
         self.image_size: tuple[int, int] = first.image.shape[:2]
+        self.in_memory = stored is None and (
+            cache == "memory" or (cache == "auto" and self._bytes_of_all(first) <= AUTO_CACHE_BYTES)
+        )
+
+    def _bytes_of_all(self, first: Sample) -> float:
+        """Estimate the bytes of all samples from those of the first and the areas of the sample of sizes."""
+        total, on_disk = 0.0, self._disk_sizes or self.sizes
+        for plane in (first.image, first.label, first.valid, first.depth):
+            if plane is not None:
+                sizes = on_disk if plane is first.label and not self.resize_label else self.sizes
+                area = float(np.mean([height * width for height, width in sizes.values()]))
+                total += plane.nbytes * area / (plane.shape[0] * plane.shape[1])
+        return len(self.dataset) * total
 
     @cached_property
     def sizes(self) -> dict[int, tuple[int, int]]:
@@ -139,9 +149,7 @@ class SampleReader:
         if size not in self._valid:
             (top, bottom, left, right), (height, width) = margins, size
             valid = np.zeros(size, np.uint8)
-            valid[top : max(0, height - bottom), left : max(0, width - right)] = (
-                1  # negative ends count from the other side
-            )
+            valid[top : max(0, height - bottom), left : max(0, width - right)] = 1  # not from the other side
             self._valid[size] = valid if self.resize is None else self.resize.plane(valid)
         return self._valid[size]
 

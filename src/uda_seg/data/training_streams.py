@@ -167,7 +167,7 @@ class TrainingStreams:
         if small:
             first = min(small)
             log.warning(
-                "%s: %d of %d images that were looked at are smaller than data.crop=[%d,%d] after the resize, the first "
+                "%s: %d of %d images looked at are smaller than data.crop=[%d,%d] after the resize, the first "
                 "is %s, %dx%d (height x width): such images are padded with ignored pixels; a smaller crop or a larger "
                 "%s.size avoids it",
                 *(option, len(small), len(samples.sizes), height, width),
