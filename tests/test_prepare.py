@@ -146,6 +146,25 @@ def test_training_reads_the_cache_that_was_prepared(call, tmp_path, monkeypatch)
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("data.bin")}
 
 
+def test_the_oracle_reads_the_cache_that_was_prepared_with_its_method(call, trees, tmp_path):
+    small = ["method=oracle", "model=daformer_small", "pretrained=null", "trainer=cpu", "trainer.max_steps=1"]
+    small += ["data.cache=disk", "data.workers=0", "evaluator.times=1", "data.target.count=2"]
+    assert "there is no cache for data.target" in call(*small, main=train.main).error
+    assert call("method=oracle", "data.cache=disk", "data.target.count=2").code == 0
+    made = {path.name.rsplit("-", 1)[0] for path in (tmp_path / "cache/resized").iterdir()}
+    assert "cityscapes-train-label" in made
+    finished = call(*small, main=train.main)
+    assert finished.code == 0, finished
+
+
+def test_labels_of_the_target_may_be_damaged_unless_the_oracle_trains_on_them(call, trees):
+    _, cityscapes = trees
+    label = cityscapes / "gtFine/train/aachen/aachen_000001_000019_gtFine_labelIds.png"
+    label.write_bytes(label.read_bytes()[:100])
+    assert call().code == call("method=oracle", "data.target.labelled=1").code == 0
+    assert f"1 files or folders are damaged, the first is {label}" in call("method=oracle").error
+
+
 def test_the_command_names_each_root_once():
     settings = DataSettings(
         name="a2b",

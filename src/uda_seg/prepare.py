@@ -20,6 +20,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from hydra.utils import get_class
 from numpy.typing import NDArray
 
 from uda_seg.cli.command import run
@@ -95,7 +96,7 @@ def prepare(config: PrepareConfig, folder: Path) -> None:
             continue
         reports.append(check(config, option, domain, classes))
         keep_statistics(reports[-1])
-    note_absent([r for r in reports if r.option in config.data.sources], classes.subset(config.data.eval_classes))
+    note_absent([r for r in reports if r.option in labelled_domains(config)], classes.subset(config.data.eval_classes))
     write_results(config, folder, reports, classes)
     damage = [problem for report in reports for problem in report.problems if problem.damage]
     if damage:
@@ -114,6 +115,13 @@ def domains(config: PrepareConfig) -> Iterator[tuple[str, DomainSettings]]:
     yield from config.data.domains.items()
 
 
+def labelled_domains(config: PrepareConfig) -> dict[str, DomainSettings]:
+    """Return key -> the domains all of whose labels training reads: the sources, or for the oracle the targets."""
+    of_target = bool(getattr(get_class(config.method["_target_"]), "supervised_target", False))
+    targets = {option: domain for option, domain in config.data.targets.items() if domain.labelled is None}
+    return targets if of_target and targets else config.data.sources
+
+
 def check(config: PrepareConfig, option: str, domain: DomainSettings, classes: ClassSet) -> Report:
     """Unpack a domain if necessary, check it, and with `fix=true` repair it and check it again."""
     unpack_archives(domain, config.unpack)
@@ -129,7 +137,8 @@ def check(config: PrepareConfig, option: str, domain: DomainSettings, classes: C
 def _check(config: PrepareConfig, option: str, domain: DomainSettings, classes: ClassSet) -> Report:
     depth = reads_depth(config) and not option.startswith("data.validation")
     data = open_domain(domain, config.data, classes, option, labeled=False, depth=depth)
-    labels = "optional" if option in config.data.targets else "needed"
+    optional = option in config.data.targets and option not in labelled_domains(config)
+    labels = "optional" if optional else "needed"
     if domain.split == "test" and domain.dataset in SERVERS:
         labels = "none"  # only on test servers; Cityscapes' files for this split are empty
     whole = domain.count is None and not domain.include and not domain.exclude
@@ -269,7 +278,7 @@ def share_table(shares: dict[str, Shares], classes: ClassSet) -> Table:
 
 
 def write_caches(config: PrepareConfig, reports: Sequence[Report]) -> None:
-    """Write disk caches of source and target at training resolution, without the target's labels."""
+    """Write disk caches of source and target at training resolution, with the labels that training reads."""
     found = dict(domains(config))
     for report in reports:
         option, domain = report.option, found[report.option]
@@ -282,7 +291,7 @@ def write_caches(config: PrepareConfig, reports: Sequence[Report]) -> None:
 
 def open_training(config: PrepareConfig, option: str, domain: DomainSettings, classes: ClassSet) -> SegmentationDataset:
     """Open a domain as in training."""
-    depth, labeled = reads_depth(config), option in config.data.sources
+    depth, labeled = reads_depth(config), option in config.data.sources or option in labelled_domains(config)
     return open_domain(domain, config.data, classes, option, labeled=labeled, depth=depth)
 
 
