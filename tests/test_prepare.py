@@ -165,6 +165,20 @@ def test_labels_of_the_target_may_be_damaged_unless_the_oracle_trains_on_them(ca
     assert f"1 files or folders are damaged, the first is {label}" in call("method=oracle").error
 
 
+def test_a_target_that_is_said_to_have_no_labels_is_not_validated_on(cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("UDA_SEG_CACHE", str(tmp_path / "cache"))
+    for i in range(2):
+        save(tmp_path / f"source/images/train/{i}.png", image_of(blocks(i, (48, 64), [0, 1]), i))
+        save(tmp_path / f"source/labels/train/{i}.png", blocks(i, (48, 64), [0, 1]))
+        save(tmp_path / f"target/images/train/{i}.png", image_of(blocks(i, (48, 64), [0, 1]), i))
+    roots = [f"data.{domain}.root={tmp_path / domain}" for domain in ("source", "target")]
+    finished = cli(prepare.main, "data=custom", "data.crop=[32,32]", *roots, "data.target.custom={labels: null}")
+    assert finished.code == 0, finished
+    page = (tmp_path / "outputs/custom/prepared/index.html").read_text()
+    assert "target" in page
+    assert "validation" not in page
+
+
 def test_the_command_names_each_root_once():
     settings = DataSettings(
         name="a2b",

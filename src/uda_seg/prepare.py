@@ -31,6 +31,7 @@ from uda_seg.data.dataset_files import splits_of
 from uda_seg.data.datasets import SegmentationDataset
 from uda_seg.data.domains import open_domain
 from uda_seg.data.labels import ClassSet
+from uda_seg.data.parts import validation_parts
 from uda_seg.data.prepare.archives import (
     find_archives,
     folders_of,
@@ -111,8 +112,11 @@ def prepare(config: PrepareConfig, folder: Path) -> None:
 
 
 def domains(config: PrepareConfig) -> Iterator[tuple[str, DomainSettings]]:
-    """Yield every domain of the configuration with its key."""
-    yield from config.data.domains.items()
+    """Yield every domain that training reads with its key: no validation sets that are said to have no labels."""
+    read = {part.option for part in validation_parts(config.data).values()}
+    for option, domain in config.data.domains.items():
+        if option in read or not option.startswith("data.validation."):
+            yield option, domain
 
 
 def labelled_domains(config: PrepareConfig) -> dict[str, DomainSettings]:
