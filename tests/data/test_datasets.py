@@ -12,7 +12,9 @@ from trees import (
     cityscapes_tree,
     gta_tree,
     image_of,
+    noise,
     save,
+    save_palette,
     streets_tree,
     synthia_tree,
     urbansyn_tree,
@@ -34,6 +36,36 @@ def open_tree(name, root, classes=CITYSCAPES, split="train", labeled=True, **opt
 
 def mapped(raw, table):
     return np.array([[table[int(value)] for value in row] for row in raw])
+
+
+def test_a_public_label_of_nearly_the_images_shape_is_resized_to_it_and_told_once(tmp_path, caplog):
+    root = tmp_path / "gta"
+    for i in range(3):
+        save(root / f"images/{i}.png", noise(i, (33, 50)))
+        save_palette(root / f"labels/{i}.png", blocks(i, (32, 48) if i else (33, 50), [0, 7, 8]))
+    data = open_tree("gta", root)
+    labels = [data.read(i).label for i in range(3)]
+    assert [label.shape for label in labels] == 3 * [(33, 50)]
+    for i in (1, 2):
+        expected = cv2.resize(data.read_label(i), (50, 33), interpolation=cv2.INTER_NEAREST_EXACT)
+        np.testing.assert_array_equal(labels[i], expected)
+        np.testing.assert_array_equal(data.read_upright_label(i), expected)
+    assert caplog.text.count("such labels are resized to their image") == 1
+    assert f"{root}/labels/1.png is 32x48 but its image {root}/images/1.png is 33x50" in caplog.text
+    save_palette(root / "labels/0.png", blocks(0, (50, 33), [0, 7]))
+    said = r"labels/0\.png is 50x33 .*: leave the pair out with 'data\.source\.exclude=\[\"0\.png\"\]'$"
+    with pytest.raises(UserError, match=said):
+        data.read(0)
+
+
+def test_ones_own_label_of_another_size_is_refused_with_its_cures(tmp_path):
+    save(tmp_path / "images/train/a.png", noise(0, (33, 50)))
+    save(tmp_path / "labels/train/a.png", blocks(0, (32, 48), [0, 7]))
+    settings = DataSettings(name="custom", source=DomainSettings("custom", str(tmp_path), custom={}))
+    data = open_domain(settings.source, settings, CITYSCAPES, "data.source", labeled=True)
+    said = r": export the label again, leave the pair out with .*exclude=.*, or set such pairs aside with .* fix=true$"
+    with pytest.raises(UserError, match=said):
+        data.read(0)
 
 
 def test_reads_images_as_rgb_in_the_order_of_their_names(tmp_path):

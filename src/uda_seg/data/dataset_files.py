@@ -90,6 +90,7 @@ class DatasetFiles:
         prepare: str = "",
     ) -> None:
         self.spec, self.root, self.split, self.option = spec, root, split, option
+        self._prepare = prepare
         self._refuse_splits()
         then = f", then run {prepare}" if prepare else ""
         # An unlabelled target can still be adapted to.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
+from io import BytesIO
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,10 +18,11 @@ import numpy as np
 from uda_seg.data.batch import Array, Sample
 from uda_seg.data.counting import present_ids
 from uda_seg.data.dataset_files import DatasetFiles
-from uda_seg.data.depth import DepthFiles
+from uda_seg.data.depth import DepthFiles, same_shape
 from uda_seg.data.images import (
     decode,
     eight_bits,
+    height_and_width,
     orientation_of,
     read_bytes,
     read_image,
@@ -95,6 +97,7 @@ class SegmentationDataset(DatasetFiles):
         )
         self.restore: Callable[[], object] | None = None
         self.classes, self._bits = classes, bits
+        self._told_of_resized = False
         self.depth = None if depth is None else depth(self.names)
         self._encoding: LabelEncoding | None = None
         if self.found_encoding is not None:
@@ -162,7 +165,7 @@ class SegmentationDataset(DatasetFiles):
         label = self.read_label(index)
         content = read_bytes(self.image_path(index))
         orientation = orientation_of(content)
-        if orientation == 1:
+        if orientation == 1 and label.shape == height_and_width(BytesIO(content)):
             return label
         height, width = decode(content, str(self.image_path(index))).shape[:2]
         return self._upright(label, index, stored_size((height, width), orientation), orientation)
@@ -175,13 +178,21 @@ class SegmentationDataset(DatasetFiles):
         sample = [partial(read_bytes, self.image_path(index)) for index in spread(range(len(self)))]
         return used_bits(sample, f"{self.option}.bits")
 
+    def resizes(self, label: tuple[int, int], shown: tuple[int, int], orientation: int) -> bool:
+        """Return whether a label of another size (H, W) than its image as displayed is resized to it.
+
+        Official GTA has a few such pairs. In folders of one's own and in what was rendered they are mistakes.
+        """
+        own = self.spec.title == CUSTOM or self.restore is not None
+        return not own and orientation == 1 and same_shape(label, shown)
+
     def _upright(self, label: Array, index: int, shown: tuple[int, int], orientation: int) -> Array:
         """Align a label, which was drawn on the displayed or on the stored pixels, with its image as displayed (H, W).
 
         Its size tells which; for square, flipped or 180-degree rotated images `stored_labels` does.
 
         Raises:
-            UserError: it has neither size.
+            UserError: it has neither size, and is not one that `resizes`.
         """
         size, stored = (label.shape[0], label.shape[1]), stored_size(shown, orientation)
         if size == shown and (orientation == 1 or size != stored or not self.stored_labels):
@@ -189,10 +200,19 @@ class SegmentationDataset(DatasetFiles):
         if size == stored and orientation != 1:
             return upright(label, orientation)
         turned = "" if shown == stored else f", stored as {stored[0]}x{stored[1]} (EXIF orientation {orientation})"
-        raise UserError(
+        unlike = (
             f"{self.label_path(index)} is {size[0]}x{size[1]} but its image "
             f"{self.image_path(index)} is {shown[0]}x{shown[1]}{turned} (height x width)"
         )
+        if not self.resizes(size, shown, orientation):
+            cure = "export the label again, " if self.spec.title == CUSTOM else ""
+            aside = f", or set such pairs aside with {self._prepare} fix=true" if self._prepare else ""
+            leave = f"leave the pair out with '{self.option}.exclude=[\"{self.names[index]}\"]'"
+            raise UserError(f"{unlike}: {cure}{leave}{aside}")
+        if not self._told_of_resized:
+            log.warning("%s: %s: such labels are resized to their image", self.option, unlike)
+            self._told_of_resized = True
+        return np.asarray(cv2.resize(label, shown[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
 
     @cached_property
     def stored_labels(self) -> bool:

@@ -208,9 +208,9 @@ class DepthFiles:
             )
 
 
-def same_shape(depth: tuple[int, int], image: tuple[int, int]) -> bool:
-    """Return whether a depth map (H, W) can belong to an image (H, W), at any resolution."""
-    return 1 / STRETCH <= depth[1] / depth[0] * image[0] / image[1] <= STRETCH
+def same_shape(plane: tuple[int, int], image: tuple[int, int]) -> bool:
+    """Return whether a depth map or label (H, W) can belong to an image (H, W), at any resolution."""
+    return 1 / STRETCH <= plane[1] / plane[0] * image[0] / image[1] <= STRETCH
 
 
 def _valid(maps: Sequence[Floats]) -> Floats:

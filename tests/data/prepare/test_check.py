@@ -199,12 +199,23 @@ def test_a_conversion_in_place_that_stopped_is_told(tmp_path, converted, damage)
 def test_pairs_of_other_sizes_are_set_aside_with_labels_of_all_kinds(tmp_path):
     root = two_kinds(tmp_path / "gta")
     save_palette(root / "labels/00002.png", SEEN)
-    save(root / "images/00001.png", np.zeros((16, 24, 3), np.uint8))
+    save(root / "images/00001.png", np.zeros((16, 48, 3), np.uint8))
     report = check("gta", root, tmp_path)
     assert told(report).count(("size", True)) == 1
     set_aside(report)
     assert {p.name for p in root.rglob("*.damaged")} == {"00001.png.damaged", "00001_labelTrainIds.png.damaged"}
     assert not check("gta", root, tmp_path).damaged
+
+
+def test_labels_that_training_resizes_are_noted_and_counted(tmp_path):
+    root = two_kinds(tmp_path / "gta")
+    save_palette(root / "labels/00002.png", SEEN)
+    save(root / "images/00001.png", np.zeros((33, 48, 3), np.uint8))
+    report = check("gta", root, tmp_path)
+    assert ("size", False) in told(report)
+    assert "1 labels are of another size than their image, such as that of 00001.png" in to_text(report.problems)
+    assert not report.damaged
+    assert report.statistics.pixels.sum(1).all()
 
 
 def test_what_a_mac_leaves_beside_files_is_no_image(tmp_path):

@@ -265,6 +265,31 @@ def test_a_palette_label_is_kept_as_train_ids(tmp_path):
     assert np.unique(find_cache(dataset, None, tmp_path / "cache").sample(0).label).tolist() == [13]
 
 
+@pytest.mark.parametrize("resize", [None, Resize((16, 24))])
+def test_labels_of_another_size_than_their_image_are_the_same_with_and_without_a_cache(tmp_path, resize):
+    root = mixed_tree(tmp_path / "tree")
+    for name, size in (("0", (37, 48)), ("3", (80, 82))):
+        save(root / f"image/{name}.png", image_of(blocks(7, size, [1, 2])))
+    data = open_tree(root)
+    sizes = [data.read(i).image.shape[:2] for i in range(len(data))]
+    write_cache(data, resize, tmp_path / "cache", sizes)
+    stored = find_cache(data, resize, tmp_path / "cache")
+    for i in range(len(data)):
+        same(SampleReader(data, resize, stored=stored)[i], SampleReader(data, resize)[i])
+        assert data.read(i).label.shape == sizes[i]
+
+
+def test_labels_cached_beside_images_of_another_size_are_not_used(tmp_path):
+    root = mixed_tree(tmp_path / "tree")
+    write_cache(open_tree(root), None, tmp_path / "cache", SIZES)
+    save(root / "image/0.png", image_of(blocks(7, (72, 96), [1, 2])))
+    data, sizes = open_tree(root), [(72, 96), *SIZES[1:]]
+    write_cache(open_tree(root, labeled=False), None, tmp_path / "cache", sizes)
+    assert find_cache(data, None, tmp_path / "cache") is None
+    write_cache(data, None, tmp_path / "cache", sizes)
+    same(SampleReader(data, None, stored=find_cache(data, None, tmp_path / "cache"))[0], SampleReader(data, None)[0])
+
+
 def test_one_process_writes_a_cache(tree, tmp_path):
     dataset, resize = open_tree(tree), Resize((16, 16))
     [first, *_] = planes(dataset, resize, tmp_path)

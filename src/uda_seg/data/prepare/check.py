@@ -26,7 +26,7 @@ from uda_seg.data.images import HEAD, may_be_deep, orientation_of, read_bytes, r
 from uda_seg.data.integrity import check_image_file
 from uda_seg.data.parallel import in_threads
 from uda_seg.data.prepare.journal import Finding, Journal, stamp_of
-from uda_seg.data.specs import LabelEncoding
+from uda_seg.data.specs import CUSTOM, LabelEncoding
 from uda_seg.data.statistics import ClassStatistics
 from uda_seg.errors import Damaged, UserError
 
@@ -262,15 +262,19 @@ def _check_labels(report: Report, journal: Journal, *, needed: bool) -> None:
     without = {problem.index for problem in report.problems if problem.kind == "missing"}
     files = {index: data.label_path(index) for index in range(count) if index not in without}
     pixels, areas = np.zeros((count, len(data.classes)), np.int64), np.zeros(count, np.int64)
-    contents = Contents(np.zeros(len(data.classes), np.int64))
+    contents, resized = Contents(np.zeros(len(data.classes), np.int64)), []
     title = f"checking {data.label_root}"
     for index, found in _look(journal, files, lambda i: _look_at_label(files[i], data.encoding), title):
         if problem := _label_problem(report, index, found, needed):
             report.problems.append(problem)
             continue
+        resized += [index] if _is_resized(report, index, found) else []
         areas[index] = sum(found.ids.values())
         pixels[index] = contents.add(data, index, found.ids)
     report.statistics = ClassStatistics(pixels, areas)
+    if resized:
+        what = f"{len(resized)} labels are of another size than their image, such as that of {data.names[resized[0]]}"
+        report.problems.append(Problem(str(data.label_root), what, "they are resized to it", "size", damage=False))
     if unlisted := left_to_ignore(data.encoding, contents):
         report.problems.append(Problem(str(data.label_root), *unlisted, "label", damage=False))
     if contents.looked and (wrong := contradiction(data, contents)):
@@ -293,10 +297,22 @@ def _label_problem(report: Report, index: int, found: Finding, needed: bool) -> 
         cure = f"a *{data.encoding.suffix} of another kind? unpack it again"
         cure = "name them in label_map, or set unlisted=ignore" if data.encoding.described else cure
         return Problem(str(path), what, cure, "label", needed, index)
-    if any(shape) and found.shape != shape and not _lies_on_stored_pixels(data, index, found.shape, shape):
-        what = f"is {found.shape[0]}x{found.shape[1]} but its image {shape[0]}x{shape[1]} (height x width)"
-        return Problem(str(path), what, "unpack image and label again", "size", needed, index)
-    return None
+    if not any(shape) or found.shape == shape or _lies_on_stored_pixels(data, index, found.shape, shape):
+        return None
+    if _is_resized(report, index, found):
+        return None
+    what = f"is {found.shape[0]}x{found.shape[1]} but its image {shape[0]}x{shape[1]} (height x width)"
+    cure = f"leave the pair out with {data.option}.exclude, or set it aside with fix=true"
+    cure = f"export the label again, {cure}" if data.spec.title == CUSTOM else cure
+    return Problem(str(path), what, cure, "size", needed, index)
+
+
+def _is_resized(report: Report, index: int, found: Finding) -> bool:
+    """Return whether training resizes a label of another size than its image."""
+    data, (height, width) = report.dataset, report.shapes[index].tolist()
+    if found.shape is None or not height or found.shape == (height, width):
+        return False
+    return data.resizes(found.shape, (height, width), orientation_of(read_bytes(data.image_path(index))))
 
 
 def _lies_on_stored_pixels(

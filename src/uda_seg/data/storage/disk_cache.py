@@ -190,7 +190,10 @@ def find_cache(dataset: SegmentationDataset, resize: Resize | None, cache: Path)
     wanted = planes(dataset, resize, cache)
     if not all(plane.folder.is_dir() for plane in wanted):
         return None
-    return DiskCache({plane.name: PlaneFile(plane, len(dataset)) for plane in wanted})
+    files = {plane.name: PlaneFile(plane, len(dataset)) for plane in wanted}
+    if any((file.shapes != files["image"].shapes).any() for file in files.values()):
+        return None  # images were replaced by others of another size, which labels are resized to
+    return DiskCache(files)
 
 
 def write_cache(dataset: SegmentationDataset, resize: Resize | None, cache: Path, disk: Sequence[Sequence[int]]) -> int:
@@ -210,7 +213,7 @@ def write_cache(dataset: SegmentationDataset, resize: Resize | None, cache: Path
     wanted = planes(dataset, resize, cache, sizes)
     for plane in wanted:
         if plane.folder.is_dir():
-            _remove_damaged(plane, len(dataset), cache)
+            _remove_unusable(plane, shapes, cache)
     missing = [plane for plane in wanted if not plane.folder.is_dir()]
     for plane in missing:
         _Draft(plane, shapes).begin()
@@ -222,10 +225,14 @@ def write_cache(dataset: SegmentationDataset, resize: Resize | None, cache: Path
     return int(sum(plane.nbytes(shapes).sum() for plane in wanted))
 
 
-def _remove_damaged(plane: Plane, count: int, cache: Path) -> None:
-    """Delete a finished plane whose index or length is wrong; pixels are verified when they are read."""
+def _remove_unusable(plane: Plane, shapes: Sizes, cache: Path) -> None:
+    """Delete a finished plane whose index or length is wrong, or which was made beside images of other sizes.
+
+    Pixels are verified when they are read.
+    """
     try:
-        PlaneFile(plane, count)
+        if (PlaneFile(plane, len(shapes)).shapes != shapes).any():
+            raise Damaged(f"the cache {plane.folder} is of images of other sizes: {CURE}")
     except Damaged as error:
         log.warning("%s", str(error).replace(CURE, "it is made anew"))
         with FolderLock(cache / "resized", Owner("a prepare"), CACHE, f".{plane.folder.name}.lock"):
