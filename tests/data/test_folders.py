@@ -215,6 +215,20 @@ def test_validation_images_without_labels_are_told_with_the_way_to_do_without(tm
             opened(domain, option="data.validation.target")
 
 
+@pytest.mark.parametrize("chosen", [["a.png", "b.png"], ["b.png"]])
+def test_chosen_images_without_labels_are_told_with_the_list_of_those_that_have_one(tmp_path, chosen):
+    for name in ("a.png", "b.png"):
+        save(tmp_path / "image" / name, noise(0))
+    save(tmp_path / "label/a.png", np.zeros((8, 12), np.uint8))
+    said = (
+        r"have no label.*: set data\.target\.labelled to a file with the names of images that have labels, one a line$"
+    )
+    with pytest.raises(UserError, match=said):
+        open_domain(
+            custom(tmp_path), DataSettings(), CITYSCAPES, "data.target", labeled=True, choose=lambda names: chosen
+        )
+
+
 def test_accents_may_be_encoded_otherwise_in_labels_and_patterns(tmp_path):
     def spelled(form, name):
         return unicodedata.normalize(form, name)

@@ -116,7 +116,8 @@ class DatasetFiles:
             raise UserError(f"{spec.title}: no image {where}/**/*{spec.image_suffix}{there}: {cure}")
         if labeled and (pair := twins(self.names, spec.image_suffix)):
             raise UserError(f"{self.image_root}: {pair[0]} and {pair[1]} would share one label: rename one of them")
-        self.found_encoding: LabelEncoding | None = self._find_encoding(found, cure) if labeled else None
+        chosen = choose is not None
+        self.found_encoding: LabelEncoding | None = self._find_encoding(found, cure, chosen) if labeled else None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -247,7 +248,7 @@ class DatasetFiles:
                     if name == spelling or spelling not in present:
                         self._spelled[spelling] = name
 
-    def _find_encoding(self, images: list[str], cure: str) -> LabelEncoding:
+    def _find_encoding(self, images: list[str], cure: str, chosen: bool) -> LabelEncoding:
         """Find the encoding whose label files cover the most images.
 
         Raises:
@@ -262,13 +263,16 @@ class DatasetFiles:
         if missing[best]:
             first = missing[best][0]
             others = sorted(set(self.label_files("")) - set(self.names)) if self.label_root.is_dir() else []
-            if len(missing[best]) < len(self):
+            whole = len(missing[best]) == len(self)
+            if whole and self.spec.key and (end := self._ending(missing[best], others)):
+                cure = f"set {self.spec.key}.label_suffix={end}"
+            elif chosen and others:  # to leave the rest out would leave it out of the unlabelled target too
+                cure = f"set {self.option}.labelled to a file with the names of images that have labels, one a line"
+            elif not whole:
                 cure = f"unpack the labels again, or set {self.option}.count to use the first images only"
                 if self.spec.title == CUSTOM:
                     cure = f"label them, or leave them out: {self.option}.exclude, or move them elsewhere"
-            elif self.spec.key and (end := self._ending(missing[best], others)):
-                cure = f"set {self.spec.key}.label_suffix={end}"
-            there = f" ({kinds_of(others)} lie there)" if others and len(missing[best]) == len(self) else ""
+            there = f" ({kinds_of(others)} lie there)" if others and whole else ""
             label = self.label_root / self.label_name(first, kinds[best])
             raise UserError(
                 f"{self.spec.title}: {len(missing[best])} of {len(self)} images have no label, the first is "
