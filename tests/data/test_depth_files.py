@@ -62,6 +62,18 @@ def test_metric_files_have_one_scale(dataset, tmp_path):
     np.testing.assert_allclose(z, 655.36 / (metres + 0.01), rtol=2e-3)
 
 
+def test_joined_splits_find_the_depth_of_each(tmp_path):
+    for split, seed in (("train", 0), ("val", 1)):
+        cityscapes_tree(tmp_path, np.full(SIZE, 7, np.uint8), split=split)
+        file = tmp_path / f"depth/{split}/aachen/aachen_000000_000019_depth_stereoscopic.mat"
+        file.parent.mkdir(parents=True)
+        savemat(file, {"depth_map": distances(seed)})
+    domain = DomainSettings("cityscapes", str(tmp_path), split="train+val")
+    data = open_domain(domain, DataSettings(), CITYSCAPES, "data.source", labeled=False, depth=True)
+    for i in range(2):
+        np.testing.assert_allclose(data.read(i).depth, 655.36 / (distances(i) + 0.01), rtol=2e-3)
+
+
 def test_what_is_unknown_is_exactly_one(tmp_path):
     metres = distances()
     metres[0, :4] = [np.inf, -1.0, 0.05, 700.0]

@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from uda_seg.data.dataset_files import splits_of
 from uda_seg.data.depth import ENCODINGS, DepthFiles, encoding_choices
-from uda_seg.data.folders import without_end
+from uda_seg.data.folders import fixed, without_end
 from uda_seg.data.settings import DataSettings, DomainSettings
+from uda_seg.data.specs import SPECS
 from uda_seg.errors import UserError
 from uda_seg.storage.files import read_json
 
@@ -72,21 +74,27 @@ def find_depth(
     if encoding is not None and encoding not in ENCODINGS:
         raise UserError(f"{option}.depth_encoding={encoding} is unknown: use one of {', '.join(ENCODINGS)}")
     cure = _cure(domain, settings, option)
-    candidates = _own(domain, root) if domain.depth is None else _exported(domain.depth, image_suffix, option)
+    stems = [without_end(name, image_suffix) for name in names]
+    if domain.depth is None:
+        candidates = _own(domain, root, stems)
+    else:
+        candidates = _exported(domain.depth, stems, image_suffix, option)
     if not candidates:
         raise UserError(f"{option}: {domain.dataset} has no depth of its own; {cure}")
-    stems = [without_end(name, image_suffix) for name in names]
-    place, layout, paths = _most_complete(candidates, stems, option, cure)
+    layout, paths = _most_complete(candidates, option, cure)
     encoding = encoding or layout.encoding
     if not encoding:
         raise UserError(
-            f"{place} has no {DESCRIPTION} to say how its files hold depth: set {option}.depth_encoding to one of "
-            f"{encoding_choices()}"
+            f"{domain.depth} has no {DESCRIPTION} to say how its files hold depth: set {option}.depth_encoding to one "
+            f"of {encoding_choices()}"
         )
     return DepthFiles(paths, encoding, f"{option}.depth")
 
 
-def _exported(folder: str, image_suffix: str, option: str) -> list[tuple[Path, DepthLayout]]:
+_Candidate = tuple[DepthLayout, list[Path]]  # with the depth files of all images
+
+
+def _exported(folder: str, stems: Sequence[str], image_suffix: str, option: str) -> list[_Candidate]:
     """List the layouts that a folder of depth maps may have, and log what its maps were learnt from."""
     place = Path(folder).expanduser()
     said = described(place)
@@ -94,32 +102,46 @@ def _exported(folder: str, image_suffix: str, option: str) -> list[tuple[Path, D
         log.info("%s: the depth in %s was learnt from %s", option, place, said["learnt_from"])
     suffixes = (".png", f"{Path(image_suffix).stem}.png")
     layouts = [DepthLayout("", suffix, said.get("encoding", "")) for suffix in suffixes]
-    return [(place, layout) for layout in (*layouts, DepthLayout("", "_depth_stereoscopic.mat", "sfsu"))]
+    layouts.append(DepthLayout("", "_depth_stereoscopic.mat", "sfsu"))
+    return [(layout, [place / (stem + layout.suffix) for stem in stems]) for layout in layouts]
 
 
-def _own(domain: DomainSettings, root: Path) -> list[tuple[Path, DepthLayout]]:
+def _own(domain: DomainSettings, root: Path, stems: Sequence[str]) -> list[_Candidate]:
     """List the locations of a data set's own depth, those of the wanted encoding if there are any."""
     layouts = LAYOUTS.get(domain.dataset, ())
     # Cityscapes has two kinds of depth.
     layouts = tuple(layout for layout in layouts if layout.encoding == domain.depth_encoding) or layouts
-    return [(root / layout.folder.format(split=domain.split), layout) for layout in layouts]
+    parts = [_of_split(stem, domain) for stem in stems]
+    return [
+        (layout, [root / layout.folder.format(split=split) / (stem + layout.suffix) for split, stem in parts])
+        for layout in layouts
+    ]
 
 
-def _most_complete(
-    candidates: Sequence[tuple[Path, DepthLayout]], stems: Sequence[str], option: str, cure: str
-) -> tuple[Path, DepthLayout, list[Path]]:
+def _of_split(stem: str, domain: DomainSettings) -> tuple[str, str]:
+    """Return an image's split and its name there; of joined splits, names begin with the folder of their split."""
+    splits = splits_of(domain.split)
+    for split in splits if len(splits) > 1 else ():
+        for images, _ in SPECS[domain.dataset].places(split):
+            prefix = f"{fixed(images)[0]}/"
+            if stem.startswith(prefix):
+                return split, stem.removeprefix(prefix)
+    return domain.split, stem
+
+
+def _most_complete(candidates: Sequence[_Candidate], option: str, cure: str) -> _Candidate:
     """Find the candidate that lacks the fewest images; raises UserError if it lacks any."""
-    found = [[place / (stem + layout.suffix) for stem in stems] for place, layout in candidates]
-    missing = [[path for path in paths if not path.is_file()] for paths in found]
-    best = min(range(len(found)), key=lambda i: len(missing[i]))
+    missing = [[path for path in paths if not path.is_file()] for _, paths in candidates]
+    best = min(range(len(candidates)), key=lambda i: len(missing[i]))
     if missing[best]:
-        if len(missing[best]) < len(stems):
+        images = len(candidates[best][1])
+        if len(missing[best]) < images:
             cure = f"unpack or export the others again, or {cure}"
         raise UserError(
-            f"{option}: {len(missing[best])} of {len(stems)} images have no depth, the first misses "
+            f"{option}: {len(missing[best])} of {images} images have no depth, the first misses "
             f"{missing[best][0]}; {cure}"
         )
-    return (*candidates[best], found[best])
+    return candidates[best]
 
 
 def _cure(domain: DomainSettings, settings: DataSettings, option: str) -> str:
