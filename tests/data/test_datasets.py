@@ -38,6 +38,19 @@ def mapped(raw, table):
     return np.array([[table[int(value)] for value in row] for row in raw])
 
 
+def test_camvids_test_split_is_scored_like_its_others(tmp_path):
+    for split, count in (("train", 2), ("val", 1), ("test", 3)):
+        camvid_tree(tmp_path, split, count)
+    data = open_tree("camvid", tmp_path, CAMVID, split="test")
+    assert [data.label_path(i).parent.name for i in range(len(data))] == 3 * ["testannot"]
+    assert set(np.unique(data.read(0).label)) == {*range(11), 255}
+    assert [len(open_tree("camvid", tmp_path, CAMVID, split=split)) for split in ("train", "val", "train+val")] == [
+        2,
+        1,
+        3,
+    ]
+
+
 def test_a_public_label_of_nearly_the_images_shape_is_resized_to_it_and_told_once(tmp_path, caplog):
     root = tmp_path / "gta"
     for i in range(3):

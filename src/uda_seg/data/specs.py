@@ -135,7 +135,8 @@ SPECS: dict[str, DatasetSpec] = {
         "{split}annot",
         ".png",
         (LabelEncoding(".png", CAMVID_RAW),),
-        counts={"train": 367, "val": 101},
+        splits=("train", "val", "test"),
+        counts={"train": 367, "val": 101, "test": 233},
         size=(360, 480),
     ),
     "gta": DatasetSpec(

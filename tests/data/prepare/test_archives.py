@@ -39,7 +39,8 @@ def members(root, folders=GTA):
 
 def test_the_folders_of_a_data_set_are_those_of_images_labels_and_depth():
     assert folders_of(SPECS["cityscapes"], "cityscapes") == {"leftImg8bit", "gtFine", "depth", "disparity"}
-    assert folders_of(SPECS["camvid"], "camvid") == {"train", "trainannot", "val", "valannot"}
+    camvid = {"train", "trainannot", "val", "valannot", "test", "testannot"}
+    assert folders_of(SPECS["camvid"], "camvid") == camvid
     assert folders_of(SPECS["acdc"], "acdc") == {"rgb_anon", "gt"}
     assert folders_of(SPECS["bdd100k"], "bdd100k") == {"images", "labels", "seg"}
     assert folders_of(SPECS["mapillary"], "mapillary") == {"training", "validation"}
