@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,7 +12,7 @@ from trees import blocks, image_of, save
 
 from uda_seg.data.custom import CustomData, classes_of, label_table
 from uda_seg.data.datasets import SegmentationDataset
-from uda_seg.data.decoding import read_color, read_gray, read_ids, read_palette, read_red
+from uda_seg.data.decoding import read_color, read_gray, read_ids, read_own_red, read_palette, read_red
 from uda_seg.data.domains import open_domain
 from uda_seg.data.labels import CITYSCAPES, CITYSCAPES_RAW, ClassSet
 from uda_seg.data.settings import DataSettings, DomainSettings
@@ -160,6 +161,25 @@ def test_lossy_labels_are_refused_whatever_their_name_says(tmp_path, kind, label
         opened(root, label_format=label_format, unlisted="ignore").read(0)
 
 
+@pytest.mark.parametrize(("kind", "channels"), [(np.uint8, 3), (np.uint8, 4), (np.uint16, 3)])
+def test_ids_in_red_may_have_8_or_16_bits(tmp_path, kind, channels):
+    root, ids = tree(tmp_path, train_ids()), train_ids()
+    others = [np.full(SIZE, value) for value in (77, 99, 200)]
+    label = np.dstack([ids, *others[: channels - 1]]).astype(kind)
+    code = cv2.COLOR_RGB2BGR if channels == 3 else cv2.COLOR_RGBA2BGRA
+    assert cv2.imwrite(str(root / "labels/train/0.png"), cv2.cvtColor(label, code))
+    np.testing.assert_array_equal(opened(root, label_format="red").read(0).label, ids)
+
+
+@pytest.mark.parametrize("label_format", ["gray", "red"])
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_labels_of_32_bits_are_told_to_be_saved_with_fewer(tmp_path, kind, label_format):
+    root = tree(tmp_path, train_ids())
+    Image.fromarray(train_ids().astype(kind)).save(root / "labels/train/0.png", format="TIFF")
+    with pytest.raises(UserError, match=r"0\.png is not a .*label .*but grey of 32 bits: save it with 8 or 16 bits$"):
+        opened(root, label_format=label_format).read(0)
+
+
 def test_other_kinds_of_files_are_called_what_they_are(tmp_path):
     root, file = tree(tmp_path, train_ids()), tmp_path / "labels/train/0.png"
 
@@ -183,7 +203,9 @@ def test_other_kinds_of_files_are_called_what_they_are(tmp_path):
     Image.fromarray(train_ids()).save(file, transparency=0)
     np.testing.assert_array_equal(opened(root).read(0).label, train_ids())
     save(file, np.zeros(SIZE, np.uint8))
-    assert "it is grey of 8 bits, where ids are the red channel of a 16-bit colour PNG" in said(label_format="red")
+    assert "in the red of its colours but grey of 8 bits: set label_format=gray to read these" in said(
+        label_format="red"
+    )
     assert "is not a label of 8-bit colours but grey of 8 bits" in said(label_format="color")
     save(file, np.zeros(SIZE, np.uint16))
     assert "is not a label with 8-bit ids but grey of 16 bits" in said(label_format="palette")
@@ -199,7 +221,7 @@ def test_damage_is_one_line_whatever_its_decoder_raises(tmp_path, kind):
         content = np.frombuffer(whole, np.uint8).copy()
         content[rng.integers(0, 80, 3)] = rng.integers(0, 256, 3)
         file.write_bytes(content.tobytes())
-        for read in (read_gray, read_ids, read_palette, read_red, read_color):
+        for read in (read_gray, read_ids, read_palette, read_red, read_own_red, read_color):
             try:
                 read(file)
             except UserError as error:

@@ -41,7 +41,7 @@ class CustomData:
 
     label_format: Annotated[str, OneOf(tuple(FORMATS))] = "gray"
     """Encoding of the labels: `gray`, ids of 8 or 16 bits; `palette`, indices into a colour table; `red`, ids in the
-    red channel of a 16-bit colour PNG; `color`, one colour per class."""
+    red channel of a colour PNG of 8 or 16 bits; `color`, one colour per class."""
 
     label_map: Any = None
     """Raw id -> class name, train id, or `ignore`, as a mapping or a list of pairs. Ids of `color` are

@@ -65,7 +65,7 @@ def read_red(path: Path) -> NDArray[np.uint16]:
     if label.ndim != 3 or label.shape[2] < 3:
         raise UserError(
             f"{path} is not a SYNTHIA label: it is {_kind(content, label)}, where ids are the red "
-            "channel of a 16-bit colour PNG: take the files of GT/LABELS, or another label_format of dataset=custom"
+            "channel of a 16-bit colour PNG: take the files of GT/LABELS, or describe others (dataset=custom)"
         )
     if label.dtype != np.uint16:
         raise UserError(
@@ -73,6 +73,18 @@ def read_red(path: Path) -> NDArray[np.uint16]:
             "program that cannot write 16-bit colour (PIL) saved it without its ids: unpack GT/LABELS again"
         )
     return label[..., 2].astype(np.uint16)  # OpenCV's order is BGR
+
+
+def read_own_red(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """Read ids in the red channel of a colour label of 8 or 16 bits, [H, W]; CARLA writes 8."""
+    label, content = _stored(path)
+    kind = _kind(content, label)
+    if not kind.startswith("a picture of colours") or label.dtype not in (np.uint8, np.uint16):
+        grey = label.ndim == 2 and label.dtype in (np.uint8, np.uint16)
+        cure = "set label_format=gray to read these" if grey else _own_cure(content, label)
+        raise UserError(f"{path} is not a label with ids in the red of its colours but {kind}: {cure}")
+    red = label[..., 2]  # OpenCV's order is BGR
+    return red.astype(np.uint8) if red.dtype == np.uint8 else red.astype(np.uint16)
 
 
 def read_color(path: Path) -> NDArray[np.uint32]:
@@ -156,6 +168,8 @@ def _cure(content: bytes, label: MatLike) -> str:
 def _own_cure(content: bytes, label: MatLike) -> str:
     """Suggest a cure for samples of another kind than the description of a custom data set says."""
     kind = _kind(content, label)
+    if label.dtype.itemsize > 2:
+        return "save it with 8 or 16 bits"
     if "palette" in kind:
         return "set label_format=palette to read these, or label_format=color for a label_map of colours"
     if label.ndim == 3 and label.shape[2] == 3 and (label == label[..., :1]).all():

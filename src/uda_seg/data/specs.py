@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from uda_seg.data.custom import CustomData, check_folders, described, label_table
-from uda_seg.data.decoding import Decoder, read_color, read_gray, read_ids, read_palette, read_red
+from uda_seg.data.decoding import Decoder, read_color, read_gray, read_ids, read_own_red, read_palette, read_red
 from uda_seg.data.labels import (
     CAMVID,
     CAMVID_RAW,
@@ -292,7 +292,7 @@ def custom_spec(domain: DomainSettings, classes: ClassSet, key: str) -> DatasetS
     return DatasetSpec(CUSTOM, classes, said.images, labels, said.image_suffix, encodings, splits=splits, key=key)
 
 
-_DECODERS: dict[str, Decoder] = {"gray": read_ids, "palette": read_palette, "red": read_red, "color": read_color}
+_DECODERS: dict[str, Decoder] = {"gray": read_ids, "palette": read_palette, "red": read_own_red, "color": read_color}
 
 
 def _encoding(said: CustomData, classes: ClassSet, key: str) -> LabelEncoding:
