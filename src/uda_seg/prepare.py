@@ -122,6 +122,7 @@ def domains(config: PrepareConfig) -> Iterator[tuple[str, DomainSettings]]:
 def labelled_domains(config: PrepareConfig) -> dict[str, DomainSettings]:
     """Return key -> the domains all of whose labels training reads: the sources, or for the oracle the targets."""
     of_target = bool(getattr(get_class(config.method["_target_"]), "supervised_target", False))
+    of_target = of_target and config.data.reader == "files"  # training refuses the oracle on shards
     targets = {option: domain for option, domain in config.data.targets.items() if domain.labelled is None}
     return targets if of_target and targets else config.data.sources
 
