@@ -266,7 +266,7 @@ class DatasetFiles:
             whole = len(missing[best]) == len(self)
             if whole and self.spec.key and (end := self._ending(missing[best], others)):
                 cure = f"set {self.spec.key}.label_suffix={end}"
-            elif chosen and others:  # to leave the rest out would leave it out of the unlabelled target too
+            elif chosen and (others or not whole):  # `exclude` would take images from the unlabelled target too
                 cure = f"set {self.option}.labelled to a file with the names of images that have labels, one a line"
             elif not whole:
                 cure = f"unpack the labels again, or set {self.option}.count to use the first images only"
