@@ -31,6 +31,7 @@ from prediction.films import clip
 from test_convert import SMALL as SMALL_MIT
 from test_convert import saved
 from uda_seg.cli import command
+from uda_seg.config.keys import COMMANDS
 from uda_seg.config.schema import Config, groups, key_of, parse
 from uda_seg.models import small
 from uda_seg.runs.build import build_data
@@ -369,7 +370,7 @@ HELPED = {
 }  # fmt: skip
 
 
-def test_every_override_in_the_help_is_one():
+def test_every_override_in_the_help_is_one(monkeypatch):
     template = yaml.safe_load((ROOT / "conf/config.yaml").read_text())["hydra"]["help"]["template"]
     often = template.partition("Often used:")[2]
     shown = [re.split(r"\s{2,}", line.strip())[0] for line in often.splitlines() if "=" in line]
@@ -386,7 +387,8 @@ def test_every_override_in_the_help_is_one():
             else:
                 plain.append(override)
     assert len(plain) > 12
-    command.check(["data=gta2cs", *plain], Everything, name="config")
+    monkeypatch.setitem(COMMANDS, "config", Everything)
+    command.check(["data=gta2cs", *plain], Everything)
 
 
 # ---------------------------------------------------------------------- run to the end
@@ -461,7 +463,8 @@ def shortened(line: Line, words: list[str], places) -> list[str]:
     if module == "convert":
         short = [word for word in SMALL_MIT if "hrda" not in str(words)]
     if module == "bench":
-        short += [word for word in ("bench.what=[mixing]",) if not any("what=" in w or "against" in w for w in words)]
+        own = ("what=", "against", "baseline=")
+        short += [word for word in ("bench.what=[mixing]",) if not any(part in w for part in own for w in words)]
     if module == "prepare" and any(word.startswith("streets.export") for word in words):
         short = SHORT["prepare"]
     keys = {key_of(word) for word in short} | {"hydra/launcher"}  # in this process
