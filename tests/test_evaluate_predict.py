@@ -177,7 +177,7 @@ def test_options_of_training_are_no_options_of_a_trained_network(runs):
         "running_statistics=all",
         "steps=7",
         "optimizer.lr=1",
-        "method=dacs",
+        "seed=1",
         "evaluator.times=2",
         "resume=x",
     ):

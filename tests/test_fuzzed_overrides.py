@@ -40,7 +40,7 @@ def accepted(choices: tuple[str, ...], given_words: list[str]) -> Config | None:
     """What a command makes of words, as `command.run` goes about it; None where several runs would follow."""
     said = read_arguments([*choices, *given_words])
     command.refuse_two_weights(said.overrides)
-    checked = command.check(said.overrides, Everything, said.folder, said.multirun, "config")
+    checked = command.check(said.overrides, Everything, said.folder, said.multirun)
     overrides = parsed(checked)
     if any(o.is_sweep_override() or o.key_or_group.startswith("hydra") for o in overrides):
         return None

@@ -57,7 +57,7 @@ def test_patterns_choose_images_by_name_before_they_are_counted(root: Path) -> N
         ({"include": ["c_*"]}, r"data.source.include: no image of the 6 in .* is called c_\*; the first is train/a_1"),
         ({"exclude": ["a_1"]}, "data.source.exclude: no image of the 6 in .* is called a_1"),
         ({"exclude": ["a_*", "b_*"]}, r"data.source: exclude=\['a_\*', 'b_\*'\] leave none of the 6 images"),
-        ({"split": "train+test"}, r"data.source.split=train\+test: CamVid .* has train and val only"),
+        ({"split": "train+night"}, r"data.source.split=train\+night: CamVid .* has train, val and test only"),
         ({"split": "val+val"}, r"data.source.split=val\+val joins a split to itself"),
     ],
 )

@@ -47,7 +47,10 @@ def test_classic_steps_are_ours(method, habits, double, make_plan, make_batch, t
     equal_weights(ours, classic.segmentor)
     if ours.teacher is not None:
         theirs = classic.teacher.state_dict()
+        unreached = tuple(f"network.heads.{head}." for head in ours.teacher.unreached)
         for name, tensor in ours.teacher.state_dict().items():
+            if name.startswith(unreached) and "running" in name:
+                continue  # the original teacher has untouched statistics of a head that it never runs
             assert_same_sums(theirs[name], tensor, name, LEFT)
     assert "gradient_norm" in logged
 

@@ -94,14 +94,7 @@ def run(
                 print(_explained(kind, said))
                 return
             if not said.explains:
-                refuse_two_weights(overrides)
-                refuse_places(said)
-                refuse_two_ends(said)
-                if expand is not None:
-                    overrides = expand(with_folder(overrides, said.folder))
-                overrides = check(overrides, kind, said.folder, said.multirun, {*map(key_of, said.overrides)})
-                if said.is_one_job:  # otherwise a value that cannot be is found when Hydra has made a folder for it
-                    composed(with_folder(overrides, said.folder), kind)
+                overrides = _checked(kind, said, expand)
                 several = [str(o.key_or_group) for o in parsed(overrides) if o.is_sweep_override()]
                 OmegaConf.register_new_resolver("swept", partial(swept, several), replace=True)
             sys.argv = [sys.argv[0], *said.flags, f"hydra.job.name={work.__name__}", *overrides]
@@ -116,6 +109,18 @@ def run(
     _sum_up(jobs, after, loud)
     if ended is not None:
         raise ended
+
+
+def _checked(kind: type[Config], said: Arguments, expand: Callable[[list[str]], list[str]] | None) -> list[str]:
+    """Expand and check the overrides; values, too, for a single job, before Hydra makes a folder for it."""
+    refuse_two_weights(said.overrides)
+    refuse_places(said)
+    refuse_two_ends(said)
+    overrides = said.overrides if expand is None else expand(with_folder(said.overrides, said.folder))
+    overrides = check(overrides, kind, said.folder, said.multirun, {*map(key_of, said.overrides)})
+    if said.is_one_job:
+        composed(with_folder(overrides, said.folder), kind)
+    return overrides
 
 
 def _explained(kind: type[Config], said: Arguments) -> str:

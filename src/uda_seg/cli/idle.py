@@ -20,8 +20,8 @@ _NEEDS = {
 
 # Keys that training alone reads, whatever the checkpoint. `pretrained` may be of a frozen trunk.
 _TRAINING = re.compile(
-    r"(init|resume|steps|seed|running_statistics|statistics_batches|method|preset|quirks|sweep|debug)"
-    r"|(optimizer|schedule|teacher|logger|callbacks|method)\.(?!progress$).*"
+    r"(init|resume|steps|seed|running_statistics|statistics_batches|preset|quirks|sweep|debug)"
+    r"|(optimizer|schedule|teacher|logger|callbacks)\.(?!progress$).*"
     r"|evaluator\.(times|label_free|label_free_images|choose_by)|data\.(flip|source_batch|target_batch|rare_class\..*)"
 )
 

@@ -20,8 +20,8 @@ def own_keys(kind: type[Config]) -> set[str]:
 
 
 def primary(kind: type[Config]) -> str:
-    """Return the name of a schema's primary configuration."""
-    return next(name for name, found in COMMANDS.items() if found is kind)
+    """Return the name of a schema's primary configuration; that of training for one that is no command's."""
+    return next((name for name, found in COMMANDS.items() if found is kind), "config")
 
 
 def kind_of(tree: Iterable[Any]) -> type[Config]:

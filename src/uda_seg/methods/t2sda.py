@@ -73,11 +73,7 @@ class T2SDA(SelfTraining):
         return nullcontext() if self.alone else super().statistics_of_source()
 
     def pull_terms(self, source: Labelled, target: DomainBatch | None) -> tuple[Loss, ...]:
-        """Compute L_pull and, from the same forward, the translated images' cross-entropy if it has a weight.
-
-        Raises:
-            UserError: an image has neither target nor other source images in its batch to be translated towards.
-        """
+        """Compute L_pull and, from the same forward, the translated images' cross-entropy if it has a weight."""
         teacher, images = self.teacher, len(source.image)
         if target is None and images == 1 and self.translate.painter is None:
             raise UserError(
