@@ -126,7 +126,7 @@ class DatasetFiles:
         """Raise UserError for a split that the data set does not have, or has been given twice."""
         parts = splits_of(self.split)
         if not {*parts} <= {*self.spec.splits}:
-            known = ", ".join(self.spec.splits[:-2] + (" and ".join(self.spec.splits[-2:]),))
+            known = ", ".join([*self.spec.splits[:-2], " and ".join(self.spec.splits[-2:])])
             raise UserError(f"{self.option}.split={self.split}: {self.spec.title} has {known} only")
         if len({*parts}) < len(parts):
             raise UserError(f"{self.option}.split={self.split} joins a split to itself: give each once")
