@@ -1,4 +1,4 @@
-"""What a call would ignore is refused, and what looks alike is not."""
+"""Test that what a call would ignore is refused, and what looks alike is not."""
 
 from __future__ import annotations
 
@@ -68,6 +68,7 @@ def test_a_trained_network_has_options_of_its_own() -> None:
     refuse_training_options(
         ["data=streets", "evaluator.flip=true", "trainer=cpu", "callbacks.progress=false", "pretrained=x", "seed_=1"]
     )
+    refuse_training_options(["optimizer.lr=${oc.env:RATE}"])  # that a checkpoint asks for is given again
     with pytest.raises(UserError, match=r"optimizer\.lr= has no effect on a trained network"):
         refuse_training_options(["++optimizer.lr=1"])
 

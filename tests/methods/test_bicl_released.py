@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from test_steps import fit
 
 from uda_seg.data.labels import CITYSCAPES
+from uda_seg.errors import UserError
 from uda_seg.methods.bicl import BiCL
 from uda_seg.methods.options.bicl import BiCLOptions
 from uda_seg.methods.released.bicl import ReleasedBiCL, ReleasedBiCLOptions
@@ -192,6 +193,12 @@ def test_the_terms_of_the_released_trainer(recorded):
         again = odds.exp() / odds.exp().sum(1, keepdim=True)
         entropy = -(odds * again.log()).sum(1).mean().item()
         assert values[f"train/{domain}/entropy"] == pytest.approx(entropy, rel=1e-5)
+
+
+def test_an_encoder_that_the_release_does_not_repeat_is_refused(make_segmentor, make_plan):
+    plan = make_plan(optimizer=OptimizerSettings(name="sgd", lr=1e-3))
+    with pytest.raises(UserError, match=r"say method\.encoder_updates=once"):
+        half_released(make_segmentor(), plan, encoder_updates="released").configure_optimizers()
 
 
 def test_the_encoder_is_updated_as_often_as_the_release_lists_it(make_plan, make_batch):

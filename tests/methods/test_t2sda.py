@@ -184,6 +184,12 @@ def test_no_image_but_the_sources_is_read_in_training(generalisation, make_segme
     assert "train/mix/ce" not in module.recorded
 
 
+def test_one_image_without_a_target_has_none_to_be_translated_towards(make_segmentor, make_plan, make_batch):
+    alone = {"source": make_batch(batch=1)["source"]}
+    with pytest.raises(UserError, match=r"make data\.source_batch at least twice optimizer\.accumulate"):
+        fit(T2SDA(make_segmentor(), make_plan(), T2SDAOptions(**OPTIONS)), [alone])
+
+
 def test_methods_that_cannot_do_without_a_target_say_so(generalisation):
     generalisation.method = composed(["method=dacs"]).method
     with pytest.raises(UserError, match=r"sets no data\.target"):

@@ -61,7 +61,10 @@ def refuse_training_options(given: Sequence[str], other: str = "") -> None:
         given: overrides of the command line.
         other: pattern of further keys that the command ignores.
     """
-    for key in map(key_of, given):
+    for override in given:
+        key = key_of(override)
+        if "${" in override:
+            continue  # of a checkpoint that has it, `replay` wants to be told it again
         if _TRAINING.fullmatch(key) or (other and re.fullmatch(other, key)):
             raise UserError(f"{key}= has no effect on a trained network: leave it out")
 
@@ -81,15 +84,12 @@ def refuse_without_effect(typed: Set[str], overrides: Sequence[Override], trees:
         said = [o for o in overrides if o.key_or_group == condition]
         found = {str(_at(tree, condition)) for tree in trees}
         if said:
-            found = {*map(str, said[-1].sweep_string_iterator())} if said[-1].is_sweep_override() else {_text(said[-1])}
+            last = said[-1]
+            found = {*map(str, last.sweep_string_iterator() if last.is_sweep_override() else [last.value()])}
         if wanted not in found:
             raise UserError(
                 f"{key}= has no effect with {condition}={', '.join(sorted(found))}: {cure}, or leave it out"
             )
-
-
-def _text(override: Override) -> str:
-    return str(override.value())
 
 
 def _at(tree: Any, key: str) -> Any:

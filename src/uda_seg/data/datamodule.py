@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 from uda_seg.data.batch import DomainBatch, Sample
 from uda_seg.data.custom import classes_of
 from uda_seg.data.datasets import SegmentationDataset
-from uda_seg.data.declared import unnamed_classes
 from uda_seg.data.images import spread
 from uda_seg.data.labelled import LabelledImages
 from uda_seg.data.labels import ClassSet
@@ -122,14 +121,6 @@ class UDADataModule(pl.LightningDataModule):
     def source_images_per_step(self) -> int:
         """Labelled images per step over all ranks."""
         return self.settings.source_batch * self.world_size
-
-    @property
-    def source_classes(self) -> list[int]:
-        """Train ids that the labels of some source can name; SYNTHIA's name no terrain, truck and train."""
-        every = range(len(self.classes))
-        sources = [reader.dataset for reader in self._streams["source"].readers]
-        unnamed = [unnamed_classes(s, every) for s in sources if isinstance(s, SegmentationDataset)]  # never shards
-        return [c for c in every if not all(c in each for each in unnamed)]
 
     @property
     def images_per_step(self) -> int:

@@ -88,7 +88,7 @@ class DomainSettings:
 
     @property
     def rendered(self) -> bool:
-        """Whether its images are rendered into the cache, and thus follow from `data.world_seed`."""
+        """True if its images are rendered into the cache, and thus follow from `data.world_seed`."""
         return self.dataset == "streets" and self.root is None
 
 

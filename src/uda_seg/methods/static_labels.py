@@ -52,7 +52,7 @@ def label_target(module: UDAModule, store: LabelStore, version: int, options: Ro
     for _, label, level in _predictions(draft, mine):
         counts += histogram(label, level, len(counts))
     counts = module.mean_over_ranks(counts.to(module.device)).cpu()
-    thresholds = class_thresholds(counts, options.class_share, data.source_classes)
+    thresholds = class_thresholds(counts, options.class_share, module.plan.eval_classes)
     share = write_selected(draft, mine, thresholds, options.image_share)
     trainer.strategy.barrier()
     if trainer.is_global_zero:
@@ -82,14 +82,14 @@ def predict(module: UDAModule, draft: LabelDraft, data: UDADataModule, mine: Seq
             bar.advance(task)
 
 
-def class_thresholds(counts: Tensor, class_share: float, source_classes: Collection[int]) -> Tensor:
+def class_thresholds(counts: Tensor, class_share: float, eval_classes: Collection[int]) -> Tensor:
     """Compute the level from which each class is labelled, int64 [K], from its histogram of levels [K, LEVELS].
 
-    Classes that do not occur in the source get no share: with SYNTHIA terrain, truck and train. The share per image
-    includes all classes, as in the released code.
+    Classes that are not evaluated get no share, as in the released code SYNTHIA's terrain, truck and train, which do not
+    occur in that source. The share per image includes all classes.
     """
     levels = top_share(counts, class_share)
-    levels[[c for c in range(len(counts)) if c not in source_classes]] = LEVELS
+    levels[[c for c in range(len(counts)) if c not in eval_classes]] = LEVELS
     return levels
 
 
