@@ -85,8 +85,8 @@ def predict(module: UDAModule, draft: LabelDraft, data: UDADataModule, mine: Seq
 def class_thresholds(counts: Tensor, class_share: float, eval_classes: Collection[int]) -> Tensor:
     """Compute the level from which each class is labelled, int64 [K], from its histogram of levels [K, LEVELS].
 
-    Classes that are not evaluated get no share, as in the released code SYNTHIA's terrain, truck and train, which do not
-    occur in that source. The share per image includes all classes.
+    Classes that are not evaluated get no share, as in the released code SYNTHIA's terrain, truck and train, which do
+    not occur in that source. The share per image includes all classes.
     """
     levels = top_share(counts, class_share)
     levels[[c for c in range(len(counts)) if c not in eval_classes]] = LEVELS
