@@ -64,6 +64,19 @@ def test_windows_need_an_evaluator_that_slides() -> None:
     check(["evaluator.window=[64,64]"], typed={"evaluator.flip"})  # of a checkpoint
 
 
+def test_what_a_dashboard_takes_needs_one() -> None:
+    with pytest.raises(UserError, match=r"logger.project= has no effect with logger.kind=csv: add logger=wandb"):
+        check(["logger.project=mine"])
+    with pytest.raises(UserError, match=r"logger.offline= has no effect with logger.kind=tensorboard"):
+        check(["logger=tensorboard", "logger.offline=true"])
+    with pytest.raises(UserError, match=r"logger.pictures= has no effect .* logger=wandb or logger=tensorboard"):
+        check(["logger.pictures=2"])
+    check(["logger.pictures=2", "logger=tensorboard"])
+    check(["logger.tags=[a]", "logger=wandb", "logger.mode=offline", "logger.log_every=5"])
+    check(["logger.group=a", "logger.kind=wandb"])
+    check(["logger.log_every=5"])
+
+
 def test_a_trained_network_has_options_of_its_own() -> None:
     refuse_training_options(
         ["data=streets", "evaluator.flip=true", "trainer=cpu", "callbacks.progress=false", "pretrained=x", "seed_=1"]

@@ -14,8 +14,10 @@ from uda_seg.errors import UserError
 
 # Keys, and what must be chosen for them to have an effect.
 _NEEDS = {
-    r"evaluator\.(window|stride|windows_per_batch)": ("evaluator.inference", "slide", "add evaluator=slide"),
-    r"data\.shards\.\w+": ("data.reader", "shards", "add data.reader=shards"),
+    r"evaluator\.(window|stride|windows_per_batch)": ("evaluator.inference", ("slide",), "add evaluator=slide"),
+    r"data\.shards\.\w+": ("data.reader", ("shards",), "add data.reader=shards"),
+    r"logger\.(project|entity|group|tags|mode|offline|artifacts)": ("logger.kind", ("wandb",), "add logger=wandb"),
+    r"logger\.pictures": ("logger.kind", ("wandb", "tensorboard"), "add logger=wandb or logger=tensorboard"),
 }
 
 # Keys that training alone reads, whatever the checkpoint. `pretrained` may be of a frozen trunk.
@@ -86,7 +88,7 @@ def refuse_without_effect(typed: Set[str], overrides: Sequence[Override], trees:
         if said:
             last = said[-1]
             found = {*map(str, last.sweep_string_iterator() if last.is_sweep_override() else [last.value()])}
-        if wanted not in found:
+        if found.isdisjoint(wanted):
             raise UserError(
                 f"{key}= has no effect with {condition}={', '.join(sorted(found))}: {cure}, or leave it out"
             )
