@@ -36,7 +36,7 @@ NONE = "No results of a benchmark are in this checkout yet."
 # Rows in the order of the pages; others follow by name, the oracle last.
 FIRST = ("source_only", "source_only_strong", "adabn", "adabn_strong", "dacs", "daformer", "mic", "lcmsm", "bicl")
 ENOUGH, FEW = 6, "†"  # seeds of a row that a claim is made of, and the mark of one with fewer
-BASES = ("dacs", "mic")  # on which other methods build: others are compared with them too: the plain row of several
+BASES = ("dacs", "mic")  # on which other methods build: others are compared with them too
 ABOVE, BELOW = "▲", "▼"  # marks of a row whose difference to the reference has an interval without 0
 DETAILS_HEAD = f"""# Tables of all kept results
 
@@ -305,9 +305,14 @@ def _scores(table: Table) -> str:
 
 
 def _columns(table: Table) -> list[Group]:
-    """List the rows that others are compared with in the details."""
-    rows = ([group for group in table.groups if group.first.method == name] for name in BASES)
-    more = [row[0] for row in (row if len(row) == 1 else [g for g in row if g.label in BASES] for row in rows) if row]
+    """List the rows that others are compared with in the details.
+
+    Of a base method's rows these are its only one, or those whose options another method's row has as well.
+    """
+    own = {name: [group for group in table.groups if group.first.method == name] for name in BASES}
+    options = {(group.first.method, group.label.partition(",")[2]) for group in table.groups}
+    shared = {said for method, said in options if any(other != method and said == o for other, o in options)}
+    more = [g for rows in own.values() for g in rows if len(rows) == 1 or g.label.partition(",")[2] in shared]
     return list({group.label: group for group in [*table.references(), *more]}.values())
 
 
