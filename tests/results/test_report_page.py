@@ -67,6 +67,21 @@ def test_the_gap_is_that_to_the_oracle_of_the_same_learning_rate():
     assert table.oracle_of(reference) is None
 
 
+def test_options_that_a_name_does_not_say_are_remarked():
+    shared = ["optimizer.lr=0.002"]
+    plain = run("dacs", 0, 0.6, overrides=["method=dacs", *shared])
+    own = ["method=bicl", *shared, "++method.source_augment=True", "teacher.batch_norm=eval", "data.workers=0"]
+    found = [plain, run("bicl", 0, 0.7, overrides=own)]
+    [table] = build_tables(found)
+    assert {row["label"]: row["remarks"] for row in build_section(table, []).rows} == {
+        "bicl": "with source_augment=True teacher.batch_norm=eval",
+        "dacs": "",
+    }
+    [table] = build_tables([*found, run("bicl", 0, 0.65, overrides=[*own[:2], "++method.source_augment=False"])])
+    remarks = {row["label"]: row["remarks"] for row in build_section(table, []).rows}
+    assert [remark for label, remark in remarks.items() if "source_augment=" in label] == ["", ""], "the name says it"
+
+
 def test_a_name_to_compare_with_that_no_run_has_is_told(caplog):
     found = Found([Run(invented(method, 0, 0.5), Path(method)) for method in ("source_only", "dacs", "mic")])
     build_sections(found, {}, ["dcas", "dacs", "source_only", "optimizer.lr=0.001"], draws=2)

@@ -75,6 +75,28 @@ def label_groups(members: Sequence[Sequence[Run]]) -> list[Group]:
     return [Group(name, runs) for name, runs in zip(_distinct(names), members, strict=True)]
 
 
+def unsaid_options(group: Group, groups: Sequence[Group]) -> list[str]:
+    """List the overrides of a row that its name does not say and not all rows have, as `source_augment=true`."""
+    said = {word.partition("=")[0] for word in group.label.split()}
+    named = {key.removeprefix("method."): (key, value) for key, value in _given(group.first).items()}
+    others = [_given(other.first) for other in groups]
+    return [
+        f"{name}={value}"
+        for name, (key, value) in named.items()
+        if name not in said and any(other.get(key) != value for other in others)
+    ]
+
+
+def _given(result: Result) -> dict[str, str]:
+    """Return the overrides that change results; values as the settings have them where they do, so True is true."""
+    own = _said(result)
+    return {k: as_override(result.settings[k]) if k in result.settings else v for k, v in own.items()}
+
+
+def _said(result: Result) -> dict[str, str]:
+    return {key_of(o): o.partition("=")[2] for o in result.overrides if changes_results(key_of(o))}
+
+
 def _told_apart(
     names: Sequence[str], results: Sequence[Result], more: Callable[[Sequence[Result]], list[str]]
 ) -> list[str]:
@@ -106,9 +128,7 @@ def _overrides(results: Sequence[Result]) -> list[str]:
 
     A result that was not given one of them has a value of it all the same.
     """
-    said = [
-        {key_of(o): o.partition("=")[2] for o in result.overrides if changes_results(key_of(o))} for result in results
-    ]
+    said = [_said(result) for result in results]
     every = dict.fromkeys(key for own in said for key in own)
     # As the settings have it where they do: True is true, and 1e-3 is 0.001.
     given = [

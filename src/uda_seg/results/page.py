@@ -19,7 +19,7 @@ from uda_seg.results import charts
 from uda_seg.results.choosing import label_free
 from uda_seg.results.confusions import confusion_pairs, image_scores
 from uda_seg.results.differences import UNPAIRED, Difference, differences, unlike_settings
-from uda_seg.results.groups import Group
+from uda_seg.results.groups import Group, unsaid_options
 from uda_seg.results.intervals import DRAWS, SCHEME, Interval
 from uda_seg.results.reading import Found
 from uda_seg.results.tables import CONTROLS, ORACLE, Table, unnamed
@@ -201,7 +201,7 @@ def _row(table: Table, group: Group, base: Group | None) -> dict[str, Any]:
         "step": min(result.step for result in results),
         "steps": group.first.steps,
         "seeds": [result.seed for result in results],
-        "remarks": _remarks(group, base),
+        "remarks": _remarks(table, group, base),
         "cost": costs[0],
         "minutes": f"{np.mean(minutes):.1f}" if minutes else "–",
         "memory": f"{max(peaks) / 2**30:.2f} GiB ({costs[0].memory_of})" if peaks else "–",
@@ -210,9 +210,10 @@ def _row(table: Table, group: Group, base: Group | None) -> dict[str, Any]:
     }
 
 
-def _remarks(group: Group, base: Group | None) -> str:
+def _remarks(table: Table, group: Group, base: Group | None) -> str:
     first = group.first
-    said = [] if base is None or base is group else unlike_settings(first, base.first)
+    said = [f"with {' '.join(options)}"] if (options := unsaid_options(group, table.groups)) else []
+    said += [] if base is None or base is group else unlike_settings(first, base.first)
     if not first.finished:
         said.append(f"stopped after step {first.step} of {first.steps}")
     if any(run.former for run in group.runs):
