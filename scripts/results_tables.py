@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -309,10 +310,10 @@ def _columns(table: Table) -> list[Group]:
 
     Of a base method's rows these are its only one, or those whose options another method's row has as well.
     """
-    own = {name: [group for group in table.groups if group.first.method == name] for name in BASES}
     options = {(group.first.method, group.label.partition(",")[2]) for group in table.groups}
-    shared = {said for method, said in options if any(other != method and said == o for other, o in options)}
-    more = [g for rows in own.values() for g in rows if len(rows) == 1 or g.label.partition(",")[2] in shared]
+    methods = Counter(said for _, said in options)  # how many have these options
+    bases = ([group for group in table.groups if group.first.method == name] for name in BASES)
+    more = [g for rows in bases for g in rows if len(rows) == 1 or methods[g.label.partition(",")[2]] > 1]
     return list({group.label: group for group in [*table.references(), *more]}.values())
 
 

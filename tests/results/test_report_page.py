@@ -77,6 +77,9 @@ def test_options_that_a_name_does_not_say_are_remarked():
         "bicl": "with source_augment=True teacher.batch_norm=eval",
         "dacs": "",
     }
+    settings = {**plain.result.settings, "teacher.batch_norm": "eval"}  # by default, what the other was given
+    [table] = build_tables([Run(replace(plain.result, settings=settings), plain.file), found[1]])
+    assert [row["remarks"] for row in build_section(table, []).rows] == ["with source_augment=True", ""]
     [table] = build_tables([*found, run("bicl", 0, 0.65, overrides=[*own[:2], "++method.source_augment=False"])])
     remarks = {row["label"]: row["remarks"] for row in build_section(table, []).rows}
     assert [remark for label, remark in remarks.items() if "source_augment=" in label] == ["", ""], "the name says it"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,8 +78,9 @@ def label_groups(members: Sequence[Sequence[Run]]) -> list[Group]:
 def unsaid_options(group: Group, groups: Sequence[Group]) -> list[str]:
     """List the overrides of a row that its name does not say and not all rows have, as `source_augment=true`."""
     said = {word.partition("=")[0] for word in group.label.split()}
-    named = {key.removeprefix("method."): (key, value) for key, value in _given(group.first).items()}
-    others = [_given(other.first) for other in groups]
+    own = _values(group.first, _said(group.first))
+    others = [_values(other.first, own) for other in groups]
+    named = {key.removeprefix("method."): (key, value) for key, value in own.items()}
     return [
         f"{name}={value}"
         for name, (key, value) in named.items()
@@ -87,14 +88,15 @@ def unsaid_options(group: Group, groups: Sequence[Group]) -> list[str]:
     ]
 
 
-def _given(result: Result) -> dict[str, str]:
-    """Return the overrides that change results; values as the settings have them where they do, so True is true."""
-    own = _said(result)
-    return {k: as_override(result.settings[k]) if k in result.settings else v for k, v in own.items()}
-
-
 def _said(result: Result) -> dict[str, str]:
     return {key_of(o): o.partition("=")[2] for o in result.overrides if changes_results(key_of(o))}
+
+
+def _values(result: Result, keys: Iterable[str]) -> dict[str, str]:
+    """Return the values of the keys that a run has, as its settings have them: True is true, and 1e-3 is 0.001."""
+    own = _said(result)
+    known = [key for key in keys if key in result.settings or key in own]
+    return {k: as_override(result.settings[k]) if k in result.settings else own[k] for k in known}
 
 
 def _told_apart(
@@ -128,13 +130,8 @@ def _overrides(results: Sequence[Result]) -> list[str]:
 
     A result that was not given one of them has a value of it all the same.
     """
-    said = [_said(result) for result in results]
-    every = dict.fromkeys(key for own in said for key in own)
-    # As the settings have it where they do: True is true, and 1e-3 is 0.001.
-    given = [
-        {k: as_override(r.settings[k]) if k in r.settings else own[k] for k in every if k in r.settings or k in own}
-        for r, own in zip(results, said, strict=True)
-    ]
+    every = dict.fromkeys(key for result in results for key in _said(result))
+    given = [_values(result, every) for result in results]
     keys = [k for k in dict.fromkeys(k for own in given for k in own) if len({own.get(k) for own in given}) > 1]
     short = {key: _short_paths({own[key] for own in given if key in own}) for key in keys}
     shown = [{k: short[k].get(own[k], own[k]) for k in keys if k in own} for own in given]
